@@ -1,0 +1,100 @@
+"""Which of the two Lightning packages this process uses: `pytorch_lightning` and `lightning.pytorch` cannot be mixed.
+
+Their classes are two separate hierarchies, so a callback made from one is no callback to a Trainer of the other.
+"""
+
+import importlib
+import importlib.util
+import os
+import sys
+from typing import TYPE_CHECKING
+
+FLAVOURS = ("pytorch_lightning", "lightning.pytorch")
+ENVIRONMENT_VARIABLE = "AL_LIGHTNING_PACKAGE"
+
+
+def _installed(flavour: str) -> bool:
+    return importlib.util.find_spec(flavour.partition(".")[0]) is not None
+
+
+def choose_flavour() -> str:
+    """The package named by `AL_LIGHTNING_PACKAGE`, else the one already imported, else the one installed."""
+    named = os.environ.get(ENVIRONMENT_VARIABLE)
+    if named is not None:
+        if named not in FLAVOURS:
+            raise ValueError(f"{ENVIRONMENT_VARIABLE} is {named!r}, but must be one of {', '.join(FLAVOURS)}.")
+        return named
+    imported = [flavour for flavour in FLAVOURS if flavour in sys.modules]
+    if len(imported) > 1:
+        raise ImportError(
+            "Both `pytorch_lightning` and `lightning.pytorch` are imported, and their classes do not mix. "
+            f"Say which one your Trainer comes from: {ENVIRONMENT_VARIABLE}=pytorch_lightning (or lightning.pytorch)."
+        )
+    candidates = imported or [flavour for flavour in FLAVOURS if _installed(flavour)]
+    if not candidates:
+        raise ImportError("al_lightning needs Lightning: `pip install pytorch-lightning` (or `lightning`).")
+    return candidates[0]
+
+
+FLAVOUR = choose_flavour()
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+    from lightning_utilities.core.rank_zero import rank_zero_info
+    from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+    from pytorch_lightning.utilities.model_helpers import is_overridden
+    from pytorch_lightning.utilities.seed import isolate_rng
+else:
+    pl = importlib.import_module(FLAVOUR)
+    Callback, LightningDataModule = pl.Callback, pl.LightningDataModule
+    LightningModule, Trainer = pl.LightningModule, pl.Trainer
+    is_overridden = importlib.import_module(f"{FLAVOUR}.utilities.model_helpers").is_overridden
+    rank_zero_info = importlib.import_module(f"{FLAVOUR}.utilities.rank_zero").rank_zero_info
+    isolate_rng = importlib.import_module(f"{FLAVOUR}.utilities.seed").isolate_rng
+
+
+def check_flavour(argument: str, value: object, expected: type) -> None:
+    """Refuse an object of the other Lightning package by naming both packages, and anything else by its type."""
+    if isinstance(value, expected):
+        return
+    other = next(flavour for flavour in FLAVOURS if flavour != FLAVOUR)
+    roots = {base.__module__.split(".")[0] for base in type(value).__mro__}
+    if other.split(".")[0] in roots:
+        raise TypeError(
+            f"`{argument}` is a {type(value).__name__} of `{other}`, but al_lightning uses `{FLAVOUR}`: their "
+            f"classes do not mix. Import `{other}` before al_lightning, or set {ENVIRONMENT_VARIABLE}={other}."
+        )
+    raise TypeError(f"`{argument}` is a {type(value).__name__}, but must be a {expected.__name__} of `{FLAVOUR}`.")
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """The Trainer's own list, which Lightning sets without declaring it."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks
+
+
+def logged_steps(trainer: Trainer) -> int:
+    """The step at which Lightning logs its own metrics: private, but it alone goes on while `global_step` restarts."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def set_logged_steps(trainer: Trainer, steps: int) -> None:
+    """Let the step axis of the loggers go on where an earlier fit left it, instead of jumping back to 0."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = steps
+
+
+__all__ = [
+    "FLAVOUR",
+    "Callback",
+    "LightningDataModule",
+    "LightningModule",
+    "Trainer",
+    "callbacks_of",
+    "check_flavour",
+    "is_overridden",
+    "isolate_rng",
+    "logged_steps",
+    "pl",
+    "rank_zero_info",
+    "set_logged_steps",
+]

@@ -1,0 +1,40 @@
+"""Which points to label: one class for each acquisition, and the pure functions of log-probabilities that they call."""
+
+from al_lightning.acquisition.base import Acquisition, Alone, Batch, Exchange, Predictions
+from al_lightning.acquisition.batchbald import BatchBALD, batchbald
+from al_lightning.acquisition.pointwise import (
+    BALD,
+    Entropy,
+    LeastConfidence,
+    Margin,
+    MeanSTD,
+    Random,
+    VariationRatios,
+    least_confidence,
+    margin,
+    mean_std,
+    variation_ratios,
+)
+from al_lightning.acquisition.summary import summarise
+
+__all__ = [
+    "Acquisition",
+    "Predictions",
+    "Batch",
+    "Exchange",
+    "Alone",
+    "BatchBALD",
+    "BALD",
+    "Entropy",
+    "LeastConfidence",
+    "Margin",
+    "VariationRatios",
+    "MeanSTD",
+    "Random",
+    "batchbald",
+    "least_confidence",
+    "margin",
+    "variation_ratios",
+    "mean_std",
+    "summarise",
+]

@@ -1,0 +1,189 @@
+"""What an acquisition is given, what it returns, and how processes that hold parts of the pool agree on one batch."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from al_lightning.information import check_log_probs
+
+
+class Exchange(Protocol):
+    """How processes agree that each hold one contiguous part of the pool, in the order of their ranks."""
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all ranks, of equal shape and on the CPU, stacked on a new first axis; the same on each rank."""
+        ...
+
+
+@dataclass(frozen=True)
+class Alone:
+    """The exchange of a single process, which holds the whole pool."""
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensor with a first axis of length one."""
+        return tensor[None]
+
+
+ALONE = Alone()
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the posterior says about this process's part of the pool; the part may be empty, of shape (0, K, C).
+
+    Args:
+        log_probs_N_K_C: Normalised log-probabilities; None for an acquisition that needs no predictions.
+        indices_N: The stable sample ids of the same rows (long).
+        offset: The position in the whole pool of this part's first row.
+        total: How many points the whole pool holds; None if this part is all of it.
+    """
+
+    log_probs_N_K_C: Tensor | None
+    indices_N: Tensor
+    offset: int = 0
+    total: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.indices_N.dtype != torch.long or self.indices_N.ndim != 1:
+            raise ValueError(
+                f"`indices_N` is {self.indices_N.dtype} of shape {tuple(self.indices_N.shape)}, but must be one row of "
+                "torch.long sample ids."
+            )
+        rows = len(self.indices_N)
+        if self.log_probs_N_K_C is not None and len(self.log_probs_N_K_C) != rows:
+            raise ValueError(
+                f"`indices_N` names {rows} points, but `log_probs_N_K_C` predicts {len(self.log_probs_N_K_C)}. Pass one id "
+                "for each row."
+            )
+        if self.offset < 0 or self.offset + rows > self.num_points:
+            raise ValueError(
+                f"`offset` is {self.offset} for a part of {rows} points, but `total` is {self.num_points}. Pass this part's "
+                "first position and the size of the whole pool."
+            )
+
+    @property
+    def num_points(self) -> int:
+        """How many points the whole pool holds."""
+        return len(self.indices_N) if self.total is None else self.total
+
+    def rows(self, positions_B: Tensor, *, exchange: Exchange = ALONE) -> Tensor:
+        """The log-probabilities at positions of the whole pool, wherever they are held (B, K, C, double, on the CPU)."""
+        if self.log_probs_N_K_C is None:
+            raise ValueError("`log_probs_N_K_C` is None: the pool was not predicted, so there are no rows to give.")
+        local_B = positions_B.cpu() - self.offset
+        is_own_B = (local_B >= 0) & (local_B < len(self.log_probs_N_K_C))
+        rows_B_K_C = torch.zeros(len(local_B), *self.log_probs_N_K_C.shape[1:], dtype=torch.float64)
+        own = local_B[is_own_B].to(self.log_probs_N_K_C.device)
+        rows_B_K_C[is_own_B] = self.log_probs_N_K_C[own].cpu().double()
+        return exchange.gather(rows_B_K_C).sum(dim=0)  # the others' rows are zeros
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The chosen points, best first; the same on every rank.
+
+    Args:
+        positions: Rows of the whole pool (B, long).
+        scores: What each was chosen for (B, double), higher is better; for BatchBALD the nats that it adds to the
+            picks before it, so that their cumulative sum is the joint mutual information of the batch.
+        num_evaluated: How many gains BatchBALD computed over all its configurations; 0 where that means nothing.
+        leads: For BatchBALD, by how much each pick's gain exceeds the next best candidate's (B, nats); if no candidate
+            is left, the gain itself.
+        lead_errors: The standard error of each lead from drawing configurations (B); 0 where all were enumerated. A lead
+            of few standard errors was decided by noise.
+    """
+
+    positions: Tensor
+    scores: Tensor
+    num_evaluated: int = 0
+    leads: Tensor | None = None
+    lead_errors: Tensor | None = None
+
+
+class Acquisition(ABC):
+    """Chooses the points to label. A base class only so that YAML can name its subclasses by their short names."""
+
+    needs_predictions: ClassVar[bool] = True
+
+    @abstractmethod
+    def __call__(
+        self, predictions: Predictions, batch_size: int, *, generator: torch.Generator, exchange: Exchange = ALONE
+    ) -> Batch:
+        """Choose `batch_size` distinct points, best first.
+
+        Args:
+            predictions: This process's part of the pool.
+            batch_size: How many points to choose from the whole pool.
+            generator: A CPU generator in the same state on every rank; used where something is drawn.
+            exchange: How ranks agree. All ranks call at the same time, and all get the same batch.
+        """
+
+
+def check_batch_size(batch_size: int, num_points: int) -> None:
+    """Refuse a batch that the pool cannot fill."""
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size}, but must be at least 1.")
+    if batch_size > num_points:
+        raise ValueError(
+            f"`batch_size` is {batch_size}, but the pool holds {num_points} points. Lower `batch_size`, or stop here."
+        )
+
+
+def checked_log_probs(predictions: Predictions, *, exchange: Exchange) -> Tensor:
+    """This part's log-probabilities if every rank's are sound and the parts make up the pool; else all ranks raise."""
+    refusal = _refusal(predictions)
+    log_probs_N_K_C = predictions.log_probs_N_K_C
+    is_sound = refusal is None and log_probs_N_K_C is not None
+    extent = [predictions.offset, len(predictions.indices_N), predictions.num_points]
+    axes = list(log_probs_N_K_C.shape[1:]) if is_sound and log_probs_N_K_C is not None else [0, 0]
+    reports_R = exchange.gather(torch.tensor([int(is_sound), *extent, *axes])).tolist()
+    if refusal is not None:
+        raise refusal
+    refused = [rank for rank, report in enumerate(reports_R) if not report[0]]
+    if refused or log_probs_N_K_C is None:
+        raise ValueError(f"`predictions` of rank {refused[0]} were refused; the error of that rank says why.")
+    next_offset = 0
+    for rank, (_, offset, rows, total, *axes_of_rank) in enumerate(reports_R):
+        if offset != next_offset or total != predictions.num_points or axes_of_rank != axes:
+            raise ValueError(
+                f"`predictions` of rank {rank} start at {offset} of {total} points with (K, C) = {axes_of_rank}, but must "
+                f"start at {next_offset} of {predictions.num_points} with {axes}. Give the ranks contiguous parts in order."
+            )
+        next_offset += rows
+    if next_offset != predictions.num_points:
+        raise ValueError(f"`predictions` hold {next_offset} points on all ranks, but `total` is {predictions.num_points}.")
+    return log_probs_N_K_C
+
+
+def _refusal(predictions: Predictions) -> TypeError | ValueError | None:
+    """Why this part's predictions cannot be used, kept until all ranks know; None if they can."""
+    if predictions.log_probs_N_K_C is None:
+        return ValueError("`log_probs_N_K_C` is None, but this acquisition needs predictions for the pool.")
+    if len(predictions.log_probs_N_K_C) == 0 and predictions.log_probs_N_K_C.ndim == 3:  # noqa: PLR2004 -- N, K, C
+        return None
+    try:
+        check_log_probs(predictions.log_probs_N_K_C)
+    except (TypeError, ValueError) as error:
+        return error
+    return None
+
+
+def top(scores_N: Tensor, batch_size: int, *, offset: int = 0, exchange: Exchange = ALONE) -> Batch:
+    """The `batch_size` highest scores of the pool, over all ranks; of equal scores the lowest position comes first.
+
+    Example:
+        >>> top(torch.tensor([0.1, 0.7, 0.7]), 2).positions
+        tensor([1, 2])
+    """
+    own_N = scores_N.cpu().double()
+    order = own_N.argsort(descending=True, stable=True)[:batch_size]
+    padding = batch_size - len(order)  # a part may hold fewer points than the batch
+    offered_scores = torch.nn.functional.pad(own_N[order], (0, padding), value=-torch.inf)
+    offered_positions = torch.nn.functional.pad((order + offset).double(), (0, padding), value=-1)
+    offer = torch.stack([offered_scores, offered_positions])
+    scores, positions = exchange.gather(offer).transpose(0, 1).flatten(1)  # by rank, so equal scores are by position
+    best = scores.argsort(descending=True, stable=True)[:batch_size]
+    return Batch(positions[best].long(), scores[best])

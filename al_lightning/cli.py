@@ -1,0 +1,45 @@
+"""The command line: LightningCLI, whose `fit` runs the rounds when the Trainer has an `ActiveLearning` callback."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from al_lightning._lightning import FLAVOUR, LightningDataModule, LightningModule, callbacks_of
+from al_lightning.callback import ActiveLearning, wrapped_datamodule
+from al_lightning.rounds import active_fit
+
+if TYPE_CHECKING:
+    from pytorch_lightning.cli import ArgsType, LightningCLI
+else:
+    LightningCLI = importlib.import_module(f"{FLAVOUR}.cli").LightningCLI
+
+
+class ActiveLearningCLI(LightningCLI):
+    """`al-lightning fit|validate|test|predict`, with everything set from YAML and the command line by class name."""
+
+    def fit(
+        self, model: LightningModule, datamodule: LightningDataModule | None = None, **fit_arguments: object
+    ) -> None:
+        """Run the rounds, or one plain fit where no `ActiveLearning` callback is configured."""
+        if not any(isinstance(callback, ActiveLearning) for callback in callbacks_of(self.trainer)):
+            self.trainer.fit(model, datamodule=datamodule, **fit_arguments)
+            return
+        if fit_arguments.get("ckpt_path") is not None:
+            raise ValueError(
+                f"`ckpt_path` is {fit_arguments['ckpt_path']!r}, but the rounds start from the model's first weights "
+                "and cannot be resumed from a checkpoint yet. Leave `--ckpt_path` out."
+            )
+        # `seed_everything: true` has been replaced by the number drawn, and `false` counts as 0.
+        seed = int(self._get(self.config, "seed_everything"))
+        active_fit(self.trainer, model, wrapped_datamodule(datamodule), seed=seed)
+
+
+def main(args: "ArgsType" = None) -> ActiveLearningCLI:
+    """Entry point of `al-lightning` and `python -m al_lightning`."""
+    return ActiveLearningCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,  # the same command gives the same run
+        args=args,
+    )

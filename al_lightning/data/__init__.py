@@ -1,0 +1,18 @@
+"""Who is labelled, and the loaders that follow from it."""
+
+from al_lightning.data.bundled import DigitsDataModule
+from al_lightning.data.datamodule import ActiveLearningDataModule
+from al_lightning.data.idx import IDXDataModule, read_idx
+from al_lightning.data.labels import IN_POOL, SET_ASIDE, Labels
+from al_lightning.data.repeated import Repeated
+
+__all__ = [
+    "ActiveLearningDataModule",
+    "DigitsDataModule",
+    "IDXDataModule",
+    "Labels",
+    "IN_POOL",
+    "SET_ASIDE",
+    "Repeated",
+    "read_idx",
+]

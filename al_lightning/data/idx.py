@@ -1,0 +1,162 @@
+"""MNIST and its relatives (Fashion-MNIST, EMNIST), read from the IDX files of a folder."""
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from al_lightning._lightning import LightningDataModule
+from al_lightning.data.repeated import Repeated
+
+DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+
+def read_idx(path: str | Path) -> npt.NDArray[Any]:
+    """The array in an IDX file, plain or gzip: two zero bytes, type, number of axes, their lengths, the values."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no IDX file `{path}`. Name a file as it was published, plain or .gz.")
+    content = _content(path)
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in DTYPES:  # noqa: PLR2004
+        raise ValueError(f"`{path}` begins with {content[:4]!r}, which is no IDX header (two zero bytes, type, axes).")
+    dtype = np.dtype(DTYPES[content[2]])
+    start = 4 + 4 * content[3]
+    if len(content) < start:
+        raise ValueError(f"`{path}` is truncated: its header takes {start} bytes, but the file has {len(content)}.")
+    shape = tuple(int(length) for length in np.frombuffer(content, dtype=">u4", count=content[3], offset=4))
+    expected = start + math.prod(shape) * dtype.itemsize
+    if len(content) != expected:
+        fault = "is truncated" if len(content) < expected else "has trailing bytes"
+        raise ValueError(f"`{path}` {fault}: shape {shape} takes {expected} bytes, but the file has {len(content)}.")
+    return np.frombuffer(content, dtype=dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def _content(path: Path) -> bytes:
+    if path.suffix != ".gz":
+        return path.read_bytes()
+    try:
+        return gzip.decompress(path.read_bytes())
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"`{path}` is truncated or no gzip file ({error}). Fetch it again.") from error
+
+
+class IDXDataModule(LightningDataModule):
+    """Images and labels of a folder of IDX files; the validation set is taken out of the training files.
+
+    Args:
+        root: The folder with `train-images-idx3-ubyte` and its three companions, plain or `.gz`.
+        prefix: What stands before `train-images`, such as `emnist-balanced-`.
+        batch_size: Of training, validation and test.
+        val_size: Samples of the training files that validate instead.
+        num_train: Use only so many of the rest; by default all.
+        mean: Of the pixels (scaled to 0 ... 1), subtracted from them. The default is MNIST's.
+        std: Of the pixels, which they are divided by. The default is MNIST's.
+        repeat: How many copies of each training sample the training set holds.
+        noise: Standard deviation of the noise that each copy has of its own, in units of the normalised pixels.
+        num_workers: Of each loader.
+        seed: Of the validation set, the choice of `num_train` and the noise.
+    """
+
+    def __init__(  # noqa: PLR0913 - they are the fields of the configuration
+        self,
+        root: str,
+        *,
+        prefix: str = "",
+        batch_size: int = 64,
+        val_size: int = 1024,
+        num_train: int | None = None,
+        mean: float = 0.1307,
+        std: float = 0.3081,
+        repeat: int = 1,
+        noise: float = 0.0,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.root = root
+        self.prefix = prefix
+        self.batch_size = batch_size
+        self.val_size = val_size
+        self.num_train = num_train
+        self.mean = mean
+        self.std = std
+        self.repeat = repeat
+        self.noise = noise
+        self.num_workers = num_workers
+        self.seed = seed
+        self._datasets: tuple[Dataset[Any], Dataset[Any], Dataset[Any]] | None = None
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002 - the three parts are read together, once
+        """Read the files and take the validation set out of the training part."""
+        if self._datasets is not None:
+            return
+        images_N, labels_N = self._read("train")
+        num_train = len(images_N) - self.val_size if self.num_train is None else self.num_train
+        if self.val_size < 0 or num_train < 1 or self.val_size + num_train > len(images_N):
+            raise ValueError(
+                f"`val_size` is {self.val_size} and `num_train` is {self.num_train}, but the training files in "
+                f"`{self.root}` hold {len(images_N)} samples, of which at least one must be left to train on."
+            )
+        order = torch.randperm(len(images_N), generator=torch.Generator().manual_seed(self.seed)).numpy()
+        val, train = order[: self.val_size], order[self.val_size : self.val_size + num_train]
+        self._datasets = (
+            Repeated(self._normalised(images_N[train], labels_N[train]), self.repeat, noise=self.noise, seed=self.seed),
+            self._normalised(images_N[val], labels_N[val]),
+            self._normalised(*self._read("t10k", "test")),
+        )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled training samples, repeated and noisy if that is asked for."""
+        return self._loader(0, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """The validation samples, always clean."""
+        return self._loader(1)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """The test samples, always clean."""
+        return self._loader(2)
+
+    def _loader(self, part: int, *, shuffle: bool = False) -> DataLoader[Any]:
+        if self._datasets is None:
+            raise RuntimeError("The IDX files are read in `setup`, which has not run yet.")
+        return DataLoader(
+            self._datasets[part], batch_size=self.batch_size, shuffle=shuffle, num_workers=self.num_workers
+        )
+
+    def _read(self, *parts: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        images_path, labels_path = self._find(parts, "images", 3), self._find(parts, "labels", 1)
+        images_N, labels_N = read_idx(images_path), read_idx(labels_path)
+        if images_N.ndim != 3 or labels_N.ndim != 1:  # noqa: PLR2004 - height and width of each image
+            raise ValueError(
+                f"`{images_path}` has shape {images_N.shape} and `{labels_path}` has {labels_N.shape}, but images have "
+                "three axes and labels one. Fetch both again, under the names that they were published with."
+            )
+        if len(images_N) != len(labels_N):
+            raise ValueError(
+                f"`{images_path}` holds {len(images_N)} images, but `{labels_path}` holds {len(labels_N)} labels. "
+                "Fetch both again, from the same place."
+            )
+        return images_N, labels_N
+
+    def _find(self, parts: tuple[str, ...], kind: str, num_axes: int) -> Path:
+        names = [
+            f"{self.prefix}{part}-{kind}{separator}idx{num_axes}-ubyte{ending}"
+            for part in parts
+            for separator in "-."
+            for ending in ("", ".gz")
+        ]
+        for name in names:
+            if (Path(self.root) / name).is_file():
+                return Path(self.root) / name
+        raise FileNotFoundError(f"`root` is `{self.root}`, which holds none of {', '.join(names)}.")
+
+    def _normalised(self, images_N: npt.NDArray[Any], labels_N: npt.NDArray[Any]) -> TensorDataset:
+        pixels = torch.from_numpy(images_N).float().div_(255).sub_(self.mean).div_(self.std)
+        return TensorDataset(pixels.unsqueeze(1), torch.from_numpy(labels_N).long())

@@ -1,0 +1,44 @@
+"""The samples to begin with: drawn before any model exists."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def draw(num_initial: int, *, num_samples: int, generator: torch.Generator) -> Tensor:
+    """Ids of `num_initial` distinct samples, each set as likely as any other."""
+    if not 1 <= num_initial <= num_samples:
+        raise ValueError(
+            f"`initial` is {num_initial}, but must lie between 1 and {num_samples}, the size of the training dataset."
+        )
+    return torch.randperm(num_samples, generator=generator)[:num_initial]
+
+
+def draw_balanced(num_initial: int, targets_N: Sequence[int], *, generator: torch.Generator) -> Tensor:
+    """Ids of `num_initial` distinct samples, as many of each class as of any other, give or take one.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> targets_N = [0] * 98 + [5, 5]  # one class is rare
+        >>> sorted(targets_N[i] for i in draw_balanced(4, targets_N, generator=generator))
+        [0, 0, 5, 5]
+    """
+    targets = torch.tensor(targets_N)
+    shuffled_N = draw(len(targets), num_samples=len(targets), generator=generator)
+    if num_initial < 1:
+        raise ValueError(f"`initial` is {num_initial}, but training needs at least one labelled sample to begin with.")
+    classes_C = sorted(set(targets_N))
+    share, rest = divmod(num_initial, len(classes_C))
+    one_more = set(torch.randperm(len(classes_C), generator=generator)[:rest].tolist())
+    drawn = []
+    for position, label in enumerate(classes_C):
+        wanted = share + (position in one_more)
+        found = shuffled_N[targets[shuffled_N] == label]
+        if len(found) < wanted:
+            raise ValueError(
+                f"`initial` is {num_initial}, which takes {wanted} samples of class {label}, but the training dataset "
+                f"has {len(found)}. Lower `initial`, or pass `balanced=False`."
+            )
+        drawn.append(found[:wanted])
+    return torch.cat(drawn)

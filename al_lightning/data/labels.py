@@ -1,0 +1,138 @@
+"""Who is labelled: one integer for each sample of the dataset, and everything else derived from it."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+IN_POOL = -1
+SET_ASIDE = -2
+
+
+class Labels:
+    """The label state of a dataset of N samples: `round_of_N` is IN_POOL, SET_ASIDE, or the round of labelling.
+
+    Sample ids are the rows of the dataset. The order of acquisition within a round stands in the records, not here.
+
+    Example:
+        >>> labels = Labels(5)
+        >>> labels.label([3, 1], round=0)
+        >>> labels.labelled_indices, labels.pool_indices
+        (tensor([1, 3]), tensor([0, 2, 4]))
+    """
+
+    def __init__(self, num_samples: int) -> None:
+        if num_samples < 1:
+            raise ValueError(f"`num_samples` is {num_samples}, but a label state needs at least one sample.")
+        self.round_of_N = torch.full((num_samples,), IN_POOL, dtype=torch.long)
+
+    def __len__(self) -> int:
+        return len(self.round_of_N)
+
+    def __repr__(self) -> str:
+        return (
+            f"Labels(num_labelled={self.num_labelled}, num_pool={self.num_pool}, "
+            f"num_set_aside={len(self.set_aside_indices)})"
+        )
+
+    @property
+    def labelled_indices(self) -> Tensor:
+        """Ids of the labelled samples, ascending."""
+        return (self.round_of_N >= 0).nonzero().squeeze(1)
+
+    @property
+    def pool_indices(self) -> Tensor:
+        """Ids of the samples that may be acquired, ascending."""
+        return (self.round_of_N == IN_POOL).nonzero().squeeze(1)
+
+    @property
+    def set_aside_indices(self) -> Tensor:
+        """Ids of the samples that nobody could label, ascending."""
+        return (self.round_of_N == SET_ASIDE).nonzero().squeeze(1)
+
+    @property
+    def num_labelled(self) -> int:
+        """How many samples training sees."""
+        return int((self.round_of_N >= 0).sum())
+
+    @property
+    def num_pool(self) -> int:
+        """How many samples may still be acquired."""
+        return int((self.round_of_N == IN_POOL).sum())
+
+    def label(self, indices: Iterable[int] | Tensor, *, round: int) -> None:  # noqa: A002 - the word of the state
+        """Move samples from the pool to the labelled ones: all of them, or none and an error."""
+        if round < 0:
+            raise ValueError(f"`round` is {round}, but rounds count from 0, the round of the initial labels.")
+        indices_B = self.checked(indices)
+        self._refuse("are already labelled", indices_B[self.round_of_N[indices_B] >= 0], "Acquire pool samples only.")
+        self._refuse_set_aside(indices_B)
+        self.round_of_N[indices_B] = round
+
+    def unlabel(self, indices: Iterable[int] | Tensor) -> None:
+        """Put labelled or set-aside samples back into the pool: all of them, or none and an error."""
+        indices_B = self.checked(indices)
+        in_pool_B = indices_B[self.round_of_N[indices_B] == IN_POOL]
+        self._refuse("are in the pool already", in_pool_B, "Only labelled or set-aside samples can be put back.")
+        self.round_of_N[indices_B] = IN_POOL
+
+    def set_aside(self, indices: Iterable[int] | Tensor) -> None:
+        """Take pool samples that nobody can label out of the pool: all of them, or none and an error."""
+        indices_B = self.checked(indices)
+        labelled_B = indices_B[self.round_of_N[indices_B] >= 0]
+        self._refuse("are labelled", labelled_B, "Only pool samples can be set aside; `unlabel` them first.")
+        self._refuse_set_aside(indices_B)
+        self.round_of_N[indices_B] = SET_ASIDE
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The one array, as a checkpoint may hold it (`torch.load(weights_only=True)` reads it)."""
+        return {"round_of": self.round_of_N.clone()}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Take over the array of `state_dict`, in place."""
+        round_of = state_dict.get("round_of")
+        if not isinstance(round_of, Tensor) or round_of.dtype != torch.long or round_of.ndim != 1:
+            raise ValueError(
+                f"`state_dict` holds {sorted(state_dict)}, but a label state is {{'round_of': 1-D int64 tensor}}."
+            )
+        if len(round_of) != len(self):
+            raise ValueError(
+                f"The label state is of {len(round_of)} samples, but the training dataset has {len(self)}: "
+                "sample ids would point at other samples. Use the dataset (and split) that the state was saved with, "
+                "or start a new run."
+            )
+        if int(round_of.min()) < SET_ASIDE:
+            raise ValueError(f"The label state holds {int(round_of.min())}, but {SET_ASIDE} is its lowest value.")
+        self.round_of_N.copy_(round_of)
+
+    def checked(self, indices: Iterable[int] | Tensor) -> Tensor:
+        """The ids as a tensor, if they are distinct integers within the dataset."""
+        indices_B = indices.cpu() if isinstance(indices, Tensor) else torch.tensor(list(indices))
+        if indices_B.numel() == 0:
+            return torch.empty(0, dtype=torch.long)
+        if indices_B.ndim != 1 or indices_B.is_floating_point() or indices_B.dtype == torch.bool:
+            raise TypeError(
+                f"`indices` is of type {indices_B.dtype} and shape {tuple(indices_B.shape)}, but must be a flat "
+                "sequence of integer sample ids."
+            )
+        indices_B = indices_B.long()
+        self._refuse(
+            "are out of range",
+            indices_B[(indices_B < 0) | (indices_B >= len(self))],
+            f"Sample ids of this dataset run from 0 to {len(self) - 1}.",
+        )
+        repeated_B = (torch.bincount(indices_B) > 1).nonzero().squeeze(1)
+        self._refuse("are given more than once", repeated_B, "Give each sample id once.")
+        return indices_B
+
+    def _refuse_set_aside(self, indices_B: Tensor) -> None:
+        set_aside_B = indices_B[self.round_of_N[indices_B] == SET_ASIDE]
+        self._refuse("are set aside", set_aside_B, "Put them back into the pool with `unlabel` first.")
+
+    @staticmethod
+    def _refuse(fault: str, offenders_B: Tensor, remedy: str) -> None:
+        if len(offenders_B) == 0:
+            return
+        shown = ", ".join(str(index) for index in offenders_B[:5].tolist())
+        rest = f", … ({len(offenders_B)} in all)" if len(offenders_B) > 5 else ""  # noqa: PLR2004 - as many as are shown
+        raise ValueError(f"Samples {shown}{rest} of `indices` {fault}. {remedy}")

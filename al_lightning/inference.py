@@ -1,0 +1,72 @@
+"""Predict the pool: the log-probabilities of K posterior samples at every pool point, in the order of the pool."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from al_lightning._lightning import LightningModule, Trainer
+from al_lightning.posterior import Posterior
+
+
+@contextmanager
+def _predicting(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """The trainer says that it predicts, and the module is on its device, also after the strategy was torn down."""
+    stage = trainer.state.stage
+    trainer.predicting = True  # users ask `self.trainer.training` whether to augment
+    trainer.strategy.model_to_device()  # at the end of a fit the strategy has moved the model to the CPU
+    try:
+        yield
+    finally:
+        module.cpu()
+        trainer.state.stage = stage
+
+
+def _batches_on_device(trainer: Trainer, module: LightningModule, batches: DataLoader[object]) -> Iterator[object]:
+    """Each batch as the trainer's own predict loop would hand it to the module, the user's transfer hooks included."""
+    progress = tqdm(batches, desc="Predicting the pool", leave=False, disable=trainer.progress_bar_callback is None)
+    for batch in progress:
+        converted = trainer.precision_plugin.convert_input(batch)
+        # Private, because only it knows whether the data module or the module overrides the hook.
+        converted = module._on_before_batch_transfer(converted)
+        yield trainer.strategy.batch_to_device(converted)
+
+
+def predict_pool(
+    trainer: Trainer,
+    module: LightningModule,
+    batches: DataLoader[object],
+    posterior: Posterior,
+    *,
+    num_samples: int,
+    seed: int,
+) -> Tensor:
+    """Log-probabilities (N, K, C), float32, of `num_samples` = K draws of the posterior at the N points of `batches`.
+
+    Runs after a fit as well as during one, on the trainer's device and in its precision. The K draws depend on `seed`
+    alone, so every batch sees the same K networks.
+    """
+    with (
+        torch.inference_mode(),
+        _predicting(trainer, module),
+        posterior.sample(module, num_samples, seed=seed) as predict,
+        trainer.precision_plugin.forward_context(),
+    ):
+        chunks = [predict(batch) for batch in _batches_on_device(trainer, module, batches)]
+    log_probs_N_K_C = torch.cat(chunks)
+    _refuse_not_finite(log_probs_N_K_C, batches)
+    return log_probs_N_K_C
+
+
+def _refuse_not_finite(log_probs_N_K_C: Tensor, batches: DataLoader[object]) -> None:
+    broken_N = log_probs_N_K_C.isnan().any(dim=2).any(dim=1)
+    if broken_N.any():
+        indices = [batches.dataset.indices[position] for position in broken_N.nonzero().flatten().tolist()]  # type: ignore[attr-defined]
+        raise ValueError(
+            f"The model's predictions are NaN at {len(indices)} of {len(broken_N)} pool points, first at the samples "
+            f"{indices[:5]}. Look for a diverged training (a lower learning rate) or for broken inputs, and set those "
+            "aside with `datamodule.set_aside(indices)`."
+        )

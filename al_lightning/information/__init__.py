@@ -1,0 +1,20 @@
+"""Entropies and informations of posterior predictions, in nats: pure functions of tensors, usable alone.
+
+Axes are in the names of tensors: N points, K posterior samples, C classes, M joint label configurations, B points of a
+batch. Upper case is a whole axis, lower case a chunk of it.
+"""
+
+from al_lightning.information.entropy import check_log_probs, conditional_entropy, entropy, mutual_information
+from al_lightning.information.joint import Configurations, batch_information, joint_entropy
+from al_lightning.information.kernel import mean_mixture_entropy
+
+__all__ = [
+    "entropy",
+    "conditional_entropy",
+    "mutual_information",
+    "joint_entropy",
+    "batch_information",
+    "Configurations",
+    "check_log_probs",
+    "mean_mixture_entropy",
+]

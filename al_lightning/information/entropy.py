@@ -1,0 +1,111 @@
+"""Entropies of one point at a time, and the border check for the log-probabilities that everything else takes."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def at_least_single(log_probs_N_K_C: Tensor) -> Tensor:
+    """Half precision as float32 with its rows put back to sum to one; wider types as they are."""
+    if log_probs_N_K_C.dtype in (torch.float16, torch.bfloat16):
+        return log_probs_N_K_C.float().log_softmax(dim=-1)
+    return log_probs_N_K_C
+
+
+def _rounding_allowed(dtype: torch.dtype) -> float:
+    """How far the log of a row's sum may lie from 0: log-probabilities near -log C are rounded relative to their size."""
+    return max(1e-4, 8 * torch.finfo(dtype).eps)
+
+
+def _what_is_wrong(row_C: Tensor, *, where: str) -> str:
+    if row_C.isnan().any():
+        return f"{where} holds NaN. Look for overflow in the model (half precision, learning rate); nothing is repaired here."
+    total = row_C.exp().sum().item()
+    if (row_C >= 0).all() and math.isclose(row_C.sum().item(), 1.0, abs_tol=0.01):
+        return f"{where} looks like probabilities. Pass their logarithms: `probs_N_K_C.log()`."
+    return (
+        f"{where} is not normalised: its probabilities sum to {total:.6g}. "
+        "If these are logits, pass `logits_N_K_C.log_softmax(dim=-1)`."
+    )
+
+
+def check_log_probs(log_probs_N_K_C: Tensor, *, name: str = "log_probs_N_K_C") -> None:
+    """Refuse what are not normalised log-probabilities of shape (N, K, C), naming the first row that is wrong.
+
+    A probability of zero, minus infinity, is fine. How exactly a row must sum to one depends on the precision.
+
+    Args:
+        log_probs_N_K_C: What to check.
+        name: What the error calls it.
+
+    Raises:
+        TypeError: It is not a floating tensor.
+        ValueError: Its shape, or one of its rows, is wrong.
+
+    Example:
+        >>> check_log_probs(torch.tensor([[[1.0, 0.0]]]).log())
+        >>> check_log_probs(torch.tensor([[[0.25, 0.75]]]))
+        Traceback (most recent call last):
+        ValueError: `log_probs_N_K_C`[0, 0] looks like probabilities. Pass their logarithms: `probs_N_K_C.log()`.
+    """
+    if not isinstance(log_probs_N_K_C, Tensor) or not log_probs_N_K_C.is_floating_point():
+        kind = log_probs_N_K_C.dtype if isinstance(log_probs_N_K_C, Tensor) else type(log_probs_N_K_C).__name__
+        raise TypeError(f"`{name}` is {kind}, but must be a floating-point tensor of log-probabilities.")
+    shape = tuple(log_probs_N_K_C.shape)
+    if len(shape) != 3 or min(shape) < 1 or shape[2] < 2:  # noqa: PLR2004 -- axes N, K, C; a label needs two classes
+        raise ValueError(
+            f"`{name}` has shape {shape}, but must be (points, posterior samples, classes) with at least one point, one "
+            "sample and two classes."
+        )
+    widened_N_K_C = log_probs_N_K_C.float() if torch.finfo(log_probs_N_K_C.dtype).bits < 32 else log_probs_N_K_C  # noqa: PLR2004
+    allowed = _rounding_allowed(log_probs_N_K_C.dtype)
+    is_wrong_N_K = ~(widened_N_K_C.logsumexp(dim=2).abs() <= allowed)  # negated, because a comparison with NaN is false
+    if is_wrong_N_K.any():
+        n, k = is_wrong_N_K.nonzero()[0].tolist()
+        raise ValueError(_what_is_wrong(widened_N_K_C[n, k], where=f"`{name}`[{n}, {k}]"))
+
+
+def _entropy(log_probs_N_K_C: Tensor) -> Tensor:
+    log_probs_N_C = log_probs_N_K_C.logsumexp(dim=1) - math.log(log_probs_N_K_C.shape[1])
+    return torch.special.entr(log_probs_N_C.exp()).sum(dim=1)
+
+
+def _conditional_entropy(log_probs_N_K_C: Tensor) -> Tensor:
+    return torch.special.entr(log_probs_N_K_C.exp()).sum(dim=2).mean(dim=1)
+
+
+def entropy(log_probs_N_K_C: Tensor) -> Tensor:
+    """H[E_w p(y|w)], the predictive entropy of each point (N, nats): all uncertainty about its label.
+
+    Example:
+        >>> entropy(torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]]).log())
+        tensor([0.6931, 0.0000])
+    """
+    check_log_probs(log_probs_N_K_C)
+    return _entropy(at_least_single(log_probs_N_K_C))
+
+
+def conditional_entropy(log_probs_N_K_C: Tensor) -> Tensor:
+    """E_w H[p(y|w)], the mean entropy under one posterior sample of each point (N, nats): noise that no label removes.
+
+    Example:
+        >>> conditional_entropy(torch.tensor([[[0.5, 0.5], [1.0, 0.0]]]).log())  # one sample tosses a coin, one is certain
+        tensor([0.3466])
+    """
+    check_log_probs(log_probs_N_K_C)
+    return _conditional_entropy(at_least_single(log_probs_N_K_C))
+
+
+def mutual_information(log_probs_N_K_C: Tensor) -> Tensor:
+    """I[y; w] = H[E_w p(y|w)] - E_w H[p(y|w)], what the label of each point would tell about the model (N, nats).
+
+    This is BALD (Houlsby et al. 2011, "Bayesian Active Learning for Classification and Preference Learning").
+
+    Example:
+        >>> mutual_information(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).log())  # two certain, opposite models
+        tensor([0.6931])
+    """
+    check_log_probs(log_probs_N_K_C)
+    full_N_K_C = at_least_single(log_probs_N_K_C)
+    return _entropy(full_N_K_C) - _conditional_entropy(full_N_K_C)

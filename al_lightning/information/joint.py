@@ -1,0 +1,220 @@
+"""Joint information of several points: their label configurations, and what one more label would add."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from al_lightning.information.entropy import at_least_single, check_log_probs
+from al_lightning.information.kernel import mean_mixture_entropy
+
+MOST_LABELLINGS = 10_000_000
+ELEMENTS_PER_BLOCK = 2**22
+
+
+@dataclass(frozen=True)
+class Configurations:
+    """M joint labellings s_m of the points chosen so far, and what they say about the K posterior samples.
+
+    Either all labellings of non-zero probability (exact), or labellings drawn from p(y_S), equal ones merged (sampled).
+    A weight is a posterior probability of a sample, normalised after each label, so that nothing ever underflows.
+
+    Args:
+        probs_M: pi_m, the probability of each configuration; when drawn, its share of the draws.
+        weights_M_K: w_mk = p(w_k | s_m), the posterior weight of each sample; rows sum to one.
+        counts_M: How often each configuration was drawn (long); None says that all are here.
+    """
+
+    probs_M: Tensor
+    weights_M_K: Tensor
+    counts_M: Tensor | None = None
+
+    @classmethod
+    def start(cls, num_samples: int) -> "Configurations":
+        """No point chosen: one empty configuration, all samples equally likely, in double precision on the CPU."""
+        weights_1_K = torch.full((1, num_samples), 1 / num_samples, dtype=torch.float64)
+        return cls(torch.ones(1, dtype=torch.float64), weights_1_K)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether all configurations are here, rather than a sample."""
+        return self.counts_M is None
+
+    def to(self, like: Tensor) -> "Configurations":
+        """The same with the precision and on the device of `like`."""
+        return Configurations(self.probs_M.to(like), self.weights_M_K.to(like), self.counts_M)
+
+    def gains(self, log_probs_B_K_C: Tensor) -> Tensor:
+        """I[y_b; w | y_S], what the label of each candidate would add (B, nats): a mean over configurations.
+
+        = sum_m pi_m H[sum_k w_mk p_k(.|b)] - sum_k wbar_k H[p_k(.|b)] with wbar = sum_m pi_m w_m. When sampled, wbar is
+        not 1/K: subtracting the plain conditional entropy would leave noise that a greedy choice harvests.
+
+        Example:
+            >>> certain = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).log()
+            >>> once = Configurations.start(2)
+            >>> once.gains(certain)
+            tensor([0.6931])
+            >>> once.extended(certain[0], num_configs=10, generator=torch.Generator()).gains(certain)  # nothing is left
+            tensor([0.])
+        """
+        probs_B_K_C = at_least_single(log_probs_B_K_C).exp()
+        return self.to(probs_B_K_C).gains_of_probs(probs_B_K_C, torch.special.entr(probs_B_K_C).sum(dim=2))
+
+    def gains_of_probs(self, probs_B_K_C: Tensor, entropies_B_K: Tensor) -> Tensor:
+        """`gains` from probabilities and their entropies H[p_k(.|b)], of the precision and on the device of `self`."""
+        mean_weights_K = (self.probs_M[:, None] * self.weights_M_K).sum(dim=0)
+        mixed_B = mean_mixture_entropy(self.weights_M_K, self.probs_M, probs_B_K_C)
+        return mixed_B - (entropies_B_K * mean_weights_K).sum(dim=1)
+
+    def information(self, log_probs_K_C: Tensor) -> Tensor:
+        """I[y; w | s_m] of one point for each configuration (M, nats), in the precision and on the device of `self`.
+
+        Its mean under `probs_M` is the point's gain, by a path that depends on nothing but the point: equal points get
+        equal bits, wherever they lie.
+        """
+        probs_K_C = log_probs_K_C.to(self.weights_M_K).exp()
+        noise_M = self.weights_M_K @ torch.special.entr(probs_K_C).sum(dim=1)
+        mixtures_M_C = self.weights_M_K @ probs_K_C
+        logs_M_C = mixtures_M_C.clamp_min(torch.finfo(mixtures_M_C.dtype).tiny).log_()
+        return -(mixtures_M_C * logs_M_C).sum(dim=1) - noise_M
+
+    def mean(self, values_M: Tensor) -> Tensor:
+        """The mean of a value over configurations (scalar)."""
+        return (self.probs_M * values_M).sum()
+
+    def standard_error(self, values_M: Tensor) -> Tensor:
+        """The standard error of `mean` that comes from drawing the configurations (scalar); 0 when all are here."""
+        if self.counts_M is None:
+            return values_M.new_zeros(())
+        return self.mean((values_M - self.mean(values_M)).square()).sqrt() / math.sqrt(int(self.counts_M.sum()))
+
+    def grouped(self, num_groups: int) -> "Configurations":
+        """At most `num_groups` + K mixed configurations, whose gain is an upper bound of the gain for every candidate.
+
+        Mutual information is concave in the weights, so a group may be replaced by its mean. It costs least where a
+        group is alike: configurations with the same most likely sample and about the same trust in it.
+        """
+        if len(self.probs_M) <= num_groups:
+            return self
+        trust_M, likeliest_M = self.weights_M_K.max(dim=1)
+        order_M = (2 * likeliest_M - trust_M).argsort()
+        probs_M, weights_M_K = self.probs_M[order_M], self.weights_M_K[order_M]
+        part_M = (probs_M.cumsum(dim=0) * num_groups).long()
+        _, group_M = torch.unique_consecutive(likeliest_M[order_M] * (num_groups + 2) + part_M, return_inverse=True)
+        num_found = int(group_M[-1]) + 1
+        probs_G = probs_M.new_zeros(num_found).index_add_(0, group_M, probs_M)
+        sums_G_K = weights_M_K.new_zeros(num_found, weights_M_K.shape[1])
+        sums_G_K.index_add_(0, group_M, probs_M[:, None] * weights_M_K)
+        return Configurations(probs_G, sums_G_K / probs_G[:, None])
+
+    def extended(self, log_probs_K_C: Tensor, *, num_configs: int, generator: torch.Generator) -> "Configurations":
+        """The configurations after one more point is chosen.
+
+        Exact, all M * C, while they are at most `num_configs`. From then on `num_configs` draws, which are kept: each is
+        extended by a label drawn from its own prediction (common random numbers, nothing is redrawn).
+
+        Args:
+            log_probs_K_C: The predictions for the chosen point.
+            num_configs: How many configurations to keep at most.
+            generator: On the CPU, whatever the device, so that every device and rank draws the same.
+        """
+        probs_K_C = log_probs_K_C.to(self.weights_M_K).exp()
+        if self.counts_M is None and len(self.probs_M) * probs_K_C.shape[1] <= num_configs:
+            return self._with_every_label(probs_K_C)
+        counts_M = self._draw_counts(num_configs, generator) if self.counts_M is None else self.counts_M
+        return self._with_drawn_labels(probs_K_C, counts_M, generator)
+
+    def _with_every_label(self, probs_K_C: Tensor) -> "Configurations":
+        joint_M_C_K = self.weights_M_K[:, None, :] * probs_K_C.t()
+        label_probs_M_C = joint_M_C_K.sum(dim=2)
+        probs_M_C = self.probs_M[:, None] * label_probs_M_C
+        is_possible = probs_M_C > 0
+        weights = joint_M_C_K[is_possible] / label_probs_M_C[is_possible][:, None]
+        return Configurations(probs_M_C[is_possible], weights)
+
+    def _draw_counts(self, num_draws: int, generator: torch.Generator) -> Tensor:
+        """Draw configurations, one from each of `num_draws` equal strata of probability: unbiased, and less noisy."""
+        # Not torch.multinomial: it takes 2**24 categories at most and sums their probabilities in single precision.
+        uniform = torch.rand(num_draws, dtype=torch.float64, generator=generator)
+        quantiles = (torch.arange(num_draws) + uniform) / num_draws
+        cumulated_M = self.probs_M.double().cpu().cumsum(dim=0)
+        drawn = torch.searchsorted(cumulated_M, quantiles * cumulated_M[-1], right=True)
+        last = len(cumulated_M) - 1  # a quantile may round up to one
+        return torch.bincount(drawn.clamp_max(last), minlength=len(cumulated_M)).to(self.probs_M.device)
+
+    def _with_drawn_labels(self, probs_K_C: Tensor, counts_M: Tensor, generator: torch.Generator) -> "Configurations":
+        num_classes = probs_K_C.shape[1]
+        parents = torch.repeat_interleave(counts_M)
+        uniform = torch.rand(len(parents), dtype=torch.float64, generator=generator).to(parents.device)
+        rows = max(1, ELEMENTS_PER_BLOCK // num_classes)
+        labels = [
+            _draw_labels(self.weights_M_K[some] @ probs_K_C, uniform_some)
+            for some, uniform_some in zip(parents.split(rows), uniform.split(rows), strict=True)
+        ]
+        children, counts = torch.unique(parents * num_classes + torch.cat(labels), return_counts=True)
+        joint = self.weights_M_K[children // num_classes] * probs_K_C.t()[children % num_classes]
+        probs = counts.to(joint) / len(parents)
+        return Configurations(probs, joint / joint.sum(dim=1, keepdim=True), counts)
+
+
+def _draw_labels(probs_n_C: Tensor, uniform_n: Tensor) -> Tensor:
+    """The first label whose cumulated probability exceeds the quantile, hence never one of probability zero."""
+    cumulated_n_C = probs_n_C.double().cumsum(dim=1)
+    return torch.searchsorted(cumulated_n_C, uniform_n[:, None] * cumulated_n_C[:, -1:], right=True).squeeze(1)
+
+
+def batch_information(
+    log_probs_B_K_C: Tensor, *, num_configs: int = 10_000, generator: torch.Generator
+) -> Tensor:
+    """Nats that each point of a batch adds to those before it (B, double): I[y_b; w | y_1 ... y_(b-1)].
+
+    The cumulative sum is the joint mutual information of the batch, at most log K: a batch that comes near it has told
+    the K samples apart, and the order of its last points is noise.
+
+    Example:
+        >>> opposite = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).log()
+        >>> batch_information(opposite.repeat(2, 1, 1), generator=torch.Generator())  # a copy adds nothing
+        tensor([0.6931, 0.0000], dtype=torch.float64)
+    """
+    check_log_probs(log_probs_B_K_C, name="log_probs_B_K_C")
+    rows_B_K_C = at_least_single(log_probs_B_K_C).cpu()
+    configurations = Configurations.start(rows_B_K_C.shape[1])
+    gains = []
+    for position, log_probs_K_C in enumerate(rows_B_K_C):
+        gains.append(configurations.mean(configurations.information(log_probs_K_C)))
+        if position + 1 < len(rows_B_K_C):
+            configurations = configurations.extended(log_probs_K_C, num_configs=num_configs, generator=generator)
+    return torch.stack(gains)
+
+
+def joint_entropy(log_probs_N_K_C: Tensor) -> Tensor:
+    """H[y_1 ... y_N] = H[E_w prod_n p(y_n|w)] of all points together (scalar, nats), by enumerating all C^N labellings.
+
+    Example:
+        >>> opposite = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).log()
+        >>> joint_entropy(opposite.repeat(3, 1, 1))  # the second and third label are the first
+        tensor(0.6931)
+    """
+    check_log_probs(log_probs_N_K_C)
+    num_points, num_samples, num_classes = log_probs_N_K_C.shape
+    if num_classes**num_points > MOST_LABELLINGS:
+        raise ValueError(
+            f"`log_probs_N_K_C` has {num_points} points of {num_classes} classes: more than {MOST_LABELLINGS} joint "
+            "labellings. Pass fewer points, or use `batch_information`, which samples."
+        )
+    full_N_K_C = at_least_single(log_probs_N_K_C)
+    probs_N_K_C = full_N_K_C.double().exp()
+    left_M_K, right_M_K = (_joint_probs(half) for half in probs_N_K_C.tensor_split(2))  # their product is the table
+    rows = max(1, ELEMENTS_PER_BLOCK // len(right_M_K))
+    blocks = [torch.special.entr(left_m_K @ right_M_K.t() / num_samples).sum() for left_m_K in left_M_K.split(rows)]
+    return torch.stack(blocks).sum().to(full_N_K_C.dtype)
+
+
+def _joint_probs(probs_N_K_C: Tensor) -> Tensor:
+    """prod_n p(y_n | w_k) of each of the C^N labellings under each of K samples (C^N, K)."""
+    joint_M_K = probs_N_K_C.new_ones(1, probs_N_K_C.shape[1])
+    for probs_K_C in probs_N_K_C:
+        joint_M_K = (joint_M_K[:, None, :] * probs_K_C.t()).flatten(0, 1)
+    return joint_M_K

@@ -1,0 +1,74 @@
+"""The one expensive quantity of the package: the mean entropy, over joint configurations, of mixtures of K predictions."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+# Measured for M = 10,000, K = 100, C = 10 on one and two threads: flat within 5 % around these sizes.
+CONFIGURATIONS_PER_BLOCK = 512
+ELEMENTS_PER_BLOCK = 2**19  # two buffers of this size
+ELEMENTS_PER_BLOCK_CUDA = 2**25
+
+
+@contextmanager
+def full_precision_products() -> Iterator[None]:
+    """Float32 matrix products on CUDA in float32, not TF32: three digits cannot tell one candidate from the next.
+
+    Lightning advises `torch.set_float32_matmul_precision("high")`; the user's setting is given back.
+    """
+    matmul = torch.backends.cuda.matmul
+    name, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(matmul, name)
+    setattr(matmul, name, exact)
+    try:
+        yield
+    finally:
+        setattr(matmul, name, before)
+
+
+def mean_mixture_entropy_reference(weights_M_K: Tensor, probs_M: Tensor, probs_B_K_C: Tensor) -> Tensor:
+    """The same as `mean_mixture_entropy` in two lines of plain torch that store the whole (B, M, C) table."""
+    mixtures_B_M_C = torch.einsum("mk,bkc->bmc", weights_M_K, probs_B_K_C)
+    return torch.special.entr(mixtures_B_M_C).sum(dim=2) @ probs_M
+
+
+@torch.no_grad()
+def mean_mixture_entropy(weights_M_K: Tensor, probs_M: Tensor, probs_B_K_C: Tensor) -> Tensor:
+    """sum_m probs_m H[sum_k w_mk p_k(.|b)] of each candidate b (B, nats), without ever storing the (B, M, C) table.
+
+    One wide product over a block of configurations and a block of candidates times classes, and its entropy while it
+    is still in cache. No gradient. Fastest when `probs_B_K_C` is a transposed view of a contiguous (B, C, K) tensor.
+
+    Example:
+        >>> weights_M_K = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
+        >>> opposite_B_K_C = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+        >>> mean_mixture_entropy(weights_M_K, torch.tensor([0.5, 0.5]), opposite_B_K_C)  # log(2) / 2, and entr(0) = 0
+        tensor([0.3466])
+    """
+    num_points, num_samples, num_classes = probs_B_K_C.shape
+    rows_R_K = probs_B_K_C.transpose(1, 2).reshape(num_points * num_classes, num_samples)
+    entropies_R = rows_R_K.new_zeros(len(rows_R_K))
+    if num_points == 0:
+        return entropies_R
+    block_m = min(CONFIGURATIONS_PER_BLOCK, len(weights_M_K))
+    elements = ELEMENTS_PER_BLOCK_CUDA if rows_R_K.is_cuda else ELEMENTS_PER_BLOCK
+    block_r = min(elements // block_m, len(rows_R_K))
+    buffers = rows_R_K.new_empty(2, block_m * block_r)
+    with full_precision_products():
+        for rows_r_K, entropies_r in zip(rows_R_K.split(block_r), entropies_R.split(block_r), strict=True):
+            for weights_m_K, probs_m in zip(weights_M_K.split(block_m), probs_M.split(block_m), strict=True):
+                _add_block(entropies_r, weights_m_K, probs_m, rows_r_K, buffers)
+    return entropies_R.view(num_points, num_classes).sum(dim=1)
+
+
+def _add_block(entropies_r: Tensor, weights_m_K: Tensor, probs_m: Tensor, rows_r_K: Tensor, buffers: Tensor) -> None:
+    """Add sum_m probs_m (-q log q), q = weights_m_K @ rows_r_K.T, to `entropies_r` in place."""
+    shape = (len(weights_m_K), len(rows_r_K))
+    q_m_r, log_m_r = (buffer[: shape[0] * shape[1]].view(shape) for buffer in buffers)
+    torch.mm(weights_m_K, rows_r_K.t(), out=q_m_r)
+    # log of a clamped q, because 0 * log(tiny) = 0 is exact and torch.special.entr takes more than twice as long.
+    torch.clamp(q_m_r, min=torch.finfo(q_m_r.dtype).tiny, out=log_m_r)
+    q_m_r.mul_(log_m_r.log_())
+    entropies_r.addmv_(q_m_r.t(), probs_m, alpha=-1)

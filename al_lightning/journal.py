@@ -1,0 +1,154 @@
+"""The records of a run on disk: what each round trained on, measured and acquired.
+
+A run folder holds three files, written whole and atomically after every round:
+
+* `rounds.jsonl`: the first line is the header (what ran: schema version, acquisition, posterior, seed, initial ids),
+  each further line one `Round`.
+* `rounds.csv`: a row per round with its numbers; a column per metric.
+* `acquisitions.csv`: a row per acquired sample: round, rank within the batch, id, score, target.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from al_lightning._lightning import Trainer
+
+SCHEMA = "al_lightning.rounds"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: a fit on `num_labelled` labels, its metrics, and the samples it chose to label next.
+
+    Ids are rows of the training dataset. Scores and informations are in nats for BALD and BatchBALD. What was not
+    computed is None: the last round acquires nothing, and a random acquisition predicts nothing.
+
+    Args:
+        round: 0 for the fit on the initial labels.
+        num_labelled: Labels that this round trained on.
+        num_pool: Unlabelled samples while it trained.
+        acquired: Ids chosen at its end, best first; they are labelled from the next round on.
+        scores: The acquisition's score of each chosen sample when it was chosen.
+        targets: Labels of the chosen samples.
+        metrics: The fit's last callback metrics and the test metrics.
+        information: Numbers about the acquisition: joint information of the batch and its share of log K, BALD, K.
+        seconds: Wall time of fit, predict, acquire and test.
+        stopped: Why no round follows, or None.
+    """
+
+    round: int
+    num_labelled: int
+    num_pool: int
+    acquired: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    targets: list[int] | None = None
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    information: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    stopped: str | None = None
+
+    def numbers(self) -> dict[str, float | int | None]:
+        """Every number of the round under one flat name, as loggers and tables want them."""
+        return {
+            "round": self.round,
+            "n_labelled": self.num_labelled,
+            "n_pool": self.num_pool,
+            "n_acquired": len(self.acquired),
+            **self.metrics,
+            **self.information,
+            **{f"seconds_{name}": value for name, value in self.seconds.items()},
+        }
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON has no NaN and no infinity: a metric that is neither a number nor missing would make the file unreadable."""
+    return value if math.isfinite(value) else None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Either the old file or the new one survives a crash, never a torn one."""
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """The folder of the Trainer's first logger, or a new numbered one where it has no logger."""
+    if trainer.loggers:
+        logger = trainer.loggers[0]
+        numbered = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / numbered
+    folders = (Path(trainer.default_root_dir) / "active_learning" / f"version_{n}" for n in count())
+    return next(folder for folder in folders if not folder.exists())
+
+
+def _as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+class Journal:
+    """Writes the records of one run into one folder, which no other run has used."""
+
+    def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.header = {"schema": SCHEMA, "version": SCHEMA_VERSION, **header}
+        path = folder / "rounds.jsonl"
+        if path.exists():
+            raise FileExistsError(
+                f"{path} holds the records of an earlier run, which would be overwritten. Choose another folder with "
+                "`ActiveLearning(folder=...)`, or move the old one away."
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.write([])
+        except OSError as error:
+            raise OSError(
+                f"The run folder {folder} cannot be written ({error}). Choose another with "
+                "`ActiveLearning(folder=...)` or `Trainer(default_root_dir=...)`."
+            ) from error
+
+    def write(self, rounds: Sequence[Round]) -> None:
+        """Replace the three files by ones that hold these rounds."""
+        lines = [json.dumps(entry, allow_nan=False) for entry in (self.header, *map(asdict, rounds))]
+        write_atomically(self.folder / "rounds.jsonl", "\n".join(lines) + "\n")
+        numbers = [entry.numbers() for entry in rounds]
+        columns = list(dict.fromkeys(name for row in numbers for name in row))
+        write_atomically(self.folder / "rounds.csv", _as_csv(columns, numbers))
+        rows = [
+            {"round": entry.round, "rank": rank, "id": index, "score": score, "target": target}
+            for entry in rounds
+            for rank, (index, score) in enumerate(zip(entry.acquired, entry.scores, strict=True))
+            for target in [None if entry.targets is None else entry.targets[rank]]
+        ]
+        columns = ["round", "rank", "id", "score", "target"]
+        write_atomically(self.folder / "acquisitions.csv", _as_csv(columns, rows))
+
+
+def read_journal(folder: Path) -> tuple[dict[str, Any], list[Round]]:
+    """The header and the rounds of a run folder, killed runs included."""
+    path = folder / "rounds.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no run folder: it has no {path.name}.")
+    header, *rounds = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    if header.get("schema") != SCHEMA or header.get("version") != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} has the schema {header.get('schema')!r} version {header.get('version')!r}, but this version of "
+            f"al_lightning reads {SCHEMA!r} version {SCHEMA_VERSION}."
+        )
+    return header, [Round(**entry) for entry in rounds]

@@ -1,0 +1,129 @@
+"""The small nets and the one LightningModule that the configurations use."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from al_lightning._lightning import LightningModule
+
+
+class MLP(nn.Module):
+    """Fully connected net with dropout after each hidden layer; images are flattened.
+
+    Example:
+        >>> MLP(64, num_classes=10)(torch.zeros(5, 1, 8, 8)).shape
+        torch.Size([5, 10])
+    """
+
+    def __init__(
+        self, in_features: int, *, num_classes: int, hidden: Sequence[int] = (128, 128), dropout: float = 0.5
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Flatten()]
+        for width_in, width_out in itertools.pairwise((in_features, *hidden)):
+            layers += [nn.Linear(width_in, width_out), nn.ReLU(), nn.Dropout(dropout)]
+        self.layers = nn.Sequential(*layers, nn.Linear((in_features, *hidden)[-1], num_classes))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits of each class."""
+        logits: Tensor = self.layers(inputs)
+        return logits
+
+
+class PaperCNN(nn.Module):
+    """The net of the BatchBALD paper for MNIST: 28 x 28 images, dropout of whole channels after each convolution.
+
+    Example:
+        >>> PaperCNN()(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, *, channels: int = 1, num_classes: int = 10, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, 32, kernel_size=5),
+            nn.Dropout2d(dropout),
+            nn.MaxPool2d(2),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, kernel_size=5),
+            nn.Dropout2d(dropout),
+            nn.MaxPool2d(2),
+            nn.ReLU(),
+        )
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(64 * 4 * 4, 128),
+            nn.Dropout(dropout),
+            nn.ReLU(),
+            nn.Linear(128, num_classes),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of each class."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
+class Classifier(LightningModule):
+    """Any net that returns logits, trained on cross-entropy with Adam; batches are (inputs, integer targets).
+
+    Logs `train_loss`, `val_loss`, `val_acc`, `test_loss` and `test_acc`, each over a whole epoch and all ranks.
+
+    Args:
+        net: From inputs to logits of each class.
+        lr: Learning rate of Adam.
+        weight_decay: L2 penalty of Adam.
+    """
+
+    def __init__(self, net: nn.Module, *, lr: float = 1e-3, weight_decay: float = 0.0) -> None:
+        if not lr > 0 or not math.isfinite(lr):
+            raise ValueError(f"`lr` is {lr}, but a learning rate must be positive and finite.")
+        super().__init__()
+        self.save_hyperparameters(ignore=["net"])
+        self.net = net
+        self.lr = lr
+        self.weight_decay = weight_decay
+        # The mean of right (1) and wrong (0), which needs no number of classes.
+        self.val_acc = MeanMetric()
+        self.test_acc = MeanMetric()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits of each class."""
+        logits: Tensor = self.net(inputs)
+        return logits
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's signature
+        """Cross-entropy of one batch."""
+        inputs, targets = batch
+        loss = nn.functional.cross_entropy(self(inputs), targets)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(targets))
+        return loss
+
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:  # noqa: ARG002
+        """Log loss and accuracy."""
+        self._evaluate("val", batch, self.val_acc)
+
+    def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:  # noqa: ARG002
+        """Log loss and accuracy."""
+        self._evaluate("test", batch, self.test_acc)
+
+    def predict_step(self, batch: Sequence[Tensor] | Tensor, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Logits of the inputs, targets left out."""
+        logits: Tensor = self(batch[0] if not isinstance(batch, Tensor) else batch)
+        return logits
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam over all parameters; LightningCLI's `--optimizer` takes its place."""
+        return torch.optim.Adam(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+
+    def _evaluate(self, stage: str, batch: Sequence[Tensor], accuracy: MeanMetric) -> None:
+        inputs, targets = batch
+        logits = self(inputs)
+        loss = nn.functional.cross_entropy(logits, targets)
+        accuracy.update((logits.argmax(dim=1) == targets).float())
+        self.log(f"{stage}_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(targets))
+        self.log(f"{stage}_acc", accuracy, prog_bar=True)

@@ -1,0 +1,31 @@
+"""What we do not know about the weights, as a function from a batch to the predictions of K networks."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+Predict = Callable[[Any], Tensor]
+"""A batch of the pool loader -> `log_probs_B_K_C`: normalised, float32, no gradient, rows in the order of the batch."""
+
+
+class Posterior(Protocol):
+    """Samples of the weights of a trained model.
+
+    Our own posteriors inherit from it, so that a YAML file can give their short class name; yours need not.
+    """
+
+    def sample(self, model: nn.Module, num_samples: int, *, seed: int) -> AbstractContextManager[Predict]:
+        """Draw K weights once; every call of the result uses them, so predictions are joint over batches and ranks.
+
+        The same seed gives the same K networks for every batch, batch size, position in a batch, device and rank. The
+        model is handed back as it was, after an error too. The caller folds whatever else tells draws apart (the
+        round) into `seed`, and chooses device and precision around the calls.
+
+        Args:
+            model: A trained model, on its device.
+            num_samples: K, at least 2: a single network is never in doubt about itself.
+            seed: Decides the K networks, and nothing else does.
+        """
+        ...

@@ -1,0 +1,172 @@
+"""Every dropout of a forward pass, of a module or a plain function, with the masks of one sample."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from al_lightning.posterior.masks import DropoutKind, dropout_mask, masked, named
+
+_DROPOUTS: Mapping[Callable[..., Any], DropoutKind] = MappingProxyType(
+    {
+        functional.dropout: DropoutKind(),
+        functional.dropout1d: DropoutKind(channelwise=True, batched_dims=(3,)),
+        functional.dropout2d: DropoutKind(channelwise=True),
+        functional.dropout3d: DropoutKind(channelwise=True, batched_dims=(5,)),
+        functional.alpha_dropout: DropoutKind(alpha=True),
+        functional.feature_alpha_dropout: DropoutKind(channelwise=True, alpha=True),
+        torch.dropout: DropoutKind(),
+        torch.dropout_: DropoutKind(in_place=True),
+        torch.feature_dropout: DropoutKind(channelwise=True),
+        torch.feature_dropout_: DropoutKind(channelwise=True, in_place=True),
+        torch.alpha_dropout: DropoutKind(alpha=True),
+        torch.alpha_dropout_: DropoutKind(alpha=True, in_place=True),
+        torch.feature_alpha_dropout: DropoutKind(channelwise=True, alpha=True),
+        torch.feature_alpha_dropout_: DropoutKind(channelwise=True, alpha=True, in_place=True),
+    }
+)
+_POSITION_OF_DROPOUT_P = MappingProxyType(
+    {functional.scaled_dot_product_attention: 4, functional.multi_head_attention_forward: 10}
+)
+_SIGMOIDS = frozenset({torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, torch.special.expit})
+
+
+@dataclass(frozen=True)
+class LayerMasks:
+    """The masks of K samples at one call of one layer, drawn once."""
+
+    p: float
+    keep: Tensor  # bool, (K, *shape of an input without its batch axis)
+
+
+class MaskedForward(TorchFunctionMode):
+    """While it is active, dropout uses the masks of one sample, whatever its `training` argument says.
+
+    A mask is named by (seed, layer, number of the call within the layer in this forward pass, sample).
+
+    Args:
+        num_samples: K.
+        seed: First part of every mask's name.
+    """
+
+    def __init__(self, num_samples: int, *, seed: int) -> None:
+        super().__init__()
+        self.num_samples = num_samples
+        self.seed = seed
+        self.masks: dict[tuple[str, int], LayerMasks] = {}
+        self.first_axis: dict[tuple[str, int], int] = {}  # of the inputs of the last forward pass
+        self.sigmoid: Tensor | None = None  # the last result of one
+        self._sample = 0
+        self._calls: Counter[str] = Counter()
+        self._layers: list[str] = []
+
+    def start(self, sample: int) -> "MaskedForward":
+        """Begin a forward pass of sample k: `with masked.start(k): module(x)`."""
+        self._sample = sample
+        self._calls.clear()
+        self._layers.clear()
+        self.first_axis.clear()
+        self.sigmoid = None
+        return self
+
+    @contextmanager
+    def following(self, model: nn.Module) -> Iterator[None]:
+        """Know by hooks, taken off on exit, which submodule of `model` is running."""
+        handles = []
+        try:
+            for name, module in model.named_modules():
+                if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks, and holds no dropout by now
+                    handles += [
+                        module.register_forward_pre_hook(self._entering(name)),
+                        module.register_forward_hook(self._leaving, always_call=True),
+                    ]
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def forget(self) -> None:
+        """Let go of the masks and of what the last forward pass left."""
+        self.masks.clear()
+        self.sigmoid = None
+
+    @property
+    def _layer(self) -> str:
+        return self._layers[-1] if self._layers else ""
+
+    def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda _module, _inputs: self._layers.append(name)
+
+    def _leaving(self, _module: nn.Module, _inputs: object, _output: object) -> None:
+        self._layers.pop()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
+        """Dropout is replaced, attention that would drop by itself is refused, all else is called as it stands."""
+        kwargs = kwargs or {}
+        if func in _DROPOUTS:
+            x, p, in_place = _dropout_arguments(args, kwargs)
+            return self._dropout(_DROPOUTS[func], x, p, in_place=in_place)
+        if func in _POSITION_OF_DROPOUT_P:
+            self._refuse_attention_dropout(func, args, kwargs)
+        result = func(*args, **kwargs)
+        if func in _SIGMOIDS:
+            self.sigmoid = result
+        return result
+
+    def _dropout(self, kind: DropoutKind, x: Tensor, p: float, *, in_place: bool) -> Tensor:
+        layer = self._layer
+        call = self._calls[layer]
+        self._calls[layer] += 1
+        if not 0 <= p <= 1:
+            raise ValueError(f"The dropout of {named(layer)} has p={p}, which is no probability. Give it 0 <= p <= 1.")
+        if p == 0:
+            return x
+        shape = kind.mask_shape(x.shape, layer=layer)
+        if p < 1:
+            self.first_axis[layer, call] = x.shape[0]
+            keep = self._masks(layer, call, p, shape, x.device).keep[self._sample]
+        else:
+            keep = torch.zeros(shape, dtype=torch.bool, device=x.device)
+        return masked(x, keep, p, alpha=kind.alpha, in_place=in_place or kind.in_place)
+
+    def _masks(self, layer: str, call: int, p: float, shape: tuple[int, ...], device: torch.device) -> LayerMasks:
+        if (layer, call) not in self.masks:
+            keep = torch.stack(
+                [dropout_mask(shape, p, seed=self.seed, layer=layer, call=call, k=k) for k in range(self.num_samples)]
+            )
+            self.masks[layer, call] = LayerMasks(p, keep.to(device))
+        found = self.masks[layer, call]
+        if tuple(found.keep.shape[1:]) != shape or found.p != p:
+            raise ValueError(
+                f"Call {call} of dropout in {named(layer)} saw masks of shape {tuple(found.keep.shape[1:])} with "
+                f"p={found.p}, and now {shape} with p={p}: sample k would be another network for each batch. Its "
+                f"input must be (B, ...) with the batch axis first, and all batches padded to one length."
+            )
+        return found
+
+    def _refuse_attention_dropout(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        position = _POSITION_OF_DROPOUT_P[func]
+        p = kwargs.get("dropout_p", args[position] if len(args) > position else 0.0)
+        if p > 0:
+            raise ValueError(
+                f"MCDropout cannot reach the dropout inside {func.__name__}, called with dropout_p={p} in "
+                f"{named(self._layer)}. Call it with dropout_p=0.0 when not training."
+            )
+
+
+def _dropout_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, float, bool]:
+    x = args[0] if args else kwargs["input"]
+    p = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+    in_place = args[3] if len(args) > 3 else kwargs.get("inplace", False)  # noqa: PLR2004 - input, p, training, inplace
+    return x, p, in_place

@@ -1,0 +1,87 @@
+"""Dropout with masks that are a function of their name, not of a generator's state."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SELU_LIMIT = 1.7580993408473766  # scale * alpha of SELU: minus the value of a unit that is switched off
+
+
+def named(layer: str) -> str:
+    """A layer in an error message; "" is the outermost module."""
+    return f"`{layer}`" if layer else "the model itself"
+
+
+@dataclass(frozen=True)
+class DropoutKind:
+    """Which of torch's dropout functions.
+
+    Args:
+        channelwise: Whole channels are dropped (axis 1), not elements.
+        alpha: Dropped units are set to SELU's limit, and mean and variance are restored.
+        in_place: The function ends in an underscore.
+        batched_dims: Numbers of axes with a batch axis among them; empty where every number has one.
+    """
+
+    channelwise: bool = False
+    alpha: bool = False
+    in_place: bool = False
+    batched_dims: tuple[int, ...] = ()
+
+    def mask_shape(self, input_shape: Sequence[int], *, layer: str) -> tuple[int, ...]:
+        """Shape of one sample's mask for an input (B, ...): it has no batch axis, and is shared by all points.
+
+        Example:
+            >>> DropoutKind(channelwise=True).mask_shape((32, 3, 8, 8), layer="conv.drop")
+            (3, 1, 1)
+        """
+        if len(input_shape) < 1 + self.channelwise or (self.batched_dims and len(input_shape) not in self.batched_dims):
+            raise ValueError(
+                f"The dropout of {named(layer)} got an input of shape {tuple(input_shape)}, without a batch axis for "
+                f"this kind of dropout. Give it inputs (B, C, ...), or use nn.Dropout."
+            )
+        if self.channelwise:
+            return (input_shape[1], *(1 for _ in input_shape[2:]))
+        return tuple(input_shape[1:])
+
+
+def dropout_mask(shape: Sequence[int], p: float, *, seed: int, layer: str, call: int, k: int) -> Tensor:
+    """True where a unit is kept: the mask of sample k at the `call`-th call of dropout in `layer`, on the CPU.
+
+    keep ~ Bernoulli(1 - p), drawn from a generator that is seeded by a hash of (seed, layer, call, k) alone. It is
+    therefore the same in every process, whatever else was drawn.
+
+    Example:
+        >>> dropout_mask((4,), 0.5, seed=1, layer="head.1", call=0, k=7)
+        tensor([False,  True,  True,  True])
+        >>> dropout_mask((4,), 0.0, seed=1, layer="head.1", call=0, k=7)
+        tensor([True, True, True, True])
+    """
+    key = hashlib.blake2b(repr((seed, layer, call, k)).encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key, "big"))
+    return torch.rand(tuple(shape), generator=generator, dtype=torch.float32) >= p
+
+
+def masked(x: Tensor, keep: Tensor, p: float, *, alpha: bool = False, in_place: bool = False) -> Tensor:
+    """Dropout of `x` as in torch with a given mask: x * keep / (1 - p), or a * (x if keep else -1.758) + b for alpha.
+
+    a = 1 / sqrt((1.758^2 p + 1)(1 - p)) and b = 1.758 a p keep mean 0 and variance 1. With p = 1 nothing is left.
+
+    Example:
+        >>> masked(torch.tensor([[1.0, 2.0]]), torch.tensor([True, False]), 0.5)
+        tensor([[2., 0.]])
+    """
+    if p == 1:
+        scale = shift = torch.zeros((), device=x.device, dtype=x.dtype)
+    elif alpha:
+        a = 1 / math.sqrt((SELU_LIMIT**2 * p + 1) * (1 - p))
+        scale = keep.to(x.dtype).mul_(a)
+        shift = keep.to(x.dtype).sub_(1).mul_(SELU_LIMIT * a).add_(SELU_LIMIT * a * p)
+    else:
+        scale = keep.to(x.dtype).mul_(1 / (1 - p))
+    product = x.mul_(scale) if in_place else x * scale
+    return product.add_(shift) if alpha else product

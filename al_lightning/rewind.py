@@ -1,0 +1,120 @@
+"""Put a Trainer, its callbacks and its model back to where they were before their first fit.
+
+A Trainer that has finished a fit answers a second `fit` with nothing: its loops count as done. So what a fit changes
+is copied once, before the first one, and put back into the same objects before every further one; the user's
+`trainer`, callbacks and loggers stay the objects they hold.
+"""
+
+import copy
+import sys
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torchmetrics
+
+from al_lightning._lightning import (
+    FLAVOUR,
+    Callback,
+    LightningModule,
+    Trainer,
+    callbacks_of,
+    logged_steps,
+    set_logged_steps,
+)
+
+
+def _writes_the_config(callback: Callback) -> bool:
+    """LightningCLI's SaveConfigCallback must remember that it has saved: it refuses to save twice."""
+    cli = sys.modules.get(f"{FLAVOUR}.cli")  # not imported here, because it needs jsonargparse
+    return cli is not None and isinstance(callback, cli.SaveConfigCallback)
+
+
+class Rewind:
+    """The state of a Trainer, its callbacks and its model before their first fit.
+
+    Args:
+        trainer: A Trainer that has not run yet.
+        model: The model that it is going to fit.
+        keep: Callbacks that live through all rounds and are never put back.
+        keep_weights: Whether every fit continues from the weights of the one before (False: from the first weights).
+    """
+
+    def __init__(
+        self, trainer: Trainer, model: LightningModule, *, keep: Sequence[Callback], keep_weights: bool
+    ) -> None:
+        self._trainer = trainer
+        self._model = model
+        self._first_weights = None if keep_weights else copy.deepcopy(model.state_dict())
+        self._first_states = FirstStates(trainers_own=list(callbacks_of(trainer)))
+        callbacks_of(trainer).insert(0, self._first_states)
+        kept = [self._first_states, *keep]
+        self._rewound = [c for c in callbacks_of(trainer) if c not in kept and not _writes_the_config(c)]
+        # Shared, not copied: references to the user's own objects, and the launcher, which knows its processes.
+        self._shared = [trainer, model, *callbacks_of(trainer), *trainer.loggers, trainer.strategy.launcher]
+        self._first = self._copied([vars(thing) for thing in self._things()])
+
+    def _things(self) -> list[Any]:
+        return [self._trainer, *self._rewound]
+
+    def _copied(self, states: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        try:
+            return copy.deepcopy(states, {id(thing): thing for thing in self._shared})
+        except TypeError as error:
+            names = ", ".join(type(thing).__name__ for thing in self._things())
+            raise TypeError(
+                f"One of {names} holds something that cannot be copied ({error}), so it cannot be put back between "
+                "rounds. Open files, locks and connections belong into `setup`, not into `__init__`."
+            ) from error
+
+    def restore(self) -> None:
+        """Put everything back, in place; the step axis of the loggers alone goes on where it is."""
+        steps = logged_steps(self._trainer)
+        for thing, state in zip(self._things(), self._copied(self._first), strict=True):
+            vars(thing).clear()
+            vars(thing).update(state)
+        set_logged_steps(self._trainer, steps)
+        if self._first_weights is not None:
+            # In place, because LightningCLI binds optimizers to these parameters.
+            self._model.load_state_dict(self._first_weights)
+        for module in self._model.modules():
+            if isinstance(module, torchmetrics.Metric):
+                module.reset()
+
+    def release(self) -> None:
+        """Take the helper callback out of the user's Trainer."""
+        callbacks_of(self._trainer).remove(self._first_states)
+
+
+class FirstStates(Callback):
+    """Gives an object that comes back in a later round the state in which it was first seen.
+
+    Optimizers and schedulers are made anew by most `configure_optimizers`, but LightningCLI's returns the one instance
+    that it has bound; `configure_callbacks` may do the same.
+    """
+
+    def __init__(self, *, trainers_own: list[Callback]) -> None:
+        self._trainers_own = trainers_own
+        self._optimizers: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+        self._callbacks: weakref.WeakKeyDictionary[Callback, dict[str, Any]] = weakref.WeakKeyDictionary()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Callbacks of `configure_callbacks` are attached by now and have not been set up."""
+        for callback in callbacks_of(trainer):
+            if stage != "fit" or callback is self or callback in self._trainers_own:
+                continue
+            if callback in self._callbacks:
+                vars(callback).clear()
+                vars(callback).update(copy.deepcopy(self._callbacks[callback]))
+            else:
+                self._callbacks[callback] = copy.deepcopy(vars(callback))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """The optimizers exist and have not stepped."""
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        things: list[Any] = [*schedulers, *trainer.optimizers]
+        for thing in things:
+            if thing in self._optimizers:
+                thing.load_state_dict(copy.deepcopy(self._optimizers[thing]))
+            else:
+                self._optimizers[thing] = copy.deepcopy(thing.state_dict())

@@ -1,0 +1,140 @@
+"""The driver: train, acquire, label, start afresh, on the user's own Trainer."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from al_lightning._lightning import (
+    LightningModule,
+    Trainer,
+    check_flavour,
+    is_overridden,
+    isolate_rng,
+    pl,
+    rank_zero_info,
+)
+from al_lightning.callback import ActiveLearning, active_learning_callback, derived_seed, wrapped_datamodule
+from al_lightning.checkpoints import prefix_checkpoints
+from al_lightning.data import ActiveLearningDataModule
+from al_lightning.journal import Round
+from al_lightning.rewind import Rewind
+
+SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+
+
+def active_fit(
+    trainer: Trainer, model: LightningModule, datamodule: ActiveLearningDataModule, *, seed: int = 0
+) -> list[Round]:
+    """Repeat `trainer.fit` until a limit of the Trainer's `ActiveLearning` callback is reached; give back the records.
+
+    Every round is a complete, ordinary fit on what is labelled by then, and the same as that fit on a Trainer, a model
+    and callbacks of its own: weights, optimizers, schedulers, counters of callbacks and loops start afresh. Where the
+    data module has test data and the model a `test_step`, `trainer.test` follows it. The given objects stay valid and
+    hold the last round's state; the global random generators are given back as they were.
+
+    Args:
+        trainer: A Trainer that has not run yet, with one `ActiveLearning` callback.
+        model: Its weights at the call are those that every round starts from (unless `warm_start`).
+        datamodule: What is labelled and what is pool.
+        seed: Of everything drawn in the rounds, each round's training included. Initial labels have the data module's.
+    """
+    check_flavour("trainer", trainer, Trainer)
+    check_flavour("model", model, LightningModule)
+    callback = active_learning_callback(trainer)
+    wrapped_datamodule(datamodule)
+    if trainer.state.fn is not None:
+        raise ValueError(
+            "`trainer` has run already, so its first state is lost and rounds cannot start from it. "
+            "Give `active_fit` a new Trainer (and new callbacks)."
+        )
+    callback.seed = seed if callback.seed is None else callback.seed
+    rewind = Rewind(trainer, model, keep=[callback], keep_weights=callback.warm_start)
+    try:
+        with isolate_rng(), _seed_variables_kept(), _progress_bar(trainer, callback) as progress:
+            while callback.stopped is None:
+                if callback.rounds:
+                    rewind.restore()
+                _one_round(trainer, model, datamodule, seed=derived_seed(seed, len(callback.rounds), "fit"))
+                progress.n = callback.rounds[-1].num_labelled
+                progress.refresh()
+    finally:
+        rewind.release()
+    rank_zero_info(_table(callback.rounds))
+    return callback.rounds
+
+
+def _one_round(trainer: Trainer, model: LightningModule, datamodule: ActiveLearningDataModule, *, seed: int) -> None:
+    callback = active_learning_callback(trainer)
+    index = len(callback.rounds)
+    prefix_checkpoints(trainer, index)
+    pl.seed_everything(seed, workers=True, verbose=False)
+    trainer.fit(model, datamodule=datamodule)
+    if not trainer.state.finished or len(callback.rounds) != index + 1:
+        raise RuntimeError(
+            f"Round {index} ended as {trainer.state.status!s} with {len(callback.rounds)} finished rounds, so the next "
+            "one cannot start. Strategies that train in other processes (ddp_spawn) are not supported; use 'ddp'."
+        )
+    if is_overridden("test_dataloader", datamodule) and is_overridden("test_step", model):
+        started = time.perf_counter()
+        results = trainer.test(model, datamodule=datamodule, verbose=False)
+        metrics = {name: value for result in results for name, value in result.items()}
+        callback.add_test_metrics(trainer, dict(metrics), time.perf_counter() - started)
+    rank_zero_info(_line(callback.rounds[-1]))
+
+
+@contextmanager
+def _seed_variables_kept() -> Iterator[None]:
+    """`seed_everything` leaves its seed in the environment; give that back as well."""
+    before = {name: os.environ.get(name) for name in SEED_VARIABLES}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _progress_bar(trainer: Trainer, callback: ActiveLearning) -> Iterator["tqdm[Any]"]:
+    shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
+    with tqdm(total=callback.limits.max_labelled, desc="Labels", unit="", leave=True, disable=not shown) as progress:
+        yield progress
+
+
+def _line(record: Round) -> str:
+    """One round for a person: labels, test metrics, what the batch tells, and where the time went."""
+    parts = [f"round {record.round}", f"{record.num_labelled} labels"]
+    parts += [f"{name} {value:.3g}" for name, value in _shown_metrics(record).items() if value is not None]
+    if "joint_mi" in record.information:
+        joint, share = record.information["joint_mi"], record.information["joint_mi_over_log_k"]
+        parts.append(f"batch tells {joint:.2f} nats ({share:.0%} of log K)")
+    parts.append(", ".join(f"{name} {value:.1f} s" for name, value in record.seconds.items()))
+    return " | ".join(parts + ([record.stopped] if record.stopped else []))
+
+
+def _shown_metrics(record: Round) -> dict[str, float | None]:
+    test = {name: value for name, value in record.metrics.items() if name.startswith("test")}
+    return test or record.metrics
+
+
+def _table(rounds: list[Round]) -> str:
+    """All rounds under each other, a column per number."""
+    rows = [{"round": str(r.round), "labels": str(r.num_labelled), **_cells(r)} for r in rounds]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    widths = {name: max(len(name), *(len(row.get(name, "")) for row in rows)) for name in columns}
+    lines = [{name: name for name in columns}, {name: "-" * widths[name] for name in columns}, *rows]
+    return "\n".join("  ".join(line.get(name, "").rjust(widths[name]) for name in columns) for line in lines)
+
+
+def _cells(record: Round) -> dict[str, str]:
+    cells = {name: "" if value is None else f"{value:.4g}" for name, value in _shown_metrics(record).items()}
+    if "joint_mi" in record.information:
+        cells["joint MI"] = f"{record.information['joint_mi']:.2f}"
+        cells["of log K"] = f"{record.information['joint_mi_over_log_k']:.0%}"
+    return cells | {f"{name} s": f"{value:.2f}" for name, value in record.seconds.items()}

@@ -1,0 +1,113 @@
+"""Tiny real parts: a model, a data module and a Trainer with which a round takes a few milliseconds."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from al_lightning import BALD, ActiveLearning, ActiveLearningDataModule
+
+NUM_CLASSES = 3
+
+
+class TinyModule(LightningModule):
+    """What a user has: a net with nn.Dropout, an optimizer, a scheduler, logged metrics."""
+
+    def __init__(self, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, NUM_CLASSES))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        inputs, targets = batch
+        return nn.functional.cross_entropy(self(inputs), targets)
+
+    def _log(self, stage: str, batch: Any) -> None:
+        inputs, targets = batch
+        logits = self(inputs)
+        self.log(f"{stage}_loss", nn.functional.cross_entropy(logits, targets))
+        self.log(f"{stage}_acc", (logits.argmax(1) == targets).float().mean())
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._log("val", batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._log("test", batch)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.05)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)]
+
+
+class TinyData(LightningDataModule):
+    """Three noisy blobs in four dimensions."""
+
+    def __init__(self, num_train: int = 60) -> None:
+        super().__init__()
+        self.num_train = num_train
+
+    def _part(self, num: int, seed: int) -> TensorDataset:
+        generator = torch.Generator().manual_seed(seed)
+        targets = torch.arange(num) % NUM_CLASSES
+        centres = torch.eye(NUM_CLASSES, 4)[targets]
+        return TensorDataset(centres + 0.5 * torch.randn(num, 4, generator=generator), targets)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self._part(self.num_train, 0), batch_size=8, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self._part(12, 1), batch_size=8)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self._part(30, 2), batch_size=8)
+
+
+@pytest.fixture
+def make_model() -> Callable[..., TinyModule]:
+    def make(seed: int = 0, **arguments: Any) -> TinyModule:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return TinyModule(**arguments)
+
+    return make
+
+
+@pytest.fixture
+def make_data() -> Callable[..., ActiveLearningDataModule]:
+    def make(num_train: int = 60, **arguments: Any) -> ActiveLearningDataModule:
+        return ActiveLearningDataModule(TinyData(num_train), **{"initial": 6, **arguments})
+
+    return make
+
+
+@pytest.fixture
+def make_callback() -> Callable[..., ActiveLearning]:
+    def make(acquisition: Any = None, **arguments: Any) -> ActiveLearning:
+        defaults: dict[str, Any] = {"query_size": 4, "num_samples": 8, "max_rounds": 3}
+        return ActiveLearning(BALD() if acquisition is None else acquisition, **{**defaults, **arguments})
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
+    def make(*callbacks: Any, **arguments: Any) -> Trainer:
+        defaults: dict[str, Any] = {
+            "accelerator": "cpu",
+            "max_epochs": 2,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": tmp_path,
+        }
+        return Trainer(callbacks=list(callbacks), **{**defaults, **arguments})
+
+    return make

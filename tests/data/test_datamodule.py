@@ -1,0 +1,579 @@
+import copy
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.cli import LightningCLI
+from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split
+
+from al_lightning.data.datamodule import ActiveLearningDataModule
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),
+]
+
+NUM_CLASSES = 3
+
+
+def numbered(num, first=0):
+    """Sample i is (first + i, i % 3): what is trained on can be read off the batch."""
+    return TensorDataset(first + torch.arange(num).float().unsqueeze(1), torch.arange(num) % NUM_CLASSES)
+
+
+class Plain(LightningDataModule):
+    """What a user has: a split in `setup` that nobody seeded, and loaders."""
+
+    def __init__(self, num=40, **loader_arguments):
+        super().__init__()
+        self.num = num
+        self.loader_arguments = {"batch_size": 4, "shuffle": True, **loader_arguments}
+        self.trainer_in_loader = "never asked"
+
+    def setup(self, stage):
+        self.train, self.val = random_split(numbered(self.num + 10), [self.num, 10])
+
+    def train_dataloader(self):
+        self.trainer_in_loader = self.trainer
+        return DataLoader(self.train, **self.loader_arguments)
+
+
+class Full(Plain):
+    """Overrides everything that a data module may override."""
+
+    prepared = False
+    torn_down = ()
+    exception = None
+    loaded = None
+
+    def prepare_data(self):
+        self.prepared = self.trainer is not None
+
+    def val_dataloader(self):
+        return DataLoader(self.val, batch_size=5)
+
+    def test_dataloader(self):
+        return DataLoader(numbered(6, first=900), batch_size=3)
+
+    def predict_dataloader(self):
+        return DataLoader(numbered(4, first=800), batch_size=4)
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        return [batch[0] + 0.25, batch[1]]
+
+    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+        return [batch[0] + 0.125, batch[1]]
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return [batch[0] + 0.0625, batch[1]]
+
+    def teardown(self, stage):
+        self.torn_down = (*self.torn_down, stage)
+
+    def on_exception(self, exception):
+        self.exception = exception
+
+    def state_dict(self):
+        return {"epochs_seen": 7}
+
+    def load_state_dict(self, state_dict):
+        self.loaded = state_dict
+
+
+class Watcher(LightningModule):
+    """Trains hardly anything, but keeps what it was given in each stage."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, NUM_CLASSES)
+        self.seen = {"train": [], "val": [], "test": [], "predict": []}
+
+    def training_step(self, batch, batch_idx):
+        self.seen["train"].append(batch[0].flatten().tolist())
+        return torch.nn.functional.cross_entropy(self.layer(batch[0]), batch[1])
+
+    def predict_step(self, batch, batch_idx):
+        self.seen["predict"].append(batch[0].flatten().tolist())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-4)
+
+
+class Evaluating(Watcher):
+    def validation_step(self, batch, batch_idx):
+        self.seen["val"].append(batch[0].flatten().tolist())
+
+    def test_step(self, batch, batch_idx):
+        self.seen["test"].append(batch[0].flatten().tolist())
+
+
+class Transferring(Watcher):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return [batch[0] + 0.5, batch[1]]
+
+
+class Augmented(Dataset):
+    """Targets in the items alone, and reading one draws from every global generator."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return torch.rand(1) + random.random() + np.random.rand(), index % NUM_CLASSES  # noqa: S311, NPY002
+
+
+class Holding(LightningDataModule):
+    """Serves one dataset, which can be exchanged."""
+
+    def __init__(self, train):
+        super().__init__()
+        self.train = train
+
+    def train_dataloader(self):
+        return DataLoader(self.train, batch_size=4)
+
+
+class WithPool(Holding):
+    def pool_dataset(self):
+        return numbered(len(self.train), first=100)
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    def make(*callbacks, **arguments):
+        defaults = {
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_checkpointing": False,
+            "enable_model_summary": False,
+            "max_epochs": 1,
+            "default_root_dir": tmp_path,
+        }
+        return Trainer(callbacks=list(callbacks), **{**defaults, **arguments})
+
+    return make
+
+
+def ready(inner=None, **arguments):
+    datamodule = ActiveLearningDataModule(Plain() if inner is None else inner, **{"initial": 6, **arguments})
+    datamodule.setup("fit")
+    return datamodule
+
+
+def flat(batches):
+    return sorted(value for batch in batches for value in batch)
+
+
+def values(loader):
+    return [value for inputs, _ in loader for value in inputs.flatten().tolist()]
+
+
+def labelled_values(datamodule):
+    dataset = datamodule.pool_dataloader(datamodule.labels.labelled_indices)
+    return sorted(values(dataset))
+
+
+# What is trained on.
+
+
+def test_a_fit_sees_the_labelled_samples_and_nothing_else(make_trainer):
+    datamodule, model = ActiveLearningDataModule(Plain(), initial=6), Watcher()
+    make_trainer().fit(model, datamodule)
+    assert flat(model.seen["train"]) == labelled_values(datamodule)
+    assert len(flat(model.seen["train"])) == 6
+
+
+def test_the_next_fit_sees_what_was_labelled_since(make_trainer):
+    datamodule, model = ActiveLearningDataModule(Plain(), initial=6), Watcher()
+    make_trainer().fit(model, datamodule)
+    before = set(labelled_values(datamodule))
+    chosen = datamodule.labels.pool_indices[[3, 8]]
+    chosen_values = values(datamodule.pool_dataloader(chosen))
+    datamodule.label(chosen, round=1)
+    model = Watcher()
+    make_trainer().fit(model, datamodule)
+    assert set(flat(model.seen["train"])) == before | set(chosen_values)
+    assert len(flat(model.seen["train"])) == 8
+
+
+def test_an_epoch_of_fixed_length_repeats_the_labelled_samples(make_trainer):
+    datamodule, model = ActiveLearningDataModule(Plain(), initial=6, samples_per_epoch=18), Watcher()
+    make_trainer().fit(model, datamodule)
+    assert flat(model.seen["train"]) == sorted(labelled_values(datamodule) * 3)
+
+
+class CountSteps(Callback):
+    """Runs in each rank, where an assertion that fails ends the fit."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        assert trainer.world_size == 2
+        assert [len(batch) for batch in pl_module.seen["train"]] == [4, 4, 4]
+        assert set(flat(pl_module.seen["train"])) <= set(labelled_values(trainer.datamodule))
+        print(f"rank {trainer.global_rank} labelled {trainer.datamodule.labels.labelled_indices.tolist()}", flush=True)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+def test_two_ranks_share_the_draws_of_a_fixed_epoch_and_agree_on_the_labels(make_trainer, capfd):
+    datamodule = ActiveLearningDataModule(Plain(), initial=6, samples_per_epoch=24)
+    trainer = make_trainer(CountSteps(), strategy="ddp_fork", devices=2)
+    trainer.fit(Watcher(), datamodule)
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("rank ")]
+    assert len(lines) == 2
+    assert {line.split(" labelled ")[1] for line in lines} == {str(ready().labels.labelled_indices.tolist())}
+
+
+def test_fewer_labels_than_a_batch_with_drop_last_stops_the_fit(make_trainer):
+    datamodule = ActiveLearningDataModule(Plain(batch_size=8, drop_last=True), initial=6)
+    with pytest.raises(ValueError, match="batches of 8 and `drop_last=True`, but an epoch has only 6 labelled samples"):
+        make_trainer().fit(Watcher(), datamodule)
+
+
+# Initial labels.
+
+
+def test_initial_labels_are_balanced_and_of_round_zero():
+    datamodule = ready(initial=9)
+    indices = datamodule.labels.labelled_indices
+    assert sorted(datamodule.targets_of(indices)) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert datamodule.labels.round_of_N[indices].tolist() == [0] * 9
+    assert datamodule.labels.num_pool == 31
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_initial_labels_follow_the_seed_alone(balanced):
+    def drawn(seed, global_seed):
+        torch.manual_seed(global_seed)
+        return ready(seed=seed, balanced=balanced).labels.labelled_indices.tolist()
+
+    assert drawn(0, 1) == drawn(0, 2)
+    assert drawn(0, 1) != drawn(1, 1)
+
+
+def test_initial_labels_can_be_named():
+    assert ready(initial=[7, 3]).labels.labelled_indices.tolist() == [3, 7]
+
+
+@pytest.mark.parametrize("arguments", [{"balanced": False}, {"initial": [0, 1, 2]}])
+def test_unknown_targets_are_only_needed_for_balance(arguments):
+    inner = Holding(TensorDataset(torch.zeros(12, 1)))
+    assert ready(inner, **arguments).targets_of([0]) is None
+    with pytest.raises(ValueError, match="A truly unlabelled pool, whose targets nobody knows yet, is not supported"):
+        ready(inner)
+
+
+@pytest.mark.parametrize(
+    ("initial", "words"),
+    [
+        (41, "`initial` is 41, which takes 14 samples of class"),
+        ([40], "Samples 40 of `indices` are out of range"),
+        ([1, 1], "Samples 1 of `indices` are given more than once"),
+    ],
+)
+def test_initial_labels_that_the_dataset_has_not_are_refused(initial, words):
+    datamodule = ActiveLearningDataModule(Plain(), initial=initial)
+    with pytest.raises(ValueError, match=words):
+        datamodule.setup("fit")
+    with pytest.raises(RuntimeError, match=r"no labels before `setup\('fit'\)`"):
+        _ = datamodule.labels
+
+
+# The same ids in each setup.
+
+
+def test_an_unseeded_split_of_the_user_gives_the_same_ids_each_time():
+    datamodule = ready()
+    first = values(datamodule.pool_dataloader())
+    torch.manual_seed(99)
+    datamodule.setup("test")
+    datamodule.setup("fit")
+    assert values(datamodule.pool_dataloader()) == first
+    assert values(ready().pool_dataloader()) == first
+    assert values(ready(seed=1).pool_dataloader(range(40))) != values(ready().pool_dataloader(range(40)))
+
+
+@pytest.mark.parametrize(
+    "act", [lambda d: d.setup("fit"), lambda d: d.targets_of(range(12)), lambda d: list(d.pool_dataloader())]
+)
+def test_the_global_generators_are_left_as_they_were(act):
+    datamodule = ready(Holding(Augmented()))
+    datamodule.pool = None if act is None else datamodule.pool
+    torch.manual_seed(3)
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    if act.__code__.co_names[0] != "list":
+        act(datamodule)
+        assert random.getstate() == states[0]
+        assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), states[1], strict=True))  # noqa: NPY002
+        assert torch.equal(torch.get_rng_state(), states[2])
+
+
+def test_a_later_setup_keeps_the_labels():
+    datamodule = ready(initial=[1, 2])
+    datamodule.label([5], round=1)
+    datamodule.setup("fit")
+    assert datamodule.labels.labelled_indices.tolist() == [1, 2, 5]
+
+
+def test_a_dataset_that_changed_its_length_is_refused():
+    inner = Holding(numbered(12))
+    datamodule = ready(inner)
+    inner.train = numbered(13)
+    with pytest.raises(ValueError, match="has 13 samples now, but had 12 when they were labelled"):
+        datamodule.setup("fit")
+
+
+# The pool.
+
+
+def test_the_pool_is_what_is_neither_labelled_nor_set_aside_in_order():
+    datamodule = ready(Holding(numbered(8)), initial=[1, 4])
+    datamodule.set_aside([6])
+    loader = datamodule.pool_dataloader()
+    assert values(loader) == [0, 2, 3, 5, 7]
+    assert loader.batch_size == 4
+    datamodule.unlabel([6, 4])
+    assert values(datamodule.pool_dataloader()) == [0, 2, 3, 4, 5, 6, 7]
+
+
+def test_given_samples_come_in_the_order_given():
+    assert values(ready(Holding(numbered(8)), initial=[1]).pool_dataloader([5, 1, 3])) == [5, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("of_module", "of_call", "batch_size"), [(None, None, 4), (7, None, 7), (7, 5, 5), (None, 5, 5)]
+)
+def test_the_batch_size_of_the_pool(of_module, of_call, batch_size):
+    datamodule = ready(pool_batch_size=of_module)
+    assert datamodule.pool_dataloader(batch_size=of_call).batch_size == batch_size
+
+
+def test_a_pool_dataset_shows_the_same_samples_otherwise():
+    inner = WithPool(numbered(8))
+    assert values(ready(inner, initial=[0, 1]).pool_dataloader([3])) == [103]
+    given = ready(inner, initial=[0, 1], pool=numbered(8, first=500))
+    assert values(given.pool_dataloader([3])) == [503]
+    assert sorted(values(given.train_dataloader())) == [0, 1]
+
+
+def test_a_pool_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="The pool dataset has 9 samples, but the training dataset has 8"):
+        ready(Holding(numbered(8)), pool=numbered(9))
+
+
+def test_a_pool_without_length_is_refused():
+    with pytest.raises(TypeError, match="The pool dataset is a Dataset without `__len__`"):
+        ready(pool=Dataset())
+
+
+def test_ids_outside_the_dataset_are_not_read():
+    with pytest.raises(ValueError, match="Samples -1 of `indices` are out of range"):
+        ready().pool_dataloader([-1])
+
+
+# What is forwarded to and from the wrapped module.
+
+
+def test_other_stages_are_the_wrapped_modules_own(make_trainer):
+    inner = Full()
+    datamodule, model, trainer = ActiveLearningDataModule(inner, initial=6), Evaluating(), make_trainer()
+    trainer.fit(model, datamodule)
+    trainer.test(model, datamodule)
+    trainer.predict(model, datamodule)
+    assert inner.prepared
+    assert inner.torn_down == ("fit", "test", "predict")
+    assert [value // 1 for value in flat(model.seen["test"])] == [900, 901, 902, 903, 904, 905]
+    assert [value // 1 for value in flat(model.seen["predict"])] == [800, 801, 802, 803]
+    assert len(flat(model.seen["val"])) == 12 * 1 + 8  # two sanity batches of five, then all ten
+
+
+def test_no_validation_runs_where_the_wrapped_module_has_none(make_trainer):
+    model = Evaluating()
+    with pytest.warns(UserWarning, match="no `val_dataloader`. Skipping val loop"):
+        make_trainer().fit(model, ActiveLearningDataModule(Plain(), initial=6))
+    assert model.seen["val"] == []
+
+
+def test_the_wrapped_modules_transfer_hooks_are_used(make_trainer):
+    model = Watcher()
+    make_trainer().fit(model, ActiveLearningDataModule(Full(), initial=6))
+    assert {value % 1 for value in flat(model.seen["train"])} == {0.25 + 0.125 + 0.0625}
+
+
+def test_the_models_transfer_hooks_are_used_otherwise(make_trainer):
+    model = Transferring()
+    make_trainer().fit(model, ActiveLearningDataModule(Plain(), initial=6))
+    assert {value % 1 for value in flat(model.seen["train"])} == {0.5}
+
+
+def test_the_wrapped_module_knows_the_trainer(make_trainer):
+    inner, trainer = Plain(), make_trainer()
+    datamodule = ActiveLearningDataModule(inner, initial=6)
+    trainer.fit(Watcher(), datamodule)
+    assert inner.trainer_in_loader is trainer
+    assert datamodule.trainer is trainer
+
+
+def test_settings_of_the_wrapped_module_are_taken_over():
+    inner = Plain()
+    inner.prepare_data_per_node = False
+    inner.allow_zero_length_dataloader_with_multiple_devices = True
+    datamodule = ActiveLearningDataModule(inner)
+    assert not datamodule.prepare_data_per_node
+    assert datamodule.allow_zero_length_dataloader_with_multiple_devices
+
+
+def test_an_exception_in_a_fit_reaches_the_wrapped_module(make_trainer):
+    inner = Full()
+
+    class Failing(Watcher):
+        def training_step(self, batch, batch_idx):
+            raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        make_trainer().fit(Failing(), ActiveLearningDataModule(inner, initial=6))
+    assert str(inner.exception) == "on purpose"
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator is found")
+def test_plain_datasets_are_wrapped_by_way_of_lightnings_from_datasets(make_trainer):
+    inner = LightningDataModule.from_datasets(numbered(30), numbered(6, first=500), batch_size=3)
+    datamodule, model = ActiveLearningDataModule(inner, initial=6), Evaluating()
+    make_trainer(num_sanity_val_steps=0).fit(model, datamodule)
+    assert flat(model.seen["train"]) == datamodule.labels.labelled_indices.tolist()
+    assert flat(model.seen["val"]) == [500, 501, 502, 503, 504, 505]
+
+
+# State.
+
+
+def test_a_checkpoint_resumes_with_its_labels_before_any_loader_is_built(make_trainer, tmp_path):
+    inner = Full()
+    datamodule, trainer = ActiveLearningDataModule(inner, initial=6), make_trainer()
+    trainer.fit(Watcher(), datamodule)
+    datamodule.label(datamodule.labels.pool_indices[:5], round=1)
+    trainer.save_checkpoint(tmp_path / "labels.ckpt")
+    saved = datamodule.labels.round_of_N.clone()
+    torch.load(tmp_path / "labels.ckpt", weights_only=True)
+
+    again, model = ActiveLearningDataModule(Full(), initial=6), Watcher()
+    make_trainer(max_epochs=2).fit(model, again, ckpt_path=tmp_path / "labels.ckpt")
+    assert torch.equal(again.labels.round_of_N, saved)
+    assert len(flat(model.seen["train"])) == 11
+    assert again.inner.loaded == {"epochs_seen": 7}
+
+
+@pytest.mark.parametrize("stage", ["test", "validate", "predict"])
+def test_evaluating_a_checkpoint_does_not_undo_labels(make_trainer, tmp_path, stage):
+    inner = Full()
+    datamodule, model, trainer = ActiveLearningDataModule(inner, initial=6), Evaluating(), make_trainer()
+    trainer.fit(model, datamodule)
+    trainer.save_checkpoint(tmp_path / "old.ckpt")
+    datamodule.label(datamodule.labels.pool_indices[:5], round=1)
+    now = datamodule.labels.round_of_N.clone()
+    getattr(trainer, stage)(model, datamodule=datamodule, ckpt_path=tmp_path / "old.ckpt")
+    assert torch.equal(datamodule.labels.round_of_N, now)
+    assert inner.loaded == {"epochs_seen": 7}
+
+    datamodule.load_state_dict(torch.load(tmp_path / "old.ckpt", weights_only=True)["ActiveLearningDataModule"])
+    assert datamodule.labels.num_labelled == 6  # asked for outside of an evaluation, it is done
+
+
+def test_state_can_be_loaded_before_setup_and_setup_keeps_it():
+    saved = ready(initial=[3, 4]).state_dict()
+    datamodule = ActiveLearningDataModule(Plain(), initial=6)
+    datamodule.load_state_dict(saved)
+    datamodule.setup("fit")
+    assert datamodule.labels.labelled_indices.tolist() == [3, 4]
+
+
+def test_state_without_labels_leaves_them():
+    saved = ActiveLearningDataModule(Plain()).state_dict()
+    assert saved == {"inner": {}}
+    datamodule = ready(initial=[3, 4])
+    datamodule.load_state_dict(saved)
+    assert datamodule.labels.labelled_indices.tolist() == [3, 4]
+
+
+def test_state_of_another_dataset_is_refused():
+    with pytest.raises(ValueError, match="is of 40 samples, but the training dataset has 12"):
+        ready(Holding(numbered(12))).load_state_dict(ready().state_dict())
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda d: pickle.loads(pickle.dumps(d))], ids=["deepcopy", "pickle"])  # noqa: S301
+@pytest.mark.parametrize("inner", [Plain, Full])
+def test_a_copy_is_whole_and_its_own(clone, inner):
+    original = ready(inner(generator=torch.Generator().manual_seed(1)))
+    copied = clone(original)
+    assert values(copied.train_dataloader()) == values(original.train_dataloader())
+    copied.label(copied.labels.pool_indices[:2], round=1)
+    assert (copied.labels.num_labelled, original.labels.num_labelled) == (8, 6)
+    if inner is Full:
+        copied.teardown("fit")
+        assert (copied.inner.torn_down, original.inner.torn_down) == (("fit",), ())
+
+
+def test_nothing_is_saved_as_a_hyper_parameter():
+    assert dict(ready().hparams) == {}
+
+
+# Errors and configuration.
+
+
+def test_what_is_no_data_module_is_refused():
+    with pytest.raises(TypeError, match="`datamodule` is a DataLoader, but must be a LightningDataModule"):
+        ActiveLearningDataModule(DataLoader(numbered(4)))
+
+
+def test_wrapping_twice_is_refused():
+    with pytest.raises(TypeError, match="is an ActiveLearningDataModule already. Wrap the plain data module, once"):
+        ActiveLearningDataModule(ready())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"initial": 0}, "`initial` is 0, but training needs at least one"),
+        ({"initial": -1}, "`initial` is -1, but training needs at least one"),
+        ({"initial": []}, r"`initial` is \[\], but training needs at least one"),
+        ({"samples_per_epoch": 0}, "`samples_per_epoch` is 0, but must be at least 1, or None"),
+        ({"pool_batch_size": 0}, "`pool_batch_size` is 0, but must be at least 1, or None"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        ActiveLearningDataModule(Plain(), **arguments)
+
+
+@pytest.mark.parametrize("ask", ["train_dataloader", "pool_dataloader"])
+def test_loaders_before_setup_say_so(ask):
+    with pytest.raises(RuntimeError, match=r"not known before `setup\('fit'\)`"):
+        getattr(ActiveLearningDataModule(Plain()), ask)()
+
+
+@pytest.mark.parametrize("initial", ["10", "[4, 7]"])
+def test_the_command_line_builds_it_from_yaml(tmp_path, monkeypatch, initial):
+    monkeypatch.setattr("sys.argv", ["train"])
+    (tmp_path / "config.yaml").write_text(f"""
+model:
+  class_path: al_lightning.models.Classifier
+  init_args: {{net: {{class_path: torch.nn.Identity}}}}
+data:
+  class_path: al_lightning.data.ActiveLearningDataModule
+  init_args:
+    initial: {initial}
+    datamodule: {{class_path: al_lightning.data.DigitsDataModule, init_args: {{repeat: 2, noise: 0.1}}}}
+    pool: {{class_path: al_lightning.data.Repeated, init_args: {{dataset: {{class_path: torch.utils.data.Dataset}}, repeat: 1, noise: 0.0, seed: 0}}}}
+trainer: {{accelerator: cpu, logger: false, enable_checkpointing: false}}
+""")
+    cli = LightningCLI(
+        args=["--config", str(tmp_path / "config.yaml")],
+        run=False,
+        save_config_callback=None,
+        seed_everything_default=False,
+    )
+    cli.datamodule.setup("fit")
+    assert cli.datamodule.labels.num_labelled == (10 if initial == "10" else 2)
+    assert len(cli.datamodule.labels) == 2 * 1197

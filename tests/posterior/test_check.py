@@ -1,0 +1,82 @@
+import pytest
+import torch
+from torch import nn
+
+from al_lightning.posterior.check import (
+    refuse_dependence_on_batch,
+    refuse_equal_samples,
+    refuse_fixed_first_axis,
+    refuse_no_masks,
+    rounding_tolerance,
+    rows_again,
+)
+from al_lightning.posterior.interception import LayerMasks
+
+MASKS = {("head.1", 0): LayerMasks(0.5, torch.ones(2, 3, dtype=torch.bool))}
+
+
+def test_a_model_without_dropout_is_told_so():
+    with pytest.raises(ValueError, match=r"drew no mask in a forward pass of Sequential, whose .* are: none\. Add nn"):
+        refuse_no_masks(nn.Sequential(nn.Linear(2, 2)), {})
+
+
+def test_a_model_whose_dropout_draws_nothing_sees_its_layers():
+    model = nn.Sequential(nn.Dropout(0.0), nn.Sequential(nn.AlphaDropout(1.0)))
+    with pytest.raises(ValueError, match=r"are: `0` \(Dropout, p=0.0\), `1.0` \(AlphaDropout, p=1.0\)\. Add"):
+        refuse_no_masks(model, {})
+
+
+def test_a_model_with_masks_passes():
+    refuse_no_masks(nn.Linear(2, 2), MASKS)
+
+
+def test_equal_samples_are_refused_with_the_layers_that_drew():
+    with pytest.raises(ValueError, match=r"All 3 samples predict exactly the same, .* in `head.1` \(p=0.5\)"):
+        refuse_equal_samples(torch.randn(4, 1, 2).expand(4, 3, 2), MASKS)
+
+
+def test_one_row_of_disagreement_is_enough():
+    log_probs_B_K_C = torch.zeros(4, 3, 2)
+    log_probs_B_K_C[2, 1, 0] = -1
+    refuse_equal_samples(log_probs_B_K_C, MASKS)
+
+
+@pytest.mark.parametrize(("num_rows", "expected"), [(1, [0]), (2, [1]), (3, [2, 1]), (6, [5, 4, 3])])
+def test_the_second_half_comes_again_in_reverse(num_rows, expected):
+    inputs, rows = rows_again({"x": torch.arange(num_rows) + 10}, num_rows)
+    assert rows.tolist() == expected
+    assert inputs["x"].tolist() == [row + 10 for row in expected]
+
+
+def test_a_batch_that_cannot_be_cut_comes_again_whole():
+    batch = {"x": torch.arange(4), "text": ["a", "b", "c", "d"]}
+    inputs, rows = rows_again(batch, 4)
+    assert inputs is batch
+    assert rows.tolist() == [0, 1, 2, 3]
+
+
+def test_a_first_axis_that_does_not_follow_the_batch_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"first axis of the input to dropout in `rnn` \(call 1\) has length 7"):
+        refuse_fixed_first_axis({("rnn", 0): 8, ("rnn", 1): 7}, {("rnn", 0): 4, ("rnn", 1): 7})
+
+
+def test_a_first_axis_that_follows_the_batch_or_holds_one_entry_passes():
+    refuse_fixed_first_axis(
+        {("tokens", 0): 80, ("positions", 0): 1, ("gone", 0): 5}, {("tokens", 0): 40, ("positions", 0): 1}
+    )
+
+
+def test_predictions_that_depend_on_the_batch_are_refused_with_the_difference():
+    once, again = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.6, 0.4]]).log()
+    refuse_dependence_on_batch(once, again, tolerance=0.11)
+    with pytest.raises(ValueError, match=r"other probabilities in another batch \(by up to 0.100\)"):
+        refuse_dependence_on_batch(once, again, tolerance=0.09)
+
+
+def test_the_tolerance_follows_the_coarsest_number_format_in_use():
+    model = nn.Linear(2, 2)
+    assert rounding_tolerance(torch.zeros(1), model) == 0.002
+    assert rounding_tolerance(torch.zeros(1, dtype=torch.bfloat16), model) == pytest.approx(0.0884, abs=1e-4)
+    assert rounding_tolerance(torch.zeros(1), nn.Linear(2, 2).half()) == pytest.approx(0.03125)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert rounding_tolerance(torch.zeros(1), model) == pytest.approx(0.0884, abs=1e-4)

@@ -1,0 +1,297 @@
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from al_lightning._lightning import LightningModule
+from al_lightning.posterior import MCDropout, dropout_mask
+
+K = 4
+
+
+def points(num_points=6, num_features=5):
+    return torch.randn(num_points, num_features, generator=torch.Generator().manual_seed(0))
+
+
+def mlp(*last, classes=3, dropout=0.5):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Linear(5, 16),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(16, 8),
+            nn.Dropout(0.2),
+            nn.Linear(8, classes),
+            *last,
+        )
+
+
+class Forward(nn.Module):
+    """A model whose forward is a function of an MLP and the inputs."""
+
+    def __init__(self, function, net=None):
+        super().__init__()
+        self.net = net or mlp()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.net, x)
+
+
+def predictions(model, batch, *, predict=None, num_samples=K, seed=1):
+    with MCDropout(predict=predict).sample(model, num_samples, seed=seed) as predict_batch:
+        return predict_batch(batch)
+
+
+def test_predictions_are_those_of_an_mlp_with_the_masks_written_out():
+    model, x = mlp(), points()
+    expected_B_K_C = []
+    for k in range(K):
+        first, second = (
+            dropout_mask((units,), p, seed=1, layer=layer, call=0, k=k).float() / (1 - p)
+            for units, p, layer in [(16, 0.5, "2"), (8, 0.2, "4")]
+        )
+        hidden = (x @ model[0].weight.T + model[0].bias).clamp_min(0) * first
+        logits = ((hidden @ model[3].weight.T + model[3].bias) * second) @ model[5].weight.T + model[5].bias
+        expected_B_K_C.append(logits - logits.exp().sum(dim=1, keepdim=True).log())
+    torch.testing.assert_close(predictions(model, x), torch.stack(expected_B_K_C, dim=1).detach())
+
+
+def test_mean_over_samples_of_the_logits_of_a_linear_model_is_its_logit():
+    linear = nn.Sequential(nn.Dropout(0.3), nn.Linear(5, 1))
+    log_probs_B_K_C = predictions(linear, points(), num_samples=2000)
+    logits_B_K = log_probs_B_K_C[:, :, 1] - log_probs_B_K_C[:, :, 0]
+    error_B = logits_B_K.mean(dim=1) - linear.eval()(points()).squeeze(1)
+    assert (error_B.abs() < 4 * logits_B_K.std(dim=1) / math.sqrt(2000)).all()
+
+
+def test_two_calls_of_one_dropout_have_two_masks():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x):
+            return torch.stack([self.drop(x).sum(dim=1), self.drop(x).sum(dim=1)], dim=1)
+
+    log_probs_B_K_C = predictions(Twice(), torch.ones(3, 50))
+    assert (log_probs_B_K_C[:, :, 0] != log_probs_B_K_C[:, :, 1]).any()
+
+
+@pytest.mark.parametrize("batch", [points(), (points(), torch.zeros(6)), [points(), "meta"]])
+def test_tensors_and_pairs_are_understood(batch):
+    torch.testing.assert_close(predictions(mlp(), batch), predictions(mlp(), points()))
+
+
+def test_any_batch_and_any_output_are_served_with_predict():
+    model = Forward(lambda net, x: {"logits": net(x)})
+    batch = {"image": points(), "id": ["a"] * 6}
+    log_probs_B_K_C = predictions(model, batch, predict=lambda module, batch: module(batch["image"])["logits"])
+    renamed = Forward(lambda net, x: net(x))
+    torch.testing.assert_close(log_probs_B_K_C, predictions(renamed, points()))
+
+
+def test_a_dict_without_predict_is_refused_with_the_remedy():
+    with pytest.raises(TypeError, match=r"dict with keys \['image'\](.|\n)*MCDropout\(predict=lambda"):
+        predictions(mlp(), {"image": points()})
+
+
+def test_an_output_that_is_a_dict_is_refused():
+    with pytest.raises(TypeError, match=r"The model returned a dict"):
+        predictions(Forward(lambda net, x: {"logits": net(x)}), points())
+
+
+def test_an_output_of_other_rows_is_refused_unless_predict_says_what_rows_are():
+    with pytest.raises(ValueError, match=r"returned shape \(3, 3\) for a batch of 6 rows"):
+        predictions(Forward(lambda net, x: net(x)[:3]), points())
+    time_first = points(12).reshape(2, 6, 5)
+    log_probs = predictions(mlp(), time_first, predict=lambda module, batch: module(batch[0]))
+    assert log_probs.shape == (6, K, 3)
+
+
+def test_log_probabilities_are_served_like_logits():
+    torch.testing.assert_close(predictions(mlp(nn.LogSoftmax(dim=1)), points()), predictions(mlp(), points()))
+
+
+@pytest.mark.parametrize("squeeze", [False, True])
+def test_a_single_logit_becomes_two_classes(squeeze):
+    model = Forward(lambda net, x: net(x).squeeze(1) if squeeze else net(x), mlp(classes=1))
+    two_logits = Forward(lambda net, x: functional.pad(net(x), (1, 0)), mlp(classes=1))
+    torch.testing.assert_close(predictions(model, points()), predictions(two_logits, points()))
+
+
+@pytest.mark.parametrize("last", [nn.Softmax(dim=1), nn.Sequential(nn.Softmax(dim=1), nn.Identity())])
+def test_a_softmax_at_the_end_is_refused(last):
+    with pytest.raises(ValueError, match=r"returns probabilities .*Leave the softmax out"):
+        predictions(mlp(last), points())
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_sigmoid_at_the_end_is_refused(classes):
+    with pytest.raises(ValueError, match="returns sigmoid probabilities, and logits are needed"):
+        predictions(mlp(nn.Sigmoid(), classes=classes), points())
+
+
+def test_single_logits_that_lie_in_the_unit_interval_are_not_taken_for_probabilities():
+    model = Forward(lambda net, x: net(x).sigmoid() * 0.5 + 0.25, mlp(classes=1))  # logits between 0.25 and 0.75
+    assert predictions(model, points()).shape == (6, K, 2)
+
+
+def test_nan_names_the_rows_of_the_batch():
+    x = points()
+    x[4] = math.nan
+    with pytest.raises(ValueError, match=r"NaN or infinite logits for 1 of 6 rows of the batch, .* \[4\]"):
+        predictions(mlp(), x)
+
+
+def test_nan_of_a_later_batch_is_refused_too():
+    with MCDropout().sample(mlp(), K, seed=0) as predict:
+        predict(points())
+        with pytest.raises(ValueError, match="NaN or infinite logits for 6 of 6 rows"):
+            predict(points() * math.nan)
+
+
+def test_a_model_without_dropout_is_refused():
+    with pytest.raises(ValueError, match=r"drew no mask in a forward pass of Linear, .* are: none"):
+        predictions(nn.Linear(5, 3), points())
+
+
+def test_a_model_whose_layers_all_have_p_0_is_refused_with_their_names():
+    with pytest.raises(ValueError, match=r"are: `0` \(Dropout, p=0.0\), `2` \(Dropout2d, p=0.0\)"):
+        predictions(nn.Sequential(nn.Dropout(0.0), nn.Linear(5, 3), nn.Dropout2d(0.0)), points())
+
+
+def test_dropout_that_does_not_reach_the_output_is_refused():
+    with pytest.raises(ValueError, match=r"All 4 samples predict exactly the same, .* `net.2` \(p=0.5\), `net.4`"):
+        predictions(Forward(lambda net, x: net(x) * 0 + x[:, :3]), points())
+
+
+def test_hidden_dropout_is_refused_before_the_first_batch():
+    model = nn.Sequential(nn.Dropout(), nn.LSTM(5, 3, num_layers=2, dropout=0.1))
+    with (
+        pytest.raises(ValueError, match=r"cannot reach the dropout inside `1` \(LSTM"),
+        MCDropout().sample(model, K, seed=0),
+    ):
+        pass
+
+
+def test_noise_of_the_model_itself_is_refused():
+    model = Forward(lambda net, x: net(x + torch.randn_like(x)))
+    with pytest.raises(
+        ValueError, match=r"One sample gave the same points other probabilities .*noise drawn in `forward`"
+    ):
+        predictions(model, points())
+
+
+def test_noise_is_seen_in_a_batch_that_cannot_be_cut_too():
+    model = Forward(lambda net, x: net(x + torch.randn_like(x)))
+    with pytest.raises(ValueError, match="One sample gave the same points other probabilities"):
+        predictions(model, {"x": points(), "text": ["a"]}, predict=lambda module, batch: module(batch["x"]))
+
+
+def test_batch_statistics_are_refused():
+    model = nn.Sequential(nn.BatchNorm1d(5, track_running_stats=False), *mlp())
+    with pytest.raises(ValueError, match="BatchNorm without running statistics"):
+        predictions(model, points() * 3)
+
+
+def test_time_before_batch_is_refused():
+    model = nn.Sequential(nn.Unflatten(1, (7, 5)), Forward(lambda net, x: net(x.transpose(0, 1))[-1]))
+    with pytest.raises(
+        ValueError, match=r"dropout in `1.net.2` saw masks of shape \(6, 16\) with p=0.5, and now \(3, 16\)"
+    ):
+        predictions(model, points(6, 35))
+
+
+def test_dropout_of_a_weight_is_refused():
+    class DropConnect(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return functional.linear(x, functional.dropout(self.linear.weight), self.linear.bias)
+
+    with pytest.raises(
+        ValueError, match=r"dropout in the model itself \(call 0\) has length 3 whatever the number of rows"
+    ):
+        predictions(DropConnect(), points())
+
+
+def test_batches_padded_to_different_lengths_are_refused():
+    model = Forward(lambda net, x: net(x).mean(dim=1))
+    with MCDropout().sample(model, K, seed=0) as predict:
+        predict(points(12).reshape(4, 3, 5))
+        with pytest.raises(ValueError, match=r"`net.2` saw masks of shape \(3, 16\) .* padded to one length"):
+            predict(points(8).reshape(4, 2, 5))
+
+
+def test_a_first_batch_of_one_row_leaves_the_check_to_the_next():
+    model = Forward(lambda net, x: net(x * len(x)))
+    with MCDropout().sample(model, K, seed=0) as predict:
+        predict(points(1))
+        with pytest.raises(ValueError, match="One sample gave the same points other probabilities"):
+            predict(points())
+
+
+def test_the_check_costs_one_forward_pass_in_all():
+    calls = []
+    model = Forward(lambda net, x: (calls.append(len(x)), net(x))[1])
+    with MCDropout().sample(model, K, seed=0) as predict:
+        predict(points())
+        predict(points())
+    assert calls == [6] * K + [3] + [6] * K
+
+
+def test_layers_run_in_evaluation_mode_and_only_during_predictions():
+    seen = []
+    model = Forward(lambda net, x: (seen.append([module.training for module in net]), net(x))[1]).train()
+    with MCDropout().sample(model, K, seed=0) as predict:
+        predict(points())
+        assert all(module.training for module in model.modules())
+    assert len(seen) == K + 1
+    assert not any(flag for flags in seen for flag in flags)
+
+
+def test_a_lightning_module_is_called_by_its_forward():
+    class Classifier(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.save_hyperparameters({"width": 16})
+            self.net = mlp()
+
+        def forward(self, x):
+            return self.net(x)
+
+    module = Classifier()
+    torch.testing.assert_close(predictions(module, points()), predictions(Forward(lambda net, x: net(x)), points()))
+    assert dict(module.hparams) == {"width": 16}
+    assert module.training
+
+
+def test_a_scripted_part_without_dropout_is_served():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        backbone = torch.jit.script(nn.Sequential(nn.Linear(5, 16), nn.ReLU()))
+        frozen = torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Linear(16, 16)).eval()))
+    model = nn.Sequential(backbone, frozen, nn.Dropout(), nn.Linear(16, 3)).train()
+    assert predictions(model, points()).shape == (6, K, 3)
+    assert backbone.training
+
+
+def test_bf16_autocast_gives_normalised_float32():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        log_probs_B_K_C = predictions(mlp(), points(), num_samples=8)
+    assert log_probs_B_K_C.dtype == torch.float32
+    torch.testing.assert_close(log_probs_B_K_C.exp().sum(dim=2), torch.ones(6, 8))
+    torch.testing.assert_close(log_probs_B_K_C, predictions(mlp(), points(), num_samples=8), atol=0.05, rtol=0)
+
+
+def test_inference_mode_around_the_call_changes_nothing():
+    with torch.inference_mode():
+        log_probs_B_K_C = predictions(mlp(), points())
+    torch.testing.assert_close(log_probs_B_K_C, predictions(mlp(), points()))

@@ -1,0 +1,142 @@
+import json
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from al_lightning import BALD, ActiveLearning, ActiveLearningDataModule, MCDropout
+from al_lightning.callback import derived_seed
+from al_lightning.information import mutual_information
+
+
+def test_a_plain_fit_is_one_round(make_trainer, make_model, make_data, make_callback):
+    callback, datamodule = make_callback(), make_data()
+    make_trainer(callback).fit(make_model(), datamodule=datamodule)
+    assert len(callback.rounds) == 1
+    assert datamodule.labels.num_labelled == 10
+    assert callback.stopped is None
+
+
+def test_the_ids_chosen_are_those_of_largest_bald_in_the_users_dataset(
+    make_trainer, make_model, make_data, make_callback
+):
+    callback, datamodule, model = make_callback(BALD(), num_samples=20), make_data(), make_model()
+    make_trainer(callback).fit(model, datamodule=datamodule)
+    acquired = callback.rounds[0].acquired
+    with MCDropout().sample(model, 20, seed=derived_seed(0, 0, "posterior")) as predict:
+        bald_N = mutual_information(predict(datamodule.inner.train_dataloader().dataset.tensors[0]))
+    bald_N[datamodule.labels.round_of_N == 0] = -1  # the initial ones were no pool
+    assert acquired == bald_N.topk(4).indices.tolist()
+    torch.testing.assert_close(torch.tensor(callback.rounds[0].scores), bald_N.topk(4).values, rtol=1e-4, atol=1e-5)
+
+
+def test_the_record_tells_what_was_chosen_and_what_it_says(make_trainer, make_model, make_data, make_callback):
+    callback, datamodule = make_callback(), make_data()
+    make_trainer(callback).fit(make_model(), datamodule=datamodule)
+    record = callback.rounds[0]
+    all_targets = datamodule.inner.train_dataloader().dataset.tensors[1]
+    assert record.targets == all_targets[record.acquired].tolist()
+    assert set(record.seconds) == {"fit", "predict", "acquire"}
+    information = record.information
+    assert information["num_samples"] == 8
+    assert information["mean_bald_picked"] > information["mean_bald_pool"] > 0
+    assert 0 < information["joint_mi_over_log_k"] <= 1.01
+
+
+def test_the_header_says_what_ran(make_trainer, make_model, make_data, make_callback, tmp_path):
+    make_trainer(make_callback(folder=tmp_path / "run")).fit(make_model(), datamodule=make_data(initial=[3, 1]))
+    header = json.loads((tmp_path / "run" / "rounds.jsonl").read_text().splitlines()[0])
+    assert (header["acquisition"], header["query_size"], header["num_samples"]) == ("BALD()", 4, 8)
+    assert (header["initial"], header["initial_targets"]) == ([1, 3], [1, 0])
+    assert (header["datamodule"], header["model"], header["num_points"]) == ("TinyData", "TinyModule", 60)
+    assert header["versions"]["torch"] == torch.__version__
+
+
+def test_testing_and_validating_with_the_callback_acquire_nothing(make_trainer, make_model, make_data, make_callback):
+    callback = make_callback()
+    trainer = make_trainer(callback)
+    trainer.validate(make_model(), datamodule=make_data(), verbose=False)
+    trainer.test(make_model(), datamodule=make_data(), verbose=False)
+    assert callback.rounds == []
+
+
+def test_a_seed_of_its_own_for_every_round_and_purpose():
+    seeds = [derived_seed(seed, index, name) for seed in (0, 1) for index in (0, 1) for name in ("fit", "posterior")]
+    assert len(set(seeds)) == 8
+    assert derived_seed(0, 0, "fit") == 2379222411
+
+
+def test_a_checkpoint_of_a_round_holds_its_labels_and_loads_safely(
+    make_trainer, make_model, make_data, make_callback, tmp_path
+):
+    checkpoint = ModelCheckpoint(dirpath=tmp_path / "ckpt")
+    datamodule = make_data()
+    make_trainer(checkpoint, make_callback(), enable_checkpointing=True).fit(make_model(), datamodule=datamodule)
+    state = torch.load(checkpoint.best_model_path, weights_only=True)
+    of_N = state["ActiveLearningDataModule"]["labels"]["round_of"]
+    assert (of_N >= 0).sum() == 6
+    assert datamodule.labels.num_labelled == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"query_size": 0}, "`query_size` is 0, but must be at least 1"),
+        ({"num_samples": 1}, "`num_samples` is 1, but must be at least 2"),
+        ({"max_labelled": 0}, "`max_labelled` is 0"),
+        ({"monitor": "val_acc"}, "`monitor` is 'val_acc' and `target` is None"),
+        ({"weights": "first"}, "`weights` is 'first'"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        ActiveLearning(BALD(), **arguments)
+
+
+def test_what_would_fail_after_the_training_is_refused_before_it(make_trainer, make_model, make_data, make_callback):
+    def refused(words, datamodule=None, *, error=ValueError, **arguments):
+        model, trainer = make_model(), make_trainer(make_callback(**arguments))
+        with pytest.raises(error, match=words):
+            trainer.fit(model, datamodule=datamodule or make_data())
+        assert trainer.global_step == 0
+
+    refused("`query_size` is 55, but the pool holds 54 samples", query_size=55)
+    refused("`max_labelled` is 5, but 6 samples are labelled already", max_labelled=5)
+    refused("`weights` is 'best', but the Trainer keeps no best checkpoint", weights="best")
+    refused("`datamodule` is a TinyData, but active learning needs", make_data().inner, error=TypeError)
+
+
+def test_a_model_without_dropout_is_refused_with_the_remedy(make_trainer, make_model, make_data, make_callback):
+    with pytest.raises(ValueError, match=r"(?i)dropout"):
+        make_trainer(make_callback()).fit(make_model(dropout=0.0), datamodule=make_data())
+
+
+def test_two_callbacks_are_refused_in_a_plain_fit_too(make_trainer, make_model, make_data, make_callback):
+    with pytest.raises(ValueError, match="The Trainer has 2 ActiveLearning callbacks"):
+        make_trainer(make_callback(), make_callback()).fit(make_model(), datamodule=make_data())
+
+
+def test_a_fit_that_did_not_train_is_an_error(make_trainer, make_model, make_data, make_callback):
+    with pytest.raises(RuntimeError, match="The fit ended without a single training step"):
+        make_trainer(make_callback(), limit_train_batches=0).fit(make_model(), datamodule=make_data())
+
+
+def test_predictions_that_are_nan_end_the_run_with_the_ids(make_trainer, make_model, make_callback, make_data):
+    datamodule = make_data(initial=[0, 1, 2])
+    inner = datamodule.inner
+    dataset = inner.train_dataloader().dataset
+    dataset.tensors[0][7] = torch.nan
+    inner._part = lambda num, seed, part=inner._part: dataset if seed == 0 else part(num, seed)
+    with pytest.raises(ValueError, match=r"NaN at 1 of 57 pool points, first at the samples \[7\]"):
+        make_trainer(make_callback()).fit(make_model(), datamodule=datamodule)
+
+
+def test_labels_outside_the_classes_are_lightnings_and_torchs_own_error(make_trainer, make_model, make_callback, make_data):
+    datamodule = make_data(initial=[0, 1, 2])
+    assert isinstance(datamodule, ActiveLearningDataModule)
+    inner = datamodule.inner
+    dataset = inner.train_dataloader().dataset
+    dataset.tensors[1][:] = 9
+    inner._part = lambda num, seed, part=inner._part: dataset if seed == 0 else part(num, seed)
+    with pytest.raises(IndexError, match="Target 9 is out of bounds"):
+        make_trainer(make_callback()).fit(make_model(), datamodule=datamodule)

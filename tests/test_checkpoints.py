@@ -1,0 +1,27 @@
+import pytest
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from al_lightning.checkpoints import check_best_is_kept, load_best, prefix_checkpoints
+
+
+def test_every_round_has_names_of_its_own(make_trainer):
+    plain, named = ModelCheckpoint(), ModelCheckpoint(filename="best-{val_loss:.2f}", save_last=True)
+    prefix_checkpoints(make_trainer(plain, named, enable_checkpointing=True), 7)
+    metrics = {"epoch": 3, "step": 12, "val_loss": 0.25}
+    assert plain.format_checkpoint_name(metrics) == "round=007-epoch=3-step=12.ckpt"
+    assert named.format_checkpoint_name(metrics) == "round=007-best-val_loss=0.25.ckpt"
+    assert named.CHECKPOINT_NAME_LAST == "round=007-last"
+    assert ModelCheckpoint.CHECKPOINT_NAME_LAST == "last"
+
+
+@pytest.mark.parametrize("callbacks", [[], [ModelCheckpoint()]])
+def test_best_weights_that_nobody_keeps_are_refused(callbacks, make_trainer):
+    with pytest.raises(ValueError, match=r"`weights` is 'best', but the Trainer keeps no best checkpoint. Add"):
+        check_best_is_kept(make_trainer(*callbacks, enable_checkpointing=bool(callbacks)))
+
+
+def test_a_best_checkpoint_that_was_never_saved_is_an_error(make_trainer, make_model):
+    trainer = make_trainer(ModelCheckpoint(monitor="val_loss"), enable_checkpointing=True)
+    check_best_is_kept(trainer)
+    with pytest.raises(RuntimeError, match="the fit saved no best checkpoint"):
+        load_best(trainer, make_model())

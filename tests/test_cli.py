@@ -1,0 +1,173 @@
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from al_lightning import BatchBALD, read_journal
+from al_lightning.cli import main
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+QUICK = ["--trainer.max_epochs=1", "--data.samples_per_epoch=64", "--trainer.enable_progress_bar=false"]
+
+OWN_CODE = """
+import torch
+from pytorch_lightning import LightningDataModule, LightningModule
+from torch.utils.data import DataLoader, TensorDataset
+
+class OwnModule(LightningModule):
+    def __init__(self, width: int = 8):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Linear(3, width), torch.nn.Dropout(0.5), torch.nn.Linear(width, 2))
+    def forward(self, x):
+        return self.net(x)
+    def training_step(self, batch, batch_idx):
+        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+class OwnData(LightningDataModule):
+    def __init__(self, size: int = 30):
+        super().__init__()
+        self.size = size
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.randn(self.size, 3), torch.arange(self.size) % 2), batch_size=4)
+"""
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["al-lightning"])
+
+
+def run_folder(name="repeated_digits"):
+    return Path("runs") / name / "version_0"
+
+
+def first_callback(cli):
+    return next(callback for callback in cli.trainer.callbacks if hasattr(callback, "rounds"))
+
+
+def test_fit_runs_the_rounds_of_the_main_job_and_leaves_config_and_records():
+    cli = main(
+        ["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK, "--trainer.callbacks.max_labelled=30"]
+    )
+    header, rounds = read_journal(run_folder())
+    assert [entry.num_labelled for entry in rounds] == [10, 20, 30]
+    assert header["acquisition"] == "BatchBALD(num_configs=10000)"
+    assert rounds == first_callback(cli).rounds
+    assert sorted(header["initial_targets"]) == list(range(10))
+    saved = yaml.safe_load((run_folder() / "config.yaml").read_text())
+    assert saved["trainer"]["max_epochs"] == 1
+
+
+@pytest.mark.parametrize("name", ["bald", "random"])
+def test_an_overlay_changes_the_acquisition_and_nothing_else(name):
+    arguments = ["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK, "--trainer.callbacks.max_rounds=2"]
+    main([*arguments, "--config", str(CONFIGS / "acquisition" / f"{name}.yaml")])
+    header, rounds = read_journal(run_folder())
+    assert header["acquisition"] == {"bald": "BALD()", "random": "Random()"}[name]
+    assert [entry.num_labelled for entry in rounds] == [10, 20]
+    assert header["max_labelled"] == 150
+
+
+def test_the_saved_config_gives_the_same_run_again():
+    main(["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK, "--trainer.callbacks.max_rounds=2"])
+    main(["fit", "--config", str(run_folder() / "config.yaml")])
+    again = Path("runs") / "repeated_digits" / "version_1"
+    assert [r.acquired for r in read_journal(run_folder())[1]] == [r.acquired for r in read_journal(again)[1]]
+
+
+def test_another_seed_gives_another_run_on_the_same_initial_labels():
+    for seed in ("0", "1"):
+        arguments = ["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK]
+        main([*arguments, "--trainer.callbacks.max_rounds=2", "--seed_everything", seed])
+    journals = [read_journal(Path("runs") / "repeated_digits" / f"version_{n}") for n in (0, 1)]
+    assert journals[0][0]["initial"] == journals[1][0]["initial"]
+    assert journals[0][1][0].acquired != journals[1][1][0].acquired
+
+
+def test_a_users_own_classes_work_by_class_path(tmp_path, monkeypatch):
+    (tmp_path / "own_code.py").write_text(OWN_CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    cli = main(
+        [
+            "fit",
+            "--model=own_code.OwnModule",
+            "--model.width=16",
+            "--data=ActiveLearningDataModule",
+            "--data.datamodule=own_code.OwnData",
+            "--data.datamodule.size=40",
+            "--data.initial=4",
+            "--trainer.callbacks=ActiveLearning",
+            "--trainer.callbacks.acquisition=BatchBALD",
+            "--trainer.callbacks.acquisition.num_configs=50",
+            "--trainer.callbacks.query_size=3",
+            "--trainer.callbacks.num_samples=5",
+            "--trainer.callbacks.max_rounds=2",
+            "--optimizer=SGD",
+            "--optimizer.lr=0.01",
+            "--trainer.max_epochs=1",
+            "--trainer.logger=false",
+            "--trainer.accelerator=cpu",
+            "--trainer.enable_progress_bar=false",
+        ]
+    )
+    assert [entry.num_labelled for entry in first_callback(cli).rounds] == [4, 7]
+    assert first_callback(cli).acquisition == BatchBALD(num_configs=50)
+    assert cli.model.net[0].out_features == 16
+    assert len(cli.datamodule.labels) == 40
+
+
+def test_without_the_callback_fit_is_a_plain_fit_and_test_follows_from_its_checkpoint():
+    plain = ["--model=Classifier", "--model.net=MLP", "--model.net.in_features=64", "--model.net.num_classes=10"]
+    plain += ["--data=DigitsDataModule", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    cli = main(["fit", *plain, "--trainer.max_epochs=1", "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=."])
+    assert cli.trainer.global_step == cli.trainer.num_training_batches > 10
+    main(["test", *plain, "--trainer.logger=false", f"--ckpt_path={cli.trainer.checkpoint_callback.best_model_path}"])
+
+
+def test_print_config_shows_every_key(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), "--print_config"])
+    assert exit_info.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    callback = config["trainer"]["callbacks"][0]
+    assert callback["class_path"] == "al_lightning.ActiveLearning"
+    assert callback["init_args"]["acquisition"]["class_path"].endswith("BatchBALD")
+    assert {"query_size", "posterior", "weights", "seed", "max_labelled"} <= set(callback["init_args"])
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_is_accepted(path, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["fit", "--config", str(path), "--print_config"])
+    assert exit_info.value.code == 0
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--trainer.callbacks.acquisition=BatchBOLD", "BatchBOLD"),
+        ("--trainer.callbacks.query_sise=5", "query_sise"),
+        ("--data.initials=5", "initials"),
+    ],
+)
+def test_an_unknown_class_or_key_is_refused_by_name(argument, words, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), argument])
+    assert exit_info.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_checkpoint_to_resume_from_is_refused_for_now():
+    arguments = ["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK]
+    with pytest.raises(ValueError, match="`ckpt_path` is 'last', but the rounds start from the model's first weights"):
+        main([*arguments, "--ckpt_path=last"])
+
+
+def test_a_data_module_that_is_not_wrapped_is_refused():
+    arguments = ["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), "--data=DigitsDataModule"]
+    with pytest.raises(TypeError, match="`datamodule` is a DigitsDataModule, but active learning needs"):
+        main(arguments)

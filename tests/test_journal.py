@@ -1,0 +1,111 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from al_lightning.journal import Journal, Round, finite_or_none, read_journal, run_folder, write_atomically
+
+FIRST = Round(
+    round=0,
+    num_labelled=10,
+    num_pool=50,
+    acquired=[7, 3],
+    scores=[0.5, 0.25],
+    targets=[1, 0],
+    metrics={"test_acc": 0.75, "val_loss": None},
+    information={"joint_mi": 0.7},
+    seconds={"fit": 1.5, "predict": 0.5},
+)
+LAST = Round(round=1, num_labelled=12, num_pool=48, metrics={"test_acc": 0.8}, stopped="max_rounds=2 reached")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    journal = Journal(tmp_path / "run", {"acquisition": "BALD()"})
+    journal.write([FIRST])
+    journal.write([FIRST, LAST])
+    return tmp_path / "run"
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_was_written_is_read_back(folder):
+    header, rounds = read_journal(folder)
+    assert header["acquisition"] == "BALD()"
+    assert (header["schema"], header["version"]) == ("al_lightning.rounds", 1)
+    assert rounds == [FIRST, LAST]
+
+
+def test_each_line_is_plain_json(folder):
+    lines = (folder / "rounds.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("round") for line in lines] == [None, 0, 1]
+
+
+def test_the_csv_files_hold_a_row_a_round_and_a_row_a_sample(folder):
+    first, last = rows(folder / "rounds.csv")
+    assert (first["n_labelled"], first["test_acc"], first["joint_mi"], first["seconds_fit"]) == ("10", "0.75", "0.7", "1.5")
+    assert (last["n_labelled"], last["joint_mi"]) == ("12", "")
+    assert rows(folder / "acquisitions.csv") == [
+        {"round": "0", "rank": "0", "id": "7", "score": "0.5", "target": "1"},
+        {"round": "0", "rank": "1", "id": "3", "score": "0.25", "target": "0"},
+    ]
+
+
+def test_targets_that_nobody_knows_stay_empty(tmp_path):
+    journal = Journal(tmp_path, {})
+    journal.write([Round(round=0, num_labelled=1, num_pool=2, acquired=[1], scores=[0.5])])
+    assert [row["target"] for row in rows(tmp_path / "acquisitions.csv")] == [""]
+
+
+def test_a_folder_with_records_of_another_run_is_refused_and_kept(folder):
+    with pytest.raises(FileExistsError, match=r"rounds.jsonl holds the records of an earlier run.*folder=\.\.\."):
+        Journal(folder, {})
+    assert len(read_journal(folder)[1]) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_refused_by_its_path(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match=r"The run folder .*file/run cannot be written.*folder=\.\.\."):
+        Journal(tmp_path / "file" / "run", {})
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "records"
+    write_atomically(path, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, "new and longer")
+    assert path.read_text() == "old"
+
+
+def test_a_folder_that_is_no_run_and_a_version_from_the_future_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no run folder: it has no rounds.jsonl"):
+        read_journal(tmp_path)
+    (tmp_path / "rounds.jsonl").write_text('{"schema": "al_lightning.rounds", "version": 99}\n')
+    with pytest.raises(ValueError, match="version 99, but this version of al_lightning reads"):
+        read_journal(tmp_path)
+
+
+def test_a_number_that_json_does_not_know_becomes_none():
+    assert [finite_or_none(value) for value in (0.5, float("nan"), float("inf"))] == [0.5, None, None]
+
+
+def test_without_a_logger_every_run_has_a_folder_of_its_own(make_trainer, tmp_path):
+    assert run_folder(make_trainer()) == tmp_path / "active_learning" / "version_0"
+    (tmp_path / "active_learning" / "version_0").mkdir(parents=True)
+    assert run_folder(make_trainer()) == tmp_path / "active_learning" / "version_1"
+
+
+def test_with_a_logger_the_records_lie_beside_its_files(make_trainer, tmp_path):
+    from pytorch_lightning.loggers import CSVLogger
+
+    logger = CSVLogger(tmp_path, name="mine")
+    assert run_folder(make_trainer(logger=logger)) == Path(logger.log_dir)

@@ -1,0 +1,153 @@
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.cli import LightningCLI
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from al_lightning.models import MLP, Classifier, PaperCNN
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),
+]
+
+
+class Table(nn.Module):
+    """Logits that a person can check: each input is its own row of logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(1))
+
+    def forward(self, inputs):
+        return inputs + self.shift
+
+
+def table_loader():
+    logits = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0], [1, 0, 0]])
+    return DataLoader(TensorDataset(logits, torch.tensor([0, 1, 0, 0, 2])), batch_size=3)
+
+
+def quiet_trainer(**arguments):
+    return Trainer(
+        **{
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_checkpointing": False,
+            "enable_model_summary": False,
+            "max_steps": 2,
+            **arguments,
+        }
+    )
+
+
+def test_mlp_has_the_layers_asked_for():
+    shapes = [tuple(p.shape) for p in MLP(12, num_classes=3, hidden=(5, 4)).parameters()]
+    assert shapes == [(5, 12), (5,), (4, 5), (4,), (3, 4), (3,)]
+    assert [tuple(p.shape) for p in MLP(12, num_classes=3, hidden=()).parameters()] == [(3, 12), (3,)]
+
+
+def test_mlp_drops_half_after_each_hidden_layer():
+    kinds = [type(layer).__name__ for layer in MLP(12, num_classes=3, hidden=(5, 4)).layers]
+    assert kinds == ["Flatten", "Linear", "ReLU", "Dropout", "Linear", "ReLU", "Dropout", "Linear"]
+    assert all(layer.p == 0.5 for layer in MLP(12, num_classes=3).modules() if isinstance(layer, nn.Dropout))
+
+
+def test_the_papers_net_is_the_papers():
+    net = PaperCNN()
+    kinds = [type(layer).__name__ for layer in (*net.features, *net.head)]
+    convolution = ["Conv2d", "Dropout2d", "MaxPool2d", "ReLU"]
+    assert kinds == [*convolution, *convolution, "Flatten", "Linear", "Dropout", "ReLU", "Linear"]
+    sizes = [tuple(p.shape) for p in net.parameters() if p.ndim > 1]
+    assert sizes == [(32, 1, 5, 5), (64, 32, 5, 5), (128, 1024), (10, 128)]
+
+
+def test_the_papers_net_takes_other_channels_and_classes():
+    assert PaperCNN(channels=3, num_classes=47)(torch.zeros(2, 3, 28, 28)).shape == (2, 47)
+
+
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_loss_and_accuracy_are_means_over_samples_and_not_over_batches(stage):
+    trainer = quiet_trainer()
+    run = trainer.validate if stage == "val" else trainer.test
+    metrics = run(Classifier(Table()), table_loader(), verbose=False)[0]
+    right, wrong = torch.tensor([1.0, 0, 0]).log_softmax(0)[:2].neg().tolist()
+    assert metrics[f"{stage}_acc"] == pytest.approx(3 / 5)  # batches of 3 and 2: their own mean is 7/12
+    assert metrics[f"{stage}_loss"] == pytest.approx((3 * right + 2 * wrong) / 5)
+
+
+def test_metrics_start_afresh_with_each_run():
+    model, trainer = Classifier(Table()), quiet_trainer()
+    runs = [trainer.validate(model, table_loader(), verbose=False)[0]["val_acc"] for _ in range(2)]
+    assert runs == pytest.approx([3 / 5, 3 / 5])
+
+
+def test_training_logs_its_loss_and_steps_as_plain_torch_does():
+    def net():
+        torch.manual_seed(0)
+        return MLP(3, num_classes=3, hidden=(8,), dropout=0.0)
+
+    model, trainer = Classifier(net(), lr=0.1, weight_decay=0.01), quiet_trainer(max_epochs=2, max_steps=-1)
+    trainer.fit(model, table_loader(), table_loader())
+    plain = net()
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.1, weight_decay=0.01)
+    for _ in range(2):
+        total = 0.0
+        for inputs, targets in table_loader():
+            loss = nn.functional.cross_entropy(plain(inputs), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(targets)
+    for ours, theirs in zip(model.net.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert trainer.callback_metrics["train_loss"].item() == pytest.approx(total / 5)
+    assert {"train_loss", "val_loss", "val_acc"} <= set(trainer.callback_metrics)
+
+
+@pytest.mark.parametrize("with_targets", [True, False])
+def test_prediction_takes_inputs_with_and_without_targets(with_targets):
+    inputs, _ = table_loader().dataset.tensors
+    loader = table_loader() if with_targets else DataLoader(inputs, batch_size=3)
+    predicted = quiet_trainer().predict(Classifier(Table()), loader)
+    assert torch.equal(torch.cat(predicted), inputs)
+
+
+def test_a_checkpoint_holds_the_weights_and_the_hyper_parameters_but_no_net(tmp_path):
+    model, trainer = Classifier(Table(), lr=0.5), quiet_trainer()
+    trainer.fit(model, table_loader(), table_loader())
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    checkpoint = torch.load(tmp_path / "model.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"] == {"lr": 0.5, "weight_decay": 0.0}
+    assert list(checkpoint["state_dict"]) == ["net.shift"]  # accuracies are no weights
+    assert torch.equal(Classifier.load_from_checkpoint(tmp_path / "model.ckpt", net=Table()).net.shift, model.net.shift)
+
+
+@pytest.mark.parametrize("lr", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_learning_rate_that_cannot_train_is_refused(lr):
+    with pytest.raises(ValueError, match=r"`lr` is .*, but a learning rate must be positive and finite"):
+        Classifier(Table(), lr=lr)
+
+
+def test_the_command_line_builds_it_from_yaml(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train"])
+    (tmp_path / "config.yaml").write_text("""
+model:
+  class_path: al_lightning.models.Classifier
+  init_args:
+    lr: 0.01
+    net: {class_path: al_lightning.models.MLP, init_args: {in_features: 64, num_classes: 10, hidden: [32]}}
+data: {class_path: al_lightning.data.DigitsDataModule, init_args: {batch_size: 16}}
+trainer: {accelerator: cpu, logger: false, enable_checkpointing: false}
+""")
+    cli = LightningCLI(
+        args=["--config", str(tmp_path / "config.yaml")],
+        run=False,
+        save_config_callback=None,
+        seed_everything_default=False,
+    )
+    assert cli.model.lr == 0.01
+    assert [layer.out_features for layer in cli.model.net.layers if isinstance(layer, nn.Linear)] == [32, 10]
+    assert cli.datamodule.batch_size == 16
