@@ -108,6 +108,8 @@ class ActiveLearning(Callback):
         for name, least in {"query_size": 1, "num_samples": 2}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but must be at least {least}.")
+        if weights not in {"last", "best"}:
+            raise ValueError(f"`weights` is {weights!r}, but must be 'last' or 'best'.")
 
     # ---- Lightning's hooks ----
 
@@ -137,10 +139,6 @@ class ActiveLearning(Callback):
         if self.weights == "best":
             metrics |= load_best(trainer, pl_module)
         self._finish_round(trainer, pl_module, metrics, seconds)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The number of finished rounds; the records themselves are in the journal."""
-        return {"num_rounds": len(self.rounds)}
 
     # ---- one round ----
 

@@ -33,8 +33,8 @@ class ActiveLearningCLI(LightningCLI):
         active_fit(self.trainer, model, wrapped_datamodule(datamodule), seed=seed)
 
 
-def main(args: "ArgsType" = None) -> ActiveLearningCLI:
-    """Entry point of `al-lightning` and `python -m al_lightning`."""
+def run(args: "ArgsType" = None) -> ActiveLearningCLI:
+    """Parse `args` (by default the command line), run the subcommand, and give back what was built."""
     return ActiveLearningCLI(
         LightningModule,
         LightningDataModule,
@@ -43,3 +43,8 @@ def main(args: "ArgsType" = None) -> ActiveLearningCLI:
         seed_everything_default=0,  # the same command gives the same run
         args=args,
     )
+
+
+def main() -> None:
+    """Entry point of `al-lightning` and `python -m al_lightning`."""
+    run()

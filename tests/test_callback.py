@@ -63,7 +63,7 @@ def test_testing_and_validating_with_the_callback_acquire_nothing(make_trainer, 
 def test_a_seed_of_its_own_for_every_round_and_purpose():
     seeds = [derived_seed(seed, index, name) for seed in (0, 1) for index in (0, 1) for name in ("fit", "posterior")]
     assert len(set(seeds)) == 8
-    assert derived_seed(0, 0, "fit") == 2379222411
+    assert derived_seed(0, 0, "fit") == 2890928278
 
 
 def test_a_checkpoint_of_a_round_holds_its_labels_and_loads_safely(

@@ -40,6 +40,7 @@ def test_trainer_and_model_are_handed_back_as_they_were(fitted):
     assert [module.training for module in model.modules()] == modes
 
 
+@pytest.mark.filterwarnings("ignore:You have overridden .* in `LightningModule` but have passed in a")
 def test_the_trainer_says_that_it_predicts_and_the_users_transfer_hooks_run(make_trainer, make_model, make_data):
     seen = []
 

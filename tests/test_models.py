@@ -133,6 +133,7 @@ def test_a_learning_rate_that_cannot_train_is_refused(lr):
 
 def test_the_command_line_builds_it_from_yaml(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train"])
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     (tmp_path / "config.yaml").write_text("""
 model:
   class_path: al_lightning.models.Classifier

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 # Measured for M = 10,000, K = 100, C = 10 on one and two threads: flat within 5 % around these sizes.
-CONFIGURATIONS_PER_BLOCK = 512
+CONFIGURATIONS_PER_BLOCK = 256
 ELEMENTS_PER_BLOCK = 2**19  # two buffers of this size
 ELEMENTS_PER_BLOCK_CUDA = 2**25
 
@@ -49,9 +49,9 @@ def mean_mixture_entropy(weights_M_K: Tensor, probs_M: Tensor, probs_B_K_C: Tens
     """
     num_points, num_samples, num_classes = probs_B_K_C.shape
     rows_R_K = probs_B_K_C.transpose(1, 2).reshape(num_points * num_classes, num_samples)
-    entropies_R = rows_R_K.new_zeros(len(rows_R_K))
+    entropies_R = torch.zeros(len(rows_R_K), dtype=torch.float64, device=rows_R_K.device)
     if num_points == 0:
-        return entropies_R
+        return entropies_R.to(rows_R_K.dtype)
     block_m = min(CONFIGURATIONS_PER_BLOCK, len(weights_M_K))
     elements = ELEMENTS_PER_BLOCK_CUDA if rows_R_K.is_cuda else ELEMENTS_PER_BLOCK
     block_r = min(elements // block_m, len(rows_R_K))
@@ -60,7 +60,7 @@ def mean_mixture_entropy(weights_M_K: Tensor, probs_M: Tensor, probs_B_K_C: Tens
         for rows_r_K, entropies_r in zip(rows_R_K.split(block_r), entropies_R.split(block_r), strict=True):
             for weights_m_K, probs_m in zip(weights_M_K.split(block_m), probs_M.split(block_m), strict=True):
                 _add_block(entropies_r, weights_m_K, probs_m, rows_r_K, buffers)
-    return entropies_R.view(num_points, num_classes).sum(dim=1)
+    return entropies_R.view(num_points, num_classes).sum(dim=1).to(rows_R_K.dtype)
 
 
 def _add_block(entropies_r: Tensor, weights_m_K: Tensor, probs_m: Tensor, rows_r_K: Tensor, buffers: Tensor) -> None:
@@ -71,4 +71,4 @@ def _add_block(entropies_r: Tensor, weights_m_K: Tensor, probs_m: Tensor, rows_r
     # log of a clamped q, because 0 * log(tiny) = 0 is exact and torch.special.entr takes more than twice as long.
     torch.clamp(q_m_r, min=torch.finfo(q_m_r.dtype).tiny, out=log_m_r)
     q_m_r.mul_(log_m_r.log_())
-    entropies_r.addmv_(q_m_r.t(), probs_m, alpha=-1)
+    entropies_r.sub_(torch.mv(q_m_r.t(), probs_m))

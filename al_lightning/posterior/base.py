@@ -1,8 +1,9 @@
 """What we do not know about the weights, as a function from a batch to the predictions of K networks."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,12 +11,13 @@ Predict = Callable[[Any], Tensor]
 """A batch of the pool loader -> `log_probs_B_K_C`: normalised, float32, no gradient, rows in the order of the batch."""
 
 
-class Posterior(Protocol):
+class Posterior(ABC):
     """Samples of the weights of a trained model.
 
-    Our own posteriors inherit from it, so that a YAML file can give their short class name; yours need not.
+    A base class only so that YAML can name its subclasses by short name.
     """
 
+    @abstractmethod
     def sample(self, model: nn.Module, num_samples: int, *, seed: int) -> AbstractContextManager[Predict]:
         """Draw K weights once; every call of the result uses them, so predictions are joint over batches and ranks.
 
@@ -28,4 +30,3 @@ class Posterior(Protocol):
             num_samples: K, at least 2: a single network is never in doubt about itself.
             seed: Decides the K networks, and nothing else does.
         """
-        ...

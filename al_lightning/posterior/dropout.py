@@ -126,9 +126,8 @@ class _Samples:
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """All of `model` in evaluation mode, flag by flag: `train()` of a user's module may do more than set the flag."""
-    training = [
-        module for module in model.modules() if getattr(module, "training", False)
-    ]  # frozen TorchScript has none
+    # A frozen TorchScript module has no flag.
+    training = [module for module in model.modules() if getattr(module, "training", False)]
     try:
         for module in training:
             module.training = False

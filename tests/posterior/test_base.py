@@ -244,11 +244,6 @@ def test_numbers_that_are_no_int_are_refused(posterior, model, argument, value):
         pass
 
 
-def test_posteriors_are_their_hyperparameters():
-    assert repr(MCDropout()) == "MCDropout(predict=None)"
-    assert MCDropout() == MCDropout()
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="compares a GPU with the CPU")
 def test_a_gpu_samples_the_same_networks(posterior, model):
     log_probs_N_K_C = predictions(posterior, model, points())

@@ -1,7 +1,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
+from al_lightning.posterior import MCDropout
 from al_lightning.posterior.check import (
     refuse_dependence_on_batch,
     refuse_equal_samples,
@@ -13,6 +15,34 @@ from al_lightning.posterior.check import (
 from al_lightning.posterior.interception import LayerMasks
 
 MASKS = {("head.1", 0): LayerMasks(0.5, torch.ones(2, 3, dtype=torch.bool))}
+K = 4
+
+
+def points(num_points=6, num_features=5):
+    return torch.randn(num_points, num_features, generator=torch.Generator().manual_seed(0))
+
+
+def mlp():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 3))
+
+
+class Forward(nn.Module):
+    """A model whose forward is a function of an MLP and the inputs."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.net = mlp()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.net, x)
+
+
+def predictions(model, batch, *, predict=None):
+    with MCDropout(predict=predict).sample(model, K, seed=1) as predict_batch:
+        return predict_batch(batch)
 
 
 def test_a_model_without_dropout_is_told_so():
@@ -80,3 +110,71 @@ def test_the_tolerance_follows_the_coarsest_number_format_in_use():
     assert rounding_tolerance(torch.zeros(1), nn.Linear(2, 2).half()) == pytest.approx(0.03125)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert rounding_tolerance(torch.zeros(1), model) == pytest.approx(0.0884, abs=1e-4)
+
+
+def test_noise_of_the_model_itself_is_refused():
+    model = Forward(lambda net, x: net(x + torch.randn_like(x)))
+    with pytest.raises(
+        ValueError, match=r"One sample gave the same points other probabilities .*noise drawn in `forward`"
+    ):
+        predictions(model, points())
+
+
+def test_noise_is_seen_in_a_batch_that_cannot_be_cut_too():
+    model = Forward(lambda net, x: net(x + torch.randn_like(x)))
+    with pytest.raises(ValueError, match="One sample gave the same points other probabilities"):
+        predictions(model, {"x": points(), "text": ["a"]}, predict=lambda module, batch: module(batch["x"]))
+
+
+def test_batch_statistics_are_refused():
+    model = nn.Sequential(nn.BatchNorm1d(5, track_running_stats=False), *mlp())
+    with pytest.raises(ValueError, match="BatchNorm without running statistics"):
+        predictions(model, points() * 3)
+
+
+def test_time_before_batch_is_refused():
+    model = nn.Sequential(nn.Unflatten(1, (7, 5)), Forward(lambda net, x: net(x.transpose(0, 1))[-1]))
+    with pytest.raises(
+        ValueError, match=r"dropout in `1.net.2` saw masks of shape \(6, 16\) with p=0.5, and now \(3, 16\)"
+    ):
+        predictions(model, points(6, 35))
+
+
+def test_dropout_of_a_weight_is_refused():
+    class DropConnect(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return functional.linear(x, functional.dropout(self.linear.weight), self.linear.bias)
+
+    with pytest.raises(
+        ValueError, match=r"dropout in the model itself \(call 0\) has length 3 whatever the number of rows"
+    ):
+        predictions(DropConnect(), points())
+
+
+def test_batches_padded_to_different_lengths_are_refused():
+    model = Forward(lambda net, x: net(x).mean(dim=1))
+    with MCDropout().sample(model, K, seed=0) as predict:
+        predict(points(12).reshape(4, 3, 5))
+        with pytest.raises(ValueError, match=r"`net.2` saw masks of shape \(3, 16\) .* padded to one length"):
+            predict(points(8).reshape(4, 2, 5))
+
+
+def test_a_first_batch_of_one_row_leaves_the_check_to_the_next():
+    model = Forward(lambda net, x: net(x * len(x)))
+    with MCDropout().sample(model, K, seed=0) as predict:
+        predict(points(1))
+        with pytest.raises(ValueError, match="One sample gave the same points other probabilities"):
+            predict(points())
+
+
+def test_the_check_costs_one_forward_pass_in_all():
+    calls = []
+    model = Forward(lambda net, x: (calls.append(len(x)), net(x))[1])
+    with MCDropout().sample(model, K, seed=0) as predict:
+        predict(points())
+        predict(points())
+    assert calls == [6] * K + [3] + [6] * K

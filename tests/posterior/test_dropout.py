@@ -47,6 +47,11 @@ def predictions(model, batch, *, predict=None, num_samples=K, seed=1):
         return predict_batch(batch)
 
 
+def test_posteriors_are_their_hyperparameters():
+    assert repr(MCDropout()) == "MCDropout(predict=None)"
+    assert MCDropout() == MCDropout()
+
+
 def test_predictions_are_those_of_an_mlp_with_the_masks_written_out():
     model, x = mlp(), points()
     expected_B_K_C = []
@@ -177,74 +182,6 @@ def test_hidden_dropout_is_refused_before_the_first_batch():
         MCDropout().sample(model, K, seed=0),
     ):
         pass
-
-
-def test_noise_of_the_model_itself_is_refused():
-    model = Forward(lambda net, x: net(x + torch.randn_like(x)))
-    with pytest.raises(
-        ValueError, match=r"One sample gave the same points other probabilities .*noise drawn in `forward`"
-    ):
-        predictions(model, points())
-
-
-def test_noise_is_seen_in_a_batch_that_cannot_be_cut_too():
-    model = Forward(lambda net, x: net(x + torch.randn_like(x)))
-    with pytest.raises(ValueError, match="One sample gave the same points other probabilities"):
-        predictions(model, {"x": points(), "text": ["a"]}, predict=lambda module, batch: module(batch["x"]))
-
-
-def test_batch_statistics_are_refused():
-    model = nn.Sequential(nn.BatchNorm1d(5, track_running_stats=False), *mlp())
-    with pytest.raises(ValueError, match="BatchNorm without running statistics"):
-        predictions(model, points() * 3)
-
-
-def test_time_before_batch_is_refused():
-    model = nn.Sequential(nn.Unflatten(1, (7, 5)), Forward(lambda net, x: net(x.transpose(0, 1))[-1]))
-    with pytest.raises(
-        ValueError, match=r"dropout in `1.net.2` saw masks of shape \(6, 16\) with p=0.5, and now \(3, 16\)"
-    ):
-        predictions(model, points(6, 35))
-
-
-def test_dropout_of_a_weight_is_refused():
-    class DropConnect(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(5, 3)
-
-        def forward(self, x):
-            return functional.linear(x, functional.dropout(self.linear.weight), self.linear.bias)
-
-    with pytest.raises(
-        ValueError, match=r"dropout in the model itself \(call 0\) has length 3 whatever the number of rows"
-    ):
-        predictions(DropConnect(), points())
-
-
-def test_batches_padded_to_different_lengths_are_refused():
-    model = Forward(lambda net, x: net(x).mean(dim=1))
-    with MCDropout().sample(model, K, seed=0) as predict:
-        predict(points(12).reshape(4, 3, 5))
-        with pytest.raises(ValueError, match=r"`net.2` saw masks of shape \(3, 16\) .* padded to one length"):
-            predict(points(8).reshape(4, 2, 5))
-
-
-def test_a_first_batch_of_one_row_leaves_the_check_to_the_next():
-    model = Forward(lambda net, x: net(x * len(x)))
-    with MCDropout().sample(model, K, seed=0) as predict:
-        predict(points(1))
-        with pytest.raises(ValueError, match="One sample gave the same points other probabilities"):
-            predict(points())
-
-
-def test_the_check_costs_one_forward_pass_in_all():
-    calls = []
-    model = Forward(lambda net, x: (calls.append(len(x)), net(x))[1])
-    with MCDropout().sample(model, K, seed=0) as predict:
-        predict(points())
-        predict(points())
-    assert calls == [6] * K + [3] + [6] * K
 
 
 def test_layers_run_in_evaluation_mode_and_only_during_predictions():
