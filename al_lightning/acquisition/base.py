@@ -14,7 +14,7 @@ class Exchange(Protocol):
     """How processes agree that each hold one contiguous part of the pool, in the order of their ranks."""
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The tensors of all ranks, of equal shape and on the CPU, stacked on a new first axis; the same on each rank."""
+        """The tensors of all ranks, of one shape and on the CPU, stacked on a new first axis; the same on each rank."""
         ...
 
 
@@ -28,6 +28,7 @@ class Alone:
 
 
 ALONE = Alone()
+REFUSED = (-1, -1, -1, -1, -1)  # in place of a rank's report of offset, rows, total, K and C
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,13 @@ class Predictions:
         rows = len(self.indices_N)
         if self.log_probs_N_K_C is not None and len(self.log_probs_N_K_C) != rows:
             raise ValueError(
-                f"`indices_N` names {rows} points, but `log_probs_N_K_C` predicts {len(self.log_probs_N_K_C)}. Pass one id "
-                "for each row."
+                f"`indices_N` names {rows} points, but `log_probs_N_K_C` predicts {len(self.log_probs_N_K_C)}. "
+                "Pass one id for each row."
             )
         if self.offset < 0 or self.offset + rows > self.num_points:
             raise ValueError(
-                f"`offset` is {self.offset} for a part of {rows} points, but `total` is {self.num_points}. Pass this part's "
-                "first position and the size of the whole pool."
+                f"`offset` is {self.offset} for a part of {rows} points, but `total` is {self.num_points}. "
+                "Pass this part's first position and the size of the whole pool."
             )
 
     @property
@@ -70,7 +71,7 @@ class Predictions:
         return len(self.indices_N) if self.total is None else self.total
 
     def rows(self, positions_B: Tensor, *, exchange: Exchange = ALONE) -> Tensor:
-        """The log-probabilities at positions of the whole pool, wherever they are held (B, K, C, double, on the CPU)."""
+        """The log-probabilities at positions of the whole pool, whoever holds them (B, K, C, double, on the CPU)."""
         if self.log_probs_N_K_C is None:
             raise ValueError("`log_probs_N_K_C` is None: the pool was not predicted, so there are no rows to give.")
         local_B = positions_B.cpu() - self.offset
@@ -89,11 +90,12 @@ class Batch:
         positions: Rows of the whole pool (B, long).
         scores: What each was chosen for (B, double), higher is better; for BatchBALD the nats that it adds to the
             picks before it, so that their cumulative sum is the joint mutual information of the batch.
-        num_evaluated: How many gains BatchBALD computed over all its configurations; 0 where that means nothing.
+        num_evaluated: How many candidates BatchBALD evaluated in full over all picks, because no bound excluded them; 0
+            where that means nothing.
         leads: For BatchBALD, by how much each pick's gain exceeds the next best candidate's (B, nats); if no candidate
             is left, the gain itself.
-        lead_errors: The standard error of each lead from drawing configurations (B); 0 where all were enumerated. A lead
-            of few standard errors was decided by noise.
+        lead_errors: The standard error of each lead from drawing configurations (B); 0 where all were enumerated.
+            A lead of few standard errors was decided by noise.
     """
 
     positions: Tensor
@@ -134,41 +136,40 @@ def check_batch_size(batch_size: int, num_points: int) -> None:
 
 def checked_log_probs(predictions: Predictions, *, exchange: Exchange) -> Tensor:
     """This part's log-probabilities if every rank's are sound and the parts make up the pool; else all ranks raise."""
-    refusal = _refusal(predictions)
+    try:
+        log_probs_N_K_C = _sound_log_probs(predictions)
+    except (TypeError, ValueError):
+        exchange.gather(torch.tensor(REFUSED))  # the other ranks wait for this one
+        raise
+    report = [predictions.offset, len(log_probs_N_K_C), predictions.num_points, *log_probs_N_K_C.shape[1:]]
+    _check_parts(exchange.gather(torch.tensor(report)).tolist())
+    return log_probs_N_K_C.cpu() if log_probs_N_K_C.is_mps else log_probs_N_K_C  # scores need double precision
+
+
+def _sound_log_probs(predictions: Predictions) -> Tensor:
     log_probs_N_K_C = predictions.log_probs_N_K_C
-    is_sound = refusal is None and log_probs_N_K_C is not None
-    extent = [predictions.offset, len(predictions.indices_N), predictions.num_points]
-    axes = list(log_probs_N_K_C.shape[1:]) if is_sound and log_probs_N_K_C is not None else [0, 0]
-    reports_R = exchange.gather(torch.tensor([int(is_sound), *extent, *axes])).tolist()
-    if refusal is not None:
-        raise refusal
-    refused = [rank for rank, report in enumerate(reports_R) if not report[0]]
-    if refused or log_probs_N_K_C is None:
-        raise ValueError(f"`predictions` of rank {refused[0]} were refused; the error of that rank says why.")
-    next_offset = 0
-    for rank, (_, offset, rows, total, *axes_of_rank) in enumerate(reports_R):
-        if offset != next_offset or total != predictions.num_points or axes_of_rank != axes:
-            raise ValueError(
-                f"`predictions` of rank {rank} start at {offset} of {total} points with (K, C) = {axes_of_rank}, but must "
-                f"start at {next_offset} of {predictions.num_points} with {axes}. Give the ranks contiguous parts in order."
-            )
-        next_offset += rows
-    if next_offset != predictions.num_points:
-        raise ValueError(f"`predictions` hold {next_offset} points on all ranks, but `total` is {predictions.num_points}.")
+    if log_probs_N_K_C is None:
+        raise ValueError("`log_probs_N_K_C` is None, but this acquisition needs predictions of the pool.")
+    if len(log_probs_N_K_C) > 0 or log_probs_N_K_C.ndim != 3:  # noqa: PLR2004 - N, K and C; a part may be empty
+        check_log_probs(log_probs_N_K_C)
     return log_probs_N_K_C
 
 
-def _refusal(predictions: Predictions) -> TypeError | ValueError | None:
-    """Why this part's predictions cannot be used, kept until all ranks know; None if they can."""
-    if predictions.log_probs_N_K_C is None:
-        return ValueError("`log_probs_N_K_C` is None, but this acquisition needs predictions for the pool.")
-    if len(predictions.log_probs_N_K_C) == 0 and predictions.log_probs_N_K_C.ndim == 3:  # noqa: PLR2004 -- N, K, C
-        return None
-    try:
-        check_log_probs(predictions.log_probs_N_K_C)
-    except (TypeError, ValueError) as error:
-        return error
-    return None
+def _check_parts(reports_R: list[list[int]]) -> None:
+    next_offset, (_, _, first_total, *first_axes) = 0, reports_R[0]
+    for rank, (offset, rows, total, *axes) in enumerate(reports_R):
+        if rows < 0:
+            raise ValueError(f"`predictions` of rank {rank} were refused: the error of that rank says why.")
+        if (offset, total, axes) != (next_offset, first_total, first_axes):
+            raise ValueError(
+                f"`predictions` of rank {rank} have offset {offset}, total {total} and (K, C) {axes}, but must have "
+                f"{next_offset}, {first_total} and {first_axes}: the ranks hold contiguous parts in their order."
+            )
+        next_offset += rows
+    if next_offset != first_total:
+        raise ValueError(
+            f"`predictions` are of {next_offset} points on all ranks together, but `total` is {first_total}."
+        )
 
 
 def top(scores_N: Tensor, batch_size: int, *, offset: int = 0, exchange: Exchange = ALONE) -> Batch:

@@ -91,7 +91,7 @@ def _choose(
     check_batch_size(batch_size, predictions.num_points)
     log_probs_N_K_C = checked_log_probs(predictions, exchange=exchange)
     # Computed in double and rounded to single, so that equal points score equally wherever they lie, on whichever rank.
-    blocks = log_probs_N_K_C.split(ROWS_PER_BLOCK)
+    blocks = torch.split(log_probs_N_K_C, ROWS_PER_BLOCK)
     scores = [score(at_least_single(rows).double()).float() for rows in blocks if len(rows) > 0]
     scores_N = torch.cat(scores) if scores else torch.empty(0)
     return top(scores_N, batch_size, offset=predictions.offset, exchange=exchange)

@@ -37,6 +37,9 @@ class ActiveLearningDataModule(LightningDataModule):
     without a data module are wrapped by Lightning's own
     `ActiveLearningDataModule(LightningDataModule.from_datasets(train, val, test, batch_size=64))`.
 
+    With few labels the last batch may hold a single sample, on which BatchNorm raises: choose a batch size that leaves
+    none over, or `samples_per_epoch` as a multiple of it.
+
     Args:
         datamodule: An ordinary data module whose `train_dataloader()` returns one plain DataLoader. If it has a method
             `pool_dataset()`, that is the pool unless `pool` is given. `setup` runs with the global random generators

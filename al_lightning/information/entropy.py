@@ -14,13 +14,13 @@ def at_least_single(log_probs_N_K_C: Tensor) -> Tensor:
 
 
 def _rounding_allowed(dtype: torch.dtype) -> float:
-    """How far the log of a row's sum may lie from 0: log-probabilities near -log C are rounded relative to their size."""
+    """How far the log of a row's sum may lie from 0: log-probabilities are rounded relative to their size."""
     return max(1e-4, 8 * torch.finfo(dtype).eps)
 
 
 def _what_is_wrong(row_C: Tensor, *, where: str) -> str:
     if row_C.isnan().any():
-        return f"{where} holds NaN. Look for overflow in the model (half precision, learning rate); nothing is repaired here."
+        return f"{where} holds NaN. Look for overflow in the model: half precision, a high learning rate."
     total = row_C.exp().sum().item()
     if (row_C >= 0).all() and math.isclose(row_C.sum().item(), 1.0, abs_tol=0.01):
         return f"{where} looks like probabilities. Pass their logarithms: `probs_N_K_C.log()`."
@@ -55,8 +55,8 @@ def check_log_probs(log_probs_N_K_C: Tensor, *, name: str = "log_probs_N_K_C") -
     shape = tuple(log_probs_N_K_C.shape)
     if len(shape) != 3 or min(shape) < 1 or shape[2] < 2:  # noqa: PLR2004 -- axes N, K, C; a label needs two classes
         raise ValueError(
-            f"`{name}` has shape {shape}, but must be (points, posterior samples, classes) with at least one point, one "
-            "sample and two classes."
+            f"`{name}` has shape {shape}, but must be (points, posterior samples, classes) with at least one point, "
+            "one sample and two classes."
         )
     widened_N_K_C = log_probs_N_K_C.float() if torch.finfo(log_probs_N_K_C.dtype).bits < 32 else log_probs_N_K_C  # noqa: PLR2004
     allowed = _rounding_allowed(log_probs_N_K_C.dtype)
@@ -68,11 +68,13 @@ def check_log_probs(log_probs_N_K_C: Tensor, *, name: str = "log_probs_N_K_C") -
 
 def _entropy(log_probs_N_K_C: Tensor) -> Tensor:
     log_probs_N_C = log_probs_N_K_C.logsumexp(dim=1) - math.log(log_probs_N_K_C.shape[1])
-    return torch.special.entr(log_probs_N_C.exp()).sum(dim=1)
+    entropy_N: Tensor = torch.special.entr(log_probs_N_C.exp()).sum(dim=1)
+    return entropy_N
 
 
 def _conditional_entropy(log_probs_N_K_C: Tensor) -> Tensor:
-    return torch.special.entr(log_probs_N_K_C.exp()).sum(dim=2).mean(dim=1)
+    entropy_N: Tensor = torch.special.entr(log_probs_N_K_C.exp()).sum(dim=2).mean(dim=1)
+    return entropy_N
 
 
 def entropy(log_probs_N_K_C: Tensor) -> Tensor:
@@ -90,7 +92,7 @@ def conditional_entropy(log_probs_N_K_C: Tensor) -> Tensor:
     """E_w H[p(y|w)], the mean entropy under one posterior sample of each point (N, nats): noise that no label removes.
 
     Example:
-        >>> conditional_entropy(torch.tensor([[[0.5, 0.5], [1.0, 0.0]]]).log())  # one sample tosses a coin, one is certain
+        >>> conditional_entropy(torch.tensor([[[0.5, 0.5], [1.0, 0.0]]]).log())  # a coin, and certainty
         tensor([0.3466])
     """
     check_log_probs(log_probs_N_K_C)

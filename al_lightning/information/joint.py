@@ -78,7 +78,8 @@ class Configurations:
         noise_M = self.weights_M_K @ torch.special.entr(probs_K_C).sum(dim=1)
         mixtures_M_C = self.weights_M_K @ probs_K_C
         logs_M_C = mixtures_M_C.clamp_min(torch.finfo(mixtures_M_C.dtype).tiny).log_()
-        return -(mixtures_M_C * logs_M_C).sum(dim=1) - noise_M
+        information_M: Tensor = -(mixtures_M_C * logs_M_C).sum(dim=1) - noise_M
+        return information_M
 
     def mean(self, values_M: Tensor) -> Tensor:
         """The mean of a value over configurations (scalar)."""
@@ -112,8 +113,8 @@ class Configurations:
     def extended(self, log_probs_K_C: Tensor, *, num_configs: int, generator: torch.Generator) -> "Configurations":
         """The configurations after one more point is chosen.
 
-        Exact, all M * C, while they are at most `num_configs`. From then on `num_configs` draws, which are kept: each is
-        extended by a label drawn from its own prediction (common random numbers, nothing is redrawn).
+        Exact, all M * C, while they are at most `num_configs`. From then on `num_configs` draws, which are kept: each
+        is extended by a label drawn from its own prediction (common random numbers, nothing is redrawn).
 
         Args:
             log_probs_K_C: The predictions for the chosen point.
@@ -151,7 +152,7 @@ class Configurations:
         rows = max(1, ELEMENTS_PER_BLOCK // num_classes)
         labels = [
             _draw_labels(self.weights_M_K[some] @ probs_K_C, uniform_some)
-            for some, uniform_some in zip(parents.split(rows), uniform.split(rows), strict=True)
+            for some, uniform_some in zip(torch.split(parents, rows), torch.split(uniform, rows), strict=True)
         ]
         children, counts = torch.unique(parents * num_classes + torch.cat(labels), return_counts=True)
         joint = self.weights_M_K[children // num_classes] * probs_K_C.t()[children % num_classes]
@@ -165,9 +166,7 @@ def _draw_labels(probs_n_C: Tensor, uniform_n: Tensor) -> Tensor:
     return torch.searchsorted(cumulated_n_C, uniform_n[:, None] * cumulated_n_C[:, -1:], right=True).squeeze(1)
 
 
-def batch_information(
-    log_probs_B_K_C: Tensor, *, num_configs: int = 10_000, generator: torch.Generator
-) -> Tensor:
+def batch_information(log_probs_B_K_C: Tensor, *, num_configs: int = 10_000, generator: torch.Generator) -> Tensor:
     """Nats that each point of a batch adds to those before it (B, double): I[y_b; w | y_1 ... y_(b-1)].
 
     The cumulative sum is the joint mutual information of the batch, at most log K: a batch that comes near it has told
@@ -208,7 +207,9 @@ def joint_entropy(log_probs_N_K_C: Tensor) -> Tensor:
     probs_N_K_C = full_N_K_C.double().exp()
     left_M_K, right_M_K = (_joint_probs(half) for half in probs_N_K_C.tensor_split(2))  # their product is the table
     rows = max(1, ELEMENTS_PER_BLOCK // len(right_M_K))
-    blocks = [torch.special.entr(left_m_K @ right_M_K.t() / num_samples).sum() for left_m_K in left_M_K.split(rows)]
+    blocks = [
+        torch.special.entr(left_m_K @ right_M_K.t() / num_samples).sum() for left_m_K in torch.split(left_M_K, rows)
+    ]
     return torch.stack(blocks).sum().to(full_N_K_C.dtype)
 
 

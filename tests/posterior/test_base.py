@@ -150,7 +150,7 @@ def test_copies_of_one_point_are_predicted_alike(posterior, model):
 
 
 def test_another_seed_is_other_networks(posterior, model):
-    once, other = (predictions(posterior, model, points(), seed=seed) for seed in (3, 4))
+    once, other = predictions(posterior, model, points()), predictions(posterior, model, points(), seed=4)
     assert (once - other).abs().max() > 1e-3
 
 

@@ -171,6 +171,13 @@ def test_a_first_batch_of_one_row_leaves_the_check_to_the_next():
             predict(points())
 
 
+def test_a_first_batch_of_one_blank_row_on_which_all_samples_agree_is_no_reason_to_refuse():
+    with MCDropout().sample(nn.Sequential(nn.Dropout(), nn.Linear(5, 3)), K, seed=0) as predict:
+        blank_1_K_C = predict(torch.zeros(1, 5))
+        assert torch.equal(blank_1_K_C, blank_1_K_C[:, :1].expand(-1, K, -1))
+        predict(points())
+
+
 def test_the_check_costs_one_forward_pass_in_all():
     calls = []
     model = Forward(lambda net, x: (calls.append(len(x)), net(x))[1])

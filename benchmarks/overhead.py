@@ -1,0 +1,96 @@
+"""What the rounds cost beyond the fits: `active_fit` against the same fits called by hand, in one process.
+
+    python benchmarks/overhead.py --repeats 5
+
+By hand means what a user would write: a new Trainer, model and loader for each round, the same labels, steps and
+seeds. Acquiring is not counted (the rounds acquire at random, without predictions), so the difference is the rewinding
+of the Trainer, the restored weights, the journal and the log.
+"""
+
+import argparse
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from torch.utils.data import DataLoader, Subset
+
+from al_lightning import ActiveLearning, ActiveLearningDataModule, DigitsDataModule, Random, active_fit
+from al_lightning.callback import derived_seed
+from al_lightning.models import MLP, Classifier
+
+NUM_ROUNDS = 10
+
+
+def model() -> Classifier:
+    """The same weights each time."""
+    seed_everything(0, verbose=False)
+    return Classifier(MLP(64, num_classes=10))
+
+
+def trainer(folder: Path, *callbacks: ActiveLearning) -> Trainer:
+    """A Trainer as people have it, with early stopping and checkpoints."""
+    return Trainer(
+        accelerator="cpu",
+        max_epochs=10,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[EarlyStopping("val_loss", patience=20), ModelCheckpoint(monitor="val_loss"), *callbacks],
+    )
+
+
+def by_rounds(folder: Path) -> tuple[float, ActiveLearningDataModule]:
+    """Seconds of all rounds, tests left out, and the labels that they end with."""
+    data = ActiveLearningDataModule(DigitsDataModule(test_size=500), initial=10, samples_per_epoch=640)
+    del data.test_dataloader  # nothing to test: the fits by hand do not either
+    callback = ActiveLearning(Random(), query_size=10, max_rounds=NUM_ROUNDS)
+    net = model()
+    started = time.perf_counter()
+    active_fit(trainer(folder, callback), net, data)
+    return time.perf_counter() - started, data
+
+
+def by_hand(folder: Path, data: ActiveLearningDataModule) -> float:
+    """Seconds of the same fits, each on a new Trainer and model."""
+    train, of_N = data.inner.train_dataloader().dataset, data.labels.round_of_N
+    seconds = 0.0
+    for index in range(NUM_ROUNDS):
+        net = model()
+        labelled = ((of_N >= 0) & (of_N <= index)).nonzero().flatten().tolist()
+        seed_everything(derived_seed(0, index, "fit"), verbose=False)
+        started = time.perf_counter()
+        sampler = torch.utils.data.RandomSampler(labelled, num_samples=640)
+        loader = DataLoader(Subset(train, labelled), batch_size=64, sampler=sampler)
+        trainer(folder / str(index)).fit(net, loader, data.inner.val_dataloader())
+        seconds += time.perf_counter() - started
+    return seconds
+
+
+def main() -> None:
+    """Alternate the two, and print the median of the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    ratios = []
+    for repeat in range(-1, arguments.repeats):  # the first warms up
+        with tempfile.TemporaryDirectory() as folder:
+            rounds, data = by_rounds(Path(folder) / "rounds")
+            hand = by_hand(Path(folder) / "hand", data)
+        if repeat >= 0:
+            ratios.append(rounds / hand)
+            print(f"{NUM_ROUNDS} rounds {rounds:.2f} s, by hand {hand:.2f} s, ratio {ratios[-1]:.3f}", flush=True)
+    print(f"median ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from al_lightning.information import (
+    Configurations,
+    batch_information,
+    joint_entropy,
+    mutual_information,
+)
+
+OPPOSITE = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]], dtype=torch.float64).log()  # two certain models that disagree
+seeds = st.integers(0, 2**31)
+
+
+def random_log_probs(seed, num_points, num_samples=4, num_classes=3, *, sharpness=2.0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(num_points, num_samples, num_classes, generator=generator, dtype=torch.float64)
+    return (logits * sharpness).log_softmax(dim=2)
+
+
+def plain_joint_entropy(log_probs_N_K_C):
+    probs = log_probs_N_K_C.exp().tolist()
+    num_samples, num_classes = log_probs_N_K_C.shape[1:]
+    entropy = 0.0
+    for labels in itertools.product(range(num_classes), repeat=len(probs)):
+        likelihoods = [
+            math.prod(point[k][label] for point, label in zip(probs, labels, strict=True)) for k in range(num_samples)
+        ]
+        p = sum(likelihoods) / num_samples
+        entropy -= p * math.log(p) if p > 0 else 0.0
+    return entropy
+
+
+def plain_joint_information(log_probs_N_K_C):
+    noise = sum(plain_joint_entropy(row[None, None]) for point in log_probs_N_K_C for row in point)
+    return plain_joint_entropy(log_probs_N_K_C) - noise / log_probs_N_K_C.shape[1]
+
+
+def extended_by(log_probs_B_K_C, *, num_configs, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    configurations = Configurations.start(log_probs_B_K_C.shape[1])
+    for log_probs_K_C in log_probs_B_K_C:
+        configurations = configurations.extended(log_probs_K_C, num_configs=num_configs, generator=generator)
+    return configurations
+
+
+@given(seed=seeds, num_points=st.integers(1, 5))
+@settings(max_examples=20, deadline=None)
+def test_joint_entropy_equals_enumeration_in_plain_python(seed, num_points):
+    log_probs_N_K_C = random_log_probs(seed, num_points)
+    expected = plain_joint_entropy(log_probs_N_K_C)
+    assert_close(joint_entropy(log_probs_N_K_C).item(), expected)
+    assert joint_entropy(log_probs_N_K_C.float()).dtype == torch.float32
+    assert_close(joint_entropy(log_probs_N_K_C.float()).item(), expected, atol=1e-5, rtol=0)
+
+
+def test_joint_entropy_of_independent_labels_is_the_sum():
+    one_sample_N_1_C = random_log_probs(0, 10, num_samples=1)
+    each = torch.stack([joint_entropy(point[None]) for point in one_sample_N_1_C])
+    assert_close(joint_entropy(one_sample_N_1_C), each.sum())
+
+
+def test_a_copy_tells_nothing_new_when_every_model_is_certain():
+    assert_close(joint_entropy(OPPOSITE.repeat(20, 1, 1)).item(), math.log(2))
+
+
+def test_too_many_labellings_are_refused_with_the_way_out():
+    with pytest.raises(ValueError, match=r"has 24 points of 2 classes: .* use `batch_information`"):
+        joint_entropy(OPPOSITE.repeat(24, 1, 1))
+
+
+def test_exact_configurations_are_bayes_rule():
+    log_probs_2_K_C = random_log_probs(1, 2)
+    configurations = extended_by(log_probs_2_K_C, num_configs=9)
+    first_K_C, second_K_C = log_probs_2_K_C.exp()
+    joint_C_C_K = torch.einsum("kc,kd->cdk", first_K_C, second_K_C) / 4
+    assert configurations.is_exact
+    assert_close(configurations.probs_M, joint_C_C_K.sum(dim=2).flatten())
+    assert_close(configurations.weights_M_K, (joint_C_C_K / joint_C_C_K.sum(dim=2, keepdim=True)).flatten(0, 1))
+
+
+def test_impossible_labels_make_no_configuration():
+    configurations = extended_by(OPPOSITE.repeat(9, 1, 1), num_configs=10)
+    assert configurations.is_exact  # two of 2^9 labellings are possible
+    assert_close(configurations.weights_M_K, torch.eye(2).double().flip(0), check_stride=False) if (
+        configurations.weights_M_K[0, 0] == 0
+    ) else assert_close(configurations.weights_M_K, torch.eye(2).double())
+
+
+@given(seed=seeds, sharpness=st.sampled_from([0.3, 2.0, 10.0]))
+@settings(max_examples=20, deadline=None)
+def test_exact_gains_equal_enumeration_in_plain_python(seed, sharpness):
+    log_probs_N_K_C = random_log_probs(seed, 6, sharpness=sharpness)
+    chosen, candidates = log_probs_N_K_C[:3], log_probs_N_K_C[3:]
+    configurations = extended_by(chosen, num_configs=27)
+    before = plain_joint_information(chosen)
+    expected = [plain_joint_information(torch.cat([chosen, one[None]])) - before for one in candidates]
+    assert_close(configurations.gains(candidates), torch.tensor(expected).double(), atol=1e-6, rtol=0)
+    assert_close(configurations.gains(candidates.float()), torch.tensor(expected), atol=1e-5, rtol=0)
+    means = [configurations.mean(configurations.information(one)) for one in candidates]
+    assert_close(torch.stack(means), configurations.gains(candidates))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gains_of_half_precision_predictions_are_computed_in_single(dtype):
+    log_probs_N_K_C = random_log_probs(2, 5)
+    configurations = extended_by(log_probs_N_K_C[:2], num_configs=100)
+    gains_B = configurations.gains(log_probs_N_K_C.to(dtype))
+    assert gains_B.dtype == torch.float32
+    assert_close(gains_B.double(), configurations.gains(log_probs_N_K_C), atol=0.02, rtol=0)
+
+
+def test_drawn_configurations_are_merged_and_counted():
+    configurations = extended_by(random_log_probs(3, 6), num_configs=500)
+    assert not configurations.is_exact
+    assert configurations.counts_M.sum() == 500
+    assert len(configurations.counts_M) < 500
+    assert_close(configurations.probs_M, configurations.counts_M / 500, check_dtype=False)
+    assert_close(configurations.weights_M_K.sum(dim=1), torch.ones_like(configurations.probs_M))
+    assert len(configurations.weights_M_K.unique(dim=0)) == len(configurations.weights_M_K)
+
+
+def test_a_label_of_probability_zero_is_never_drawn():
+    some_classes_impossible = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0], [0.0, 0.1, 0.0, 0.9, 0.0]]).double().log()
+    configurations = extended_by(some_classes_impossible.repeat(8, 1, 1), num_configs=1000)
+    assert not configurations.is_exact
+    assert configurations.weights_M_K.isfinite().all()
+    assert len(configurations.counts_M) <= 2**8
+
+
+def test_drawn_configurations_are_kept_when_they_are_extended():
+    # Both models are certain of the first label, so each configuration's weights tell it for ever.
+    first = OPPOSITE
+    noisy = random_log_probs(4, 3, num_samples=2, num_classes=2, sharpness=0.3)
+    once = extended_by(torch.cat([first, noisy[:1]]), num_configs=3, seed=5)
+    later = once
+    for log_probs_K_C in noisy[1:]:
+        later = later.extended(log_probs_K_C, num_configs=3, generator=torch.Generator().manual_seed(6))
+    assert not once.is_exact
+    assert later.counts_M.sum() == 3
+    assert_close(later.probs_M @ later.weights_M_K, once.probs_M @ once.weights_M_K)
+
+
+def test_the_same_generator_draws_the_same_configurations():
+    log_probs_N_K_C = random_log_probs(5, 6)
+    one, same, other = (extended_by(log_probs_N_K_C, num_configs=50, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one.weights_M_K, same.weights_M_K)
+    assert torch.equal(one.counts_M, same.counts_M)
+    assert not torch.equal(one.probs_M, other.probs_M)
+
+
+def test_sampled_gains_are_unbiased_and_their_standard_error_is_honest():
+    log_probs_N_K_C = random_log_probs(6, 5, sharpness=1.0)
+    chosen, candidate = log_probs_N_K_C[:4], log_probs_N_K_C[4]
+    exact = extended_by(chosen, num_configs=81)
+    expected = exact.mean(exact.information(candidate))
+    assert exact.standard_error(exact.information(candidate)) == 0
+    gains, errors = [], []
+    for seed in range(300):
+        sampled = extended_by(chosen, num_configs=20, seed=seed)
+        gains.append(sampled.mean(sampled.information(candidate)))
+        errors.append(sampled.standard_error(sampled.information(candidate)))
+    spread = torch.stack(gains).std()
+    assert (torch.stack(gains).mean() - expected).abs() < 4 * spread / math.sqrt(300)
+    assert 0.5 * torch.stack(errors).mean() < spread < 1.2 * torch.stack(errors).mean()
+
+
+@given(seed=seeds, num_configs=st.sampled_from([40, 243]), sharpness=st.sampled_from([0.5, 3.0, 12.0]))
+@settings(max_examples=30, deadline=None)
+def test_grouping_bounds_every_gain_from_above(seed, num_configs, sharpness):
+    log_probs_N_K_C = random_log_probs(seed, 15, sharpness=sharpness)
+    configurations = extended_by(log_probs_N_K_C[:5], num_configs=num_configs)
+    grouped = configurations.grouped(6)
+    assert len(grouped.probs_M) <= 6 + 4
+    assert_close(grouped.probs_M.sum().item(), 1.0)
+    assert_close(grouped.weights_M_K.sum(dim=1), torch.ones_like(grouped.probs_M))
+    assert (grouped.gains(log_probs_N_K_C) >= configurations.gains(log_probs_N_K_C) - 1e-9).all()
+
+
+def test_few_configurations_need_no_grouping():
+    configurations = extended_by(random_log_probs(7, 2), num_configs=9)
+    assert configurations.grouped(9) is configurations
+
+
+def test_batch_information_adds_up_to_the_joint_information():
+    log_probs_B_K_C = random_log_probs(8, 5)
+    gains_B = batch_information(log_probs_B_K_C, num_configs=243, generator=torch.Generator())
+    assert_close(gains_B.sum().item(), plain_joint_information(log_probs_B_K_C))
+    assert_close(gains_B[:1], mutual_information(log_probs_B_K_C[:1]))
+    assert_close(gains_B[:3].sum().item(), plain_joint_information(log_probs_B_K_C[:3]))
+
+
+def test_batch_information_of_many_certain_points_is_the_log_of_the_number_of_samples():
+    bits = torch.tensor([[(k >> n) & 1 for k in range(8)] for n in range(3)])
+    certain_B_K_C = torch.nn.functional.one_hot(bits.repeat(10, 1), 2).double().log()
+    gains_B = batch_information(certain_B_K_C, num_configs=4, generator=torch.Generator().manual_seed(0))
+    assert_close(gains_B[:3], torch.full((3,), math.log(2)).double())
+    assert_close(gains_B.sum().item(), math.log(8))
