@@ -60,14 +60,14 @@ def test_the_environment_variable_decides(monkeypatch):
     monkeypatch.setenv("AL_LIGHTNING_PACKAGE", "lightning.pytorch")
     assert choose_flavour() == "lightning.pytorch"
     monkeypatch.setenv("AL_LIGHTNING_PACKAGE", "keras")
-    with pytest.raises(ValueError, match="AL_LIGHTNING_PACKAGE is 'keras', but must be one of pytorch_lightning, light"):
+    with pytest.raises(ValueError, match="AL_LIGHTNING_PACKAGE is 'keras', but must be one of"):
         choose_flavour()
 
 
 def test_both_packages_at_once_are_refused(monkeypatch):
     monkeypatch.delenv("AL_LIGHTNING_PACKAGE", raising=False)
     monkeypatch.setitem(sys.modules, "lightning.pytorch", sys)
-    with pytest.raises(ImportError, match="Both `pytorch_lightning` and `lightning.pytorch` are imported"):
+    with pytest.raises(ImportError, match=r"Both `pytorch_lightning` and `lightning.pytorch` are imported"):
         choose_flavour()
 
 
@@ -81,7 +81,7 @@ def test_neither_package_is_an_error_that_says_what_to_install(monkeypatch):
 
 def test_an_object_of_the_other_package_is_refused_by_naming_both():
     other = type("Trainer", (), {"__module__": "lightning.pytorch.trainer.trainer"})()
-    with pytest.raises(TypeError, match="`trainer` is a Trainer of `lightning.pytorch`, but al_lightning uses `pytorch_li"):
+    with pytest.raises(TypeError, match=r"Trainer of `lightning.pytorch`, but al_lightning uses `pytorch_lightning`"):
         check_flavour("trainer", other, Trainer)
     with pytest.raises(TypeError, match="`trainer` is a int, but must be a Trainer of `pytorch_lightning`"):
         check_flavour("trainer", 3, Trainer)

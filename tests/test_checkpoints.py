@@ -5,7 +5,8 @@ from al_lightning.checkpoints import check_best_is_kept, load_best, prefix_check
 
 
 def test_every_round_has_names_of_its_own(make_trainer):
-    plain, named = ModelCheckpoint(), ModelCheckpoint(monitor="val_loss", filename="best-{val_loss:.2f}", save_last=True)
+    plain = ModelCheckpoint()
+    named = ModelCheckpoint(monitor="val_loss", filename="best-{val_loss:.2f}", save_last=True)
     prefix_checkpoints(make_trainer(plain, named, enable_checkpointing=True), 7)
     metrics = {"epoch": 3, "step": 12, "val_loss": 0.25}
     assert plain.format_checkpoint_name(metrics) == "round=007-epoch=3-step=12.ckpt"

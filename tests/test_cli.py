@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -51,9 +52,7 @@ def first_callback(cli):
 
 
 def test_fit_runs_the_rounds_of_the_main_job_and_leaves_config_and_records():
-    cli = run(
-        ["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK, "--trainer.callbacks.max_labelled=30"]
-    )
+    cli = run(["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK, "--trainer.callbacks.max_labelled=30"])
     header, rounds = read_journal(run_folder())
     assert [entry.num_labelled for entry in rounds] == [10, 20, 30]
     assert header["acquisition"] == "BatchBALD(num_configs=10000)"
@@ -91,6 +90,25 @@ def test_another_seed_gives_another_run_on_the_same_initial_labels():
     assert journals[0][1][0].acquired != journals[1][1][0].acquired
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "AL_LIGHTNING_MNIST" not in os.environ, reason="AL_LIGHTNING_MNIST does not name a folder with MNIST's IDX files"
+)
+def test_two_rounds_on_real_mnist_with_a_pool_of_2000_images():
+    quick = ["--trainer.max_epochs=3", "--data.samples_per_epoch=640", "--trainer.callbacks.num_samples=10"]
+    quick += ["--trainer.callbacks.max_rounds=2", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+    quick += [f"--data.datamodule.root={os.environ['AL_LIGHTNING_MNIST']}", "--data.datamodule.num_train=2000"]
+    cli = run(["fit", "--config", str(CONFIGS / "mnist.yaml"), *quick])
+    header, (first, last) = read_journal(run_folder("mnist"))
+    assert sorted(header["initial_targets"]) == sorted([*range(10)] * 2)
+    assert (first.num_labelled, last.num_labelled, header["num_points"]) == (20, 30, 2000)
+    assert len(cli.datamodule.inner.test_dataloader().dataset) == 10_000
+    assert first.targets == cli.datamodule.targets_of(first.acquired)
+    assert first.metrics["test_acc"] > 0.4
+    assert 0 < first.information["joint_mi_over_log_k"] < 1.05
+
+
+@pytest.mark.filterwarnings("ignore:.*configure_optimizers` will be overridden by")
 def test_a_users_own_classes_work_by_class_path(tmp_path, monkeypatch):
     (tmp_path / "own_code.py").write_text(OWN_CODE)
     monkeypatch.syspath_prepend(tmp_path)
@@ -123,6 +141,7 @@ def test_a_users_own_classes_work_by_class_path(tmp_path, monkeypatch):
     assert len(cli.datamodule.labels) == 40
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_without_the_callback_fit_is_a_plain_fit_and_test_follows_from_its_checkpoint():
     plain = ["--model=Classifier", "--model.net=MLP", "--model.net.in_features=64", "--model.net.num_classes=10"]
     plain += ["--data=DigitsDataModule", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]

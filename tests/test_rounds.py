@@ -117,16 +117,15 @@ def test_the_global_generators_and_the_environment_are_given_back(
     assert "PL_SEED_WORKERS" not in os.environ
 
 
-def test_warm_start_continues_from_the_weights_of_the_round_before(
-    make_trainer, make_model, make_data, make_callback
-):
+def test_warm_start_continues_from_the_weights_of_the_round_before(make_trainer, make_model, make_data, make_callback):
     class Starts(Weights):
         def on_train_start(self, trainer, pl_module):
             self.on_train_end(trainer, pl_module)
 
     for warm_start in (False, True):
         seen = Seen()
-        active_fit(make_trainer(Starts(seen), make_callback(max_rounds=2, warm_start=warm_start)), make_model(), make_data())
+        callback = make_callback(max_rounds=2, warm_start=warm_start)
+        active_fit(make_trainer(Starts(seen), callback), make_model(), make_data())
         start, end, next_start, _ = (weights["net.0.weight"] for weights in seen)
         assert torch.equal(next_start, end if warm_start else start)
         assert not torch.equal(start, end)
@@ -144,7 +143,7 @@ def test_test_metrics_are_in_the_records_and_in_the_files(make_trainer, make_mod
 def test_the_tested_weights_are_those_of_the_best_checkpoint_when_asked_for(
     make_trainer, make_model, make_data, make_callback, tmp_path
 ):
-    checkpoint = ModelCheckpoint(dirpath=tmp_path / "ckpt", monitor="val_loss", mode="max")  # the worst is the best here
+    checkpoint = ModelCheckpoint(dirpath=tmp_path / "ckpt", monitor="val_loss", mode="max")  # not the last
     callback = make_callback(max_rounds=2, weights="best")
     model = make_model()
     rounds = active_fit(make_trainer(checkpoint, callback, enable_checkpointing=True), model, make_data())
@@ -161,7 +160,7 @@ def test_early_stopping_counts_afresh_in_every_round(make_trainer, make_model, m
     assert (stopping.wait_count, stopping.stopped_epoch) == (1, 1)
 
 
-def test_the_step_axis_of_the_loggers_goes_on_over_the_rounds(make_trainer, make_model, make_data, make_callback, tmp_path):
+def test_the_step_axis_of_the_loggers_goes_on(make_trainer, make_model, make_data, make_callback, tmp_path):
     class Steps(CSVLogger):
         seen = Seen()
 

@@ -11,7 +11,7 @@ def test_every_logger_receives_the_numbers_that_are_there(make_trainer, tmp_path
     loggers = [CSVLogger(tmp_path, name="a"), CSVLogger(tmp_path, name="b")]
     log_round(make_trainer(logger=loggers), {"n_labelled": 10, "test_acc": 0.5, "joint_mi": None})
     for logger in loggers:
-        with open(logger.experiment.metrics_file_path, newline="") as file:  # noqa: PTH123 - Lightning's own string
+        with open(logger.experiment.metrics_file_path, newline="") as file:
             assert list(csv.DictReader(file)) == [{"al/n_labelled": "10.0", "al/test_acc": "0.5", "step": "0"}]
 
 

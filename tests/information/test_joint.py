@@ -7,12 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from al_lightning.information import (
-    Configurations,
-    batch_information,
-    joint_entropy,
-    mutual_information,
-)
+from al_lightning.information import Configurations, batch_information, joint_entropy, mutual_information
 
 OPPOSITE = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]], dtype=torch.float64).log()  # two certain models that disagree
 seeds = st.integers(0, 2**31)
@@ -88,9 +83,7 @@ def test_exact_configurations_are_bayes_rule():
 def test_impossible_labels_make_no_configuration():
     configurations = extended_by(OPPOSITE.repeat(9, 1, 1), num_configs=10)
     assert configurations.is_exact  # two of 2^9 labellings are possible
-    assert_close(configurations.weights_M_K, torch.eye(2).double().flip(0), check_stride=False) if (
-        configurations.weights_M_K[0, 0] == 0
-    ) else assert_close(configurations.weights_M_K, torch.eye(2).double())
+    assert_close(configurations.weights_M_K, torch.eye(2).double())
 
 
 @given(seed=seeds, sharpness=st.sampled_from([0.3, 2.0, 10.0]))
@@ -128,7 +121,7 @@ def test_drawn_configurations_are_merged_and_counted():
 
 def test_a_label_of_probability_zero_is_never_drawn():
     some_classes_impossible = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0], [0.0, 0.1, 0.0, 0.9, 0.0]]).double().log()
-    configurations = extended_by(some_classes_impossible.repeat(8, 1, 1), num_configs=1000)
+    configurations = extended_by(some_classes_impossible.repeat(8, 1, 1), num_configs=100)
     assert not configurations.is_exact
     assert configurations.weights_M_K.isfinite().all()
     assert len(configurations.counts_M) <= 2**8

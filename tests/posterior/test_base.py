@@ -127,8 +127,7 @@ def assert_same_state(once, again):
 def test_predictions_are_normalised_float32_of_k_samples_without_gradient(posterior, model):
     log_probs_N_K_C = predictions(posterior, model, points())
     assert log_probs_N_K_C.shape == (11, K, 3)
-    assert log_probs_N_K_C.dtype == torch.float32
-    assert not log_probs_N_K_C.requires_grad
+    assert (log_probs_N_K_C.dtype, log_probs_N_K_C.requires_grad) == (torch.float32, False)
     torch.testing.assert_close(log_probs_N_K_C.exp().sum(dim=2), torch.ones(11, K))
 
 

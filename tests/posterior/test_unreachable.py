@@ -13,6 +13,12 @@ def scripted(module):
         return torch.jit.script(module)
 
 
+def lstm_of_one_layer():
+    module = nn.LSTM(2, 2)
+    module.dropout = 0.2  # between layers, of which there are none
+    return module
+
+
 def compiled_in_place():
     module = nn.Linear(2, 2)
     module.compile(backend="eager")
@@ -52,6 +58,7 @@ def test_all_layers_are_listed():
     "module",
     [
         nn.LSTM(2, 2, num_layers=2),
+        lstm_of_one_layer(),
         nn.MultiheadAttention(2, 1),
         nn.TransformerEncoderLayer(2, 1, dropout=0.0),
         scripted(nn.Linear(2, 2)),

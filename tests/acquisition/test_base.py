@@ -1,0 +1,256 @@
+import inspect
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import al_lightning.acquisition
+from al_lightning.acquisition import Acquisition, Alone, BatchBALD, Predictions
+from al_lightning.acquisition.base import top
+
+EVERY_ACQUISITION = [
+    member()
+    for member in (getattr(al_lightning.acquisition, name) for name in al_lightning.acquisition.__all__)
+    if inspect.isclass(member) and issubclass(member, Acquisition) and member is not Acquisition
+] + [BatchBALD(num_configs=30)]  # the last draws configurations from the second pick on
+THAT_PREDICT = [acquisition for acquisition in EVERY_ACQUISITION if acquisition.needs_predictions]
+
+every_acquisition = pytest.mark.parametrize("acquisition", EVERY_ACQUISITION, ids=repr)
+every_that_predicts = pytest.mark.parametrize("acquisition", THAT_PREDICT, ids=repr)
+
+
+class RankOf:
+    """The exchange of one of several ranks, which are threads."""
+
+    def __init__(self, rank, slots, barrier):
+        self.rank, self.slots, self.barrier = rank, slots, barrier
+
+    def gather(self, tensor):
+        self.slots[self.rank] = tensor
+        self.barrier.wait(timeout=30)
+        gathered = torch.stack(self.slots)
+        self.barrier.wait(timeout=30)
+        return gathered
+
+
+def on_ranks(function, num_ranks):
+    """What `function(rank, exchange)` returns, or raises, on each of several ranks that run at the same time."""
+    slots, barrier = [None] * num_ranks, Barrier(num_ranks)
+
+    def outcome(rank):
+        try:
+            return function(rank, RankOf(rank, slots, barrier))
+        except (TypeError, ValueError) as error:
+            return error
+
+    with ThreadPoolExecutor(num_ranks) as pool:
+        return list(pool.map(outcome, range(num_ranks)))
+
+
+def pool_of(num_points=23, num_samples=5, num_classes=4, *, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    log_probs_N_K_C = torch.randn(num_points, num_samples, num_classes, generator=generator).mul(2).log_softmax(dim=2)
+    return log_probs_N_K_C.to(dtype)
+
+
+def pool_with_copies_and_certainty():
+    log_probs_N_K_C = pool_of()
+    log_probs_N_K_C[17] = log_probs_N_K_C[4]
+    log_probs_N_K_C[21] = log_probs_N_K_C[4]
+    log_probs_N_K_C[9] = torch.tensor([0.0, 1.0, 0.0, 0.0]).log()
+    return log_probs_N_K_C
+
+
+def whole(log_probs_N_K_C):
+    return Predictions(log_probs_N_K_C, torch.arange(len(log_probs_N_K_C)))
+
+
+def parts_of(log_probs_N_K_C, cuts):
+    bounds = [0, *cuts, len(log_probs_N_K_C)]
+    return [
+        Predictions(log_probs_N_K_C[start:end], torch.arange(start, end), offset=start, total=len(log_probs_N_K_C))
+        for start, end in zip(bounds, bounds[1:], strict=False)
+    ]
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@every_acquisition
+def test_a_batch_holds_the_asked_number_of_distinct_positions(acquisition):
+    for batch_size in (1, 6, 23):
+        batch = acquisition(whole(pool_with_copies_and_certainty()), batch_size, generator=seeded())
+        assert batch.positions.dtype == torch.long
+        assert batch.scores.dtype == torch.float64
+        assert len(set(batch.positions.tolist())) == len(batch.scores) == batch_size
+        assert set(batch.positions.tolist()) <= set(range(23))
+        assert batch.scores.isfinite().all()
+
+
+@every_acquisition
+def test_the_best_comes_first(acquisition):
+    scores = acquisition(whole(pool_with_copies_and_certainty()), 8, generator=seeded()).scores
+    noise = 0.2 if acquisition == BatchBALD(num_configs=30) else 1e-12  # drawn configurations estimate each gain anew
+    assert (scores[1:] <= scores[:-1] + noise).all()
+
+
+@every_acquisition
+def test_the_same_seed_gives_the_same_batch(acquisition):
+    predictions = whole(pool_of())
+    one, same = (acquisition(predictions, 10, generator=seeded(3)) for _ in range(2))
+    assert torch.equal(one.positions, same.positions)
+    assert torch.equal(one.scores, same.scores)
+
+
+@every_acquisition
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+def test_the_predictions_are_left_as_they_were(acquisition, layout):
+    log_probs_N_K_C = pool_of(dtype=torch.float64)
+    if layout == "transposed":
+        log_probs_N_K_C = log_probs_N_K_C.transpose(1, 2).contiguous().transpose(1, 2)
+    before = log_probs_N_K_C.clone()
+    acquisition(whole(log_probs_N_K_C), 5, generator=seeded())
+    assert torch.equal(log_probs_N_K_C, before)
+
+
+@every_that_predicts
+def test_the_order_of_the_pool_does_not_matter(acquisition):
+    # Not the share of votes: with five samples it ties, and a tie goes to the lowest position.
+    log_probs_N_K_C = pool_of()
+    order = torch.randperm(23, generator=seeded(1))
+    batch = acquisition(whole(log_probs_N_K_C), 6, generator=seeded())
+    shuffled = acquisition(whole(log_probs_N_K_C[order]), 6, generator=seeded())
+    assert torch.equal(batch.scores, shuffled.scores)
+    if "VariationRatios" not in repr(acquisition):
+        assert torch.equal(batch.positions, order[shuffled.positions])
+
+
+@every_that_predicts
+def test_of_equal_points_the_lowest_position_is_chosen_first(acquisition):
+    log_probs_N_K_C = pool_of(num_points=40).repeat(3, 1, 1)[torch.randperm(120, generator=seeded(2))]
+    positions = acquisition(whole(log_probs_N_K_C), 12, generator=seeded()).positions.tolist()
+    for number, position in enumerate(positions):
+        copies = (log_probs_N_K_C == log_probs_N_K_C[position]).flatten(1).all(dim=1).nonzero().squeeze(1).tolist()
+        assert position == min(set(copies) - set(positions[:number]))
+
+
+@every_acquisition
+@pytest.mark.parametrize("cuts", [(11,), (9, 9), (0, 22), (3, 14)])
+def test_several_ranks_choose_what_one_chooses(acquisition, cuts):
+    log_probs_N_K_C = pool_with_copies_and_certainty()
+    alone = acquisition(whole(log_probs_N_K_C), 9, generator=seeded(4))
+    parts = parts_of(log_probs_N_K_C, cuts)
+    batches = on_ranks(
+        lambda rank, exchange: acquisition(parts[rank], 9, generator=seeded(4), exchange=exchange), len(parts)
+    )
+    for batch in batches:
+        assert torch.equal(batch.positions, alone.positions)
+        assert torch.equal(batch.scores, alone.scores)
+        if alone.leads is not None:
+            assert torch.equal(batch.leads, alone.leads)
+            assert torch.equal(batch.lead_errors, alone.lead_errors)
+
+
+@every_acquisition
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_predictions_of_every_precision_are_accepted(acquisition, dtype):
+    batch = acquisition(whole(pool_of(dtype=dtype)), 4, generator=seeded())
+    assert batch.scores.isfinite().all()
+
+
+@every_acquisition
+def test_a_batch_that_the_pool_cannot_fill_is_refused(acquisition):
+    with pytest.raises(ValueError, match=r"`batch_size` is 24, but the pool holds 23 points"):
+        acquisition(whole(pool_of()), 24, generator=seeded())
+    with pytest.raises(ValueError, match=r"`batch_size` is 0, but must be at least 1"):
+        acquisition(whole(pool_of()), 0, generator=seeded())
+
+
+@every_that_predicts
+def test_broken_predictions_are_refused(acquisition):
+    broken = pool_of()
+    broken[7, 2, 1] = torch.nan
+    with pytest.raises(ValueError, match=r"`log_probs_N_K_C`\[7, 2\] holds NaN"):
+        acquisition(whole(broken), 2, generator=seeded())
+    with pytest.raises(ValueError, match="not normalised"):
+        acquisition(whole(pool_of() + 1), 2, generator=seeded())
+    with pytest.raises(ValueError, match="`log_probs_N_K_C` is None, but this acquisition needs predictions"):
+        acquisition(Predictions(None, torch.arange(5)), 2, generator=seeded())
+
+
+def test_an_acquisition_that_needs_no_predictions_works_without():
+    (random,) = (acquisition for acquisition in EVERY_ACQUISITION if not acquisition.needs_predictions)
+    assert len(random(Predictions(None, torch.arange(5)), 2, generator=seeded()).positions) == 2
+
+
+def test_one_rank_that_refuses_its_part_ends_all_ranks():
+    log_probs_N_K_C = pool_of()
+    log_probs_N_K_C[20] = 0
+    parts = parts_of(log_probs_N_K_C, (12,))
+    first, second = on_ranks(
+        lambda rank, exchange: BatchBALD()(parts[rank], 3, generator=seeded(), exchange=exchange), 2
+    )
+    assert "`predictions` of rank 1 were refused" in str(first)
+    assert "`log_probs_N_K_C`[8, 0] is not normalised" in str(second)
+
+
+@pytest.mark.parametrize(
+    ("second_offset", "second_total", "words"),
+    [(11, 23, "have offset 11, total 23"), (12, 24, "have offset 12, total 24")],
+)
+def test_parts_that_do_not_make_up_the_pool_are_refused_by_all(second_offset, second_total, words):
+    log_probs_N_K_C = pool_of()
+    parts = [
+        Predictions(log_probs_N_K_C[:12], torch.arange(12), offset=0, total=23),
+        Predictions(log_probs_N_K_C[12:], torch.arange(11), offset=second_offset, total=second_total),
+    ]
+    for error in on_ranks(lambda rank, exchange: BatchBALD()(parts[rank], 3, generator=seeded(), exchange=exchange), 2):
+        assert "`predictions` of rank 1" in str(error)
+        assert words in str(error)
+
+
+def test_a_pool_that_is_not_all_there_is_refused():
+    predictions = Predictions(pool_of(), torch.arange(23), total=30)
+    with pytest.raises(ValueError, match="are of 23 points on all ranks together, but `total` is 30"):
+        BatchBALD()(predictions, 3, generator=seeded())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"indices_N": torch.zeros(23)}, r"`indices_N` is torch.float32 of shape \(23,\)"),
+        ({"indices_N": torch.arange(22)}, "`indices_N` names 22 points, but `log_probs_N_K_C` predicts 23"),
+        ({"indices_N": torch.arange(23), "offset": 5}, "`offset` is 5 for a part of 23 points, but `total` is 23"),
+        ({"indices_N": torch.arange(23), "offset": -1}, "`offset` is -1"),
+    ],
+)
+def test_predictions_that_contradict_themselves_are_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        Predictions(pool_of(), **arguments)
+
+
+def test_rows_are_found_on_whichever_rank_holds_them():
+    log_probs_N_K_C = pool_with_copies_and_certainty()  # row 9 holds minus infinities
+    positions = torch.tensor([22, 9, 0])
+    parts = parts_of(log_probs_N_K_C, (5, 5))
+    assert_close(whole(log_probs_N_K_C).rows(positions), log_probs_N_K_C[positions].double())
+    for rows in on_ranks(lambda rank, exchange: parts[rank].rows(positions, exchange=exchange), 3):
+        assert torch.equal(rows, log_probs_N_K_C[positions].double())
+
+
+def test_a_pool_that_was_not_predicted_has_no_rows():
+    with pytest.raises(ValueError, match="was not predicted"):
+        Predictions(None, torch.arange(3)).rows(torch.tensor([0]))
+
+
+def test_top_breaks_ties_by_position_over_ranks():
+    parts = [torch.tensor([0.5]), torch.tensor([]), torch.tensor([0.5, 0.9, 0.5])]
+    for batch in on_ranks(lambda rank, exchange: top(parts[rank], 3, offset=min(rank, 1), exchange=exchange), 3):
+        assert batch.positions.tolist() == [2, 0, 1]
+
+
+def test_alone_is_one_rank():
+    assert Alone().gather(torch.tensor([1, 2])).tolist() == [[1, 2]]

@@ -1,0 +1,217 @@
+import itertools
+import math
+from importlib import import_module
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from al_lightning.acquisition import BatchBALD, batchbald
+from al_lightning.information import Configurations, batch_information, mutual_information
+
+module = import_module("al_lightning.acquisition.batchbald")  # the package's attribute of this name is the function
+seeds = st.integers(0, 2**31)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def random_log_probs(seed, num_points=8, num_samples=4, num_classes=3, *, sharpness=2.0, dtype=torch.float64):
+    generator = seeded(seed)
+    logits = torch.randn(num_points, num_samples, num_classes, generator=generator, dtype=torch.float64)
+    return (logits * sharpness).log_softmax(dim=2).to(dtype)
+
+
+def plain_information(points):
+    """I[y_1 ... y_n; w] of a list of points, each K lists of C probabilities, by enumerating every labelling."""
+    num_samples, num_classes = len(points[0]), len(points[0][0])
+    information = 0.0
+    for labels in itertools.product(range(num_classes), repeat=len(points)):
+        each = [math.prod(point[k][y] for point, y in zip(points, labels, strict=True)) for k in range(num_samples)]
+        mean = sum(each) / num_samples
+        information += sum(p * math.log(p / mean) for p in each if p > 0) / num_samples
+    return information
+
+
+def plain_greedy(log_probs_N_K_C, batch_size):
+    points = log_probs_N_K_C.double().exp().tolist()
+    chosen, gains, total = [], [], 0.0
+    for _ in range(batch_size):
+        left = [n for n in range(len(points)) if n not in chosen]
+        joint = {n: plain_information([points[m] for m in [*chosen, n]]) for n in left}
+        best = max(left, key=joint.__getitem__)
+        chosen.append(best)
+        gains.append(joint[best] - total)
+        total = joint[best]
+    return chosen, gains
+
+
+def full_greedy(log_probs_N_K_C, batch_size, *, num_configs, seed):
+    """Score every candidate over all configurations, one by one."""
+    generator = seeded(seed)
+    configurations = Configurations.start(log_probs_N_K_C.shape[1])
+    chosen, gains = [], []
+    for number in range(batch_size):
+        if number > 0:
+            last = log_probs_N_K_C[chosen[-1]]
+            configurations = configurations.extended(last, num_configs=num_configs, generator=generator)
+        left = [n for n in range(len(log_probs_N_K_C)) if n not in chosen]
+        gain_of = {n: configurations.mean(configurations.information(log_probs_N_K_C[n])).item() for n in left}
+        chosen.append(max(left, key=gain_of.__getitem__))  # the first of equals
+        gains.append(gain_of[chosen[-1]])
+    return chosen, gains
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("seed", range(6))
+def test_picks_and_scores_equal_enumeration_in_plain_python(dtype, tolerance, seed):
+    log_probs_N_K_C = random_log_probs(seed, dtype=dtype)
+    chosen, gains = plain_greedy(log_probs_N_K_C, 4)
+    batch = batchbald(log_probs_N_K_C, 4, generator=seeded())
+    assert batch.positions.tolist() == chosen
+    assert_close(batch.scores, torch.tensor(gains).double(), atol=tolerance, rtol=0)
+    assert (batch.lead_errors == 0).all()
+
+
+@given(
+    seed=seeds,
+    num_samples=st.integers(2, 8),
+    num_classes=st.integers(2, 5),
+    num_configs=st.sampled_from([1, 60, 700]),
+    sharpness=st.sampled_from([0.3, 2.0, 8.0, 60.0]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+@settings(max_examples=50, deadline=None)
+def test_the_bounded_search_chooses_what_full_evaluation_chooses(
+    seed, num_samples, num_classes, num_configs, sharpness, dtype
+):
+    distinct = random_log_probs(seed, 12, num_samples, num_classes, sharpness=sharpness, dtype=dtype)
+    order = torch.randint(12, (20,), generator=seeded(seed))
+    log_probs_N_K_C = distinct[order]  # ties: some points are there several times
+    expected = full_greedy(log_probs_N_K_C, 6, num_configs=num_configs, seed=seed)
+    with pytest.MonkeyPatch.context() as patch:  # so small that all of the search is used
+        for name, value in {"ROUGH_GROUPS": 3, "FINE_GROUPS": 9, "FIRST_CHUNK": 2, "LARGEST_CHUNK": 3}.items():
+            patch.setattr(module, name, value)
+        batch = batchbald(log_probs_N_K_C, 6, num_configs=num_configs, generator=seeded(seed))
+    assert (batch.positions.tolist(), batch.scores.tolist()) == expected
+
+
+@pytest.mark.parametrize("num_configs", [10_000, 300])
+def test_most_candidates_are_never_evaluated_in_full(num_configs):
+    shared = random_log_probs(0, 400, 1, 4, sharpness=2.0, dtype=torch.float32)  # a posterior that mostly agrees
+    log_probs_N_K_C = (shared + 0.7 * random_log_probs(1, 400, 20, 4, dtype=torch.float32)).log_softmax(dim=2)
+    batch = batchbald(log_probs_N_K_C, 7, num_configs=num_configs, generator=seeded(1))
+    assert (batch.positions.tolist(), batch.scores.tolist()) == full_greedy(
+        log_probs_N_K_C, 7, num_configs=num_configs, seed=1
+    )
+    assert batch.num_evaluated < 0.25 * 7 * 400
+
+
+def test_the_first_of_two_opposite_certain_models_tells_log_two_and_its_copy_nothing():
+    opposite, alike = [[1.0, 0.0], [0.0, 1.0]], [[0.6, 0.4], [0.6, 0.4]]
+    batch = batchbald(torch.tensor([alike, opposite, opposite]).log(), 3, generator=seeded())
+    assert batch.positions.tolist()[0] == 1
+    assert_close(batch.scores, torch.tensor([math.log(2), 0.0, 0.0]).double())
+
+
+def test_a_batch_of_one_is_bald():
+    log_probs_N_K_C = random_log_probs(3, 50)
+    bald_N = mutual_information(log_probs_N_K_C)
+    batch = batchbald(log_probs_N_K_C, 1, generator=seeded())
+    assert batch.positions.tolist() == [bald_N.argmax().item()]
+    assert_close(batch.scores, bald_N.max()[None])
+
+
+def test_certain_points_come_last_and_add_nothing():
+    log_probs_N_K_C = random_log_probs(4, 6)
+    log_probs_N_K_C[2] = torch.tensor([0.0, 1.0, 0.0]).log()
+    batch = batchbald(log_probs_N_K_C, 6, generator=seeded())
+    assert batch.positions[-1] == 2
+    assert_close(batch.scores[-1].item(), 0.0)
+
+
+@given(seed=seeds, sharpness=st.sampled_from([0.5, 2.0, 15.0]))
+@settings(max_examples=25, deadline=None)
+def test_exact_gains_never_grow_and_stay_within_what_can_be_known(seed, sharpness):
+    log_probs_N_K_C = random_log_probs(seed, sharpness=sharpness)
+    batch = batchbald(log_probs_N_K_C, 6, num_configs=3**5, generator=seeded())
+    total = batch.scores.sum()
+    assert (batch.scores[1:] <= batch.scores[:-1] + 1e-9).all()
+    assert total <= math.log(4) + 1e-9
+    assert total <= mutual_information(log_probs_N_K_C)[batch.positions].sum() + 1e-9
+    assert (batch.leads >= -1e-12).all()
+
+
+@given(seed=seeds)
+@settings(max_examples=15, deadline=None)
+def test_the_order_of_samples_and_classes_does_not_matter(seed):
+    log_probs_N_K_C = random_log_probs(seed)
+    shuffled = log_probs_N_K_C[:, torch.randperm(4, generator=seeded(seed))][..., torch.randperm(3)]
+    one, other = (batchbald(log_probs, 5, generator=seeded()) for log_probs in (log_probs_N_K_C, shuffled))
+    assert torch.equal(one.positions, other.positions)
+    assert_close(one.scores, other.scores)
+
+
+def test_the_lead_is_the_distance_to_the_next_best():
+    points = random_log_probs(5, 3).double()
+    first, *rest = sorted(mutual_information(points).tolist(), reverse=True)
+    batch = batchbald(points, 3, generator=seeded())
+    assert_close(batch.leads[0].item(), first - rest[0])
+    assert_close(batch.leads[2], batch.scores[2])  # no candidate is left
+
+
+def test_a_lead_over_a_copy_is_nothing_and_certain():
+    log_probs_N_K_C = random_log_probs(6, 3).repeat(2, 1, 1)
+    batch = batchbald(log_probs_N_K_C, 6, num_configs=2, generator=seeded())
+    twins = batch.positions[1:] - batch.positions[:-1] == 3
+    assert_close(batch.leads[0].item(), 0.0)
+    assert batch.lead_errors[0] == 0
+    assert batch.lead_errors[-1] > 0
+    assert twins.sum() >= 0
+
+
+def test_replaying_the_picks_gives_their_scores():
+    log_probs_N_K_C = random_log_probs(7, 30, 10, 5, dtype=torch.float32)
+    batch = batchbald(log_probs_N_K_C, 8, num_configs=200, generator=seeded(2))
+    replayed = batch_information(log_probs_N_K_C[batch.positions], num_configs=200, generator=seeded(2))
+    assert torch.equal(batch.scores, replayed)
+
+
+@pytest.mark.parametrize("num_classes", [10, 100, 1000])
+def test_fifty_drawn_picks_stay_within_log_k_in_single_precision(num_classes):
+    log_probs_N_K_C = random_log_probs(8, 60, 4, num_classes, sharpness=1.0, dtype=torch.float32)
+    batch = batchbald(log_probs_N_K_C, 50, num_configs=200, generator=seeded())
+    assert batch.scores.isfinite().all()
+    assert batch.scores.min() >= -1e-5
+    generator, configurations, variance = seeded(), Configurations.start(4), 0.0
+    for log_probs_K_C in log_probs_N_K_C[batch.positions]:
+        variance += configurations.standard_error(configurations.information(log_probs_K_C)).item() ** 2
+        configurations = configurations.extended(log_probs_K_C, num_configs=200, generator=generator)
+    assert batch.scores.sum() <= math.log(4) + 4 * math.sqrt(variance)
+    assert batch.scores.sum() >= math.log(4) - 0.1
+
+
+def test_drawn_scores_agree_with_exact_ones_within_their_noise():
+    log_probs_N_K_C = random_log_probs(9, 12, sharpness=1.0)
+    exact = batchbald(log_probs_N_K_C, 5, num_configs=3**5, generator=seeded())
+    rows = log_probs_N_K_C[exact.positions]
+    drawn = torch.stack([batch_information(rows, num_configs=9, generator=seeded(seed)) for seed in range(200)])
+    error = (drawn.mean(dim=0) - exact.scores).abs()
+    assert (error <= 4 * drawn.std(dim=0) / math.sqrt(200) + 1e-12).all()
+
+
+def test_predictions_that_want_gradients_are_accepted():
+    log_probs_N_K_C = random_log_probs(10).requires_grad_()
+    assert not batchbald(log_probs_N_K_C, 3, generator=seeded()).scores.requires_grad
+
+
+def test_no_configurations_are_refused():
+    with pytest.raises(ValueError, match="`num_configs` is 0, but must be at least 1"):
+        BatchBALD(num_configs=0)
+
+
+def test_its_repr_is_the_log_line():
+    assert repr(BatchBALD(num_configs=500)) == "BatchBALD(num_configs=500)"
