@@ -1,7 +1,7 @@
 """The command line: LightningCLI, whose `fit` runs the rounds when the Trainer has an `ActiveLearning` callback."""
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from al_lightning._lightning import FLAVOUR, LightningDataModule, LightningModule, callbacks_of
 from al_lightning.callback import ActiveLearning, wrapped_datamodule
@@ -17,7 +17,10 @@ class ActiveLearningCLI(LightningCLI):
     """`al-lightning fit|validate|test|predict`, with everything set from YAML and the command line by class name."""
 
     def fit(
-        self, model: LightningModule, datamodule: LightningDataModule | None = None, **fit_arguments: object
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        **fit_arguments: Any,  # noqa: ANN401
     ) -> None:
         """Run the rounds, or one plain fit where no `ActiveLearning` callback is configured."""
         if not any(isinstance(callback, ActiveLearning) for callback in callbacks_of(self.trainer)):

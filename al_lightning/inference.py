@@ -67,6 +67,6 @@ def _refuse_not_finite(log_probs_N_K_C: Tensor, batches: DataLoader[object]) -> 
         indices = [batches.dataset.indices[position] for position in broken_N.nonzero().flatten().tolist()]  # type: ignore[attr-defined]
         raise ValueError(
             f"The model's predictions are NaN at {len(indices)} of {len(broken_N)} pool points, first at the samples "
-            f"{indices[:5]}. Look for a diverged training (a lower learning rate) or for broken inputs, and set those "
-            "aside with `datamodule.set_aside(indices)`."
+            f"{indices[:5]}. Look for a training that diverged, for an overflow of half precision, or for NaN in these "
+            "inputs; samples that are broken can be set aside with `datamodule.set_aside(indices)`."
         )

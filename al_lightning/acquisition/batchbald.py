@@ -80,20 +80,20 @@ class BatchBALD(Acquisition):
         for number in range(batch_size):
             best = top(part.scores(configurations), 2, offset=predictions.offset, exchange=exchange)
             rows = predictions.rows(best.positions[best.scores.isfinite()], exchange=exchange)
-            picks.append((best.positions[0], best.scores[0], *_lead(configurations, rows)))
+            picks.append((best.positions[0], *_score_and_lead(configurations, rows)))
             part.take(int(best.positions[0]) - predictions.offset)
             if number + 1 < batch_size:
                 configurations = configurations.extended(rows[0], num_configs=self.num_configs, generator=generator)
         num_evaluated = int(exchange.gather(torch.tensor([part.num_evaluated])).sum())
         positions, scores, leads, lead_errors = (torch.stack(column) for column in zip(*picks, strict=True))
-        return Batch(positions, scores, num_evaluated, leads, lead_errors)
+        return Batch(positions, scores, num_evaluated=num_evaluated, leads=leads, lead_errors=lead_errors)
 
 
-def _lead(configurations: Configurations, rows_2_K_C: Tensor) -> tuple[Tensor, Tensor]:
-    """By how much the first row's gain exceeds the second's, if there is one, and the standard error of that."""
+def _score_and_lead(configurations: Configurations, rows_2_K_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The first row's gain, by how much it exceeds the second's, if there is one, and the standard error of that."""
     first_M, *second_M = (configurations.information(log_probs_K_C) for log_probs_K_C in rows_2_K_C)
-    difference_M = first_M - second_M[0] if second_M else first_M
-    return configurations.mean(difference_M), configurations.standard_error(difference_M)
+    lead_M = first_M - second_M[0] if second_M else first_M
+    return configurations.mean(first_M), configurations.mean(lead_M), configurations.standard_error(lead_M)
 
 
 class _Part:
@@ -120,8 +120,13 @@ class _Part:
         """The gains of the points that can be among this part's best two, minus infinity for all others (N, double).
 
         The search rounds as it likes: whatever is within `slack` of the second best is scored again, one by one and in
-        double precision, so that the choice depends neither on the search nor on where a point lies.
+        double precision, so that the choice depends neither on the search nor on where a point lies. Once less than
+        that is left to learn, the samples are told apart and all points count as equal.
         """
+        if configurations.remaining() < self._slack:
+            return torch.zeros(len(self._is_free_N), dtype=torch.float64).masked_fill(
+                ~self._is_free_N.cpu(), -torch.inf
+            )
         gains_N = self._search(configurations)
         second = gains_N.topk(min(2, len(gains_N))).values[-1:]
         contenders = (gains_N.isfinite() & (gains_N >= second - self._slack)).nonzero().squeeze(1)

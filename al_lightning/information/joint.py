@@ -81,6 +81,10 @@ class Configurations:
         information_M: Tensor = -(mixtures_M_C * logs_M_C).sum(dim=1) - noise_M
         return information_M
 
+    def remaining(self) -> Tensor:
+        """H[w | y_S], what is still unknown about which sample it is (scalar, nats): no label can add more."""
+        return self.mean(torch.special.entr(self.weights_M_K).sum(dim=1))
+
     def mean(self, values_M: Tensor) -> Tensor:
         """The mean of a value over configurations (scalar)."""
         return (self.probs_M * values_M).sum()

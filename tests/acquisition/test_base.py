@@ -1,4 +1,5 @@
 import inspect
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -71,7 +72,7 @@ def parts_of(log_probs_N_K_C, cuts):
     bounds = [0, *cuts, len(log_probs_N_K_C)]
     return [
         Predictions(log_probs_N_K_C[start:end], torch.arange(start, end), offset=start, total=len(log_probs_N_K_C))
-        for start, end in zip(bounds, bounds[1:], strict=False)
+        for start, end in itertools.pairwise(bounds)
     ]
 
 

@@ -146,18 +146,10 @@ def test_single_logits_that_lie_in_the_unit_interval_are_not_taken_for_probabili
     assert predictions(model, points()).shape == (6, K, 2)
 
 
-def test_nan_names_the_rows_of_the_batch():
+def test_nan_stays_nan_and_in_its_own_row():
     x = points()
     x[4] = math.nan
-    with pytest.raises(ValueError, match=r"NaN or infinite logits for 1 of 6 rows of the batch, .* \[4\]"):
-        predictions(mlp(), x)
-
-
-def test_nan_of_a_later_batch_is_refused_too():
-    with MCDropout().sample(mlp(), K, seed=0) as predict:
-        predict(points())
-        with pytest.raises(ValueError, match="NaN or infinite logits for 6 of 6 rows"):
-            predict(points() * math.nan)
+    assert predictions(mlp(), x).isnan().any(dim=2).any(dim=1).nonzero().flatten().tolist() == [4]
 
 
 def test_a_model_without_dropout_is_refused():
