@@ -1,6 +1,6 @@
 """Predict the pool: the log-probabilities of K posterior samples at every pool point, in the order of the pool."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -8,8 +8,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from al_lightning._lightning import LightningModule, Trainer
+from al_lightning._lightning import LightningModule, Trainer, pl
 from al_lightning.posterior import Posterior
+
+DESCRIPTION = "Predicting the pool"
 
 
 @contextmanager
@@ -27,12 +29,21 @@ def _predicting(trainer: Trainer, module: LightningModule) -> Iterator[None]:
 
 def _batches_on_device(trainer: Trainer, module: LightningModule, batches: DataLoader[object]) -> Iterator[object]:
     """Each batch as the trainer's own predict loop would hand it to the module, the user's transfer hooks included."""
-    progress = tqdm(batches, desc="Predicting the pool", leave=False, disable=trainer.progress_bar_callback is None)
-    for batch in progress:
+    for batch in _with_progress(trainer, batches):
         converted = trainer.precision_plugin.convert_input(batch)
         # Private, because only it knows whether the data module or the module overrides the hook.
         converted = module._on_before_batch_transfer(converted)
         yield trainer.strategy.batch_to_device(converted)
+
+
+def _with_progress(trainer: Trainer, batches: DataLoader[object]) -> Iterable[object]:
+    """The batches under a progress bar of the kind that the Trainer shows, if it shows one."""
+    shown = trainer.progress_bar_callback
+    if isinstance(shown, pl.callbacks.RichProgressBar) and shown.progress is not None:
+        return shown.progress.track(
+            batches, total=len(batches), description=DESCRIPTION
+        )  # it owns the terminal until the fit is torn down
+    return tqdm(batches, desc=DESCRIPTION, leave=False, disable=shown is None)
 
 
 def predict_pool(

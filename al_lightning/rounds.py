@@ -4,9 +4,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-from tqdm.auto import tqdm
 
 from al_lightning._lightning import (
     LightningModule,
@@ -17,12 +14,13 @@ from al_lightning._lightning import (
     pl,
     rank_zero_info,
 )
-from al_lightning.callback import ActiveLearning, active_learning_callback, derived_seed, wrapped_datamodule
+from al_lightning.callback import active_learning_callback, derived_seed, wrapped_datamodule
 from al_lightning.checkpoints import prefix_checkpoints
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.journal import Round
 from al_lightning.rewind import Rewind
 
+BAR_WIDTH = 15
 SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 
 
@@ -54,13 +52,11 @@ def active_fit(
     callback.seed = seed if callback.seed is None else callback.seed
     rewind = Rewind(trainer, model, keep=[callback], keep_weights=callback.warm_start)
     try:
-        with isolate_rng(), _seed_variables_kept(), _progress_bar(trainer, callback) as progress:
+        with isolate_rng(), _seed_variables_kept():
             while callback.stopped is None:
                 if callback.rounds:
                     rewind.restore()
                 _one_round(trainer, model, datamodule, seed=derived_seed(seed, len(callback.rounds), "fit"))
-                progress.n = callback.rounds[-1].num_labelled
-                progress.refresh()
     finally:
         rewind.release()
     rank_zero_info(_table(callback.rounds))
@@ -83,7 +79,7 @@ def _one_round(trainer: Trainer, model: LightningModule, datamodule: ActiveLearn
         results = trainer.test(model, datamodule=datamodule, verbose=False)
         metrics = {name: value for result in results for name, value in result.items()}
         callback.add_test_metrics(trainer, dict(metrics), time.perf_counter() - started)
-    rank_zero_info(_line(callback.rounds[-1]))
+    rank_zero_info(_line(callback.rounds[-1], budget=callback.limits.max_labelled))
 
 
 @contextmanager
@@ -100,22 +96,23 @@ def _seed_variables_kept() -> Iterator[None]:
                 os.environ[name] = value
 
 
-@contextmanager
-def _progress_bar(trainer: Trainer, callback: ActiveLearning) -> Iterator["tqdm[Any]"]:
-    shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
-    with tqdm(total=callback.limits.max_labelled, desc="Labels", unit="", leave=True, disable=not shown) as progress:
-        yield progress
-
-
-def _line(record: Round) -> str:
+def _line(record: Round, *, budget: int | None) -> str:
     """One round for a person: labels, test metrics, what the batch tells, and where the time went."""
-    parts = [f"round {record.round}", f"{record.num_labelled} labels"]
+    parts = [f"round {record.round}", _labels_bar(record.num_labelled, budget)]
     parts += [f"{name} {value:.3g}" for name, value in _shown_metrics(record).items() if value is not None]
     if "joint_mi" in record.information:
         joint, share = record.information["joint_mi"], record.information["joint_mi_over_log_k"]
         parts.append(f"batch tells {joint:.2f} nats ({share:.0%} of log K)")
     parts.append(", ".join(f"{name} {value:.1f} s" for name, value in record.seconds.items()))
     return " | ".join(parts + ([record.stopped] if record.stopped else []))
+
+
+def _labels_bar(num_labelled: int, budget: int | None) -> str:
+    """How far the rounds are; drawn once a round, because Lightning's own bars own the terminal during one."""
+    if budget is None:
+        return f"{num_labelled} labels"
+    filled = BAR_WIDTH * num_labelled // budget
+    return f"{'█' * filled}{'░' * (BAR_WIDTH - filled)} {num_labelled}/{budget} labels"
 
 
 def _shown_metrics(record: Round) -> dict[str, float | None]:

@@ -106,8 +106,8 @@ class Configurations:
         trust_M, likeliest_M = self.weights_M_K.max(dim=1)
         order_M = (2 * likeliest_M - trust_M).argsort()
         probs_M, weights_M_K = self.probs_M[order_M], self.weights_M_K[order_M]
-        part_M = (probs_M.cumsum(dim=0) * num_groups).long()
-        _, group_M = torch.unique_consecutive(likeliest_M[order_M] * (num_groups + 2) + part_M, return_inverse=True)
+        part_M = ((probs_M.cumsum(dim=0) - probs_M / 2) * num_groups).long()
+        _, group_M = torch.unique_consecutive(likeliest_M[order_M] * (num_groups + 1) + part_M, return_inverse=True)
         num_found = int(group_M[-1]) + 1
         probs_G = probs_M.new_zeros(num_found).index_add_(0, group_M, probs_M)
         sums_G_K = weights_M_K.new_zeros(num_found, weights_M_K.shape[1])

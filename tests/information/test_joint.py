@@ -119,12 +119,14 @@ def test_drawn_configurations_are_merged_and_counted():
     assert len(configurations.weights_M_K.unique(dim=0)) == len(configurations.weights_M_K)
 
 
-def test_a_label_of_probability_zero_is_never_drawn():
+@pytest.mark.parametrize("quantile", [0.0, 0.5, 1 - 2**-53])
+def test_a_label_of_probability_zero_is_never_drawn(quantile, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *shape, dtype, generator: torch.full(shape, quantile, dtype=dtype))
     some_classes_impossible = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0], [0.0, 0.1, 0.0, 0.9, 0.0]]).double().log()
     configurations = extended_by(some_classes_impossible.repeat(8, 1, 1), num_configs=100)
     assert not configurations.is_exact
-    assert configurations.weights_M_K.isfinite().all()
-    assert len(configurations.counts_M) <= 2**8
+    assert configurations.counts_M.sum() == 100
+    assert_close(configurations.weights_M_K.sum(dim=1), torch.ones_like(configurations.probs_M))
 
 
 def test_drawn_configurations_are_kept_when_they_are_extended():
@@ -174,6 +176,12 @@ def test_grouping_bounds_every_gain_from_above(seed, num_configs, sharpness):
     assert_close(grouped.probs_M.sum().item(), 1.0)
     assert_close(grouped.weights_M_K.sum(dim=1), torch.ones_like(grouped.probs_M))
     assert (grouped.gains(log_probs_N_K_C) >= configurations.gains(log_probs_N_K_C) - 1e-9).all()
+
+
+def test_like_configurations_are_grouped():
+    trust_M = torch.tensor([0.99, 0.55, 0.98, 0.56]).double()
+    configurations = Configurations(torch.full((4,), 0.25).double(), torch.stack([trust_M, 1 - trust_M], dim=1))
+    assert_close(configurations.grouped(2).weights_M_K[:, 0], torch.tensor([0.985, 0.555]).double())
 
 
 def test_few_configurations_need_no_grouping():

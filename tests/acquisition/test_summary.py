@@ -1,0 +1,37 @@
+import math
+
+import pytest
+import torch
+
+from al_lightning.acquisition import BALD, BatchBALD, Predictions, summarise
+from al_lightning.information import mutual_information
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_copies_of_one_point_tell_less_than_different_points():
+    disputed = [[0.9, 0.1], [0.1, 0.9], [0.9, 0.1], [0.1, 0.9]]
+    otherwise = [[0.85, 0.15], [0.85, 0.15], [0.15, 0.85], [0.15, 0.85]]
+    log_probs_N_K_C = torch.tensor([disputed, disputed, otherwise]).log()
+    predictions = Predictions(log_probs_N_K_C, torch.arange(3))
+    copies, different = (
+        summarise(log_probs_N_K_C, acquisition(predictions, 2, generator=seeded()), generator=seeded())
+        for acquisition in (BALD(), BatchBALD())
+    )
+    assert copies["joint_mi"] < different["joint_mi"]
+    assert copies["mean_bald_picked"] > different["mean_bald_picked"]
+
+
+def test_each_number_is_what_its_name_says():
+    log_probs_N_K_C = torch.randn(20, 4, 3, generator=seeded()).mul(2).log_softmax(dim=2)
+    batch = BatchBALD()(Predictions(log_probs_N_K_C, torch.arange(20)), 5, generator=seeded())
+    numbers = summarise(log_probs_N_K_C, batch, generator=seeded(1))
+    bald_N = mutual_information(log_probs_N_K_C)
+    assert numbers["num_samples"] == 4
+    assert numbers["joint_mi"] == pytest.approx(batch.scores.sum().item())  # 3^4 configurations are enumerated by both
+    assert numbers["joint_mi_over_log_k"] == pytest.approx(numbers["joint_mi"] / math.log(4))
+    assert numbers["mean_bald_pool"] == pytest.approx(bald_N.mean().item())
+    assert numbers["mean_bald_picked"] == pytest.approx(bald_N[batch.positions].mean().item())
+    assert numbers["n_evaluated"] == batch.num_evaluated > 0
