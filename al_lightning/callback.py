@@ -1,6 +1,5 @@
 """The callback that chooses the next batch to label at the end of every fit."""
 
-import hashlib
 import time
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -11,21 +10,17 @@ import torch
 
 from al_lightning._lightning import FLAVOUR, Callback, LightningModule, Trainer, callbacks_of
 from al_lightning.acquisition import Acquisition, Predictions, summarise
-from al_lightning.checkpoints import check_best_is_kept, load_best
-from al_lightning.data import ActiveLearningDataModule, Labels
-from al_lightning.inference import predict_pool
+from al_lightning.checkpoints import best_checkpoint, load_best
+from al_lightning.data import ActiveLearningDataModule, Labels, wrapped_datamodule
+from al_lightning.inference import predict_pool, preview_pool
 from al_lightning.journal import Journal, Round, finite_or_none, run_folder
 from al_lightning.posterior import MCDropout, Posterior
+from al_lightning.seeds import derived_seed
 from al_lightning.stopping import Limits
 from al_lightning.tracking import log_round
 
+NUM_PREVIEWED = 8
 FAST_DEV_ROUNDS = 2  # enough to see a fit, an acquisition, and a fit on what was acquired
-
-
-def derived_seed(seed: int, round_index: int, purpose: str) -> int:
-    """A seed of its own for every round and purpose, the same on every machine."""
-    digest = hashlib.blake2b(f"{seed}/{round_index}/{purpose}".encode(), digest_size=4)
-    return int.from_bytes(digest.digest(), "little")
 
 
 def active_learning_callback(trainer: Trainer) -> "ActiveLearning":
@@ -37,16 +32,6 @@ def active_learning_callback(trainer: Trainer) -> "ActiveLearning":
             "`Trainer(callbacks=[ActiveLearning(BatchBALD(), query_size=10)])`."
         )
     return found[0]
-
-
-def wrapped_datamodule(datamodule: object) -> ActiveLearningDataModule:
-    """The data module, if it knows what is labelled and what is pool."""
-    if isinstance(datamodule, ActiveLearningDataModule):
-        return datamodule
-    raise TypeError(
-        f"`datamodule` is a {type(datamodule).__name__}, but active learning needs one that knows what is labelled and "
-        "what is pool: wrap yours as `ActiveLearningDataModule(datamodule, initial=20)`."
-    )
 
 
 class ActiveLearning(Callback):
@@ -105,13 +90,12 @@ class ActiveLearning(Callback):
         self.rounds: list[Round] = []
         self._journal: Journal | None = None
         self._fit_started = 0.0
+        self._steps_before = 0
         for name, least in {"query_size": 1, "num_samples": 2}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but must be at least {least}.")
         if weights not in {"last", "best"}:
             raise ValueError(f"`weights` is {weights!r}, but must be 'last' or 'best'.")
-
-    # ---- Lightning's hooks ----
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse before the training what would fail after it."""
@@ -119,28 +103,38 @@ class ActiveLearning(Callback):
             return
         active_learning_callback(trainer)
         datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
-        self._check_limits(trainer, datamodule)
-        if self._journal is None and trainer.is_global_zero:
+        labels = datamodule.labels
+        if not self.rounds:
+            self.limits.check_start(self.query_size, num_labelled=labels.num_labelled, num_pool=labels.num_pool)
+        if self.weights == "best":
+            best_checkpoint(trainer)
+        writes = trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self._journal is None and writes:
             self._journal = Journal(self.folder or run_folder(trainer), self._header(pl_module, datamodule))
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Start the clock."""
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Try the posterior before the first training, and start the clock."""
+        if not self.rounds and self.acquisition.needs_predictions:
+            datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
+            few = datamodule.pool_dataloader(datamodule.labels.pool_indices[:NUM_PREVIEWED])
+            num_classes = preview_pool(trainer, pl_module, few, self.posterior).shape[1]
+            datamodule.check_targets(datamodule.labels.labelled_indices, num_classes=num_classes)
+        self._steps_before = trainer.global_step
         self._fit_started = time.perf_counter()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Acquire here and not in `on_train_end`, which a fit resumed from its last checkpoint never reaches."""
         seconds = {"fit": time.perf_counter() - self._fit_started}
-        if trainer.global_step == 0:
+        if trainer.global_step == self._steps_before:
             raise RuntimeError(
-                "The fit ended without a single training step, so there is nothing to acquire with. Look at "
-                "`max_epochs`, `max_steps`, and at the batch size against the number of labels."
+                "The fit ended without a single training step, so there is nothing to acquire with. A Trainer that has "
+                "finished does not train again: use `active_fit`, or a new Trainer. Otherwise look at `max_epochs` and "
+                "`max_steps`, and at the batch size against the number of labels."
             )
         metrics = {name: finite_or_none(float(value)) for name, value in trainer.callback_metrics.items()}
         if self.weights == "best":
             metrics |= load_best(trainer, pl_module)
         self._finish_round(trainer, pl_module, metrics, seconds)
-
-    # ---- one round ----
 
     @property
     def stopped(self) -> str | None:
@@ -204,6 +198,7 @@ class ActiveLearning(Callback):
         chosen = indices_N[batch.positions.cpu()].tolist()
         information = {}
         if log_probs_N_K_C is not None:
+            datamodule.check_targets(chosen, num_classes=log_probs_N_K_C.shape[2])
             information = summarise(log_probs_N_K_C, batch, generator=self._generator(record.round, "information"))
         return replace(
             record,
@@ -225,8 +220,6 @@ class ActiveLearning(Callback):
         self._write()
         log_round(trainer, {"n_labelled": last.num_labelled, "seconds_test": seconds, **finite})
 
-    # ---- what a run leaves ----
-
     def _write(self) -> None:
         if self._journal is not None:
             self._journal.write(self.rounds)
@@ -245,10 +238,3 @@ class ActiveLearning(Callback):
             "initial_targets": datamodule.targets_of(initial),
             "versions": {name: version(name) for name in ("al-lightning", "torch", FLAVOUR.partition(".")[0])},
         }
-
-    def _check_limits(self, trainer: Trainer, datamodule: ActiveLearningDataModule) -> None:
-        labels = datamodule.labels
-        if not self.rounds:
-            self.limits.check_start(self.query_size, num_labelled=labels.num_labelled, num_pool=labels.num_pool)
-        if self.weights == "best":
-            check_best_is_kept(trainer)

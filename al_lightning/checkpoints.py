@@ -1,7 +1,12 @@
 """The Trainer's checkpoints over several rounds: names that do not collide, and the best one's weights."""
 
+from typing import TYPE_CHECKING
+
 from al_lightning._lightning import LightningModule, Trainer, pl
 from al_lightning.journal import finite_or_none
+
+if TYPE_CHECKING:
+    from pytorch_lightning.callbacks import ModelCheckpoint
 
 
 def prefix_checkpoints(trainer: Trainer, round_index: int) -> None:
@@ -13,25 +18,25 @@ def prefix_checkpoints(trainer: Trainer, round_index: int) -> None:
             checkpoint.CHECKPOINT_NAME_LAST = prefix + checkpoint.CHECKPOINT_NAME_LAST
 
 
-def check_best_is_kept(trainer: Trainer) -> None:
-    """Refuse before the training a wish for the best weights that nobody keeps."""
-    checkpoint = trainer.checkpoint_callback
-    if not isinstance(checkpoint, pl.callbacks.ModelCheckpoint) or checkpoint.monitor is None:
-        raise ValueError(
-            "`weights` is 'best', but the Trainer keeps no best checkpoint. Add "
-            "`ModelCheckpoint(monitor='val_loss')` to its callbacks, or use `weights='last'`."
-        )
+def best_checkpoint(trainer: Trainer) -> "ModelCheckpoint":
+    """The first of the Trainer's checkpoints that knows which weights are best."""
+    for checkpoint in trainer.checkpoint_callbacks:
+        if isinstance(checkpoint, pl.callbacks.ModelCheckpoint) and checkpoint.monitor is not None:
+            return checkpoint
+    raise ValueError(
+        "`weights` is 'best', but the Trainer keeps no best checkpoint. Add "
+        "`ModelCheckpoint(monitor='val_loss')` to its callbacks, or use `weights='last'`."
+    )
 
 
 def load_best(trainer: Trainer, module: LightningModule) -> dict[str, float | None]:
     """Put the best checkpoint's weights into the model; the value that made it the best is the round's metric."""
-    checkpoint = trainer.checkpoint_callback
-    if not isinstance(checkpoint, pl.callbacks.ModelCheckpoint) or not checkpoint.best_model_path:
+    checkpoint = best_checkpoint(trainer)
+    if not checkpoint.best_model_path or checkpoint.best_model_score is None:
         raise RuntimeError(
             "`weights` is 'best', but the fit saved no best checkpoint. Its ModelCheckpoint needs a validation "
             "that logs its `monitor`."
         )
-    module.load_state_dict(trainer.strategy.load_checkpoint(checkpoint.best_model_path)["state_dict"])
-    if checkpoint.monitor is None or checkpoint.best_model_score is None:
-        return {}
-    return {checkpoint.monitor: finite_or_none(float(checkpoint.best_model_score))}
+    state = trainer.strategy.load_checkpoint(checkpoint.best_model_path)["state_dict"]
+    module.load_state_dict(state, strict=module.strict_loading)
+    return {str(checkpoint.monitor): finite_or_none(float(checkpoint.best_model_score))}

@@ -1,10 +1,13 @@
 """The command line: LightningCLI, whose `fit` runs the rounds when the Trainer has an `ActiveLearning` callback."""
 
 import importlib
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from al_lightning._lightning import FLAVOUR, LightningDataModule, LightningModule, callbacks_of
-from al_lightning.callback import ActiveLearning, wrapped_datamodule
+from al_lightning.callback import ActiveLearning
+from al_lightning.data import wrapped_datamodule
 from al_lightning.rounds import active_fit
 
 if TYPE_CHECKING:
@@ -50,4 +53,5 @@ def run(args: "ArgsType" = None) -> ActiveLearningCLI:
 
 def main() -> None:
     """Entry point of `al-lightning` and `python -m al_lightning`."""
+    sys.path.insert(0, str(Path.cwd()))  # your own classes, as `python -m al_lightning` finds them
     run()

@@ -17,19 +17,19 @@ DESCRIPTION = "Predicting the pool"
 @contextmanager
 def _predicting(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """The trainer says that it predicts, and the module is on its device, also after the strategy was torn down."""
-    stage = trainer.state.stage
+    stage, device = trainer.state.stage, module.device
     trainer.predicting = True  # users ask `self.trainer.training` whether to augment
     trainer.strategy.model_to_device()  # at the end of a fit the strategy has moved the model to the CPU
     try:
         yield
     finally:
-        module.cpu()
+        module.to(device)
         trainer.state.stage = stage
 
 
-def _batches_on_device(trainer: Trainer, module: LightningModule, batches: DataLoader[object]) -> Iterator[object]:
+def _batches_on_device(trainer: Trainer, module: LightningModule, batches: Iterable[object]) -> Iterator[object]:
     """Each batch as the trainer's own predict loop would hand it to the module, the user's transfer hooks included."""
-    for batch in _with_progress(trainer, batches):
+    for batch in batches:
         converted = trainer.precision_plugin.convert_input(batch)
         # Private, because only it knows whether the data module or the module overrides the hook.
         converted = module._on_before_batch_transfer(converted)
@@ -61,15 +61,22 @@ def predict_pool(
     alone, so every batch sees the same K networks.
     """
     with (
-        torch.inference_mode(),
         _predicting(trainer, module),
         posterior.sample(module, num_samples, seed=seed) as predict,
         trainer.precision_plugin.forward_context(),
     ):
-        chunks = [predict(batch) for batch in _batches_on_device(trainer, module, batches)]
+        chunks = [predict(batch) for batch in _batches_on_device(trainer, module, _with_progress(trainer, batches))]
     log_probs_N_K_C = torch.cat(chunks)
     _refuse_not_finite(log_probs_N_K_C, batches)
     return log_probs_N_K_C
+
+
+def preview_pool(
+    trainer: Trainer, module: LightningModule, batches: DataLoader[object], posterior: Posterior
+) -> Tensor:
+    """Log-probabilities (B, C) of the first batch by one sample: refuses before a training what would fail after it."""
+    with _predicting(trainer, module), trainer.precision_plugin.forward_context():
+        return posterior.preview(module, next(_batches_on_device(trainer, module, batches)))
 
 
 def _refuse_not_finite(log_probs_N_K_C: Tensor, batches: DataLoader[object]) -> None:

@@ -140,9 +140,9 @@ class Journal:
         write_atomically(self.folder / "acquisitions.csv", _as_csv(columns, rows))
 
 
-def read_journal(folder: Path) -> tuple[dict[str, Any], list[Round]]:
+def read_journal(folder: str | Path) -> tuple[dict[str, Any], list[Round]]:
     """The header and the rounds of a run folder, killed runs included."""
-    path = folder / "rounds.jsonl"
+    path = Path(folder) / "rounds.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no run folder: it has no {path.name}.")
     header, *rounds = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())

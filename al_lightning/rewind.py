@@ -11,11 +11,15 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torchmetrics
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from al_lightning._lightning import (
     FLAVOUR,
     Callback,
+    LightningDataModule,
     LightningModule,
     Trainer,
     callbacks_of,
@@ -35,23 +39,33 @@ class Rewind:
 
     Args:
         trainer: A Trainer that has not run yet.
-        model: The model that it is going to fit.
+        model: The model that it is going to fit; its first weights are those at the start of the first fit, because
+            Lightning may build it only then.
+        datamodule: The data module of all fits, which is not put back.
         keep: Callbacks that live through all rounds and are never put back.
         keep_weights: Whether every fit continues from the weights of the one before (False: from the first weights).
     """
 
     def __init__(
-        self, trainer: Trainer, model: LightningModule, *, keep: Sequence[Callback], keep_weights: bool
+        self,
+        trainer: Trainer,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        *,
+        keep: Sequence[Callback],
+        keep_weights: bool,
     ) -> None:
         self._trainer = trainer
         self._model = model
-        self._first_weights = None if keep_weights else copy.deepcopy(model.state_dict())
+        self._keep_weights = keep_weights
         self._first_states = FirstStates(trainers_own=list(callbacks_of(trainer)))
         callbacks_of(trainer).insert(0, self._first_states)
         kept = [self._first_states, *keep]
         self._rewound = [c for c in callbacks_of(trainer) if c not in kept and not _writes_the_config(c)]
-        # Shared, not copied: references to the user's own objects, and the launcher, which knows its processes.
-        self._shared = [trainer, model, *callbacks_of(trainer), *trainer.loggers, trainer.strategy.launcher]
+        # Shared, not copied, because callbacks may hold them: the user's own objects and their parts; and the
+        # launcher, which knows its processes.
+        parts = [*model.modules(), *model.parameters(), *model.buffers(), *_with_inner(datamodule)]
+        self._shared = [trainer, *parts, *callbacks_of(trainer), *trainer.loggers, trainer.strategy.launcher]
         self._first = self._copied([vars(thing) for thing in self._things()])
 
     def _things(self) -> list[Any]:
@@ -74,9 +88,8 @@ class Rewind:
             vars(thing).clear()
             vars(thing).update(state)
         set_logged_steps(self._trainer, steps)
-        if self._first_weights is not None:
-            # In place, because LightningCLI binds optimizers to these parameters.
-            self._model.load_state_dict(self._first_weights)
+        if self._first_states.weights is not None and not self._keep_weights:
+            self._first_states.weights.restore(self._model)
         for module in self._model.modules():
             if isinstance(module, torchmetrics.Metric):
                 module.reset()
@@ -84,6 +97,43 @@ class Rewind:
     def release(self) -> None:
         """Take the helper callback out of the user's Trainer."""
         callbacks_of(self._trainer).remove(self._first_states)
+
+
+def _with_inner(datamodule: LightningDataModule | None) -> list[object]:
+    return [] if datamodule is None else [datamodule, getattr(datamodule, "inner", None)]
+
+
+class FirstWeights:
+    """Parameters, whether they learn, and all buffers of a model, those that its `state_dict` leaves out included."""
+
+    def __init__(self, model: nn.Module) -> None:
+        lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+        if lazy:
+            raise ValueError(
+                f"The parameters {', '.join(lazy)} have no values before the first batch, so no round could start from "
+                "them. Pass one batch through the model before `active_fit`."
+            )
+        self._tensors = {name: tensor.detach().cpu().clone() for name, tensor in _tensors_of(model).items()}
+        self._learns = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+    def restore(self, model: nn.Module) -> None:
+        """Put them back in place, because LightningCLI binds optimizers to these very parameters."""
+        tensors = _tensors_of(model)
+        if tensors.keys() != self._tensors.keys():
+            changed = sorted(tensors.keys() ^ self._tensors.keys())
+            raise RuntimeError(
+                f"The fit has added or removed {', '.join(changed)} of the model, so its first weights cannot be put "
+                "back. Undo that in the `teardown` of the callback or module that did it, or use `warm_start=True`."
+            )
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(self._tensors[name])
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(self._learns[name])
+
+
+def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 class FirstStates(Callback):
@@ -94,6 +144,7 @@ class FirstStates(Callback):
     """
 
     def __init__(self, *, trainers_own: list[Callback]) -> None:
+        self.weights: FirstWeights | None = None
         self._trainers_own = trainers_own
         self._optimizers: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
         self._callbacks: weakref.WeakKeyDictionary[Callback, dict[str, Any]] = weakref.WeakKeyDictionary()
@@ -109,8 +160,10 @@ class FirstStates(Callback):
             else:
                 self._callbacks[callback] = copy.deepcopy(vars(callback))
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """The optimizers exist and have not stepped."""
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The model is built, the optimizers exist, and nothing has stepped."""
+        if self.weights is None:
+            self.weights = FirstWeights(pl_module)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         things: list[Any] = [*schedulers, *trainer.optimizers]
         for thing in things:

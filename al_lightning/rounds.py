@@ -14,11 +14,12 @@ from al_lightning._lightning import (
     pl,
     rank_zero_info,
 )
-from al_lightning.callback import active_learning_callback, derived_seed, wrapped_datamodule
+from al_lightning.callback import active_learning_callback
 from al_lightning.checkpoints import prefix_checkpoints
-from al_lightning.data import ActiveLearningDataModule
+from al_lightning.data import ActiveLearningDataModule, wrapped_datamodule
 from al_lightning.journal import Round
 from al_lightning.rewind import Rewind
+from al_lightning.seeds import derived_seed
 
 BAR_WIDTH = 15
 SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
@@ -49,8 +50,18 @@ def active_fit(
             "`trainer` has run already, so its first state is lost and rounds cannot start from it. "
             "Give `active_fit` a new Trainer (and new callbacks)."
         )
+    if callback.rounds:
+        raise ValueError(
+            f"The ActiveLearning callback has run {len(callback.rounds)} rounds already, and its records are those of "
+            "one run. Give the Trainer a new one."
+        )
+    if datamodule.has_acquired:
+        raise ValueError(
+            "`datamodule` holds labels that an earlier run acquired, and this run would start with them. Wrap your "
+            "data module anew: `ActiveLearningDataModule(datamodule, initial=...)`."
+        )
     callback.seed = seed if callback.seed is None else callback.seed
-    rewind = Rewind(trainer, model, keep=[callback], keep_weights=callback.warm_start)
+    rewind = Rewind(trainer, model, datamodule, keep=[callback], keep_weights=callback.warm_start)
     try:
         with isolate_rng(), _seed_variables_kept():
             while callback.stopped is None:

@@ -5,8 +5,8 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from al_lightning import BALD, ActiveLearning, MCDropout
-from al_lightning.callback import derived_seed
 from al_lightning.information import mutual_information
+from al_lightning.seeds import derived_seed
 
 
 def test_a_plain_fit_is_one_round(make_trainer, make_model, make_data, make_callback):
@@ -58,12 +58,6 @@ def test_testing_and_validating_with_the_callback_acquire_nothing(make_trainer, 
     trainer.validate(make_model(), datamodule=make_data(), verbose=False)
     trainer.test(make_model(), datamodule=make_data(), verbose=False)
     assert callback.rounds == []
-
-
-def test_a_seed_of_its_own_for_every_round_and_purpose():
-    seeds = [derived_seed(seed, index, name) for seed in (0, 1) for index in (0, 1) for name in ("fit", "posterior")]
-    assert len(set(seeds)) == 8
-    assert derived_seed(0, 0, "fit") == 2890928278
 
 
 def test_a_checkpoint_of_a_round_holds_its_labels_and_loads_safely(
@@ -132,11 +126,57 @@ def test_predictions_that_are_nan_end_the_run_with_the_ids(make_trainer, make_mo
         make_trainer(make_callback()).fit(make_model(), datamodule=datamodule)
 
 
-def test_labels_outside_the_classes_are_torchs_own_error(make_trainer, make_model, make_callback, make_data):
+def test_labels_outside_the_classes_are_refused_by_id_before_the_training(
+    make_trainer, make_model, make_callback, make_data
+):
+    datamodule, model = make_data(initial=[0, 1, 2]), make_model()
+    dataset = datamodule.inner.train_dataloader().dataset
+    datamodule.inner._part = lambda num, seed, part=datamodule.inner._part: dataset if seed == 0 else part(num, seed)
+    dataset.tensors[1][2] = 9
+    with pytest.raises(ValueError, match=r"first \(id, target\) \[\(2, 9\)\]; a target must be one of the 3 classes"):
+        make_trainer(make_callback()).fit(model, datamodule=datamodule)
+    dataset.tensors[1][2] = -100
+    with pytest.raises(ValueError, match=r"first \(id, target\) \[\(2, -100\)\]; a target must be a class"):
+        make_trainer(make_callback()).fit(model, datamodule=datamodule)
+
+
+def test_a_chosen_sample_without_a_label_is_refused_by_id(make_trainer, make_model, make_callback, make_data):
     datamodule = make_data(initial=[0, 1, 2])
-    inner = datamodule.inner
-    dataset = inner.train_dataloader().dataset
-    dataset.tensors[1][:] = 9
-    inner._part = lambda num, seed, part=inner._part: dataset if seed == 0 else part(num, seed)
-    with pytest.raises(IndexError, match="Target 9 is out of bounds"):
+    dataset = datamodule.inner.train_dataloader().dataset
+    dataset.tensors[1][3:] = -100
+    datamodule.inner._part = lambda num, seed, part=datamodule.inner._part: dataset if seed == 0 else part(num, seed)
+    with pytest.raises(ValueError, match=r"4 samples have targets outside the classes"):
         make_trainer(make_callback()).fit(make_model(), datamodule=datamodule)
+    assert datamodule.labels.num_labelled == 3
+
+
+def test_a_second_fit_of_a_finished_trainer_acquires_nothing(make_trainer, make_model, make_data, make_callback):
+    callback, datamodule, model = make_callback(), make_data(), make_model()
+    trainer = make_trainer(callback)
+    trainer.fit(model, datamodule=datamodule)
+    with pytest.raises(RuntimeError, match="A Trainer that has finished does not train again: use `active_fit`"):
+        trainer.fit(model, datamodule=datamodule)
+    assert (len(callback.rounds), datamodule.labels.num_labelled) == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda model: setattr(model.net[2], "p", 0.0), "drew no mask in a forward pass"),
+        (lambda model: model.net.append(torch.nn.LSTM(3, 3, 2, dropout=0.5)), "LSTM"),
+        (lambda model: model.net.append(torch.nn.Unflatten(1, (1, 3))), "logits of shape"),
+    ],
+)
+def test_a_model_that_cannot_be_sampled_is_refused_before_the_training(
+    change, words, make_trainer, make_model, make_data, make_callback
+):
+    model, trainer = make_model(), make_trainer(make_callback())
+    change(model)
+    with pytest.raises((ValueError, TypeError), match=words):
+        trainer.fit(model, datamodule=make_data())
+    assert trainer.global_step == 0
+
+
+def test_a_fast_development_run_leaves_no_records(make_trainer, make_model, make_data, make_callback, tmp_path):
+    make_trainer(make_callback(), fast_dev_run=True).fit(make_model(), datamodule=make_data())
+    assert list(tmp_path.rglob("rounds*")) == []

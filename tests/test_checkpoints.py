@@ -1,7 +1,7 @@
 import pytest
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from al_lightning.checkpoints import check_best_is_kept, load_best, prefix_checkpoints
+from al_lightning.checkpoints import best_checkpoint, load_best, prefix_checkpoints
 
 
 def test_every_round_has_names_of_its_own(make_trainer):
@@ -18,11 +18,16 @@ def test_every_round_has_names_of_its_own(make_trainer):
 @pytest.mark.parametrize("callbacks", [[], [ModelCheckpoint()]])
 def test_best_weights_that_nobody_keeps_are_refused(callbacks, make_trainer):
     with pytest.raises(ValueError, match=r"`weights` is 'best', but the Trainer keeps no best checkpoint. Add"):
-        check_best_is_kept(make_trainer(*callbacks, enable_checkpointing=bool(callbacks)))
+        best_checkpoint(make_trainer(*callbacks, enable_checkpointing=bool(callbacks)))
 
 
 def test_a_best_checkpoint_that_was_never_saved_is_an_error(make_trainer, make_model):
     trainer = make_trainer(ModelCheckpoint(monitor="val_loss"), enable_checkpointing=True)
-    check_best_is_kept(trainer)
+    best_checkpoint(trainer)
     with pytest.raises(RuntimeError, match="the fit saved no best checkpoint"):
         load_best(trainer, make_model())
+
+
+def test_the_best_checkpoint_is_the_one_that_monitors_wherever_it_stands(make_trainer):
+    every_epoch, best = ModelCheckpoint(every_n_epochs=1), ModelCheckpoint(monitor="val_loss")
+    assert best_checkpoint(make_trainer(every_epoch, best, enable_checkpointing=True)) is best

@@ -1,4 +1,5 @@
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -201,3 +202,16 @@ def test_the_entry_point_reads_the_command_line_and_returns_nothing(monkeypatch,
         main()
     assert exit_info.value.code == 0
     assert "fit" in capsys.readouterr().out
+
+
+def test_the_installed_command_finds_classes_in_the_current_folder(tmp_path):
+    (tmp_path / "own_code.py").write_text(OWN_CODE)
+    command = [
+        str(Path(sys.executable).with_name("al-lightning")),
+        "fit",
+        "--model=own_code.OwnModule",
+        "--print_config",
+    ]
+    done = subprocess.run([*command, "--data=own_code.OwnData"], capture_output=True, text=True, check=False)
+    assert "class_path: own_code.OwnModule" in done.stdout, done.stderr
+    assert done.returncode == 0

@@ -36,6 +36,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_what_was_written_is_read_back(folder):
     header, rounds = read_journal(folder)
+    assert read_journal(str(folder)) == (header, rounds)
     assert header["acquisition"] == "BALD()"
     assert (header["schema"], header["version"]) == ("al_lightning.rounds", 1)
     assert rounds == [FIRST, LAST]

@@ -9,7 +9,7 @@ from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
-from al_lightning.rewind import Rewind
+from al_lightning.rewind import FirstWeights, Rewind
 
 
 class OneWeight(LightningModule):
@@ -133,3 +133,47 @@ def test_a_callback_that_cannot_be_copied_is_named(make_trainer):
 
     with pytest.raises(TypeError, match=r"Locked holds something that cannot be copied.*belong into `setup`"):
         Rewind(make_trainer(Locked()), OneWeight(), keep=[], keep_weights=False)
+
+
+def test_a_callback_may_hold_the_model_its_parts_and_the_data_module(make_trainer, loader, make_data):
+    class Holding(Callback):
+        def __init__(self, *held):
+            self.held = held
+
+    model, datamodule = OneWeight(), make_data()
+    holding = Holding(model, model.mean, model.weight, datamodule, datamodule.inner)
+    held = holding.held
+    rewind = Rewind(make_trainer(holding), model, datamodule, keep=[], keep_weights=False)
+    rewind.restore()
+    assert all(now is before for now, before in zip(holding.held, held, strict=True))
+
+
+def test_frozen_parameters_and_buffers_outside_the_state_dict_are_put_back(make_trainer, loader):
+    class Changing(OneWeight):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("count", torch.zeros(1), persistent=False)
+
+        def on_train_end(self):
+            self.count += 1
+            self.weight.requires_grad_(False)
+
+    model = Changing()
+    trainer = make_trainer()
+    rewind = Rewind(trainer, model, keep=[], keep_weights=False)
+    trainer.fit(model, loader)
+    assert (model.count.item(), model.weight.requires_grad) == (1, False)
+    rewind.restore()
+    assert (model.count.item(), model.weight.requires_grad) == (0, True)
+
+
+def test_lazy_parameters_and_parameters_that_come_and_go_are_refused_by_name(make_trainer, loader):
+    model = OneWeight()
+    trainer = make_trainer()
+    rewind = Rewind(trainer, model, keep=[], keep_weights=False)
+    trainer.fit(model, loader)
+    model.extra = torch.nn.Linear(1, 1)
+    with pytest.raises(RuntimeError, match=r"The fit has added or removed extra.bias, extra.weight of the model"):
+        rewind.restore()
+    with pytest.raises(ValueError, match=r"The parameters weight, bias have no values before the first batch"):
+        FirstWeights(torch.nn.LazyLinear(2))

@@ -11,7 +11,7 @@ from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader, Subset
 
 from al_lightning import BALD, BatchBALD, Random, active_fit, read_journal
-from al_lightning.callback import derived_seed
+from al_lightning.seeds import derived_seed
 
 
 class Weights(Callback):
@@ -250,3 +250,54 @@ def test_random_never_predicts_the_pool(make_trainer, make_model, make_data, mak
     assert rounds[0].information == {}
     with pytest.raises(AssertionError, match="the pool was predicted"):
         active_fit(make_trainer(make_callback(BALD())), make_model(), make_data())
+
+
+def test_a_callback_that_has_run_is_refused(make_trainer, make_model, make_data, make_callback):
+    callback = make_callback(max_rounds=1)
+    active_fit(make_trainer(callback), make_model(), make_data())
+    with pytest.raises(ValueError, match="The ActiveLearning callback has run 1 rounds already"):
+        active_fit(make_trainer(callback), make_model(), make_data())
+
+
+def test_labels_of_an_earlier_run_are_refused(make_trainer, make_model, make_data, make_callback):
+    datamodule = make_data()
+    active_fit(make_trainer(make_callback(max_rounds=2)), make_model(), datamodule)
+    with pytest.raises(ValueError, match="`datamodule` holds labels that an earlier run acquired"):
+        active_fit(make_trainer(make_callback()), make_model(), datamodule)
+
+
+def test_a_model_that_is_built_at_the_start_of_the_fit_starts_each_round_from_there(
+    make_trainer, make_model, make_data, make_callback
+):
+    class Late(type(make_model())):
+        def configure_model(self):
+            if self.net is None:
+                self.net = make_model().net
+
+    model, seen = Late(), Seen()
+    model.net = None
+
+    class Starts(Weights):
+        def on_train_start(self, trainer, pl_module):
+            self.on_train_end(trainer, pl_module)
+
+    active_fit(make_trainer(Starts(seen), make_callback(max_rounds=2)), model, make_data())
+    assert torch.equal(seen[0]["net.0.weight"], seen[2]["net.0.weight"])
+    assert not torch.equal(seen[1]["net.0.weight"], seen[2]["net.0.weight"])
+
+
+def test_what_a_model_caches_while_predicting_is_of_use_in_its_next_training(
+    make_trainer, make_model, make_data, make_callback
+):
+    class Caching(type(make_model())):
+        scale = None
+
+        def forward(self, inputs):
+            if self.scale is None or len(self.scale) != len(inputs):
+                self.scale = torch.ones(len(inputs), 1)
+            return self.net(inputs * self.scale)
+
+    with torch.random.fork_rng():
+        model = Caching()
+    trainer = make_trainer(make_callback(max_rounds=2), inference_mode=False)
+    active_fit(trainer, model, make_data(pool_batch_size=8))

@@ -1,7 +1,7 @@
 """Who is labelled, and the loaders that follow from it."""
 
 from al_lightning.data.bundled import DigitsDataModule
-from al_lightning.data.datamodule import ActiveLearningDataModule
+from al_lightning.data.datamodule import ActiveLearningDataModule, wrapped_datamodule
 from al_lightning.data.idx import IDXDataModule, read_idx
 from al_lightning.data.labels import IN_POOL, SET_ASIDE, Labels
 from al_lightning.data.repeated import Repeated
@@ -15,4 +15,5 @@ __all__ = [
     "SET_ASIDE",
     "Repeated",
     "read_idx",
+    "wrapped_datamodule",
 ]

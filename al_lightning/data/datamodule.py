@@ -1,20 +1,17 @@
 """The user's data module, seen through the labels: training gets the labelled samples, the pool is the rest."""
 
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from al_lightning._lightning import LightningDataModule, Trainer, check_flavour, is_overridden, isolate_rng
-from al_lightning.data.initial import draw, draw_balanced
+from al_lightning._lightning import LightningDataModule, Trainer, check_flavour, is_overridden
+from al_lightning.data.initial import checked_initial, initial_indices
 from al_lightning.data.labels import Labels
-from al_lightning.data.loaders import check_train_loader, labelled_loader, sequential_loader
-from al_lightning.data.targets import all_targets, targets_of
+from al_lightning.data.loaders import check_train_loader, labelled_loader, pool_of, sample_count, sequential_loader
+from al_lightning.data.seeded import seeded
+from al_lightning.data.targets import refuse_other_targets, refuse_outside, targets_of
 
 FORWARDED_IF_OVERRIDDEN = (
     "prepare_data",
@@ -71,11 +68,9 @@ class ActiveLearningDataModule(LightningDataModule):
         for name, value in (("samples_per_epoch", samples_per_epoch), ("pool_batch_size", pool_batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}, but must be at least 1, or None.")
-        if not initial or (isinstance(initial, int) and initial < 1):
-            raise ValueError(f"`initial` is {initial}, but training needs at least one labelled sample to begin with.")
+        self.initial = checked_initial(initial)
         self.inner = datamodule  # before `super().__init__`, which sets `trainer`
         super().__init__()
-        self.initial = initial
         self.balanced = balanced
         self.samples_per_epoch = samples_per_epoch
         self.pool = pool
@@ -86,6 +81,7 @@ class ActiveLearningDataModule(LightningDataModule):
             datamodule.allow_zero_length_dataloader_with_multiple_devices
         )
         self._labels: Labels | None = None
+        self._targets_before: dict[int, int] = {}
         self._train_loader: DataLoader[Any] | None = None
         self._pool_dataset: Dataset[Any] | None = None
         # Only what the wrapped module overrides: Lightning runs no validation loop without a `val_dataloader`, and
@@ -103,6 +99,12 @@ class ActiveLearningDataModule(LightningDataModule):
     def trainer(self, trainer: Trainer | None) -> None:
         self.inner.trainer = trainer
 
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the wrapped module has
+        """What only the wrapped module has, as in `self.trainer.datamodule.num_classes`."""
+        if name.startswith("_") or name == "inner":  # while copying and unpickling there is no wrapped module yet
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.")
+        return getattr(self.inner, name)
+
     @property
     def labels(self) -> Labels:
         """Which samples are labelled, and since which round."""
@@ -110,25 +112,39 @@ class ActiveLearningDataModule(LightningDataModule):
             raise RuntimeError("There are no labels before `setup('fit')`, which draws the initial ones.")
         return self._labels
 
+    @property
+    def has_acquired(self) -> bool:
+        """Whether samples were labelled besides the initial ones."""
+        return self._labels is not None and bool((self._labels.round_of_N > 0).any())
+
     def setup(self, stage: str) -> None:
         """Set up the wrapped module; for a fit, read its training loader and, the first time, draw initial labels."""
-        with _seeded(self.seed):
+        with seeded(self.seed):
             self.inner.setup(stage)
             if stage != "fit":
                 return
             self._train_loader = check_train_loader(self.inner.train_dataloader())
             dataset = self._train_loader.dataset
-            num_samples = _length(dataset)
-            self._pool_dataset = self._find_pool(dataset, num_samples)
+            self._pool_dataset = pool_of(self.inner, dataset, given=self.pool)
+            num_samples = sample_count(dataset)
             if self._labels is None:
                 labels = Labels(num_samples)
-                labels.label(self._initial_indices(dataset, num_samples), round=0)
+                labels.label(initial_indices(self.initial, dataset, balanced=self.balanced, seed=self.seed), round=0)
                 self._labels = labels
         if len(self._labels) != num_samples:
             raise ValueError(
                 f"The training dataset has {num_samples} samples now, but had {len(self._labels)} when they were "
                 "labelled: sample ids would point at other samples. Make `setup('fit')` build the same dataset always."
             )
+        self._refuse_other_samples()
+
+    def _refuse_other_samples(self) -> None:
+        """The ids must mean the same samples as in the last round; a split drawn anew shows in their targets."""
+        indices = self.labels.labelled_indices.tolist()
+        targets = self.check_targets(indices)
+        now = {} if targets is None else dict(zip(indices, targets, strict=True))
+        refuse_other_targets(self._targets_before, now)
+        self._targets_before = now
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The wrapped module's training loader over the labelled samples alone."""
@@ -154,7 +170,7 @@ class ActiveLearningDataModule(LightningDataModule):
             seed=self.seed,
         )
 
-    def label(self, indices: Sequence[int] | Tensor, *, round: int) -> None:  # noqa: A002 - the word of the state
+    def label(self, indices: Sequence[int] | Tensor, *, round: int) -> None:  # noqa: A002
         """Move samples from the pool to the labelled ones; training sees them from the next fit on."""
         self.labels.label(indices, round=round)
 
@@ -168,8 +184,15 @@ class ActiveLearningDataModule(LightningDataModule):
 
     def targets_of(self, indices: Sequence[int] | Tensor) -> list[int] | None:
         """The true labels of some samples, or None if the training dataset does not tell them."""
-        with _seeded(self.seed):  # reading an item may augment it
+        with seeded(self.seed):  # reading an item may augment it
             return targets_of(self._fit_loader().dataset, self.labels.checked(indices).tolist())
+
+    def check_targets(self, indices: Sequence[int] | Tensor, *, num_classes: int | None = None) -> list[int] | None:
+        """`targets_of` these samples, all of which must be labels of a class."""
+        targets = self.targets_of(indices)
+        if targets is not None:
+            refuse_outside(dict(zip(map(int, indices), targets, strict=True)), num_classes=num_classes)
+        return targets
 
     def state_dict(self) -> dict[str, Any]:
         """The labels, if there are any yet, and the wrapped module's state."""
@@ -198,42 +221,15 @@ class ActiveLearningDataModule(LightningDataModule):
             raise RuntimeError("The training loader is not known before `setup('fit')`.")
         return self._train_loader
 
-    def _find_pool(self, dataset: Dataset[Any], num_samples: int) -> Dataset[Any]:
-        pool: Dataset[Any] = dataset
-        if self.pool is not None:
-            pool = self.pool
-        elif hasattr(self.inner, "pool_dataset"):
-            pool = self.inner.pool_dataset()
-        if _length(pool) != num_samples:
-            raise ValueError(
-                f"The pool dataset has {_length(pool)} samples, but the training dataset has {num_samples}. Both must "
-                "hold the same samples in the same order: the pool is the training data without augmentation."
-            )
-        return pool
 
-    def _initial_indices(self, dataset: Dataset[Any], num_samples: int) -> Tensor | list[int]:
-        if not isinstance(self.initial, int):
-            return self.initial
-        generator = torch.Generator().manual_seed(self.seed)
-        if self.balanced:
-            return draw_balanced(self.initial, all_targets(dataset, num_samples), generator=generator)
-        return draw(self.initial, num_samples=num_samples, generator=generator)
-
-
-def _length(dataset: Dataset[Any]) -> int:
-    if not hasattr(dataset, "__len__"):
-        raise TypeError(f"The pool dataset is a {type(dataset).__name__} without `__len__`, so it has no sample ids.")
-    return len(dataset)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the CPU's global random generators and give them back as they were.
-
-    The one of torch by itself: `torch.manual_seed` would reach for the GPU, which a process that forks must not touch.
-    """
-    with isolate_rng(include_cuda=False):
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 - the generator that users draw from
-        torch.default_generator.manual_seed(seed)
-        yield
+def wrapped_datamodule(datamodule: object) -> ActiveLearningDataModule:
+    """The data module, if it knows what is labelled and what is pool."""
+    if isinstance(datamodule, ActiveLearningDataModule):
+        return datamodule
+    given = "missing" if datamodule is None else f"a {type(datamodule).__name__}"
+    raise TypeError(
+        f"`datamodule` is {given}, but active learning needs one that knows what is labelled and what is pool: wrap "
+        "yours as `ActiveLearningDataModule(datamodule, initial=20)`, or datasets as "
+        "`ActiveLearningDataModule(LightningDataModule.from_datasets(train, val, test))`. On the command line: "
+        "`--data ActiveLearningDataModule --data.datamodule YOURS`."
+    )

@@ -1,9 +1,14 @@
 """The samples to begin with: drawn before any model exists."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
+
+from al_lightning.data.targets import all_targets, refuse_outside
 
 
 def draw(num_initial: int, *, num_samples: int, generator: torch.Generator) -> Tensor:
@@ -42,3 +47,31 @@ def draw_balanced(num_initial: int, targets_N: Sequence[int], *, generator: torc
             )
         drawn.append(found[:wanted])
     return torch.cat(drawn)
+
+
+def checked_initial(initial: object) -> int | list[int]:
+    """A positive count, or a list of ids."""
+    if isinstance(initial, int | np.integer) and not isinstance(initial, bool):
+        if initial >= 1:
+            return int(initial)
+    elif isinstance(initial, Sequence | np.ndarray | Tensor) and not isinstance(initial, str):
+        if len(initial) > 0:
+            return [int(index) for index in initial]
+    else:
+        raise TypeError(f"`initial` is {initial!r}, but must be a number of samples or a list of their ids.")
+    raise ValueError(f"`initial` is {initial}, but training needs at least one labelled sample to begin with.")
+
+
+def initial_indices(
+    initial: int | list[int], dataset: Dataset[Any], *, balanced: bool, seed: int
+) -> Tensor | list[int]:
+    """The ids given, or that many drawn, equally many of each class if `balanced`."""
+    if not isinstance(initial, int):
+        return initial
+    generator = torch.Generator().manual_seed(seed)
+    num_samples = len(dataset)  # type: ignore[arg-type]
+    if balanced:
+        targets_N = all_targets(dataset, num_samples)
+        refuse_outside(dict(enumerate(targets_N)), num_classes=None)
+        return draw_balanced(initial, targets_N, generator=generator)
+    return draw(initial, num_samples=num_samples, generator=generator)

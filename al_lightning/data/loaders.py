@@ -17,6 +17,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from al_lightning._lightning import LightningDataModule
+
 RESTRICTABLE_SAMPLERS = (SequentialSampler, RandomSampler, WeightedRandomSampler)
 KEPT_SETTINGS = (
     "num_workers",
@@ -171,3 +173,25 @@ def _own_length(sampler: RandomSampler | WeightedRandomSampler, loader: DataLoad
     """The user's own number of draws per epoch; None if it is one pass, which for the labelled samples is theirs."""
     num_samples = len(loader.dataset)  # type: ignore[arg-type] # checked
     return None if sampler.num_samples == num_samples else sampler.num_samples
+
+
+def pool_of(inner: LightningDataModule, train: Dataset[Any], *, given: Dataset[Any] | None) -> Dataset[Any]:
+    """The training samples as they are shown to the acquisition: those given, the module's `pool_dataset()`, or `train`."""
+    pool = train
+    if given is not None:
+        pool = given
+    elif hasattr(inner, "pool_dataset"):
+        pool = inner.pool_dataset()
+    if sample_count(pool) != sample_count(train):
+        raise ValueError(
+            f"The pool dataset has {sample_count(pool)} samples, but the training dataset has {sample_count(train)}. Both "
+            "must hold the same samples in the same order: the pool is the training data without augmentation."
+        )
+    return pool
+
+
+def sample_count(dataset: Dataset[Any]) -> int:
+    """The length of a dataset whose samples have ids."""
+    if not hasattr(dataset, "__len__"):
+        raise TypeError(f"The pool dataset is a {type(dataset).__name__} without `__len__`, so it has no sample ids.")
+    return len(dataset)

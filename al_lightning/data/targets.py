@@ -1,6 +1,6 @@
 """True labels of samples, read from a dataset without guessing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -77,3 +77,30 @@ def _targets_of_items(dataset: Dataset[Any], indices: Sequence[int]) -> list[int
             return None
         targets.append(int(target))
     return targets
+
+
+def refuse_outside(target_of: Mapping[int, int], *, num_classes: int | None) -> None:
+    """Refuse targets that are no class, by the ids of their samples."""
+    wrong = [
+        (index, target)
+        for index, target in target_of.items()
+        if target < 0 or (num_classes is not None and target >= num_classes)
+    ]
+    if wrong:
+        classes = "a class" if num_classes is None else f"one of the {num_classes} classes that the model predicts"
+        raise ValueError(
+            f"{len(wrong)} samples have targets outside the classes, first (id, target) {wrong[:5]}; a target must be "
+            f"{classes}, counted from 0. Samples without a label cannot be in the dataset yet: the label of a chosen "
+            "sample is read from it."
+        )
+
+
+def refuse_other_targets(before: Mapping[int, int], now: Mapping[int, int]) -> None:
+    """Refuse a dataset in which labelled samples have other targets than in the last round."""
+    changed = [index for index, target in before.items() if now.get(index, target) != target]
+    if changed:
+        raise ValueError(
+            f"{len(changed)} labelled samples have other targets than in the last round, first {changed[:5]}: their "
+            "ids point at other samples now. Make `setup('fit')` build the same dataset always, splitting it by a "
+            "seeded generator."
+        )

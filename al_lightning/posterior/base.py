@@ -18,6 +18,13 @@ class Posterior(ABC):
     """
 
     @abstractmethod
+    def preview(self, model: nn.Module, batch: object) -> Tensor:
+        """`log_probs_B_C` of one sample, before a training: what cannot be sampled is refused before it costs.
+
+        Whatever only a trained model shows, as samples that do not differ, is left to `sample`.
+        """
+
+    @abstractmethod
     def sample(self, model: nn.Module, num_samples: int, *, seed: int) -> AbstractContextManager[Predict]:
         """Draw K weights once; every call of the result uses them, so predictions are joint over batches and ranks.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from al_lightning.posterior.base import Posterior, Predict
 from al_lightning.posterior.batch import map_tensors, model_inputs
@@ -46,6 +47,12 @@ class MCDropout(Posterior):
 
     predict: Callable[[nn.Module, Any], Tensor] | None = None
 
+    @override
+    def preview(self, model: nn.Module, batch: object) -> Tensor:
+        refuse_unreachable_dropout(model)
+        return _Samples(model, self.predict, MaskedForward(1, seed=0)).preview(batch)
+
+    @override
     @contextmanager
     def sample(self, model: nn.Module, num_samples: int, *, seed: int) -> Iterator[Predict]:
         """Draw K sets of masks, each when its layer first runs; see `Posterior.sample`."""
@@ -95,6 +102,13 @@ class _Samples:
             if not self._checked:
                 self._check(inputs, outputs_B_K_C, log_probs_B_K_C)
         return log_probs_B_K_C
+
+    def preview(self, batch: object) -> Tensor:
+        inputs = model_inputs(batch) if self._predict is None else batch
+        with torch.no_grad(), _evaluating(self._model), self._masked.following(self._model):
+            log_probs_B_1_C = log_probs_of(self._output(inputs, 0).unsqueeze(1))
+        refuse_no_masks(self._model, self._masked.masks)
+        return log_probs_B_1_C.squeeze(1)
 
     def _output(self, inputs: object, k: int) -> Tensor:
         inputs = map_tensors(Tensor.clone, inputs)  # an in-place layer may write on what it gets

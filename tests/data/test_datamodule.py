@@ -568,3 +568,58 @@ trainer: {{accelerator: cpu, logger: false, enable_checkpointing: false}}
     assert cli.datamodule.inner.noise == 0.1
     assert type(cli.datamodule.pool) is Dataset
     assert cli.datamodule.initial == initial
+
+
+class Drifting(Plain):
+    """Splits with a generator of its own that nobody seeded."""
+
+    rng = np.random.default_rng()
+
+    def setup(self, stage):
+        order = self.rng.permutation(self.num).tolist()
+        self.train = torch.utils.data.Subset(numbered(self.num), order)
+
+
+def test_a_split_that_drifts_from_round_to_round_is_refused():
+    module = ActiveLearningDataModule(Drifting(), initial=20)
+    module.setup("fit")
+    with pytest.raises(ValueError, match=r"have other targets than in the last round.*point at other samples now"):
+        module.setup("fit")
+
+
+@pytest.mark.parametrize("initial", [np.array([4, 2]), (4, 2), torch.tensor([4, 2])])
+def test_initial_ids_may_be_any_sequence(initial):
+    module = ActiveLearningDataModule(Plain(), initial=initial)
+    module.setup("fit")
+    assert module.labels.labelled_indices.tolist() == [2, 4]
+
+
+def test_an_initial_count_may_be_numpys():
+    assert ActiveLearningDataModule(Plain(), initial=np.int64(6)).initial == 6
+    with pytest.raises(TypeError, match=r"`initial` is 6.5, but must be a number of samples or a list of their ids"):
+        ActiveLearningDataModule(Plain(), initial=6.5)
+
+
+def test_targets_outside_the_classes_are_refused_by_id():
+    inner = Plain()
+    module = ActiveLearningDataModule(inner, initial=[0, 1, 2])
+    module.setup("fit")
+    assert module.check_targets([0, 1, 2], num_classes=3) == module.targets_of([0, 1, 2])
+    with pytest.raises(ValueError, match=r"must be one of the 1 classes that the model predicts"):
+        module.check_targets(range(20), num_classes=1)
+
+
+def test_what_only_the_wrapped_module_has_is_found_through_the_wrapper():
+    module = ActiveLearningDataModule(Plain())
+    assert module.num == 40
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        _ = module.nothing_like_it
+
+
+def test_labels_of_later_rounds_are_noticed():
+    module = ActiveLearningDataModule(Plain())
+    assert not module.has_acquired
+    module.setup("fit")
+    assert not module.has_acquired
+    module.label(module.labels.pool_indices[:1], round=1)
+    assert module.has_acquired

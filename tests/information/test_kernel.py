@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
 from al_lightning.information import kernel, mean_mixture_entropy
@@ -102,3 +103,29 @@ def test_the_users_setting_comes_back_after_an_error(user_wants_tf32):
     with pytest.raises(RuntimeError, match="inside"), full_precision_products():
         raise RuntimeError("inside")
     assert torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "is_available", "name"),
+    [
+        ("cuda", torch.float32, True, "triton"),
+        ("cuda", torch.float16, True, "triton"),
+        ("cuda", torch.float32, False, "torch"),
+        ("cuda", torch.float64, True, "torch"),
+        ("cpu", torch.float32, True, "torch"),
+    ],
+)
+def test_the_fused_kernel_is_for_gpus_with_triton_below_double_precision(
+    device, dtype, is_available, name, monkeypatch
+):
+    monkeypatch.setattr(kernel.kernel_triton, "AVAILABLE", is_available)
+    with FakeTensorMode():  # a tensor that says where it is, also where there is no GPU
+        assert kernel.kernel_name(torch.empty(5, 3, 2, device=device, dtype=dtype)) == name
+
+
+@pytest.mark.parametrize("name", ["triton", "torch"])
+def test_the_kernel_that_runs_is_the_one_that_is_named(name, monkeypatch):
+    monkeypatch.setattr(kernel, "kernel_name", lambda probs_B_K_C: name)
+    monkeypatch.setattr(kernel.kernel_triton, "mean_mixture_entropy", lambda *inputs: "triton")
+    monkeypatch.setattr(kernel, "mean_mixture_entropy_in_blocks", lambda *inputs: "torch")
+    assert kernel.mean_mixture_entropy(*problem(1, 1)) == name
