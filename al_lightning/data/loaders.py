@@ -176,7 +176,7 @@ def _own_length(sampler: RandomSampler | WeightedRandomSampler, loader: DataLoad
 
 
 def pool_of(inner: LightningDataModule, train: Dataset[Any], *, given: Dataset[Any] | None) -> Dataset[Any]:
-    """The training samples as they are shown to the acquisition: those given, the module's `pool_dataset()`, or `train`."""
+    """The training samples as the acquisition sees them: those given, the module's `pool_dataset()`, or `train`."""
     pool = train
     if given is not None:
         pool = given
@@ -184,8 +184,8 @@ def pool_of(inner: LightningDataModule, train: Dataset[Any], *, given: Dataset[A
         pool = inner.pool_dataset()
     if sample_count(pool) != sample_count(train):
         raise ValueError(
-            f"The pool dataset has {sample_count(pool)} samples, but the training dataset has {sample_count(train)}. Both "
-            "must hold the same samples in the same order: the pool is the training data without augmentation."
+            f"The pool dataset has {sample_count(pool)} samples, but the training dataset has {sample_count(train)}. "
+            "Both must hold the same samples in the same order: the pool is the training data without augmentation."
         )
     return pool
 
