@@ -104,7 +104,9 @@ def draw(path: Path, curves: Curves) -> None:
         values = 100 * np.array([accuracies(rounds) for rounds in runs.values()])
         mean, deviation = values.mean(axis=0), values.std(axis=0)
         median = statistics.median(labels_to(TARGET, rounds) for rounds in runs.values())
-        needed = f"{median:.0f} labels to {TARGET:.0%}" if np.isfinite(median) else f"{TARGET:.0%} not reached"
+        needed = (
+            f"{median:.0f} labels to {TARGET:.0%}" if np.isfinite(median) else f"most seeds stay below {TARGET:.0%}"
+        )
         colour, line = STYLES[acquisition]
         axes.plot(labels, mean, line, color=colour, linewidth=2, label=f"{acquisition}: {needed}")
         axes.fill_between(labels, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
