@@ -40,7 +40,7 @@ FLAVOUR = choose_flavour()
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
-    from lightning_utilities.core.rank_zero import rank_zero_info
+    from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
     from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
     from pytorch_lightning.utilities.model_helpers import is_overridden
     from pytorch_lightning.utilities.seed import isolate_rng
@@ -50,6 +50,7 @@ else:
     LightningModule, Trainer = pl.LightningModule, pl.Trainer
     is_overridden = importlib.import_module(f"{FLAVOUR}.utilities.model_helpers").is_overridden
     rank_zero_info = importlib.import_module(f"{FLAVOUR}.utilities.rank_zero").rank_zero_info
+    rank_zero_warn = importlib.import_module(f"{FLAVOUR}.utilities.rank_zero").rank_zero_warn
     isolate_rng = importlib.import_module(f"{FLAVOUR}.utilities.seed").isolate_rng
 
 
@@ -96,5 +97,6 @@ __all__ = [
     "logged_steps",
     "pl",
     "rank_zero_info",
+    "rank_zero_warn",
     "set_logged_steps",
 ]

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import torch
 
-from al_lightning._lightning import FLAVOUR, Callback, LightningModule, Trainer, callbacks_of
-from al_lightning.acquisition import Acquisition, Predictions, summarise
+from al_lightning._lightning import FLAVOUR, Callback, LightningModule, Trainer, callbacks_of, rank_zero_warn
+from al_lightning.acquisition import Acquisition, Predictions, saturation_warning, summarise
 from al_lightning.checkpoints import best_checkpoint, load_best
 from al_lightning.data import ActiveLearningDataModule, Labels, wrapped_datamodule
 from al_lightning.inference import predict_pool, preview_pool
+from al_lightning.information import kernel_name
 from al_lightning.journal import Journal, Round, finite_or_none, run_folder
 from al_lightning.posterior import MCDropout, Posterior
 from al_lightning.seeds import derived_seed
@@ -91,6 +92,7 @@ class ActiveLearning(Callback):
         self._journal: Journal | None = None
         self._fit_started = 0.0
         self._steps_before = 0
+        self._has_warned = False
         for name, least in {"query_size": 1, "num_samples": 2}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but must be at least {least}.")
@@ -200,14 +202,21 @@ class ActiveLearning(Callback):
         if log_probs_N_K_C is not None:
             datamodule.check_targets(chosen, num_classes=log_probs_N_K_C.shape[2])
             information = summarise(log_probs_N_K_C, batch, generator=self._generator(record.round, "information"))
+            self._warn_once(saturation_warning(batch, num_samples=self.num_samples))
         return replace(
             record,
             acquired=chosen,
             scores=batch.scores.tolist(),
             targets=datamodule.targets_of(chosen),
             information=information,
+            kernel=None if log_probs_N_K_C is None or batch.leads is None else kernel_name(log_probs_N_K_C),
             seconds={**record.seconds, "predict": predicted - started, "acquire": acquired - predicted},
         )
+
+    def _warn_once(self, message: str | None) -> None:
+        if message is not None and not self._has_warned:
+            self._has_warned = True
+            rank_zero_warn(f"{message} This is said once a run.")
 
     def _generator(self, round_index: int, purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(derived_seed(self.seed or 0, round_index, purpose))

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from al_lightning._lightning import Trainer
 
@@ -42,6 +42,7 @@ class Round:
         metrics: The fit's last callback metrics and the test metrics.
         information: Numbers about the acquisition: joint information of the batch and its share of log K, BALD, K.
         seconds: Wall time of fit, predict, acquire and test.
+        kernel: What evaluated the gains, "torch" or "triton"; None where the acquisition computes none.
         stopped: Why no round follows, or None.
     """
 
@@ -54,6 +55,7 @@ class Round:
     metrics: dict[str, float | None] = field(default_factory=dict)
     information: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    kernel: Literal["torch", "triton"] | None = None
     stopped: str | None = None
 
     def numbers(self) -> dict[str, float | int | None]:

@@ -1,10 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from al_lightning import BALD, ActiveLearning, MCDropout
+from al_lightning import BALD, ActiveLearning, BatchBALD, MCDropout, active_fit
 from al_lightning.information import mutual_information
 from al_lightning.seeds import derived_seed
 
@@ -180,3 +181,29 @@ def test_a_model_that_cannot_be_sampled_is_refused_before_the_training(
 def test_a_fast_development_run_leaves_no_records(make_trainer, make_model, make_data, make_callback, tmp_path):
     make_trainer(make_callback(), fast_dev_run=True).fit(make_model(), datamodule=make_data())
     assert list(tmp_path.rglob("rounds*")) == []
+
+
+class Saturated(BALD):
+    """Says of its batches that they tell nearly all that the samples can."""
+
+    def __call__(self, predictions, batch_size, *, generator, **arguments):
+        batch = super().__call__(predictions, batch_size, generator=generator, **arguments)
+        return replace(batch, saturation=torch.linspace(0.5, 0.95, batch_size))
+
+
+def test_a_saturated_batch_is_said_once_a_run_with_what_to_do(make_trainer, make_model, make_data, make_callback):
+    trainer = make_trainer(make_callback(Saturated()))
+    with pytest.warns(
+        UserWarning, match=r"95% of log K = 2.08 nats.*Raise `num_samples`, lower `query_size`"
+    ) as warned:
+        active_fit(trainer, make_model(), make_data())
+    assert sum("of log K" in str(warning.message) for warning in warned) == 1
+
+
+def test_the_record_of_batchbald_says_how_sure_its_picks_are(make_trainer, make_model, make_data, make_callback):
+    rounds = active_fit(make_trainer(make_callback(BatchBALD(num_configs=10))), make_model(), make_data())
+    information = rounds[0].information
+    assert (information["n_certified"], information["n_filled"], information["n_configs"]) == (4, 0, 10)
+    assert information["least_lead_in_errors"] >= 0
+    assert rounds[0].kernel == "torch"
+    assert rounds[-1].kernel is None

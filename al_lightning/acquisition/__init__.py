@@ -15,7 +15,7 @@ from al_lightning.acquisition.pointwise import (
     mean_std,
     variation_ratios,
 )
-from al_lightning.acquisition.summary import summarise
+from al_lightning.acquisition.summary import saturation_warning, summarise
 
 __all__ = [
     "Acquisition",
@@ -37,4 +37,5 @@ __all__ = [
     "variation_ratios",
     "mean_std",
     "summarise",
+    "saturation_warning",
 ]

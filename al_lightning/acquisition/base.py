@@ -1,13 +1,17 @@
 """What an acquisition is given, what it returns, and how processes that hold parts of the pool agree on one batch."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from al_lightning.information import check_log_probs
+from al_lightning.information.entropy import at_least_single, check_shape
+
+Prepared = TypeVar("Prepared")
 
 
 class Exchange(Protocol):
@@ -71,14 +75,17 @@ class Predictions:
         return len(self.indices_N) if self.total is None else self.total
 
     def rows(self, positions_B: Tensor, *, exchange: Exchange = ALONE) -> Tensor:
-        """The log-probabilities at positions of the whole pool, whoever holds them (B, K, C, double, on the CPU)."""
+        """The log-probabilities at positions of the whole pool, whoever holds them (B, K, C, double, on the CPU).
+
+        Half precision is normalised anew in single precision.
+        """
         if self.log_probs_N_K_C is None:
             raise ValueError("`log_probs_N_K_C` is None: the pool was not predicted, so there are no rows to give.")
         local_B = positions_B.cpu() - self.offset
         is_own_B = (local_B >= 0) & (local_B < len(self.log_probs_N_K_C))
         rows_B_K_C = torch.zeros(len(local_B), *self.log_probs_N_K_C.shape[1:], dtype=torch.float64)
         own = local_B[is_own_B].to(self.log_probs_N_K_C.device)
-        rows_B_K_C[is_own_B] = self.log_probs_N_K_C[own].cpu().double()
+        rows_B_K_C[is_own_B] = at_least_single(self.log_probs_N_K_C[own]).cpu().double()
         return exchange.gather(rows_B_K_C).sum(dim=0)  # the others' rows are zeros
 
 
@@ -95,7 +102,15 @@ class Batch:
         leads: For BatchBALD, by how much each pick's gain exceeds the next best candidate's (B, nats); if no candidate
             is left, the gain itself.
         lead_errors: The standard error of each lead from drawing configurations (B); 0 where all were enumerated.
-            A lead of few standard errors was decided by noise.
+            A lead of few standard errors was decided by noise. Lead and error are 0 for a pick that was filled in.
+        saturation: The joint information of the picks up to each as a share of log K (B), the most that K samples can
+            tell apart; near 1, further picks are chosen by noise.
+        num_configs: How many joint label configurations BatchBALD kept at most, at the end; 0 for others.
+        num_filled: How many of the last picks were chosen by another rule, because the batch was saturated.
+        num_candidates: How many points of the pool BatchBALD searched, the others' BALD being smaller and the memory
+            limited; 0 for others.
+        is_certified: Of each pick (B, bool), whether no point that the search did without could have been better,
+            given the picks before it. True where none was left out.
     """
 
     positions: Tensor
@@ -103,6 +118,11 @@ class Batch:
     num_evaluated: int = 0
     leads: Tensor | None = None
     lead_errors: Tensor | None = None
+    saturation: Tensor | None = None
+    num_configs: int = 0
+    num_filled: int = 0
+    num_candidates: int = 0
+    is_certified: Tensor | None = None
 
 
 class Acquisition(ABC):
@@ -136,23 +156,37 @@ def check_batch_size(batch_size: int, num_points: int) -> None:
 
 def checked_log_probs(predictions: Predictions, *, exchange: Exchange) -> Tensor:
     """This part's log-probabilities if every rank's are sound and the parts make up the pool; else all ranks raise."""
+
+    def check(log_probs_N_K_C: Tensor) -> Tensor:
+        if len(log_probs_N_K_C) > 0:
+            check_log_probs(log_probs_N_K_C)
+        return log_probs_N_K_C
+
+    return prepared_on_all_ranks(predictions, check, exchange=exchange)
+
+
+def prepared_on_all_ranks(
+    predictions: Predictions, prepare: Callable[[Tensor], Prepared], *, exchange: Exchange
+) -> Prepared:
+    """What `prepare` makes of this part's log-probabilities, if no rank's raises and the parts make up the pool."""
     try:
-        log_probs_N_K_C = _sound_log_probs(predictions)
+        log_probs_N_K_C = _predicted(predictions)
+        prepared = prepare(log_probs_N_K_C)
     except (TypeError, ValueError):
         exchange.gather(torch.tensor(REFUSED))  # the other ranks wait for this one
         raise
     report = [predictions.offset, len(log_probs_N_K_C), predictions.num_points, *log_probs_N_K_C.shape[1:]]
     _check_parts(exchange.gather(torch.tensor(report)).tolist())
-    return log_probs_N_K_C.cpu() if log_probs_N_K_C.is_mps else log_probs_N_K_C  # scores need double precision
+    return prepared
 
 
-def _sound_log_probs(predictions: Predictions) -> Tensor:
+def _predicted(predictions: Predictions) -> Tensor:
     log_probs_N_K_C = predictions.log_probs_N_K_C
     if log_probs_N_K_C is None:
         raise ValueError("`log_probs_N_K_C` is None, but this acquisition needs predictions of the pool.")
     if len(log_probs_N_K_C) > 0 or log_probs_N_K_C.ndim != 3:  # noqa: PLR2004 - N, K and C; a part may be empty
-        check_log_probs(log_probs_N_K_C)
-    return log_probs_N_K_C
+        check_shape(log_probs_N_K_C)
+    return log_probs_N_K_C.cpu() if log_probs_N_K_C.is_mps else log_probs_N_K_C  # scores need double precision
 
 
 def _check_parts(reports_R: list[list[int]]) -> None:
@@ -172,18 +206,25 @@ def _check_parts(reports_R: list[list[int]]) -> None:
         )
 
 
-def top(scores_N: Tensor, batch_size: int, *, offset: int = 0, exchange: Exchange = ALONE) -> Batch:
+def top(scores_N: Tensor, batch_size: int, *, positions_N: Tensor | None = None, exchange: Exchange = ALONE) -> Batch:
     """The `batch_size` highest scores of the pool, over all ranks; of equal scores the lowest position comes first.
+
+    Args:
+        scores_N: This process's part; it may hold fewer points than the batch.
+        batch_size: How many to choose from all parts.
+        positions_N: Their positions in the whole pool, ascending; by default this process holds all of it.
+        exchange: How ranks agree.
 
     Example:
         >>> top(torch.tensor([0.1, 0.7, 0.7]), 2).positions
         tensor([1, 2])
     """
     own_N = scores_N.cpu().double()
+    positions_N = torch.arange(len(own_N)) if positions_N is None else positions_N.cpu()
     order = own_N.argsort(descending=True, stable=True)[:batch_size]
-    padding = batch_size - len(order)  # a part may hold fewer points than the batch
+    padding = batch_size - len(order)
     offered_scores = torch.nn.functional.pad(own_N[order], (0, padding), value=-torch.inf)
-    offered_positions = torch.nn.functional.pad((order + offset).double(), (0, padding), value=-1)
+    offered_positions = torch.nn.functional.pad(positions_N[order].double(), (0, padding), value=-1)
     offer = torch.stack([offered_scores, offered_positions])
     scores, positions = exchange.gather(offer).transpose(0, 1).flatten(1)  # by rank, so equal scores are by position
     best = scores.argsort(descending=True, stable=True)[:batch_size]

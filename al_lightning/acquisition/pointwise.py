@@ -94,7 +94,8 @@ def _choose(
     blocks = torch.split(log_probs_N_K_C, ROWS_PER_BLOCK)
     scores = [score(at_least_single(rows).double()).float() for rows in blocks if len(rows) > 0]
     scores_N = torch.cat(scores) if scores else torch.empty(0)
-    return top(scores_N, batch_size, offset=predictions.offset, exchange=exchange)
+    positions_N = torch.arange(len(scores_N)) + predictions.offset
+    return top(scores_N, batch_size, positions_N=positions_N, exchange=exchange)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,18 @@ from torch import Tensor
 from al_lightning.acquisition.base import Batch
 from al_lightning.information import batch_information, mutual_information
 
+SATURATED_AT = 0.9
+
+ROWS_PER_BLOCK = 1024
+
 
 def summarise(log_probs_N_K_C: Tensor, batch: Batch, *, generator: torch.Generator) -> dict[str, float]:
     """Joint information of the batch, its share of log K, mean BALD of pool and batch (nats), and the work done.
 
     Estimated alike for every acquisition, with configurations that had no part in choosing the batch: the scores of
     the batch itself flatter the one that maximised them. Near 1, `joint_mi_over_log_k` says that K samples cannot tell
-    the candidates apart any more.
+    the candidates apart any more. For BatchBALD also the configurations kept, the picks filled in, the picks that are
+    certified, and the least lead of a pick over the next best, in standard errors: below 2, noise decided it.
 
     Example:
         >>> opposite = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).log()  # two certain, opposite models: all of log 2
@@ -24,7 +29,7 @@ def summarise(log_probs_N_K_C: Tensor, batch: Batch, *, generator: torch.Generat
         (0.6931, 1.0)
     """
     num_samples = log_probs_N_K_C.shape[1]
-    bald_N = mutual_information(log_probs_N_K_C)
+    bald_N = torch.cat([mutual_information(rows) for rows in torch.split(log_probs_N_K_C, ROWS_PER_BLOCK)])
     joint = batch_information(log_probs_N_K_C[batch.positions], generator=generator).sum().item()
     return {
         "num_samples": num_samples,
@@ -33,4 +38,37 @@ def summarise(log_probs_N_K_C: Tensor, batch: Batch, *, generator: torch.Generat
         "mean_bald_pool": bald_N.mean().item(),
         "mean_bald_picked": bald_N[batch.positions].mean().item(),
         "n_evaluated": batch.num_evaluated,
+        **_search_numbers(batch),
     }
+
+
+def _search_numbers(batch: Batch) -> dict[str, float]:
+    """How sure BatchBALD can be of its picks; nothing for other acquisitions."""
+    if batch.leads is None or batch.lead_errors is None or batch.is_certified is None:
+        return {}
+    drawn = batch.lead_errors > 0
+    leads = {"least_lead_in_errors": (batch.leads / batch.lead_errors)[drawn].min().item()} if drawn.any() else {}
+    return {
+        "n_configs": batch.num_configs,
+        "n_filled": batch.num_filled,
+        "n_certified": int(batch.is_certified.sum()),
+        **leads,
+    }
+
+
+def saturation_warning(batch: Batch, *, num_samples: int) -> str | None:
+    """What to do about a batch that BatchBALD filled with picks that K samples cannot tell apart, or None.
+
+    Example:
+        >>> one = torch.tensor([0])
+        >>> batch = Batch(positions=one, scores=one.double(), saturation=torch.tensor([0.95]))
+        >>> saturation_warning(batch, num_samples=100)[:65]
+        'The batch tells 95% of log K = 4.61 nats, the most that K = 100 p'
+    """
+    if batch.saturation is None or batch.num_filled > 0 or batch.saturation[-1] <= SATURATED_AT:
+        return None
+    return (
+        f"The batch tells {batch.saturation[-1]:.0%} of log K = {math.log(num_samples):.2f} nats, the most that "
+        f"K = {num_samples} posterior samples can tell, so noise decides its last picks. Raise `num_samples`, lower "
+        "`query_size`, have another rule fill the batch up with `BatchBALD(fill=Random())`, or accept it."
+    )

@@ -6,7 +6,7 @@ batch. Upper case is a whole axis, lower case a chunk of it.
 
 from al_lightning.information.entropy import check_log_probs, conditional_entropy, entropy, mutual_information
 from al_lightning.information.joint import Configurations, batch_information, joint_entropy
-from al_lightning.information.kernel import mean_mixture_entropy
+from al_lightning.information.kernel import kernel_name, mean_mixture_entropy
 
 __all__ = [
     "entropy",
@@ -17,4 +17,5 @@ __all__ = [
     "Configurations",
     "check_log_probs",
     "mean_mixture_entropy",
+    "kernel_name",
 ]

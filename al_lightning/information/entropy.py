@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+ELEMENTS_PER_BLOCK = 2**22
+
 
 def at_least_single(log_probs_N_K_C: Tensor) -> Tensor:
     """Half precision as float32 with its rows put back to sum to one; wider types as they are."""
@@ -13,7 +15,7 @@ def at_least_single(log_probs_N_K_C: Tensor) -> Tensor:
     return log_probs_N_K_C
 
 
-def _rounding_allowed(dtype: torch.dtype) -> float:
+def rounding_allowed(dtype: torch.dtype) -> float:
     """How far the log of a row's sum may lie from 0: log-probabilities are rounded relative to their size."""
     return max(1e-4, 8 * torch.finfo(dtype).eps)
 
@@ -30,14 +32,16 @@ def _what_is_wrong(row_C: Tensor, *, where: str) -> str:
     )
 
 
-def check_log_probs(log_probs_N_K_C: Tensor, *, name: str = "log_probs_N_K_C") -> None:
+def check_log_probs(log_probs_N_K_C: Tensor, *, name: str = "log_probs_N_K_C", first: int = 0) -> None:
     """Refuse what are not normalised log-probabilities of shape (N, K, C), naming the first row that is wrong.
 
-    A probability of zero, minus infinity, is fine. How exactly a row must sum to one depends on the precision.
+    A probability of zero, minus infinity, is fine. How exactly a row must sum to one depends on the precision. Rows are
+    read in blocks, so that a tensor in a file is never whole in memory.
 
     Args:
         log_probs_N_K_C: What to check.
         name: What the error calls it.
+        first: The position that the error gives to the first point, if this is a part of a pool.
 
     Raises:
         TypeError: It is not a floating tensor.
@@ -49,6 +53,14 @@ def check_log_probs(log_probs_N_K_C: Tensor, *, name: str = "log_probs_N_K_C") -
         Traceback (most recent call last):
         ValueError: `log_probs_N_K_C`[0, 0] looks like probabilities. Pass their logarithms: `probs_N_K_C.log()`.
     """
+    check_shape(log_probs_N_K_C, name=name)
+    rows = max(1, ELEMENTS_PER_BLOCK // log_probs_N_K_C[0].numel())
+    for number, log_probs_n_K_C in enumerate(torch.split(log_probs_N_K_C, rows)):
+        _check_rows(log_probs_n_K_C, name=name, first=first + number * rows)
+
+
+def check_shape(log_probs_N_K_C: Tensor, *, name: str = "log_probs_N_K_C") -> None:
+    """Refuse what is not a floating tensor of shape (N, K, C), without looking at its values."""
     if not isinstance(log_probs_N_K_C, Tensor) or not log_probs_N_K_C.is_floating_point():
         kind = log_probs_N_K_C.dtype if isinstance(log_probs_N_K_C, Tensor) else type(log_probs_N_K_C).__name__
         raise TypeError(f"`{name}` is {kind}, but must be a floating-point tensor of log-probabilities.")
@@ -58,12 +70,15 @@ def check_log_probs(log_probs_N_K_C: Tensor, *, name: str = "log_probs_N_K_C") -
             f"`{name}` has shape {shape}, but must be (points, posterior samples, classes) with at least one point, "
             "one sample and two classes."
         )
-    widened_N_K_C = log_probs_N_K_C.float() if torch.finfo(log_probs_N_K_C.dtype).bits < 32 else log_probs_N_K_C  # noqa: PLR2004
-    allowed = _rounding_allowed(log_probs_N_K_C.dtype)
-    is_wrong_N_K = ~(widened_N_K_C.logsumexp(dim=2).abs() <= allowed)  # negated, because a comparison with NaN is false
-    if is_wrong_N_K.any():
-        n, k = is_wrong_N_K.nonzero()[0].tolist()
-        raise ValueError(_what_is_wrong(widened_N_K_C[n, k], where=f"`{name}`[{n}, {k}]"))
+
+
+def _check_rows(log_probs_n_K_C: Tensor, *, name: str, first: int) -> None:
+    widened_n_K_C = log_probs_n_K_C.float() if torch.finfo(log_probs_n_K_C.dtype).bits < 32 else log_probs_n_K_C  # noqa: PLR2004
+    # Negated, because a comparison with NaN is false.
+    is_wrong_n_K = ~(widened_n_K_C.logsumexp(dim=2).abs() <= rounding_allowed(log_probs_n_K_C.dtype))
+    if is_wrong_n_K.any():
+        n, k = is_wrong_n_K.nonzero()[0].tolist()
+        raise ValueError(_what_is_wrong(widened_n_K_C[n, k], where=f"`{name}`[{first + n}, {k}]"))
 
 
 def _entropy(log_probs_N_K_C: Tensor) -> Tensor:

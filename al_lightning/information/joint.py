@@ -95,24 +95,23 @@ class Configurations:
             return values_M.new_zeros(())
         return self.mean((values_M - self.mean(values_M)).square()).sqrt() / math.sqrt(int(self.counts_M.sum()))
 
-    def grouped(self, num_groups: int) -> "Configurations":
-        """At most `num_groups` + K mixed configurations, whose gain is an upper bound of the gain for every candidate.
+    def merged(self, group_M: Tensor) -> "Configurations":
+        """The mean configuration of each group (long, from 0), whose gains are upper bounds for every candidate.
 
-        Mutual information is concave in the weights, so a group may be replaced by its mean. It costs least where a
-        group is alike: configurations with the same most likely sample and about the same trust in it.
+        Mutual information is concave in the weights, so a group may be replaced by its mean, weighted by `probs_M`. A
+        number that names no group may occur below the largest that does.
+
+        Example:
+            >>> halves = Configurations(torch.tensor([0.5, 0.5]), torch.eye(2))  # which sample it is, is known
+            >>> halves.merged(torch.tensor([0, 0])).weights_M_K
+            tensor([[0.5000, 0.5000]])
         """
-        if len(self.probs_M) <= num_groups:
-            return self
-        trust_M, likeliest_M = self.weights_M_K.max(dim=1)
-        order_M = (2 * likeliest_M - trust_M).argsort()
-        probs_M, weights_M_K = self.probs_M[order_M], self.weights_M_K[order_M]
-        part_M = ((probs_M.cumsum(dim=0) - probs_M / 2) * num_groups).long()
-        _, group_M = torch.unique_consecutive(likeliest_M[order_M] * (num_groups + 1) + part_M, return_inverse=True)
-        num_found = int(group_M[-1]) + 1
-        probs_G = probs_M.new_zeros(num_found).index_add_(0, group_M, probs_M)
-        sums_G_K = weights_M_K.new_zeros(num_found, weights_M_K.shape[1])
-        sums_G_K.index_add_(0, group_M, probs_M[:, None] * weights_M_K)
-        return Configurations(probs_G, sums_G_K / probs_G[:, None])
+        num_groups = int(group_M.max()) + 1
+        probs_G = self.probs_M.new_zeros(num_groups).index_add_(0, group_M, self.probs_M)
+        sums_G_K = self.weights_M_K.new_zeros(num_groups, self.weights_M_K.shape[1])
+        sums_G_K.index_add_(0, group_M, self.probs_M[:, None] * self.weights_M_K)
+        is_group_G = probs_G > 0
+        return Configurations(probs_G[is_group_G], sums_G_K[is_group_G] / probs_G[is_group_G][:, None])
 
     def extended(self, log_probs_K_C: Tensor, *, num_configs: int, generator: torch.Generator) -> "Configurations":
         """The configurations after one more point is chosen.

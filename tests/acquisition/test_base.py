@@ -255,7 +255,12 @@ def test_a_pool_that_was_not_predicted_has_no_rows():
 
 def test_top_breaks_ties_by_position_over_ranks():
     parts = [torch.tensor([0.5]), torch.tensor([]), torch.tensor([0.5, 0.9, 0.5])]
-    for batch in on_ranks(lambda rank, exchange: top(parts[rank], 3, offset=min(rank, 1), exchange=exchange), 3):
+    for batch in on_ranks(
+        lambda rank, exchange: top(
+            parts[rank], 3, positions_N=torch.arange(len(parts[rank])) + min(rank, 1), exchange=exchange
+        ),
+        3,
+    ):
         assert batch.positions.tolist() == [2, 0, 1]
 
 

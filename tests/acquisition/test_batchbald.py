@@ -2,16 +2,18 @@ import itertools
 import math
 from importlib import import_module
 
+import jsonargparse
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from al_lightning.acquisition import BatchBALD, batchbald
+from al_lightning.acquisition import BALD, Acquisition, BatchBALD, Predictions, Random, batchbald, bounds, plan, search
 from al_lightning.information import Configurations, batch_information, mutual_information
+from al_lightning.information.entropy import at_least_single
 
-module = import_module("al_lightning.acquisition.batchbald")  # the package's attribute of this name is the function
 seeds = st.integers(0, 2**31)
 
 
@@ -84,7 +86,7 @@ def test_picks_and_scores_equal_enumeration_in_plain_python(dtype, tolerance, se
     num_classes=st.integers(2, 5),
     num_configs=st.sampled_from([1, 60, 700]),
     sharpness=st.sampled_from([0.3, 2.0, 8.0, 60.0]),
-    dtype=st.sampled_from([torch.float32, torch.float64]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.float16]),
 )
 @settings(max_examples=50, deadline=None)
 def test_the_bounded_search_chooses_what_full_evaluation_chooses(
@@ -93,12 +95,22 @@ def test_the_bounded_search_chooses_what_full_evaluation_chooses(
     distinct = random_log_probs(seed, 12, num_samples, num_classes, sharpness=sharpness, dtype=dtype)
     order = torch.randint(12, (20,), generator=seeded(seed))
     log_probs_N_K_C = distinct[order]  # ties: some points are there several times
-    expected = full_greedy(log_probs_N_K_C, 6, num_configs=num_configs, seed=seed)
+    expected = full_greedy(at_least_single(log_probs_N_K_C), 6, num_configs=num_configs, seed=seed)
     with pytest.MonkeyPatch.context() as patch:  # so small that all of the search is used
-        for name, value in {"ROUGH_GROUPS": 3, "FINE_GROUPS": 9, "FIRST_CHUNK": 2, "LARGEST_CHUNK": 3}.items():
-            patch.setattr(module, name, value)
+        small = {"FEWEST": 3, "FEW": 6, "KEPT_APART": (4, 9), "WORTHWHILE": 1.0, "STILL_UNKNOWN": 0.0}
+        for name, value in small.items():
+            patch.setattr(bounds, name, value)
+        patch.setattr(search, "FIRST_CHUNK", 2)
+        patch.setattr(search, "LARGEST_CHUNK", 3)
+        patch.setattr(plan, "ELEMENTS_PER_BLOCK", 7 * num_samples * num_classes)
         batch = batchbald(log_probs_N_K_C, 6, num_configs=num_configs, generator=seeded(seed))
+        streamed = batchbald(
+            iter(log_probs_N_K_C.split([1, 14, 5])), 6, num_configs=num_configs, generator=seeded(seed)
+        )
     assert (batch.positions.tolist(), batch.scores.tolist()) == expected
+    assert (streamed.positions.tolist(), streamed.scores.tolist()) == expected
+    assert batch.is_certified.all()
+    assert streamed.is_certified.all()
 
 
 @pytest.mark.parametrize("num_configs", [10_000, 300])
@@ -221,5 +233,144 @@ def test_no_configurations_are_refused():
         BatchBALD(num_configs=0)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"num_configs": 100, "max_configs": 99}, "`max_configs` is 99, but must be at least `num_configs`, 100"),
+        ({"saturated_at": 0.0}, "`saturated_at` is 0.0, but must be a share of log K"),
+        ({"saturated_at": 90.0}, "`saturated_at` is 90.0, but must be a share of log K"),
+    ],
+)
+def test_settings_that_contradict_themselves_are_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        BatchBALD(**arguments)
+
+
 def test_its_repr_is_the_log_line():
-    assert repr(BatchBALD(num_configs=500)) == "BatchBALD(num_configs=500)"
+    expected = "BatchBALD(num_configs=500, max_configs=None, fill=BALD(), saturated_at=0.9, memory_budget_mib=2048)"
+    assert repr(BatchBALD(num_configs=500, fill=BALD())) == expected
+
+
+def test_yaml_names_what_fills_a_saturated_batch():
+    parser = jsonargparse.ArgumentParser()
+    parser.add_argument("--acquisition", type=Acquisition)
+    config = parser.parse_args(
+        ["--acquisition=BatchBALD", "--acquisition.fill=BALD", "--acquisition.max_configs=40000"]
+    )
+    assert parser.instantiate(config).acquisition == BatchBALD(fill=BALD(), max_configs=40_000)
+
+
+def with_little_memory(log_probs, batch_size, num_kept, **arguments):
+    """The batch if only `num_kept` candidates can be kept."""
+    small = plan.Plan(num_kept, rows_per_block=7, num_bytes=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(import_module("al_lightning.acquisition.batchbald"), "planned", lambda *_, **__: small)
+        return batchbald(log_probs, batch_size, generator=seeded(), **arguments)
+
+
+@given(seed=seeds, num_kept=st.integers(4, 30), num_configs=st.sampled_from([30, 1000]), streamed=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_certified_picks_are_those_of_unlimited_memory(seed, num_kept, num_configs, streamed):
+    spread = torch.rand(40, 1, 1, generator=seeded(seed)) * 3  # few points carry most of the information
+    log_probs_N_K_C = (random_log_probs(seed, 40, 6) * spread.double()).log_softmax(dim=2)
+    unlimited = batchbald(log_probs_N_K_C, 4, num_configs=num_configs, generator=seeded())
+    pool = log_probs_N_K_C.split(9) if streamed else log_probs_N_K_C
+    limited = with_little_memory(pool, 4, num_kept, num_configs=num_configs)
+    certified = int(limited.is_certified.long().cumprod(dim=0).sum())
+    assert limited.num_candidates == num_kept
+    assert torch.equal(limited.positions[:certified], unlimited.positions[:certified])
+    assert torch.equal(limited.scores[:certified], unlimited.scores[:certified])
+    assert limited.is_certified[0] or num_kept == 40
+
+
+def test_a_pick_that_a_dropped_point_could_beat_is_not_certified():
+    log_probs_N_K_C = random_log_probs(11, 1).repeat(
+        5, 1, 1
+    )  # all equal, so what is dropped is as good as what is kept
+    assert with_little_memory(log_probs_N_K_C, 2, 3).is_certified.tolist() == [False, False]
+    assert with_little_memory(log_probs_N_K_C, 2, 5).is_certified.tolist() == [True, True]
+
+
+def test_a_pool_in_a_file_gives_the_same_batch(tmp_path):
+    log_probs_N_K_C = random_log_probs(12, 50, dtype=torch.float16)
+    np.save(tmp_path / "pool.npy", log_probs_N_K_C.numpy())
+    mapped = torch.from_numpy(np.load(tmp_path / "pool.npy", mmap_mode="r+"))
+    expected = batchbald(log_probs_N_K_C, 5, generator=seeded())
+    batch = batchbald(mapped, 5, generator=seeded())
+    assert torch.equal(batch.positions, expected.positions)
+    assert torch.equal(batch.scores, expected.scores)
+
+
+def test_a_budget_too_small_for_a_batch_is_refused_before_the_work():
+    with pytest.raises(ValueError, match=r"`memory_budget_mib` is 1, but .* Pass at least"):
+        batchbald(random_log_probs(0), 3, memory_budget_mib=1, generator=seeded())
+
+
+def test_configurations_grow_until_the_lead_is_significant_or_a_cap_is_reached():
+    log_probs_N_K_C = random_log_probs(13, 40, 8, sharpness=1.0)
+    few = batchbald(log_probs_N_K_C, 5, num_configs=20, generator=seeded())
+    grown = batchbald(log_probs_N_K_C, 5, num_configs=20, max_configs=5000, generator=seeded())
+    assert (few.leads < 2 * few.lead_errors).any()
+    assert few.num_configs == 20
+    assert 20 < grown.num_configs <= 5000
+    assert grown.num_configs == 5000 or (grown.leads >= 2 * grown.lead_errors).all()
+
+
+def test_after_growth_the_scores_are_those_of_the_final_number():
+    log_probs_N_K_C = random_log_probs(14, 40, 8, sharpness=1.0)
+    batch = batchbald(log_probs_N_K_C, 5, num_configs=20, max_configs=170, generator=seeded(3))
+    rows = log_probs_N_K_C[batch.positions]
+    assert torch.equal(batch.scores, batch_information(rows, num_configs=batch.num_configs, generator=seeded(3)))
+
+
+def test_a_cap_that_is_never_needed_changes_nothing():
+    log_probs_N_K_C = random_log_probs(15, 20)
+    one = batchbald(log_probs_N_K_C, 3, generator=seeded())
+    other = batchbald(log_probs_N_K_C, 3, max_configs=20_000, generator=seeded())
+    assert torch.equal(one.scores, other.scores)
+    assert other.num_configs == 10_000
+
+
+def whole(log_probs_N_K_C):
+    return Predictions(log_probs_N_K_C, torch.arange(len(log_probs_N_K_C)))
+
+
+def test_a_saturated_batch_is_filled_up_by_the_named_rule():
+    log_probs_N_K_C = random_log_probs(16, 30, sharpness=4.0)
+    accepted = BatchBALD()(whole(log_probs_N_K_C), 10, generator=seeded())
+    filled = BatchBALD(fill=BALD(), saturated_at=0.8)(whole(log_probs_N_K_C), 10, generator=seeded())
+    kept = 10 - filled.num_filled
+    assert 0 < kept < 10
+    assert accepted.num_filled == 0
+    assert torch.equal(filled.positions[:kept], accepted.positions[:kept])
+    assert accepted.saturation[kept - 2] <= 0.8 < accepted.saturation[kept - 1]
+    by_bald = mutual_information(log_probs_N_K_C).argsort(descending=True).tolist()
+    expected = [position for position in by_bald if position not in filled.positions[:kept].tolist()]
+    assert filled.positions[kept:].tolist() == expected[: filled.num_filled]
+    replayed = batch_information(log_probs_N_K_C[filled.positions], generator=seeded())
+    assert torch.equal(filled.scores, replayed)
+    assert filled.saturation[-1].item() == pytest.approx(replayed.sum().item() / math.log(4))
+
+
+def test_filling_at_random_takes_no_point_twice():
+    batch = BatchBALD(fill=Random(), saturated_at=0.1)(whole(random_log_probs(17, 12)), 12, generator=seeded())
+    assert sorted(batch.positions.tolist()) == list(range(12))
+    assert batch.num_filled > 0
+
+
+def test_one_sample_knows_everything():
+    log_probs_N_K_C = random_log_probs(18, 5, num_samples=1)
+    batch = batchbald(log_probs_N_K_C, 2, generator=seeded())
+    assert batch.positions.tolist() == [0, 1]
+    assert batch.saturation.tolist() == [1.0, 1.0]
+
+
+def test_a_stream_cannot_be_filled_up():
+    with pytest.raises(ValueError, match=r"`fill` is BALD\(\), but must be None for a stream"):
+        BatchBALD(fill=BALD()).choose_from_stream([random_log_probs(0)], 2, generator=seeded())
+
+
+@pytest.mark.parametrize("batch_size", [0, 9])
+def test_a_batch_that_the_stream_cannot_fill_is_refused(batch_size):
+    with pytest.raises(ValueError, match=f"`batch_size` is {batch_size}, but"):
+        batchbald(iter([random_log_probs(0)]), batch_size, generator=seeded())

@@ -168,25 +168,16 @@ def test_sampled_gains_are_unbiased_and_their_standard_error_is_honest():
 
 @given(seed=seeds, num_configs=st.sampled_from([40, 243]), sharpness=st.sampled_from([0.5, 3.0, 12.0]))
 @settings(max_examples=30, deadline=None)
-def test_grouping_bounds_every_gain_from_above(seed, num_configs, sharpness):
+def test_whatever_is_merged_bounds_every_gain_from_above(seed, num_configs, sharpness):
     log_probs_N_K_C = random_log_probs(seed, 15, sharpness=sharpness)
     configurations = extended_by(log_probs_N_K_C[:5], num_configs=num_configs)
-    grouped = configurations.grouped(6)
-    assert len(grouped.probs_M) <= 6 + 4
-    assert_close(grouped.probs_M.sum().item(), 1.0)
-    assert_close(grouped.weights_M_K.sum(dim=1), torch.ones_like(grouped.probs_M))
-    assert (grouped.gains(log_probs_N_K_C) >= configurations.gains(log_probs_N_K_C) - 1e-9).all()
-
-
-def test_like_configurations_are_grouped():
-    trust_M = torch.tensor([0.99, 0.55, 0.98, 0.56]).double()
-    configurations = Configurations(torch.full((4,), 0.25).double(), torch.stack([trust_M, 1 - trust_M], dim=1))
-    assert_close(configurations.grouped(2).weights_M_K[:, 0], torch.tensor([0.985, 0.555]).double())
-
-
-def test_few_configurations_need_no_grouping():
-    configurations = extended_by(random_log_probs(7, 2), num_configs=9)
-    assert configurations.grouped(9) is configurations
+    group_M = torch.randint(6, configurations.probs_M.shape, generator=torch.Generator().manual_seed(seed))
+    merged = configurations.merged(group_M)
+    assert len(merged.probs_M) == len(group_M.unique())
+    assert_close(merged.probs_M.sum().item(), 1.0)
+    assert_close(merged.weights_M_K.sum(dim=1), torch.ones_like(merged.probs_M))
+    assert_close(merged.probs_M @ merged.weights_M_K, configurations.probs_M @ configurations.weights_M_K)
+    assert (merged.gains(log_probs_N_K_C) >= configurations.gains(log_probs_N_K_C) - 1e-9).all()
 
 
 def test_batch_information_adds_up_to_the_joint_information():

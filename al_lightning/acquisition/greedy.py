@@ -1,0 +1,133 @@
+"""One pick after the other: what is known from the picks so far, and which point adds most to it."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from al_lightning.acquisition.base import Batch, Exchange, top
+from al_lightning.acquisition.candidates import Candidates
+from al_lightning.acquisition.search import Search, largest_ratio
+from al_lightning.information import Configurations
+
+SIGNIFICANT = 2  # standard errors
+
+
+class Greedy:
+    """A batch in the making; the same on every rank."""
+
+    def __init__(
+        self,
+        candidates: Candidates,
+        num_configs: int,
+        max_configs: int | None,
+        *,
+        generator: torch.Generator,
+        exchange: Exchange,
+    ) -> None:
+        self._candidates, self._exchange, self._generator = candidates, exchange, generator
+        self._num_configs, self._max_configs = num_configs, max_configs or num_configs
+        self._first_state = generator.get_state()
+        self._search = Search(candidates)
+        self._num_samples = candidates.source_N_K_C.shape[1]
+        self._configurations = Configurations.start(self._num_samples)
+        self._rows: list[Tensor] = []
+        self._scores: list[Tensor] = []
+        self._positions: list[int] = []
+        self._leads: list[tuple[Tensor, Tensor]] = []
+        self._is_certified: list[bool] = []
+        self._num_filled = 0
+
+    @property
+    def positions(self) -> Tensor:
+        """The points that are chosen."""
+        return torch.tensor(self._positions, dtype=torch.long)
+
+    @property
+    def saturation(self) -> float:
+        """The joint information of the picks as a share of log K."""
+        return self._saturations()[-1].item() if self._scores else 0.0
+
+    def pick(self) -> None:
+        """Choose the point that adds most, with more configurations if its lead is not significant."""
+        self._learn_last()
+        position, rows = self._best_two()
+        lead, error = self._lead(rows)
+        while len(rows) > 1 and lead < SIGNIFICANT * error and self._num_configs < self._max_configs:
+            self._grow()
+            position, rows = self._best_two()
+            lead, error = self._lead(rows)
+        self._add(position, rows[0], lead, error)
+
+    def fill_up(self, positions_B: Tensor, rows_B_K_C: Tensor) -> None:
+        """Add points that another rule has chosen."""
+        none = torch.zeros((), dtype=torch.float64)
+        for position, row_K_C in zip(positions_B.tolist(), rows_B_K_C, strict=True):
+            self._learn_last()
+            self._add(position, row_K_C, none, none)
+        self._num_filled = len(positions_B)
+
+    def batch(self) -> Batch:
+        """What was chosen."""
+        counts = torch.tensor([self._search.num_evaluated, len(self._candidates.rows_n)])
+        num_evaluated, num_candidates = self._exchange.gather(counts).sum(dim=0).tolist()
+        leads, lead_errors = (torch.stack(column) for column in zip(*self._leads, strict=True))
+        return Batch(
+            self.positions,
+            torch.stack(self._scores),
+            num_evaluated=num_evaluated,
+            leads=leads,
+            lead_errors=lead_errors,
+            saturation=self._saturations(),
+            num_configs=self._num_configs,
+            num_filled=self._num_filled,
+            num_candidates=num_candidates,
+            is_certified=torch.tensor(self._is_certified),
+        )
+
+    def _saturations(self) -> Tensor:
+        joint_B = torch.stack(self._scores).cumsum(dim=0)
+        # One sample leaves nothing to learn.
+        return joint_B / math.log(self._num_samples) if self._num_samples > 1 else torch.ones_like(joint_B)
+
+    def _best_two(self) -> tuple[int, Tensor]:
+        """The position of the best point, and the rows of it and of the next best, if there is one (2, K, C)."""
+        scores_n = self._search.scores(self._configurations)
+        best = top(scores_n, 2, positions_N=self._candidates.positions_n, exchange=self._exchange)
+        rows = self._candidates.rows(best.positions[best.scores.isfinite()], exchange=self._exchange)
+        return int(best.positions[0]), rows
+
+    def _lead(self, rows_2_K_C: Tensor) -> tuple[Tensor, Tensor]:
+        """By how much the first row's gain exceeds the second's, if there is one, and the standard error of that."""
+        first_M, *second_M = (self._configurations.information(log_probs_K_C) for log_probs_K_C in rows_2_K_C)
+        lead_M = first_M - second_M[0] if second_M else first_M
+        return self._configurations.mean(lead_M), self._configurations.standard_error(lead_M)
+
+    def _add(self, position: int, row_K_C: Tensor, lead: Tensor, error: Tensor) -> None:
+        score = self._score(row_K_C)
+        ratio, dropped = largest_ratio(self._configurations), self._candidates.largest_dropped
+        self._is_certified.append(score.item() > ratio * (dropped + self._search.slack) + self._search.slack)
+        self._positions.append(position)
+        self._rows.append(row_K_C)
+        self._scores.append(score)
+        self._leads.append((lead, error))
+        self._search.take(position)
+
+    def _score(self, row_K_C: Tensor) -> Tensor:
+        return self._configurations.mean(self._configurations.information(row_K_C))
+
+    def _learn_last(self) -> None:
+        if self._rows:
+            self._configurations = self._extended(self._rows[-1])
+
+    def _extended(self, row_K_C: Tensor) -> Configurations:
+        return self._configurations.extended(row_K_C, num_configs=self._num_configs, generator=self._generator)
+
+    def _grow(self) -> None:
+        """Draw anew, twice as many configurations, as if that number had been asked for; scores are estimated anew."""
+        self._num_configs = min(2 * self._num_configs, self._max_configs)
+        self._generator.set_state(self._first_state)
+        self._configurations = Configurations.start(self._num_samples)
+        for number, row_K_C in enumerate(self._rows):
+            self._scores[number] = self._score(row_K_C)
+            self._configurations = self._extended(row_K_C)

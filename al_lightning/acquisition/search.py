@@ -1,0 +1,119 @@
+"""The search for the best gains: few candidates are evaluated in full, and the choice is that of evaluating all."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from al_lightning.acquisition.bounds import coarse_to_fine
+from al_lightning.acquisition.candidates import Candidates
+from al_lightning.information import Configurations
+
+FIRST_CHUNK, LARGEST_CHUNK = 8, 256
+
+
+class Search:
+    """What is known about the gains of this process's candidates, from pick to pick of a batch."""
+
+    def __init__(self, candidates: Candidates) -> None:
+        self.num_evaluated = 0
+        self._candidates = candidates
+        self._is_free_n = torch.ones_like(candidates.bald_n, dtype=torch.bool)
+        self._known_n = candidates.bald_n.clone()  # the last gain or bound of each
+        self._is_bound = True  # whether it bounds later gains too: in the exact regime no gain grows from pick to pick
+        # More than rounding adds to the difference of two gains: the most seen, over many shapes, is a tenth of it.
+        precision, num_classes = torch.finfo(candidates.bald_n.dtype), candidates.probs_n_C_K.shape[1]
+        self.slack = 64 * precision.eps * (1 + math.log(num_classes))
+
+    def take(self, position: int) -> None:
+        """Take a chosen point out of the candidates; it may be another rank's, or none."""
+        self._is_free_n[self._candidates.positions_n == position] = False
+
+    def scores(self, configurations: Configurations) -> Tensor:
+        """The gains of the points that can be among this part's best two, minus infinity for all others (n, double).
+
+        The search rounds as it likes: whatever is within `slack` of the second best is scored again, one by one and in
+        double precision, so that the choice depends neither on the search nor on where a point lies. Once less than
+        that is left to learn, the samples are told apart and all points count as equal.
+        """
+        scores_n = torch.full((len(self._is_free_n),), -torch.inf, dtype=torch.float64)
+        if configurations.remaining() < self.slack:
+            return scores_n.masked_fill(self._is_free_n.cpu(), 0.0)
+        gains_n = self._search(configurations)
+        contenders = (gains_n.isfinite() & (gains_n >= self._least(gains_n))).nonzero().squeeze(1)
+        known: dict[bytes, Tensor] = {}  # equal points are scored once
+        for number, log_probs_K_C in self._log_probs_of(contenders):
+            key = log_probs_K_C.numpy().tobytes()
+            if key not in known:
+                known[key] = configurations.mean(configurations.information(log_probs_K_C))
+            scores_n[number] = known[key]
+        return scores_n
+
+    def _log_probs_of(self, numbers: Tensor) -> Iterator[tuple[int, Tensor]]:
+        for some in torch.split(numbers, self._candidates.rows_per_block):
+            yield from zip(some.tolist(), self._candidates.log_probs(some).cpu(), strict=True)
+
+    def _search(self, configurations: Configurations) -> Tensor:
+        """The gains of the candidates whose upper bounds all reach the second best, minus infinity for all others."""
+        gains_n = torch.full_like(self._known_n, -torch.inf)
+        is_bound = self._is_bound and configurations.is_exact
+        bounds_n = self._known_n.clone() if is_bound else self._bald_bounds(configurations)
+        bounds_n[~self._is_free_n] = -torch.inf
+        free = self._is_free_n.nonzero().squeeze(1)
+        least = self._evaluate(configurations, _highest(self._known_n, free), gains_n)
+        bounds_n[gains_n.isfinite()] = -torch.inf
+        waiting = ((bounds_n >= least) & bounds_n.isfinite()).nonzero().squeeze(1)
+        for level in coarse_to_fine(configurations):
+            if len(waiting) <= FIRST_CHUNK:
+                break
+            bounds_n[waiting] = torch.minimum(bounds_n[waiting], self._gains(level, waiting))
+            promising = _highest(bounds_n, waiting)  # the higher the second best, the fewer pass
+            least = self._evaluate(configurations, promising, gains_n)
+            bounds_n[promising] = -torch.inf
+            waiting = waiting[bounds_n[waiting] >= least]
+        waiting = waiting[bounds_n[waiting].argsort(descending=True)]
+        size = FIRST_CHUNK
+        while len(waiting) > 0:
+            rows, waiting = waiting[:size], waiting[size:]
+            least = self._evaluate(configurations, rows, gains_n)
+            waiting = waiting[bounds_n[waiting] >= least]
+            size = min(2 * size, LARGEST_CHUNK)
+        self._known_n, self._is_bound = torch.where(gains_n.isfinite(), gains_n, bounds_n), configurations.is_exact
+        return gains_n
+
+    def _bald_bounds(self, configurations: Configurations) -> Tensor:
+        return largest_ratio(configurations) * (self._candidates.bald_n + self.slack)
+
+    def _evaluate(self, configurations: Configurations, rows: Tensor, gains_n: Tensor) -> float:
+        """Fill in the gains of some candidates, and return what a further one must reach."""
+        gains_n[rows] = self._gains(configurations, rows)
+        self.num_evaluated += len(rows)
+        return self._least(gains_n)
+
+    def _least(self, gains_n: Tensor) -> float:
+        best = gains_n.topk(min(2, len(gains_n))).values
+        return best[-1].item() - self.slack if len(best) > 0 else math.inf
+
+    def _gains(self, configurations: Configurations, rows: Tensor) -> Tensor:
+        candidates = self._candidates
+        like = configurations.to(candidates.probs_n_C_K)
+        blocks = torch.split(rows, candidates.rows_per_block)
+        return torch.cat(
+            [
+                like.gains_of_probs(candidates.probs_n_C_K[some].transpose(1, 2), candidates.entropies_n_K[some])
+                for some in blocks
+            ]
+        )
+
+
+def _highest(values_n: Tensor, rows: Tensor) -> Tensor:
+    return rows[values_n[rows].topk(min(FIRST_CHUNK, len(rows))).indices]
+
+
+def largest_ratio(configurations: Configurations) -> float:
+    """How many times its BALD a point's gain may be: K max_k wbar_k, which is 1 where all configurations are here."""
+    if configurations.is_exact:
+        return 1.0
+    mean_weights_K = configurations.probs_M @ configurations.weights_M_K
+    return (mean_weights_K.max() * len(mean_weights_K)).item()

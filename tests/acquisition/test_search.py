@@ -1,0 +1,72 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from al_lightning.acquisition.candidates import candidates_of_tensor
+from al_lightning.acquisition.plan import Plan
+from al_lightning.acquisition.search import Search, largest_ratio
+from al_lightning.information import Configurations, mutual_information
+
+
+def random_log_probs(num_points=40, num_samples=6, *, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(num_points, num_samples, 4, generator=generator).mul(2).log_softmax(dim=2)
+
+
+def search_of(log_probs_N_K_C):
+    plan = Plan(len(log_probs_N_K_C), rows_per_block=16, num_bytes=0)
+    return Search(candidates_of_tensor(log_probs_N_K_C, plan))
+
+
+def after(picks_B_K_C, *, num_configs):
+    configurations, generator = Configurations.start(picks_B_K_C.shape[1]), torch.Generator().manual_seed(0)
+    for log_probs_K_C in picks_B_K_C:
+        configurations = configurations.extended(log_probs_K_C, num_configs=num_configs, generator=generator)
+    return configurations
+
+
+@pytest.mark.parametrize("num_configs", [30, 10_000])
+def test_the_best_two_have_their_gains_and_what_is_taken_has_none(num_configs):
+    log_probs_N_K_C = random_log_probs()
+    configurations = after(log_probs_N_K_C[:3], num_configs=num_configs)
+    gains_N = torch.stack([configurations.mean(configurations.information(row)) for row in log_probs_N_K_C])
+    search = search_of(log_probs_N_K_C)
+    for _ in range(5):
+        scores_N = search.scores(configurations)
+        best = gains_N.topk(2).indices
+        assert torch.equal(scores_N.topk(2).indices, best)
+        assert torch.equal(scores_N[best], gains_N[best])
+        search.take(int(best[0]))
+        gains_N[best[0]] = -torch.inf
+
+
+def test_a_point_of_another_part_is_none_of_ours():
+    search = search_of(random_log_probs())
+    search.take(40)
+    assert (search.scores(Configurations.start(6)).isfinite()).any()
+
+
+def test_an_empty_part_has_no_scores():
+    search = search_of(random_log_probs()[:0])
+    assert search.scores(after(random_log_probs()[:6], num_configs=30)).tolist() == []
+
+
+def test_stale_bounds_of_drawn_configurations_are_forgotten_when_all_are_enumerated_again():
+    log_probs_N_K_C = random_log_probs(seed=1)
+    drawn, exact = (after(log_probs_N_K_C[:4], num_configs=num_configs) for num_configs in (2, 256))
+    search, fresh = search_of(log_probs_N_K_C), search_of(log_probs_N_K_C)
+    search.scores(drawn)
+    assert torch.equal(search.scores(exact).topk(2).values, fresh.scores(exact).topk(2).values)
+
+
+@pytest.mark.parametrize("num_configs", [1, 20, 10_000])
+def test_no_gain_exceeds_the_ratio_times_bald(num_configs):
+    log_probs_N_K_C = random_log_probs().double()
+    configurations = after(log_probs_N_K_C[:5], num_configs=num_configs)
+    bounds_N = largest_ratio(configurations) * mutual_information(log_probs_N_K_C)
+    assert (configurations.gains(log_probs_N_K_C) <= bounds_N + 1e-9).all()
+
+
+def test_the_ratio_is_one_where_all_configurations_are_here():
+    assert largest_ratio(after(random_log_probs()[:3], num_configs=64)) == 1
+    assert_close(largest_ratio(after(random_log_probs()[:3], num_configs=63)), 1.0, atol=0.5, rtol=0)
