@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from al_lightning._lightning import FLAVOUR, Callback, LightningModule, Trainer, callbacks_of, rank_zero_warn
-from al_lightning.acquisition import Acquisition, Predictions, saturation_warning, summarise
+from al_lightning.acquisition import Acquisition, Predictions, saturation_warning, summarise, uncertified_warning
 from al_lightning.checkpoints import best_checkpoint, load_best
 from al_lightning.data import ActiveLearningDataModule, Labels, wrapped_datamodule
 from al_lightning.inference import predict_pool, preview_pool
@@ -92,7 +92,7 @@ class ActiveLearning(Callback):
         self._journal: Journal | None = None
         self._fit_started = 0.0
         self._steps_before = 0
-        self._has_warned = False
+        self._warned_of: set[str] = set()
         for name, least in {"query_size": 1, "num_samples": 2}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but must be at least {least}.")
@@ -202,7 +202,8 @@ class ActiveLearning(Callback):
         if log_probs_N_K_C is not None:
             datamodule.check_targets(chosen, num_classes=log_probs_N_K_C.shape[2])
             information = summarise(log_probs_N_K_C, batch, generator=self._generator(record.round, "information"))
-            self._warn_once(saturation_warning(batch, num_samples=self.num_samples))
+            self._warn_once("saturation", saturation_warning(batch, num_samples=self.num_samples))
+            self._warn_once("certificates", uncertified_warning(batch, num_points=len(indices_N)))
         return replace(
             record,
             acquired=chosen,
@@ -213,9 +214,9 @@ class ActiveLearning(Callback):
             seconds={**record.seconds, "predict": predicted - started, "acquire": acquired - predicted},
         )
 
-    def _warn_once(self, message: str | None) -> None:
-        if message is not None and not self._has_warned:
-            self._has_warned = True
+    def _warn_once(self, subject: str, message: str | None) -> None:
+        if message is not None and subject not in self._warned_of:
+            self._warned_of.add(subject)
             rank_zero_warn(f"{message} This is said once a run.")
 
     def _generator(self, round_index: int, purpose: str) -> torch.Generator:

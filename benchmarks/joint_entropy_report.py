@@ -36,15 +36,16 @@ def median(record: Record | None) -> float:
     return statistics.median(record.measurement.seconds) if record and record.measurement.seconds else math.nan
 
 
+def star(*records: Record) -> str:
+    """A mark on what was measured while other processes took part of the cores."""
+    return "\N{DAGGER}" if any((record.measurement.taken_by_others or 0) > TAKEN for record in records) else ""
+
+
 def equal_picks(record: Record, ours: Record) -> int:
     """How many of the picks of the exact regime are ours, before the first that is not."""
     pairs = zip(record.measurement.positions, ours.measurement.positions, strict=False)
-    equal = 0
-    for one, other in list(pairs)[: record.case.exact_picks]:
-        if one != other:
-            break
-        equal += 1
-    return equal
+    equal = [one == other for one, other in pairs][: record.case.exact_picks]
+    return [*equal, False].index(False)
 
 
 def row(record: Record, ours: Record | None) -> dict[str, object]:
@@ -110,9 +111,10 @@ def cell(record: Record | None, ours: Record | None) -> str:
     if not record.measurement.seconds:
         projected = record.measurement.projected_s
         return "not run" if projected is None else f"not run, about {span(projected)}"
+    shown = f"{span(median(record))}{star(record)}"
     if record is ours or ours is None:
-        return span(median(record))
-    return f"{span(median(record))} ({TIMES}{median(record) / median(ours):,.3g})"
+        return shown
+    return f"{shown} ({TIMES}{median(record) / median(ours):,.3g})"
 
 
 def each(methods: dict[str, Record], form: str, names: Sequence[str]) -> str:
@@ -160,7 +162,7 @@ def remarks(record: Record) -> list[str]:
     """What a reader of the numbers must know."""
     found = record.measurement
     said = [text for text in (found.skipped, found.note) if text]
-    if (found.taken_by_others or 0) > TAKEN:
+    if star(record):
         said.append(f"other processes took {found.taken_by_others:.0%} of the cores, so it is slower than it could be")
     return [f"- {record.case}: {text}" for text in said]
 
@@ -199,6 +201,8 @@ def draw(path: Path, records: Sequence[Record]) -> None:
     where, num_configs = records[0].provenance, records[0].case.num_configs
     axes.set_xlabel("seconds for one batch (median, log scale)")
     title = f"BatchBALD with {num_configs:,} configurations\n{where.machine}, torch {where.torch}"
+    if any(star(record) for methods in sizes.values() for record in methods.values()):
+        title += "\n\N{DAGGER} measured while other processes took part of the cores"
     axes.set_title(title, fontsize=10, loc="left")
     handles = [axes.plot([], [], STYLES[name][1], color=STYLES[name][0], label=name)[0] for name in drawn]
     if any(is_projected(record) for methods in sizes.values() for record in methods.values()):
@@ -240,5 +244,6 @@ def write_ratios(axes: Axes, sizes: Sequence[dict[str, Record]], peers: Sequence
             ours, seconds = (shown_seconds(methods.get(method)) for method in (OURS, name))
             if ours and seconds:
                 about = "~" if is_projected(methods[name]) else ""
-                text = f"{about}{seconds / ours:,.{0 if seconds >= 10 * ours else 1}f}"
+                mark = star(methods[OURS], methods[name])
+                text = f"{about}{seconds / ours:,.{0 if seconds >= 10 * ours else 1}f}{mark}"
                 axes.text(column, line, text, ha="center", va="center", fontsize=8)

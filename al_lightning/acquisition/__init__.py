@@ -15,7 +15,7 @@ from al_lightning.acquisition.pointwise import (
     mean_std,
     variation_ratios,
 )
-from al_lightning.acquisition.summary import saturation_warning, summarise
+from al_lightning.acquisition.summary import saturation_warning, summarise, uncertified_warning
 
 __all__ = [
     "Acquisition",
@@ -38,4 +38,5 @@ __all__ = [
     "mean_std",
     "summarise",
     "saturation_warning",
+    "uncertified_warning",
 ]

@@ -72,3 +72,21 @@ def saturation_warning(batch: Batch, *, num_samples: int) -> str | None:
         f"K = {num_samples} posterior samples can tell, so noise decides its last picks. Raise `num_samples`, lower "
         "`query_size`, have another rule fill the batch up with `BatchBALD(fill=Random())`, or accept it."
     )
+
+
+def uncertified_warning(batch: Batch, *, num_points: int) -> str | None:
+    """What to do about picks that a point left out for want of memory could have beaten, or None.
+
+    Example:
+        >>> one = torch.tensor([0])
+        >>> batch = Batch(positions=one, scores=one.double(), num_candidates=5, is_certified=torch.tensor([False]))
+        >>> uncertified_warning(batch, num_points=9)[:63]
+        'BatchBALD searched 5 of 9 points, those of largest BALD, and 1 '
+    """
+    if batch.is_certified is None or bool(batch.is_certified.all()):
+        return None
+    return (
+        f"BatchBALD searched {batch.num_candidates} of {num_points} points, those of largest BALD, and "
+        f"{int((~batch.is_certified).sum())} of {len(batch.positions)} picks might have been beaten by one left out. "
+        "Raise `BatchBALD(memory_budget_mib=...)` to search more."
+    )

@@ -1,9 +1,10 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from al_lightning.acquisition import BALD, BatchBALD, Predictions, summarise
+from al_lightning.acquisition import BALD, Batch, BatchBALD, Predictions, summarise, uncertified_warning
 from al_lightning.information import mutual_information
 
 
@@ -35,3 +36,13 @@ def test_each_number_is_what_its_name_says():
     assert numbers["mean_bald_pool"] == pytest.approx(bald_N.mean().item())
     assert numbers["mean_bald_picked"] == pytest.approx(bald_N[batch.positions].mean().item())
     assert numbers["n_evaluated"] == batch.num_evaluated > 0
+
+
+def test_only_picks_that_could_have_been_beaten_are_warned_of():
+    batch = Batch(torch.tensor([3, 1]), torch.tensor([0.5, 0.2]).double(), num_candidates=4)
+    assert uncertified_warning(batch, num_points=9) is None
+    assert uncertified_warning(replace(batch, is_certified=torch.tensor([True, True])), num_points=9) is None
+    message = uncertified_warning(replace(batch, is_certified=torch.tensor([True, False])), num_points=9)
+    assert message.startswith(
+        "BatchBALD searched 4 of 9 points, those of largest BALD, and 1 of 2 picks might have been"
+    )
