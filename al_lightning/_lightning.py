@@ -74,6 +74,15 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
     return callbacks
 
 
+def refuse_ranks(trainer: Trainer) -> None:
+    """Ranks would score the pool each for itself and might label different samples, which nothing would notice."""
+    if trainer.world_size > 1:
+        raise ValueError(
+            f"`trainer` runs {trainer.world_size} processes, but active learning runs in one so far. Use "
+            "`Trainer(devices=1)`."
+        )
+
+
 def logged_steps(trainer: Trainer) -> int:
     """The step at which Lightning logs its own metrics: private, but it alone goes on while `global_step` restarts."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
@@ -98,5 +107,6 @@ __all__ = [
     "pl",
     "rank_zero_info",
     "rank_zero_warn",
+    "refuse_ranks",
     "set_logged_steps",
 ]

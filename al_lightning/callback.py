@@ -2,13 +2,12 @@
 
 import time
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from al_lightning._lightning import FLAVOUR, Callback, LightningModule, Trainer, callbacks_of, rank_zero_warn
+from al_lightning._lightning import Callback, LightningModule, Trainer, callbacks_of, rank_zero_warn, refuse_ranks
 from al_lightning.acquisition import Acquisition, Predictions, saturation_warning, summarise, uncertified_warning
 from al_lightning.checkpoints import best_checkpoint, load_best
 from al_lightning.data import ActiveLearningDataModule, Labels, wrapped_datamodule
@@ -25,7 +24,8 @@ FAST_DEV_ROUNDS = 2  # enough to see a fit, an acquisition, and a fit on what wa
 
 
 def active_learning_callback(trainer: Trainer) -> "ActiveLearning":
-    """The one ActiveLearning callback of a Trainer."""
+    """The one ActiveLearning callback of a Trainer that runs in one process."""
+    refuse_ranks(trainer)
     found = [callback for callback in callbacks_of(trainer) if isinstance(callback, ActiveLearning)]
     if len(found) != 1:
         raise ValueError(
@@ -90,8 +90,7 @@ class ActiveLearning(Callback):
         self.seed = seed
         self.rounds: list[Round] = []
         self._journal: Journal | None = None
-        self._fit_started = 0.0
-        self._steps_before = 0
+        self._fit_started, self._steps_before = 0.0, 0
         self._warned_of: set[str] = set()
         for name, least in {"query_size": 1, "num_samples": 2}.items():
             if getattr(self, name) < least:
@@ -246,5 +245,4 @@ class ActiveLearning(Callback):
             "num_points": len(datamodule.labels),
             "initial": initial,
             "initial_targets": datamodule.targets_of(initial),
-            "versions": {name: version(name) for name in ("al-lightning", "torch", FLAVOUR.partition(".")[0])},
         }

@@ -15,11 +15,12 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from al_lightning._lightning import Trainer
+from al_lightning._lightning import FLAVOUR, Trainer
 
 SCHEMA = "al_lightning.rounds"
 SCHEMA_VERSION = 1
@@ -109,7 +110,8 @@ class Journal:
 
     def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
         self.folder = folder
-        self.header = {"schema": SCHEMA, "version": SCHEMA_VERSION, **header}
+        versions = {name: version(name) for name in ("al-lightning", "torch", FLAVOUR.partition(".")[0])}
+        self.header = {"schema": SCHEMA, "version": SCHEMA_VERSION, **header, "versions": versions}
         path = folder / "rounds.jsonl"
         if path.exists():
             raise FileExistsError(

@@ -83,7 +83,7 @@ def _one_round(trainer: Trainer, model: LightningModule, datamodule: ActiveLearn
     if not trainer.state.finished or len(callback.rounds) != index + 1:
         raise RuntimeError(
             f"Round {index} ended as {trainer.state.status!s} with {len(callback.rounds)} finished rounds, so the next "
-            "one cannot start. Strategies that train in other processes (ddp_spawn) are not supported; use 'ddp'."
+            "one cannot start. Strategies that train in a process of their own, as ddp_spawn, are not supported yet."
         )
     if is_overridden("test_dataloader", datamodule) and is_overridden("test_step", model):
         started = time.perf_counter()
