@@ -14,6 +14,8 @@ from al_lightning import BALD, ActiveLearning, ActiveLearningDataModule
 
 NUM_CLASSES = 3
 
+collect_ignore = ["existing_script"]  # scripts, which the search for doctests would run in the current folder
+
 
 class TinyModule(LightningModule):
     """What a user has: a net with nn.Dropout, an optimizer, a scheduler, logged metrics."""
