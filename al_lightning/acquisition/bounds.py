@@ -1,40 +1,79 @@
 """Few configurations that stand for many: cheap upper bounds of every gain, by the concavity of mutual information."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from al_lightning.information import Configurations
 
-FEWEST, FEW = 32, 100
-KEPT_APART = (400, 1600, 4800)
+FEWEST, FEW = 32, 200
+KEPT_APART = (500, 2000)
+DIRECTIONS = 16  # twice as many exclude a tenth more, and cost twice as much
 STILL_UNKNOWN = 2.0  # nats about the sample: once less is unknown, the fewest groups exclude next to nothing
 WORTHWHILE = 1.5  # a bound costs as many rows as it has: it must be clearly cheaper than what it bounds
 
 
-def coarse_to_fine(configurations: Configurations) -> Iterator[Configurations]:
-    """Ever more, and ever tighter, bounding configurations; each is made when it is asked for.
+@dataclass(frozen=True)
+class Bound:
+    """Upper bounds of gains: groups of configurations are replaced by their means, less what that certainly adds.
 
-    A group costs least where it is alike: configurations with the same most likely sample and about the same trust in
-    it. The finer bounds leave those configurations by themselves that lose most in their group.
+    Mutual information is concave in the weights. What a group's mean exceeds its members by is exactly
+    sum_m pi_m KL(q_m || qbar), with q_m = sum_k w_mk p_k what a member predicts; by Pinsker's inequality this is at
+    least sum_m pi_m |q_m - qbar|^2 = sum_c p_c' S p_c, with S the covariance of the weights within groups.
+
+    Args:
+        means: The mean configuration of each group.
+        spread_K_R: S is at least the product of this with its transpose.
+    """
+
+    means: Configurations
+    spread_K_R: Tensor
+
+    def gains(self, probs_n_C_K: Tensor, entropies_n_K: Tensor) -> Tensor:
+        """What no candidate's gain exceeds (n, nats), up to rounding."""
+        gains_n = self.means.gains_of_probs(probs_n_C_K, entropies_n_K)
+        return gains_n.sub_((probs_n_C_K @ self.spread_K_R).square_().sum(dim=(1, 2)))
+
+
+def coarse_to_fine(configurations: Configurations, typical_K_K: Tensor) -> Iterator[Bound]:
+    """Ever more groups, and ever tighter bounds; each is made when it is asked for.
+
+    A group costs least where it is alike: configurations with the same most likely sample, then those with similar
+    weights. The finest bounds leave those configurations by themselves that lose most in their group.
+
+    Args:
+        configurations: What is to be bounded.
+        typical_K_K: See `typical_directions`.
     """
     num_configs = len(configurations.probs_M)
-    if num_configs < WORTHWHILE * FEW:
+    second_moment_K_K = _second_moment(configurations)
+
+    def bound(means: Configurations) -> Bound:
+        return Bound(means, _spread(second_moment_K_K, means, typical_K_K))
+
+    likeliest_M = configurations.weights_M_K.argmax(dim=1)
+    by_sample = configurations.merged(likeliest_M)
+    num_samples = len(by_sample.probs_M)
+    if num_configs < WORTHWHILE * num_samples:
+        return
+    if num_samples > WORTHWHILE * FEWEST and configurations.remaining() > STILL_UNKNOWN:
+        yield bound(by_sample.merged(by_similarity(by_sample, FEWEST)))
+    yield bound(by_sample)
+    if num_configs < WORTHWHILE * (num_samples + FEW):
         return
     group_M = by_likeliest_sample(configurations, FEW)
     few = configurations.merged(group_M)
-    if configurations.remaining() > STILL_UNKNOWN:
-        yield few.merged(by_similarity(few, FEWEST))
-    yield few
+    yield bound(few)
     loss_M = _loss(configurations, few, group_M)
     for num_apart in KEPT_APART:
-        if num_configs < WORTHWHILE * num_apart:
+        if num_configs < WORTHWHILE * (num_samples + FEW + num_apart):
             return
         apart = loss_M.topk(num_apart).indices
         finer_M = group_M.clone()
         finer_M[apart] = torch.arange(num_apart, device=apart.device) + len(few.probs_M)
-        yield configurations.merged(finer_M)
+        yield bound(configurations.merged(finer_M))
 
 
 def by_likeliest_sample(configurations: Configurations, num_groups: int) -> Tensor:
@@ -48,19 +87,48 @@ def by_likeliest_sample(configurations: Configurations, num_groups: int) -> Tens
 
 
 def by_similarity(configurations: Configurations, num_groups: int) -> Tensor:
-    """At most `num_groups` groups by the overlap of weights, sum_k sqrt(v_k w_k): two rounds of spherical k-means."""
+    """At most `num_groups` groups, numbered from 0 without a gap, by the overlap of weights."""
+    num_configs = len(configurations.probs_M)
+    group_M = torch.arange(num_configs, device=configurations.probs_M.device) * num_groups // num_configs
+    return regrouped(configurations, regrouped(configurations, group_M))
+
+
+def regrouped(configurations: Configurations, group_M: Tensor) -> Tensor:
+    """Each to the group it overlaps with most, sum_k sqrt(v_k w_k): one round of spherical k-means, without a gap."""
     roots_M_K = configurations.weights_M_K.sqrt()
-    centres_G_K = roots_M_K[torch.linspace(0, len(roots_M_K) - 1, num_groups).long()]
-    for _ in range(2):
-        group_M = (roots_M_K @ centres_G_K.t()).argmax(dim=1)
-        moved_G_K = torch.zeros_like(centres_G_K).index_add_(0, group_M, configurations.probs_M[:, None] * roots_M_K)
-        centres_G_K = torch.nn.functional.normalize(moved_G_K)
-    return (roots_M_K @ centres_G_K.t()).argmax(dim=1)
+    centres_G_K = roots_M_K.new_zeros(int(group_M.max()) + 1, roots_M_K.shape[1])
+    centres_G_K.index_add_(0, group_M, configurations.probs_M[:, None] * roots_M_K)
+    nearest_M = (roots_M_K @ torch.nn.functional.normalize(centres_G_K).t()).argmax(dim=1)
+    numbered_M: Tensor = torch.unique(nearest_M, return_inverse=True)[1]
+    return numbered_M
+
+
+def typical_directions(probs_n_C_K: Tensor) -> Tensor:
+    """L with L L' = sum of p_c p_c' over some candidates (K, K, double): what makes a direction of weights matter."""
+    rows_R_K = probs_n_C_K[:: max(1, len(probs_n_C_K) // 2000)].flatten(0, 1).double()
+    moment_K_K = rows_R_K.t() @ rows_R_K
+    ridge = 1e-6 * moment_K_K.diagonal().mean() + 1e-12  # few candidates span few directions, and none span none
+    typical_K_K: Tensor = torch.linalg.cholesky(moment_K_K + ridge * torch.eye(len(moment_K_K)).to(moment_K_K))
+    return typical_K_K
+
+
+def _spread(second_moment_K_K: Tensor, means: Configurations, typical_K_K: Tensor) -> Tensor:
+    """The `DIRECTIONS` of the covariance within groups that matter most for typical candidates (K, R)."""
+    covariance_K_K = second_moment_K_K - _second_moment(means)
+    values_K, vectors_K_K = torch.linalg.eigh(typical_K_K.t() @ covariance_K_K @ typical_K_K)
+    scaled_K_R = (vectors_K_K * values_K.clamp_min(0).sqrt())[:, -DIRECTIONS:]
+    spread_K_R: Tensor = torch.linalg.solve_triangular(typical_K_K.t(), scaled_K_R, upper=True)
+    return spread_K_R.to(means.weights_M_K)
+
+
+def _second_moment(configurations: Configurations) -> Tensor:
+    weights_M_K = configurations.weights_M_K
+    return (weights_M_K.t() @ (configurations.probs_M[:, None] * weights_M_K)).double()
 
 
 def _loss(configurations: Configurations, merged: Configurations, group_M: Tensor) -> Tensor:
     """pi_m KL(w_m || mean of its group) (M): all that any candidate's bound can lose by this configuration."""
-    weights_M_K, tiny = configurations.weights_M_K.float(), torch.finfo(torch.float32).tiny
+    weights_M_K, tiny = configurations.weights_M_K, torch.finfo(torch.float32).tiny
     logs_M_K = weights_M_K.clamp_min(tiny).log_()
-    logs_M_K -= merged.weights_M_K.float().clamp_min(tiny).log_()[group_M]
-    return configurations.probs_M.float() * (weights_M_K * logs_M_K).sum(dim=1)
+    logs_M_K -= merged.weights_M_K.clamp_min(tiny).log_()[group_M]
+    return configurations.probs_M * logs_M_K.mul_(weights_M_K).sum(dim=1)

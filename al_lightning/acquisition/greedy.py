@@ -52,19 +52,19 @@ class Greedy:
         """Choose the point that adds most, with more configurations if its lead is not significant."""
         self._learn_last()
         position, rows = self._best_two()
-        lead, error = self._lead(rows)
+        score, lead, error = self._judged(rows)
         while len(rows) > 1 and lead < SIGNIFICANT * error and self._num_configs < self._max_configs:
             self._grow()
             position, rows = self._best_two()
-            lead, error = self._lead(rows)
-        self._add(position, rows[0], lead, error)
+            score, lead, error = self._judged(rows)
+        self._add(position, rows[0], score, lead=(lead, error))
 
     def fill_up(self, positions_B: Tensor, rows_B_K_C: Tensor) -> None:
         """Add points that another rule has chosen."""
         none = torch.zeros((), dtype=torch.float64)
         for position, row_K_C in zip(positions_B.tolist(), rows_B_K_C, strict=True):
             self._learn_last()
-            self._add(position, row_K_C, none, none)
+            self._add(position, row_K_C, self._score(row_K_C), lead=(none, none))
         self._num_filled = len(positions_B)
 
     def batch(self) -> Batch:
@@ -97,20 +97,20 @@ class Greedy:
         rows = self._candidates.rows(best.positions[best.scores.isfinite()], exchange=self._exchange)
         return int(best.positions[0]), rows
 
-    def _lead(self, rows_2_K_C: Tensor) -> tuple[Tensor, Tensor]:
-        """By how much the first row's gain exceeds the second's, if there is one, and the standard error of that."""
+    def _judged(self, rows_2_K_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The first row's gain, its lead over the second's, if there is one, and the standard error of that lead."""
         first_M, *second_M = (self._configurations.information(log_probs_K_C) for log_probs_K_C in rows_2_K_C)
         lead_M = first_M - second_M[0] if second_M else first_M
-        return self._configurations.mean(lead_M), self._configurations.standard_error(lead_M)
+        configurations = self._configurations
+        return configurations.mean(first_M), configurations.mean(lead_M), configurations.standard_error(lead_M)
 
-    def _add(self, position: int, row_K_C: Tensor, lead: Tensor, error: Tensor) -> None:
-        score = self._score(row_K_C)
+    def _add(self, position: int, row_K_C: Tensor, score: Tensor, *, lead: tuple[Tensor, Tensor]) -> None:
         ratio, dropped = largest_ratio(self._configurations), self._candidates.largest_dropped
         self._is_certified.append(score.item() > ratio * (dropped + self._search.slack) + self._search.slack)
         self._positions.append(position)
         self._rows.append(row_K_C)
         self._scores.append(score)
-        self._leads.append((lead, error))
+        self._leads.append(lead)
         self._search.take(position)
 
     def _score(self, row_K_C: Tensor) -> Tensor:

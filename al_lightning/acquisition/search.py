@@ -1,16 +1,16 @@
 """The search for the best gains: few candidates are evaluated in full, and the choice is that of evaluating all."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from al_lightning.acquisition.bounds import coarse_to_fine
+from al_lightning.acquisition.bounds import coarse_to_fine, typical_directions
 from al_lightning.acquisition.candidates import Candidates
 from al_lightning.information import Configurations
 
-FIRST_CHUNK, LARGEST_CHUNK = 8, 256
+FIRST_CHUNK, PROMISING, LARGEST_CHUNK = 8, 3, 256
 
 
 class Search:
@@ -20,6 +20,7 @@ class Search:
         self.num_evaluated = 0
         self._candidates = candidates
         self._is_free_n = torch.ones_like(candidates.bald_n, dtype=torch.bool)
+        self._typical_K_K = typical_directions(candidates.probs_n_C_K)
         self._known_n = candidates.bald_n.clone()  # the last gain or bound of each
         self._is_bound = True  # whether it bounds later gains too: in the exact regime no gain grows from pick to pick
         # More than rounding adds to the difference of two gains: the most seen, over many shapes, is a tenth of it.
@@ -61,22 +62,23 @@ class Search:
         bounds_n = self._known_n.clone() if is_bound else self._bald_bounds(configurations)
         bounds_n[~self._is_free_n] = -torch.inf
         free = self._is_free_n.nonzero().squeeze(1)
-        least = self._evaluate(configurations, _highest(self._known_n, free), gains_n)
+        like = configurations.to(self._candidates.probs_n_C_K)
+        least = self._evaluate(like, _highest(self._known_n, free, FIRST_CHUNK), gains_n)
         bounds_n[gains_n.isfinite()] = -torch.inf
         waiting = ((bounds_n >= least) & bounds_n.isfinite()).nonzero().squeeze(1)
-        for level in coarse_to_fine(configurations):
+        for bound in coarse_to_fine(like, self._typical_K_K):
             if len(waiting) <= FIRST_CHUNK:
                 break
-            bounds_n[waiting] = torch.minimum(bounds_n[waiting], self._gains(level, waiting))
-            promising = _highest(bounds_n, waiting)  # the higher the second best, the fewer pass
-            least = self._evaluate(configurations, promising, gains_n)
+            bounds_n[waiting] = torch.minimum(bounds_n[waiting], self._in_blocks(bound.gains, waiting))
+            promising = _highest(bounds_n, waiting, PROMISING)  # the higher the second best, the fewer pass
+            least = self._evaluate(like, promising, gains_n)
             bounds_n[promising] = -torch.inf
             waiting = waiting[bounds_n[waiting] >= least]
         waiting = waiting[bounds_n[waiting].argsort(descending=True)]
         size = FIRST_CHUNK
         while len(waiting) > 0:
             rows, waiting = waiting[:size], waiting[size:]
-            least = self._evaluate(configurations, rows, gains_n)
+            least = self._evaluate(like, rows, gains_n)
             waiting = waiting[bounds_n[waiting] >= least]
             size = min(2 * size, LARGEST_CHUNK)
         self._known_n, self._is_bound = torch.where(gains_n.isfinite(), gains_n, bounds_n), configurations.is_exact
@@ -87,7 +89,7 @@ class Search:
 
     def _evaluate(self, configurations: Configurations, rows: Tensor, gains_n: Tensor) -> float:
         """Fill in the gains of some candidates, and return what a further one must reach."""
-        gains_n[rows] = self._gains(configurations, rows)
+        gains_n[rows] = self._in_blocks(configurations.gains_of_probs, rows)
         self.num_evaluated += len(rows)
         return self._least(gains_n)
 
@@ -95,20 +97,20 @@ class Search:
         best = gains_n.topk(min(2, len(gains_n))).values
         return best[-1].item() - self.slack if len(best) > 0 else math.inf
 
-    def _gains(self, configurations: Configurations, rows: Tensor) -> Tensor:
-        candidates = self._candidates
-        like = configurations.to(candidates.probs_n_C_K)
-        blocks = torch.split(rows, candidates.rows_per_block)
-        return torch.cat(
-            [
-                like.gains_of_probs(candidates.probs_n_C_K[some].transpose(1, 2), candidates.entropies_n_K[some])
-                for some in blocks
-            ]
-        )
+    def _in_blocks(self, gains: Callable[[Tensor, Tensor], Tensor], rows: Tensor) -> Tensor:
+        probs_n_C_K, entropies_n_K = self._candidates.probs_n_C_K, self._candidates.entropies_n_K
+        blocks = [_slice_or(some) for some in torch.split(rows, self._candidates.rows_per_block)]
+        return torch.cat([gains(probs_n_C_K[some], entropies_n_K[some]) for some in blocks])
 
 
-def _highest(values_n: Tensor, rows: Tensor) -> Tensor:
-    return rows[values_n[rows].topk(min(FIRST_CHUNK, len(rows))).indices]
+def _slice_or(rows: Tensor) -> slice | Tensor:
+    """Ascending rows without a gap as a slice, which copies nothing."""
+    is_whole = len(rows) > 1 and bool((rows.diff() == 1).all())
+    return slice(int(rows[0]), int(rows[-1]) + 1) if is_whole else rows
+
+
+def _highest(values_n: Tensor, rows: Tensor, number: int) -> Tensor:
+    return rows[values_n[rows].topk(min(number, len(rows))).indices]
 
 
 def largest_ratio(configurations: Configurations) -> float:

@@ -60,12 +60,13 @@ class Configurations:
             tensor([0.])
         """
         probs_B_K_C = at_least_single(log_probs_B_K_C).exp()
-        return self.to(probs_B_K_C).gains_of_probs(probs_B_K_C, torch.special.entr(probs_B_K_C).sum(dim=2))
+        entropies_B_K = torch.special.entr(probs_B_K_C).sum(dim=2)
+        return self.to(probs_B_K_C).gains_of_probs(probs_B_K_C.transpose(1, 2), entropies_B_K)
 
-    def gains_of_probs(self, probs_B_K_C: Tensor, entropies_B_K: Tensor) -> Tensor:
+    def gains_of_probs(self, probs_B_C_K: Tensor, entropies_B_K: Tensor) -> Tensor:
         """`gains` from probabilities and their entropies H[p_k(.|b)], of the precision and on the device of `self`."""
         mean_weights_K = (self.probs_M[:, None] * self.weights_M_K).sum(dim=0)
-        mixed_B = mean_mixture_entropy(self.weights_M_K, self.probs_M, probs_B_K_C)
+        mixed_B = mean_mixture_entropy(self.weights_M_K, self.probs_M, probs_B_C_K.transpose(1, 2))
         return mixed_B - (entropies_B_K * mean_weights_K).sum(dim=1)
 
     def information(self, log_probs_K_C: Tensor) -> Tensor:
@@ -83,7 +84,8 @@ class Configurations:
 
     def remaining(self) -> Tensor:
         """H[w | y_S], what is still unknown about which sample it is (scalar, nats): no label can add more."""
-        return self.mean(torch.special.entr(self.weights_M_K).sum(dim=1))
+        logs_M_K = self.weights_M_K.clamp_min(torch.finfo(self.weights_M_K.dtype).tiny).log_()
+        return -self.mean(logs_M_K.mul_(self.weights_M_K).sum(dim=1))
 
     def mean(self, values_M: Tensor) -> Tensor:
         """The mean of a value over configurations (scalar)."""
@@ -158,9 +160,10 @@ class Configurations:
             for some, uniform_some in zip(torch.split(parents, rows), torch.split(uniform, rows), strict=True)
         ]
         children, counts = torch.unique(parents * num_classes + torch.cat(labels), return_counts=True)
-        joint = self.weights_M_K[children // num_classes] * probs_K_C.t()[children % num_classes]
-        probs = counts.to(joint) / len(parents)
-        return Configurations(probs, joint / joint.sum(dim=1, keepdim=True), counts)
+        weights = self.weights_M_K[children // num_classes]
+        weights *= probs_K_C.t().contiguous()[children % num_classes]
+        weights /= weights.sum(dim=1, keepdim=True)
+        return Configurations(counts.to(weights) / len(parents), weights, counts)
 
 
 def _draw_labels(probs_n_C: Tensor, uniform_n: Tensor) -> Tensor:

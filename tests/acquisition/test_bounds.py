@@ -1,13 +1,22 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from al_lightning.acquisition.bounds import by_likeliest_sample, by_similarity, coarse_to_fine
+from al_lightning.acquisition.bounds import (
+    DIRECTIONS,
+    Bound,
+    by_likeliest_sample,
+    by_similarity,
+    coarse_to_fine,
+    regrouped,
+    typical_directions,
+)
 from al_lightning.information import Configurations
 
 
-def sampled(seed, num_configs, *, num_samples=40, sharpness=1.0, num_picks=6):
+def sampled(seed, num_configs, *, num_samples=60, sharpness=1.0, num_picks=6):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(num_picks + 8, num_samples, 5, generator=generator, dtype=torch.float64) * sharpness
     log_probs_N_K_C = logits.log_softmax(dim=2)
@@ -17,30 +26,73 @@ def sampled(seed, num_configs, *, num_samples=40, sharpness=1.0, num_picks=6):
     return configurations, log_probs_N_K_C
 
 
+def prepared(log_probs_N_K_C):
+    probs_N_C_K = log_probs_N_K_C.exp().transpose(1, 2).contiguous()
+    return probs_N_C_K, torch.special.entr(probs_N_C_K).sum(dim=1)
+
+
 @given(seed=st.integers(0, 2**31), sharpness=st.sampled_from([0.3, 1.0, 4.0]))
 @settings(max_examples=10, deadline=None)
 def test_every_level_bounds_every_gain_and_each_more_tightly(seed, sharpness):
-    configurations, candidates = sampled(seed, 3000, sharpness=sharpness)
-    gains = configurations.gains(candidates)
+    configurations, log_probs_N_K_C = sampled(seed, 3000, sharpness=sharpness)
+    gains, candidates = configurations.gains(log_probs_N_K_C), prepared(log_probs_N_K_C)
     sizes, means = [], []
-    for level in coarse_to_fine(configurations):
-        bounds = level.gains(candidates)
+    for level in coarse_to_fine(configurations, typical_directions(candidates[0])):
+        bounds = level.gains(*candidates)
         assert (bounds >= gains - 1e-9).all()
-        assert_close(level.probs_M.sum().item(), 1.0)
-        sizes.append(len(level.probs_M))
+        assert_close(level.means.probs_M.sum().item(), 1.0)
+        sizes.append(len(level.means.probs_M))
         means.append(bounds.mean().item())
     assert sizes == sorted(sizes)
     assert sizes == [] or sizes[-1] < len(configurations.probs_M)
     assert means == sorted(means, reverse=True)
 
 
+@pytest.mark.parametrize("sharpness", [0.3, 1.0, 4.0])
+def test_what_the_means_leave_out_lowers_the_bound_but_never_below_the_gain(sharpness):
+    configurations, log_probs_N_K_C = sampled(3, 2000, sharpness=sharpness, num_samples=DIRECTIONS)
+    candidates = prepared(log_probs_N_K_C)
+    level = next(coarse_to_fine(configurations, typical_directions(candidates[0])))
+    without = Bound(level.means, torch.zeros_like(level.spread_K_R))
+    gains = configurations.gains(log_probs_N_K_C)
+    assert (level.gains(*candidates) >= gains - 1e-9).all()
+    assert (level.gains(*candidates) < without.gains(*candidates)).all()
+
+
+def test_with_all_directions_the_bound_falls_by_the_variance_of_what_group_members_predict():
+    configurations, log_probs_N_K_C = sampled(4, 500, num_samples=DIRECTIONS)
+    probs_N_C_K, entropies_N_K = prepared(log_probs_N_K_C)
+    level = next(coarse_to_fine(configurations, typical_directions(probs_N_C_K)))
+    group_M = configurations.weights_M_K.argmax(dim=1)
+    variance = 0.0
+    for group in group_M.unique():
+        probs_m, weights_m_K = configurations.probs_M[group_M == group], configurations.weights_M_K[group_M == group]
+        mean_K = (probs_m[:, None] * weights_m_K).sum(dim=0) / probs_m.sum()
+        for prob, deviation_K in zip(probs_m, weights_m_K - mean_K, strict=True):
+            variance += prob * (probs_N_C_K @ deviation_K).square().sum(dim=1)
+    without = Bound(level.means, torch.zeros_like(level.spread_K_R))
+    assert_close(without.gains(probs_N_C_K, entropies_N_K) - level.gains(probs_N_C_K, entropies_N_K), variance)
+
+
 def test_the_levels_exist_where_they_are_cheaper_and_may_exclude():
-    unknown, _ = sampled(0, 3000, sharpness=0.5)
-    known, _ = sampled(0, 3000, sharpness=2.0, num_picks=12)
-    few, _ = sampled(0, 100)
-    assert len(list(coarse_to_fine(unknown))) == 4
-    assert len(list(coarse_to_fine(known))) == 3  # the coarsest excludes nothing once the samples are told apart
-    assert list(coarse_to_fine(few)) == []
+    def sizes(configurations, log_probs_N_K_C):
+        typical_K_K = typical_directions(prepared(log_probs_N_K_C)[0])
+        return [len(level.means.probs_M) for level in coarse_to_fine(configurations, typical_K_K)]
+
+    unknown = sizes(*sampled(0, 3000, sharpness=0.5))
+    known = sizes(*sampled(0, 3000, sharpness=2.0, num_picks=12))
+    assert len(unknown) == 4
+    assert unknown[0] <= 32 < unknown[1] <= 60
+    assert len(known) == 3  # the coarsest excludes nothing once the samples are told apart
+    assert sizes(*sampled(0, 40)) == []
+
+
+def test_few_candidates_that_predict_alike_have_typical_directions_too():
+    probs_n_C_K = torch.full((1, 2, 5), 0.5)
+    typical_K_K = typical_directions(probs_n_C_K)
+    assert typical_K_K.isfinite().all()
+    assert_close(typical_K_K @ typical_K_K.t(), torch.full((5, 5), 0.5).double(), atol=1e-5, rtol=0)
+    assert typical_directions(probs_n_C_K[:0]).isfinite().all()
 
 
 def test_configurations_that_trust_one_sample_alike_are_one_group():
@@ -54,7 +106,7 @@ def test_groups_by_likeliest_sample_are_numbered_without_a_gap_and_share_it():
     configurations, _ = sampled(1, 2000)
     group_M = by_likeliest_sample(configurations, 10)
     assert group_M.unique().tolist() == list(range(int(group_M.max()) + 1))
-    assert len(group_M.unique()) <= 10 + 40
+    assert len(group_M.unique()) <= 10 + 60
     likeliest_M = configurations.weights_M_K.argmax(dim=1)
     assert all(len(likeliest_M[group_M == group].unique()) == 1 for group in group_M.unique())
 
@@ -63,3 +115,9 @@ def test_like_configurations_are_grouped_by_similarity():
     weights_M_K = torch.tensor([[0.9, 0.1, 0.0], [0.88, 0.12, 0.0], [0.0, 0.1, 0.9], [0.0, 0.12, 0.88]]).double()
     group_M = by_similarity(Configurations(torch.full((4,), 0.25).double(), weights_M_K), 2).tolist()
     assert group_M[0] == group_M[1] != group_M[2] == group_M[3]
+
+
+def test_each_configuration_moves_to_the_group_it_overlaps_with_most():
+    weights_M_K = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.85, 0.15], [0.1, 0.9], [0.2, 0.8]]).double()
+    configurations = Configurations(torch.full((5,), 0.2).double(), weights_M_K)
+    assert regrouped(configurations, torch.tensor([0, 0, 1, 1, 1])).tolist() == [0, 0, 0, 1, 1]
