@@ -1,5 +1,7 @@
 """Tiny real parts: a model, a data module and a Trainer with which a round takes a few milliseconds."""
 
+import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,10 @@ from al_lightning import BALD, ActiveLearning, ActiveLearningDataModule
 
 NUM_CLASSES = 3
 
-collect_ignore = ["existing_script"]  # scripts, which the search for doctests would run in the current folder
+collect_ignore = [
+    "existing_script",
+    "processes",
+]  # scripts, which the search for doctests would run in the current folder
 
 
 class TinyModule(LightningModule):
@@ -113,3 +118,16 @@ def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
         return Trainer(callbacks=list(callbacks), **{**defaults, **arguments})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def on_ranks() -> Any:
+    """Run a function of a file on several gloo ranks: `on_ranks(2, __file__, "name", ...)` -> [(ok, result), ...]."""
+    path = Path(__file__).parent / "processes" / "pool.py"
+    spec = importlib.util.spec_from_file_location("process_pool", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["process_pool"] = module
+    spec.loader.exec_module(module)
+    processes = module.Processes()
+    yield processes
+    processes.close()
