@@ -19,7 +19,7 @@ from al_lightning.acquisition import (
 from al_lightning.callback import ActiveLearning
 from al_lightning.data import ActiveLearningDataModule, DigitsDataModule, IDXDataModule
 from al_lightning.journal import Round, read_journal
-from al_lightning.posterior import MCDropout, Posterior
+from al_lightning.posterior import DeepEnsemble, LastLayerLaplace, MCDropConnect, MCDropout, Posterior
 from al_lightning.rounds import active_fit
 
 __version__ = "0.1.0"
@@ -37,6 +37,9 @@ __all__ = [
     "MeanSTD",
     "Random",
     "VariationRatios",
+    "DeepEnsemble",
+    "LastLayerLaplace",
+    "MCDropConnect",
     "MCDropout",
     "Posterior",
     "DigitsDataModule",

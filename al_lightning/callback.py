@@ -5,21 +5,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from al_lightning._lightning import Callback, LightningModule, Trainer, callbacks_of, rank_zero_warn, refuse_ranks
-from al_lightning.acquisition import Acquisition, Predictions, saturation_warning, summarise, uncertified_warning
+from al_lightning.acquisition import Acquisition
+from al_lightning.averages import Metrics, mean_metrics
 from al_lightning.checkpoints import best_checkpoint, load_best
+from al_lightning.choice import Chooser
 from al_lightning.data import ActiveLearningDataModule, Labels, wrapped_datamodule
-from al_lightning.inference import predict_pool, preview_pool
-from al_lightning.information import kernel_name
 from al_lightning.journal import Journal, Round, finite_or_none, run_folder
 from al_lightning.posterior import MCDropout, Posterior
-from al_lightning.seeds import derived_seed
 from al_lightning.stopping import Limits
+from al_lightning.storage import Storage
 from al_lightning.tracking import log_round
 
-NUM_PREVIEWED = 8
+SETTINGS_RECORDED = ("query_size", "num_samples", "max_predicted", "weights", "warm_start", "seed")
 FAST_DEV_ROUNDS = 2  # enough to see a fit, an acquisition, and a fit on what was acquired
 
 
@@ -38,28 +36,36 @@ def active_learning_callback(trainer: Trainer) -> "ActiveLearning":
 class ActiveLearning(Callback):
     """Chooses the next batch to label at the end of a fit; `active_fit` repeats the fit until a limit is reached.
 
-    A round is one complete fit. It ends with predictions of the pool by `num_samples` draws of the posterior, from
-    which the acquisition chooses `query_size` samples; they are labelled from the next round on. The last round
-    acquires nothing. Without any of `max_labelled`, `max_rounds` and `target` the rounds end when the pool is empty.
+    A round is one complete fit, or one for each member of an ensemble. It ends with predictions of the pool by
+    `num_samples` draws of the posterior, from which the acquisition chooses `query_size` samples; they are labelled
+    from the next round on. The last round acquires nothing. Without any of `max_labelled`, `max_rounds` and `target`
+    the rounds end when the pool is empty.
 
     Args:
         acquisition: Whom to label: `BatchBALD()`, `BALD()`, `Random()`, ...
         query_size: Labels per round; the last batches may be smaller, at the budget's or the pool's end.
         posterior: What draws networks from a trained model.
-        num_samples: K, the number of posterior samples. A batch of b points can tell at most log K nats.
+        num_samples: K, the number of posterior samples: by default 100, or the number of an ensemble's members. A batch
+            of b points can tell at most log K nats.
+        max_predicted: How many points of the pool a round predicts and chooses from at most, drawn at random anew each
+            round. By default the whole pool. `Random()` predicts none and chooses from the whole pool.
+        predictions_budget_mib: What the predictions of the pool, 4 N K C bytes, may take in memory, on the device that
+            makes them. Beyond it they are kept in a file in the run folder while the acquisition chooses, on the CPU.
         max_labelled: The label budget, initial labels included.
-        max_rounds: The number of fits.
+        max_rounds: The number of rounds.
         monitor: A metric logged during the fit, e.g. "val_acc"; ends the rounds once it reaches `target`.
         target: See `monitor`. Not a test metric: those are measured after the choice, and stopping on them is cheating.
         mode: Whether `monitor` is to rise ("max") or to fall ("min").
         weights: Whose weights acquire and are tested: those at the end of the fit ("last"), or those of the best
             checkpoint ("best", needs a ModelCheckpoint with a `monitor`).
-        warm_start: Continue from the weights of the round before, instead of the model's first weights.
+        warm_start: Continue from the weights of the round before (each member of an ensemble from its own), instead of
+            the model's first weights.
         folder: Where the records go. By default the folder of the Trainer's first logger.
         seed: Of the posterior samples and of the acquisition's draws. By default that of `active_fit`, else 0.
 
     Attributes:
         rounds: The records of the finished rounds.
+        member: Which member of an ensemble the driver is fitting; None if the posterior takes one fit a round.
     """
 
     def __init__(  # noqa: PLR0913 - the hyper-parameters of a run, keyword-only and flat as the Trainer's are
@@ -68,7 +74,9 @@ class ActiveLearning(Callback):
         *,
         query_size: int = 10,
         posterior: Posterior | None = None,
-        num_samples: int = 100,
+        num_samples: int | None = None,
+        max_predicted: int | None = None,
+        predictions_budget_mib: int = 4096,
         max_labelled: int | None = None,
         max_rounds: int | None = None,
         monitor: str | None = None,
@@ -82,19 +90,28 @@ class ActiveLearning(Callback):
         self.acquisition = acquisition
         self.query_size = query_size
         self.posterior = MCDropout() if posterior is None else posterior
-        self.num_samples = num_samples
+        self.num_samples = self.posterior.checked_num_samples(num_samples)
+        self.max_predicted = max_predicted
+        self.predictions_budget_mib = predictions_budget_mib
         self.limits = Limits(max_labelled, max_rounds, monitor, target, mode)
         self.weights = weights
         self.warm_start = warm_start
         self.folder = None if folder is None else Path(folder)
         self.seed = seed
         self.rounds: list[Round] = []
+        self.member: int | None = None
+        self._fits: dict[int | None, tuple[Metrics, float]] = {}  # metrics and seconds of this round's, by member
         self._journal: Journal | None = None
         self._fit_started, self._steps_before = 0.0, 0
         self._warned_of: set[str] = set()
-        for name, least in {"query_size": 1, "num_samples": 2}.items():
+        for name, least in {"query_size": 1, "predictions_budget_mib": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but must be at least {least}.")
+        if max_predicted is not None and max_predicted < query_size:
+            raise ValueError(
+                f"`max_predicted` is {max_predicted}, but must be at least `query_size`, {query_size}; None predicts "
+                "the whole pool."
+            )
         if weights not in {"last", "best"}:
             raise ValueError(f"`weights` is {weights!r}, but must be 'last' or 'best'.")
 
@@ -103,6 +120,11 @@ class ActiveLearning(Callback):
         if stage != "fit":
             return
         active_learning_callback(trainer)
+        if self.posterior.members is not None and self.member is None:
+            raise RuntimeError(
+                f"`posterior` is {self.posterior!r}, whose members take a fit each, and `trainer.fit` is one. Call "
+                "`active_fit(trainer, model, datamodule)`, with `max_rounds=1` for a single round."
+            )
         datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
         labels = datamodule.labels
         if not self.rounds:
@@ -115,17 +137,15 @@ class ActiveLearning(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Try the posterior before the first training, and start the clock."""
-        if not self.rounds and self.acquisition.needs_predictions:
+        if not self.rounds and not self.member:
             datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
-            few = datamodule.pool_dataloader(datamodule.labels.pool_indices[:NUM_PREVIEWED])
-            num_classes = preview_pool(trainer, pl_module, few, self.posterior).shape[1]
-            datamodule.check_targets(datamodule.labels.labelled_indices, num_classes=num_classes)
+            self._chooser().preview(trainer, pl_module, datamodule)
         self._steps_before = trainer.global_step
         self._fit_started = time.perf_counter()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Acquire here and not in `on_train_end`, which a fit resumed from its last checkpoint never reaches."""
-        seconds = {"fit": time.perf_counter() - self._fit_started}
+        seconds = time.perf_counter() - self._fit_started
         if trainer.global_step == self._steps_before:
             raise RuntimeError(
                 "The fit ended without a single training step, so there is nothing to acquire with. A Trainer that has "
@@ -135,32 +155,37 @@ class ActiveLearning(Callback):
         metrics = {name: finite_or_none(float(value)) for name, value in trainer.callback_metrics.items()}
         if self.weights == "best":
             metrics |= load_best(trainer, pl_module)
-        self._finish_round(trainer, pl_module, metrics, seconds)
+        self._fits[self.member] = metrics, seconds
+        members = self.posterior.members
+        if members is not None and self.member is not None:
+            members.keep(pl_module, self.member)
+            if self.member < members.num - 1:
+                return
+        self._finish_round(trainer, pl_module)
 
     @property
     def stopped(self) -> str | None:
         """Why the rounds have ended, or None."""
         return self.rounds[-1].stopped if self.rounds else None
 
-    def _finish_round(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        metrics: dict[str, float | None],
-        seconds: dict[str, float],
-    ) -> None:
+    def _finish_round(self, trainer: Trainer, module: LightningModule) -> None:
         datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
         labels = datamodule.labels
+        metrics = mean_metrics([metrics for metrics, _ in self._fits.values()])
         record = Round(
             round=len(self.rounds),
             num_labelled=labels.num_labelled,
             num_pool=labels.num_pool,
             metrics=metrics,
-            seconds=seconds,
+            seconds={"fit": sum(seconds for _, seconds in self._fits.values())},
             stopped=self._reason_to_stop(trainer, labels, metrics),
         )
         if record.stopped is None:
-            record = self._acquired(trainer, module, datamodule, record)
+            batch_size = self.limits.batch_size(
+                self.query_size, num_labelled=labels.num_labelled, num_pool=labels.num_pool
+            )
+            record, warnings = self._chooser().choose(trainer, module, datamodule, record, batch_size=batch_size)
+            self._warn_once(warnings)
             datamodule.label(record.acquired, round=record.round + 1)
         self.rounds.append(record)
         self._write()
@@ -174,57 +199,27 @@ class ActiveLearning(Callback):
             num_labelled=labels.num_labelled, num_pool=labels.num_pool, num_fits=num_fits, metrics=metrics
         )
 
-    def _acquired(
-        self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule, record: Round
-    ) -> Round:
-        indices_N = datamodule.labels.pool_indices
-        started = time.perf_counter()
-        log_probs_N_K_C = None
-        if self.acquisition.needs_predictions:
-            log_probs_N_K_C = predict_pool(
-                trainer,
-                module,
-                datamodule.pool_dataloader(),
-                self.posterior,
-                num_samples=self.num_samples,
-                seed=derived_seed(self.seed or 0, record.round, "posterior"),
-            )
-        predicted = time.perf_counter()
-        batch = self.acquisition(
-            Predictions(log_probs_N_K_C=log_probs_N_K_C, indices_N=indices_N),
-            self.limits.batch_size(self.query_size, num_labelled=record.num_labelled, num_pool=record.num_pool),
-            generator=self._generator(record.round, "acquisition"),
-        )
-        acquired = time.perf_counter()
-        chosen = indices_N[batch.positions.cpu()].tolist()
-        information = {}
-        if log_probs_N_K_C is not None:
-            datamodule.check_targets(chosen, num_classes=log_probs_N_K_C.shape[2])
-            information = summarise(log_probs_N_K_C, batch, generator=self._generator(record.round, "information"))
-            self._warn_once("saturation", saturation_warning(batch, num_samples=self.num_samples))
-            self._warn_once("certificates", uncertified_warning(batch, num_points=len(indices_N)))
-        return replace(
-            record,
-            acquired=chosen,
-            scores=batch.scores.tolist(),
-            targets=datamodule.targets_of(chosen),
-            information=information,
-            kernel=None if log_probs_N_K_C is None or batch.leads is None else kernel_name(log_probs_N_K_C),
-            seconds={**record.seconds, "predict": predicted - started, "acquire": acquired - predicted},
+    def _chooser(self) -> Chooser:
+        folder = None if self._journal is None else self._journal.folder
+        return Chooser(
+            self.acquisition,
+            self.posterior,
+            self.num_samples,
+            self.max_predicted,
+            Storage(self.predictions_budget_mib, folder),
+            seed=self.seed or 0,
         )
 
-    def _warn_once(self, subject: str, message: str | None) -> None:
-        if message is not None and subject not in self._warned_of:
-            self._warned_of.add(subject)
-            rank_zero_warn(f"{message} This is said once a run.")
+    def _warn_once(self, warnings: dict[str, str]) -> None:
+        for subject, message in warnings.items():
+            if subject not in self._warned_of:
+                self._warned_of.add(subject)
+                rank_zero_warn(f"{message} This is said once a run.")
 
-    def _generator(self, round_index: int, purpose: str) -> torch.Generator:
-        return torch.Generator().manual_seed(derived_seed(self.seed or 0, round_index, purpose))
-
-    def add_test_metrics(self, trainer: Trainer, metrics: dict[str, float], seconds: float) -> None:
+    def add_test_metrics(self, trainer: Trainer, metrics: Metrics, seconds: float) -> None:
         """Complete the record of the last round by its test, which runs after the fit."""
         last = self.rounds[-1]
-        finite = {name: finite_or_none(value) for name, value in metrics.items()}
+        finite = {name: None if value is None else finite_or_none(value) for name, value in metrics.items()}
         self.rounds[-1] = replace(last, metrics={**last.metrics, **finite}, seconds={**last.seconds, "test": seconds})
         self._write()
         log_round(trainer, {"n_labelled": last.num_labelled, "seconds_test": seconds, **finite})
@@ -238,7 +233,7 @@ class ActiveLearning(Callback):
         return {
             "acquisition": repr(self.acquisition),
             "posterior": repr(self.posterior),
-            **{name: getattr(self, name) for name in ("query_size", "num_samples", "weights", "warm_start", "seed")},
+            **{name: getattr(self, name) for name in SETTINGS_RECORDED},
             **asdict(self.limits),
             "model": type(module).__name__,
             "datamodule": type(datamodule.inner).__name__,

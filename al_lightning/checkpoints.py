@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from pytorch_lightning.callbacks import ModelCheckpoint
 
 
-def prefix_checkpoints(trainer: Trainer, round_index: int) -> None:
-    """Give each round's checkpoints names of their own, or a round would overwrite those of the one before."""
+def prefix_checkpoints(trainer: Trainer, round_index: int, member: int | None = None) -> None:
+    """Give each fit's checkpoints names of their own, or a fit would overwrite those of the one before."""
+    prefix = f"round={round_index:03d}-" + ("" if member is None else f"member={member}-")
     for checkpoint in trainer.checkpoint_callbacks:
         if isinstance(checkpoint, pl.callbacks.ModelCheckpoint):
-            prefix = f"round={round_index:03d}-"
             checkpoint.filename = prefix + (checkpoint.filename or "{epoch}-{step}")
             checkpoint.CHECKPOINT_NAME_LAST = prefix + checkpoint.CHECKPOINT_NAME_LAST
 

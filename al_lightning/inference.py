@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -12,6 +11,7 @@ from al_lightning._lightning import LightningModule, Trainer, pl
 from al_lightning.posterior import Posterior
 
 DESCRIPTION = "Predicting the pool"
+NUM_NAMED = 20
 
 
 @contextmanager
@@ -28,7 +28,10 @@ def _predicting(trainer: Trainer, module: LightningModule) -> Iterator[None]:
 
 
 def _batches_on_device(trainer: Trainer, module: LightningModule, batches: Iterable[object]) -> Iterator[object]:
-    """Each batch as the trainer's own predict loop would hand it to the module, the user's transfer hooks included."""
+    """Each batch as the trainer's own predict loop would hand it to the module, the user's transfer hooks included.
+
+    To a GPU Lightning copies tensors without waiting, which takes effect for those that the loader has pinned.
+    """
     for batch in batches:
         converted = trainer.precision_plugin.convert_input(batch)
         # Private, because only it knows whether the data module or the module overrides the hook.
@@ -46,6 +49,7 @@ def _with_progress(trainer: Trainer, batches: DataLoader[object]) -> Iterable[ob
     return tqdm(batches, desc=DESCRIPTION, leave=False, disable=shown is None)
 
 
+@contextmanager
 def predict_pool(
     trainer: Trainer,
     module: LightningModule,
@@ -54,21 +58,19 @@ def predict_pool(
     *,
     num_samples: int,
     seed: int,
-) -> Tensor:
-    """Log-probabilities (N, K, C), float32, of `num_samples` = K draws of the posterior at the N points of `batches`.
+) -> Iterator[Iterator[Tensor]]:
+    """Log-probabilities (n, K, C), float32, of `num_samples` = K draws of the posterior, batch by batch when asked for.
 
     Runs after a fit as well as during one, on the trainer's device and in its precision. The K draws depend on `seed`
-    alone, so every batch sees the same K networks.
+    alone, so every batch sees the same K networks. The first batch with a prediction that is NaN is an error.
     """
     with (
         _predicting(trainer, module),
         posterior.sample(module, num_samples, seed=seed) as predict,
         trainer.precision_plugin.forward_context(),
     ):
-        chunks = [predict(batch) for batch in _batches_on_device(trainer, module, _with_progress(trainer, batches))]
-    log_probs_N_K_C = torch.cat(chunks)
-    _refuse_not_finite(log_probs_N_K_C, batches)
-    return log_probs_N_K_C
+        batches_on_device = _batches_on_device(trainer, module, _with_progress(trainer, batches))
+        yield _finite(map(predict, batches_on_device), batches)
 
 
 def preview_pool(
@@ -79,12 +81,26 @@ def preview_pool(
         return posterior.preview(module, next(_batches_on_device(trainer, module, batches)))
 
 
-def _refuse_not_finite(log_probs_N_K_C: Tensor, batches: DataLoader[object]) -> None:
-    broken_N = log_probs_N_K_C.isnan().any(dim=2).any(dim=1)
-    if broken_N.any():
-        indices = [batches.dataset.indices[position] for position in broken_N.nonzero().flatten().tolist()]  # type: ignore[attr-defined]
-        raise ValueError(
-            f"The model's predictions are NaN at {len(indices)} of {len(broken_N)} pool points, first at the samples "
-            f"{indices[:5]}. Look for a training that diverged, for an overflow of half precision, or for NaN in these "
-            "inputs; samples that are broken can be set aside with `datamodule.set_aside(indices)`."
-        )
+def fitted_posterior(
+    trainer: Trainer, module: LightningModule, batches: DataLoader[object], posterior: Posterior
+) -> Posterior:
+    """What to sample from after a training, given the labelled samples, which `batches` holds in order."""
+    with _predicting(trainer, module), trainer.precision_plugin.forward_context():
+        return posterior.fit(module, _batches_on_device(trainer, module, batches))
+
+
+def _finite(chunks: Iterable[Tensor], batches: DataLoader[object]) -> Iterator[Tensor]:
+    """The chunks, up to one that holds NaN: with a large pool, one broken batch must not cost hours."""
+    start = 0
+    for log_probs_n_K_C in chunks:
+        broken_n = log_probs_n_K_C.isnan().any(dim=2).any(dim=1)
+        if broken_n.any():
+            indices = [batches.dataset.indices[start + row] for row in broken_n.nonzero().flatten().tolist()]  # type: ignore[attr-defined]
+            raise ValueError(
+                f"The model's predictions are NaN at {len(indices)} of the {len(broken_n)} points of a pool batch, "
+                f"first at the samples {indices[:NUM_NAMED]}; later batches were not predicted. Look for a training "
+                "that diverged, for an overflow of half precision, or for NaN in these inputs; samples that are broken "
+                "can be set aside with `datamodule.set_aside(indices)`."
+            )
+        yield log_probs_n_K_C
+        start += len(broken_n)

@@ -14,7 +14,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -41,10 +41,14 @@ class Round:
         scores: The acquisition's score of each chosen sample when it was chosen.
         targets: Labels of the chosen samples.
         metrics: The fit's last callback metrics and the test metrics.
-        information: Numbers about the acquisition: joint information of the batch and its share of log K, BALD, K.
+        posterior: What drew the networks that predicted.
+        information: Numbers about the acquisition: points predicted, K, joint information of the batch and its share of
+            log K, mean BALD of points predicted and of those chosen.
         seconds: Wall time of fit, predict, acquire and test.
         kernel: What evaluated the gains, "torch" or "triton"; None where the acquisition computes none.
         stopped: Why no round follows, or None.
+        logged_steps: Where the step axis of the loggers is at the end of the fit; the next round's goes on there.
+        complete: False while the test after the fit is missing.
     """
 
     round: int
@@ -54,10 +58,13 @@ class Round:
     scores: list[float] = field(default_factory=list)
     targets: list[int] | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
+    posterior: str | None = None
     information: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     kernel: Literal["torch", "triton"] | None = None
     stopped: str | None = None
+    logged_steps: int = 0
+    complete: bool = True
 
     def numbers(self) -> dict[str, float | int | None]:
         """Every number of the round under one flat name, as loggers and tables want them."""
@@ -106,21 +113,27 @@ def _as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 class Journal:
-    """Writes the records of one run into one folder, which no other run has used."""
+    """Writes the records of one run into one folder.
 
-    def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
+    Args:
+        folder: Where they go.
+        header: What ran.
+        rounds: The records that the folder holds, if the run goes on; by default it must hold none.
+    """
+
+    def __init__(self, folder: Path, header: Mapping[str, Any], *, rounds: Sequence[Round] | None = None) -> None:
         self.folder = folder
         versions = {name: version(name) for name in ("al-lightning", "torch", FLAVOUR.partition(".")[0])}
         self.header = {"schema": SCHEMA, "version": SCHEMA_VERSION, **header, "versions": versions}
         path = folder / "rounds.jsonl"
-        if path.exists():
+        if rounds is None and path.exists():
             raise FileExistsError(
                 f"{path} holds the records of an earlier run, which would be overwritten. Choose another folder with "
                 "`ActiveLearning(folder=...)`, or move the old one away."
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.write([])
+            self.write([] if rounds is None else rounds)
         except OSError as error:
             raise OSError(
                 f"The run folder {folder} cannot be written ({error}). Choose another with "
@@ -145,14 +158,29 @@ class Journal:
 
 
 def read_journal(folder: str | Path) -> tuple[dict[str, Any], list[Round]]:
-    """The header and the rounds of a run folder, killed runs included."""
+    """The header and the rounds of a run folder, killed runs included.
+
+    What an older version did not record yet has its default.
+    """
     path = Path(folder) / "rounds.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no run folder: it has no {path.name}.")
-    header, *rounds = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    try:
+        header, *rounds = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is torn or no journal ({error}). Runs replace it as a whole, so something else wrote it: restore "
+            "it from a copy, or move it away and start in another folder."
+        ) from error
     if header.get("schema") != SCHEMA or header.get("version") != SCHEMA_VERSION:
         raise ValueError(
             f"{path} has the schema {header.get('schema')!r} version {header.get('version')!r}, but this version of "
             f"al_lightning reads {SCHEMA!r} version {SCHEMA_VERSION}."
+        )
+    unknown = {name for entry in rounds for name in entry} - {known.name for known in fields(Round)}
+    if unknown:
+        raise ValueError(
+            f"{path} has rounds with {', '.join(sorted(unknown))}, which this version of al_lightning does not know: a "
+            f"newer one wrote it ({header.get('versions')}). Read it with that one."
         )
     return header, [Round(**entry) for entry in rounds]

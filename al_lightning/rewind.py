@@ -81,6 +81,10 @@ class Rewind:
                 "rounds. Open files, locks and connections belong into `setup`, not into `__init__`."
             ) from error
 
+    def remember_weights(self) -> None:
+        """Take the weights of now for the first ones, because they are changed before the first fit starts."""
+        self._first_states.weights = FirstWeights(self._model)
+
     def restore(self) -> None:
         """Put everything back, in place; the step axis of the loggers alone goes on where it is."""
         steps = logged_steps(self._trainer)
@@ -107,14 +111,22 @@ class FirstWeights:
     """Parameters, whether they learn, and all buffers of a model, those that its `state_dict` leaves out included."""
 
     def __init__(self, model: nn.Module) -> None:
+        self._tensors: dict[str, Tensor] = {}
+        self._learns: dict[str, bool] = {}
+        self.add(model)
+
+    def add(self, model: nn.Module) -> None:
+        """Remember what is not known yet: Lightning may build the model, or a part of it, at the start of a fit."""
         lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
         if lazy:
             raise ValueError(
                 f"The parameters {', '.join(lazy)} have no values before the first batch, so no round could start from "
                 "them. Pass one batch through the model before `active_fit`."
             )
-        self._tensors = {name: tensor.detach().cpu().clone() for name, tensor in _tensors_of(model).items()}
-        self._learns = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        for name, tensor in _tensors_of(model).items():
+            if name not in self._tensors:
+                self._tensors[name] = tensor.detach().cpu().clone()
+                self._learns[name] = tensor.requires_grad
 
     def restore(self, model: nn.Module) -> None:
         """Put them back in place, because LightningCLI binds optimizers to these very parameters."""
@@ -164,6 +176,8 @@ class FirstStates(Callback):
         """The model is built, the optimizers exist, and nothing has stepped."""
         if self.weights is None:
             self.weights = FirstWeights(pl_module)
+        else:
+            self.weights.add(pl_module)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         things: list[Any] = [*schedulers, *trainer.optimizers]
         for thing in things:

@@ -14,10 +14,12 @@ from al_lightning._lightning import (
     pl,
     rank_zero_info,
 )
-from al_lightning.callback import active_learning_callback
+from al_lightning.averages import Metrics, mean_metrics
+from al_lightning.callback import ActiveLearning, active_learning_callback
 from al_lightning.checkpoints import prefix_checkpoints
 from al_lightning.data import ActiveLearningDataModule, wrapped_datamodule
 from al_lightning.journal import Round
+from al_lightning.posterior import Members
 from al_lightning.rewind import Rewind
 from al_lightning.seeds import derived_seed
 
@@ -35,9 +37,13 @@ def active_fit(
     data module has test data and the model a `test_step`, `trainer.test` follows it. The given objects stay valid and
     hold the last round's state; the global random generators are given back as they were.
 
+    With a `DeepEnsemble` all this holds for every member: a round is one fit and one test of each, its metrics are
+    their means, and the model ends as the last of them.
+
     Args:
         trainer: A Trainer that has not run yet, with one `ActiveLearning` callback.
-        model: Its weights at the call are those that every round starts from (unless `warm_start`).
+        model: Its weights at the call are those that every round starts from (unless `warm_start`, or an ensemble's
+            members start with new ones).
         datamodule: What is labelled and what is pool.
         seed: Of everything drawn in the rounds, each round's training included. Initial labels have the data module's.
     """
@@ -61,36 +67,73 @@ def active_fit(
             "data module anew: `ActiveLearningDataModule(datamodule, initial=...)`."
         )
     callback.seed = seed if callback.seed is None else callback.seed
-    rewind = Rewind(trainer, model, datamodule, keep=[callback], keep_weights=callback.warm_start)
+    keep_weights = callback.warm_start and callback.posterior.members is None
+    rewind = Rewind(trainer, model, datamodule, keep=[callback], keep_weights=keep_weights)
     try:
         with isolate_rng(), _seed_variables_kept():
             while callback.stopped is None:
-                if callback.rounds:
-                    rewind.restore()
-                _one_round(trainer, model, datamodule, seed=derived_seed(seed, len(callback.rounds), "fit"))
+                _one_round(rewind, trainer, model, datamodule, seed=seed)
     finally:
+        callback.member = None
         rewind.release()
     rank_zero_info(_table(callback.rounds))
     return callback.rounds
 
 
-def _one_round(trainer: Trainer, model: LightningModule, datamodule: ActiveLearningDataModule, *, seed: int) -> None:
+def _one_round(
+    rewind: Rewind, trainer: Trainer, model: LightningModule, datamodule: ActiveLearningDataModule, *, seed: int
+) -> None:
     callback = active_learning_callback(trainer)
     index = len(callback.rounds)
-    prefix_checkpoints(trainer, index)
-    pl.seed_everything(seed, workers=True, verbose=False)
-    trainer.fit(model, datamodule=datamodule)
-    if not trainer.state.finished or len(callback.rounds) != index + 1:
+    members = callback.posterior.members
+    tests: list[tuple[Metrics, float]] = []
+    for member in [None] if members is None else range(members.num):
+        if trainer.state.fn is not None:
+            rewind.restore()
+        elif members is not None:
+            rewind.remember_weights()
+            _say_whose_weights(members)
+        prefix_checkpoints(trainer, index, member)
+        purpose = "fit" if member is None else f"member {member}"
+        pl.seed_everything(derived_seed(seed, index, purpose), workers=True, verbose=False)
+        if members is not None and member is not None:
+            members.start(model, member, warm=callback.warm_start and index > 0)
+        callback.member = member
+        trainer.fit(model, datamodule=datamodule)
+        is_last = members is None or member == members.num - 1
+        _check_fit(trainer, callback, index=index, num_rounds=index + is_last)
+        if is_overridden("test_dataloader", datamodule) and is_overridden("test_step", model):
+            tests.append(_tested(trainer, model, datamodule))
+    if tests:
+        metrics = mean_metrics([metrics for metrics, _ in tests])
+        callback.add_test_metrics(trainer, metrics, sum(seconds for _, seconds in tests))
+    rank_zero_info(_line(callback.rounds[-1], budget=callback.limits.max_labelled))
+
+
+def _say_whose_weights(members: Members) -> None:
+    if members.replaces_all_weights:
+        rank_zero_info(
+            f"Each of the {members.num} members starts with new weights; those that the model came with, pretrained "
+            "ones too, are not used. To keep them, name the parts that are to start afresh: "
+            "`DeepEnsemble(5, fresh=['head'])`."
+        )
+
+
+def _check_fit(trainer: Trainer, callback: ActiveLearning, *, index: int, num_rounds: int) -> None:
+    if not trainer.state.finished or len(callback.rounds) != num_rounds:
         raise RuntimeError(
             f"Round {index} ended as {trainer.state.status!s} with {len(callback.rounds)} finished rounds, so the next "
             "one cannot start. Strategies that train in a process of their own, as ddp_spawn, are not supported yet."
         )
-    if is_overridden("test_dataloader", datamodule) and is_overridden("test_step", model):
-        started = time.perf_counter()
-        results = trainer.test(model, datamodule=datamodule, verbose=False)
-        metrics = {name: value for result in results for name, value in result.items()}
-        callback.add_test_metrics(trainer, dict(metrics), time.perf_counter() - started)
-    rank_zero_info(_line(callback.rounds[-1], budget=callback.limits.max_labelled))
+
+
+def _tested(
+    trainer: Trainer, model: LightningModule, datamodule: ActiveLearningDataModule
+) -> tuple[dict[str, float], float]:
+    started = time.perf_counter()
+    results = trainer.test(model, datamodule=datamodule, verbose=False)
+    metrics = {name: value for result in results for name, value in result.items()}
+    return dict(metrics), time.perf_counter() - started
 
 
 @contextmanager

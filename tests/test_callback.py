@@ -78,6 +78,8 @@ def test_a_checkpoint_of_a_round_holds_its_labels_and_loads_safely(
     [
         ({"query_size": 0}, "`query_size` is 0, but must be at least 1"),
         ({"num_samples": 1}, "`num_samples` is 1, but must be at least 2"),
+        ({"predictions_budget_mib": -1}, "`predictions_budget_mib` is -1, but must be at least 0"),
+        ({"query_size": 4, "max_predicted": 3}, "`max_predicted` is 3, but must be at least `query_size`, 4"),
         ({"max_labelled": 0}, "`max_labelled` is 0"),
         ({"monitor": "val_acc"}, "`monitor` is 'val_acc' and `target` is None"),
         ({"weights": "first"}, "`weights` is 'first'"),
@@ -123,7 +125,7 @@ def test_predictions_that_are_nan_end_the_run_with_the_ids(make_trainer, make_mo
     dataset = inner.train_dataloader().dataset
     dataset.tensors[0][7] = torch.nan
     inner._part = lambda num, seed, part=inner._part: dataset if seed == 0 else part(num, seed)
-    with pytest.raises(ValueError, match=r"NaN at 1 of 57 pool points, first at the samples \[7\]"):
+    with pytest.raises(ValueError, match=r"NaN at 1 of the 8 points of a pool batch, first at the samples \[7\]"):
         make_trainer(make_callback()).fit(make_model(), datamodule=datamodule)
 
 

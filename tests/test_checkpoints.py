@@ -15,6 +15,13 @@ def test_every_round_has_names_of_its_own(make_trainer):
     assert ModelCheckpoint.CHECKPOINT_NAME_LAST == "last"
 
 
+def test_every_member_of_an_ensemble_has_names_of_its_own(make_trainer):
+    plain = ModelCheckpoint(save_last=True)
+    prefix_checkpoints(make_trainer(plain, enable_checkpointing=True), 7, 2)
+    assert plain.format_checkpoint_name({"epoch": 3, "step": 12}) == "round=007-member=2-epoch=3-step=12.ckpt"
+    assert plain.CHECKPOINT_NAME_LAST == "round=007-member=2-last"
+
+
 @pytest.mark.parametrize("callbacks", [[], [ModelCheckpoint()]])
 def test_best_weights_that_nobody_keeps_are_refused(callbacks, make_trainer):
     with pytest.raises(ValueError, match=r"`weights` is 'best', but the Trainer keeps no best checkpoint. Add"):

@@ -96,6 +96,18 @@ def test_a_folder_that_is_no_run_and_a_version_from_the_future_are_refused(tmp_p
         read_journal(tmp_path)
 
 
+def test_what_an_older_version_did_not_record_has_its_default_and_what_a_newer_one_does_is_refused_by_name(folder):
+    path = folder / "rounds.jsonl"
+    header, *lines = path.read_text().splitlines()
+    older = [{name: value for name, value in json.loads(line).items() if name != "posterior"} for line in lines]
+    path.write_text("\n".join([header, *map(json.dumps, older)]) + "\n")
+    assert read_journal(folder)[1] == [FIRST, LAST]
+    newer = [{**entry, "weather": "rain"} for entry in older]
+    path.write_text("\n".join([header, *map(json.dumps, newer)]) + "\n")
+    with pytest.raises(ValueError, match="rounds with weather, which this version of al_lightning does not know"):
+        read_journal(folder)
+
+
 def test_a_number_that_json_does_not_know_becomes_none():
     assert [finite_or_none(value) for value in (0.5, float("nan"), float("inf"))] == [0.5, None, None]
 

@@ -177,3 +177,26 @@ def test_lazy_parameters_and_parameters_that_come_and_go_are_refused_by_name(mak
         rewind.restore()
     with pytest.raises(ValueError, match=r"The parameters weight, bias have no values before the first batch"):
         FirstWeights(torch.nn.LazyLinear(2))
+
+
+def test_weights_remembered_before_the_first_fit_are_those_put_back_with_what_the_fit_builds(make_trainer, loader):
+    class Late(OneWeight):
+        def __init__(self):
+            super().__init__()
+            self.register_parameter("late", None)
+
+        def configure_model(self):
+            if self.late is None:
+                self.late = torch.nn.Parameter(torch.full((1,), 5.0))
+
+    model = Late()
+    trainer = make_trainer()
+    rewind = Rewind(trainer, model, keep=[], keep_weights=False)
+    rewind.remember_weights()
+    with torch.no_grad():
+        model.weight.fill_(9.0)
+    trainer.fit(model, loader)
+    with torch.no_grad():
+        model.late.fill_(6.0)
+    rewind.restore()
+    assert (model.weight.item(), model.late.item()) == (0, 5)

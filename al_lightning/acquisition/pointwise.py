@@ -21,10 +21,9 @@ from al_lightning.acquisition.base import (
     checked_log_probs,
     top,
 )
+from al_lightning.acquisition.blocks import in_blocks
 from al_lightning.information import check_log_probs, entropy, mutual_information
 from al_lightning.information.entropy import at_least_single
-
-ROWS_PER_BLOCK = 1024
 
 
 def _mean_probs(log_probs_N_K_C: Tensor) -> Tensor:
@@ -91,9 +90,7 @@ def _choose(
     check_batch_size(batch_size, predictions.num_points)
     log_probs_N_K_C = checked_log_probs(predictions, exchange=exchange)
     # Computed in double and rounded to single, so that equal points score equally wherever they lie, on whichever rank.
-    blocks = torch.split(log_probs_N_K_C, ROWS_PER_BLOCK)
-    scores = [score(at_least_single(rows).double()).float() for rows in blocks if len(rows) > 0]
-    scores_N = torch.cat(scores) if scores else torch.empty(0)
+    scores_N = in_blocks(lambda rows: score(at_least_single(rows).double()), log_probs_N_K_C)
     positions_N = torch.arange(len(scores_N)) + predictions.offset
     return top(scores_N, batch_size, positions_N=positions_N, exchange=exchange)
 

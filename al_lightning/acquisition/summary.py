@@ -3,18 +3,18 @@
 import math
 
 import torch
-from torch import Tensor
 
-from al_lightning.acquisition.base import Batch
+from al_lightning.acquisition.base import ALONE, Batch, Exchange, Predictions
+from al_lightning.acquisition.blocks import in_blocks
 from al_lightning.information import batch_information, mutual_information
 
 SATURATED_AT = 0.9
 
-ROWS_PER_BLOCK = 1024
 
-
-def summarise(log_probs_N_K_C: Tensor, batch: Batch, *, generator: torch.Generator) -> dict[str, float]:
-    """Joint information of the batch, its share of log K, mean BALD of pool and batch (nats), and the work done.
+def summarise(
+    predictions: Predictions, batch: Batch, *, generator: torch.Generator, exchange: Exchange = ALONE
+) -> dict[str, float]:
+    """N, K, joint information of the batch, its share of log K, mean BALD of pool and batch (nats), and the work done.
 
     Estimated alike for every acquisition, with configurations that had no part in choosing the batch: the scores of
     the batch itself flatter the one that maximised them. Near 1, `joint_mi_over_log_k` says that K samples cannot tell
@@ -24,22 +24,33 @@ def summarise(log_probs_N_K_C: Tensor, batch: Batch, *, generator: torch.Generat
     Example:
         >>> opposite = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).log()  # two certain, opposite models: all of log 2
         >>> batch = Batch(positions=torch.tensor([0]), scores=torch.tensor([0.6931]))
-        >>> numbers = summarise(opposite, batch, generator=torch.Generator())
+        >>> predictions = Predictions(opposite, torch.tensor([7]))
+        >>> numbers = summarise(predictions, batch, generator=torch.Generator())
         >>> round(numbers["joint_mi"], 4), round(numbers["joint_mi_over_log_k"], 4)
         (0.6931, 1.0)
     """
-    num_samples = log_probs_N_K_C.shape[1]
-    bald_N = torch.cat([mutual_information(rows) for rows in torch.split(log_probs_N_K_C, ROWS_PER_BLOCK)])
-    joint = batch_information(log_probs_N_K_C[batch.positions], generator=generator).sum().item()
+    rows_B_K_C = predictions.rows(batch.positions, exchange=exchange)
+    num_samples = rows_B_K_C.shape[1]
+    joint = batch_information(rows_B_K_C, generator=generator).sum().item()
     return {
+        "n_predicted": predictions.num_points,
         "num_samples": num_samples,
         "joint_mi": joint,
         "joint_mi_over_log_k": joint / math.log(num_samples),
-        "mean_bald_pool": bald_N.mean().item(),
-        "mean_bald_picked": bald_N[batch.positions].mean().item(),
+        "mean_bald_pool": _mean_bald(predictions, exchange=exchange),
+        "mean_bald_picked": mutual_information(rows_B_K_C).mean().item(),
         "n_evaluated": batch.num_evaluated,
         **_search_numbers(batch),
     }
+
+
+def _mean_bald(predictions: Predictions, *, exchange: Exchange) -> float:
+    """The mean over all parts of the pool; the same on each rank, and on one rank but for rounding."""
+    log_probs_N_K_C = predictions.log_probs_N_K_C
+    if log_probs_N_K_C is None:
+        raise ValueError("`log_probs_N_K_C` is None: the pool was not predicted, so there is nothing to summarise.")
+    own = in_blocks(mutual_information, log_probs_N_K_C).double().sum().cpu()
+    return exchange.gather(own).sum().item() / predictions.num_points
 
 
 def _search_numbers(batch: Batch) -> dict[str, float]:

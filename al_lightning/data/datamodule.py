@@ -168,6 +168,7 @@ class ActiveLearningDataModule(LightningDataModule):
             indices_B.tolist(),
             batch_size=batch_size or self.pool_batch_size,
             seed=self.seed,
+            is_for_cuda=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 
     def label(self, indices: Sequence[int] | Tensor, *, round: int) -> None:  # noqa: A002

@@ -1,6 +1,7 @@
 """The user's own training loader, restricted to some samples."""
 
 import math
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -105,19 +106,29 @@ def labelled_loader(
 
 
 def sequential_loader(
-    loader: DataLoader[Any], dataset: Dataset[Any], indices: Sequence[int], *, batch_size: int | None, seed: int
+    loader: DataLoader[Any],
+    dataset: Dataset[Any],
+    indices: Sequence[int],
+    *,
+    batch_size: int | None,
+    seed: int,
+    is_for_cuda: bool = False,
 ) -> DataLoader[Any]:
     """Each given sample of `dataset` once, in order, with the settings of the user's loader.
 
-    A seeded generator of its own: otherwise each pass would advance the global one, if only for its workers' seeds.
+    A seeded generator of its own: otherwise each pass would advance the global one, if only for its workers' seeds. For
+    a GPU, batches that workers make are pinned, which a thread does meanwhile, so that they are copied while the model
+    computes. Without workers pinning gains nothing, and would refuse data that lie on the GPU already.
     """
+    kept = _kept(loader)
+    kept["pin_memory"] |= is_for_cuda and loader.num_workers > 0
     return DataLoader(
-        Subset(dataset, indices),
+        Subset(dataset, array("q", indices)),  # 8 bytes each, where a list takes 36, and each worker copies them
         batch_size=batch_size or loader.batch_size,
         shuffle=False,
         drop_last=False,
         generator=torch.Generator().manual_seed(seed),
-        **_kept(loader),
+        **kept,
     )
 
 

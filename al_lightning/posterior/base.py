@@ -1,11 +1,15 @@
 """What we do not know about the weights, as a function from a batch to the predictions of K networks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
+
+from al_lightning.posterior.members import Members
+
+USUAL_NUM_SAMPLES = 100
 
 Predict = Callable[[Any], Tensor]
 """A batch of the pool loader -> `log_probs_B_K_C`: normalised, float32, no gradient, rows in the order of the batch."""
@@ -17,12 +21,34 @@ class Posterior(ABC):
     A base class only so that YAML can name its subclasses by short name.
     """
 
+    @property
+    def members(self) -> Members | None:
+        """The networks that a round trains one after another before `sample`; None if one fit is all it takes."""
+        return None
+
+    def checked_num_samples(self, num_samples: int | None) -> int:
+        """K, where `num_samples` was asked for, None being the usual number."""
+        if num_samples is not None and num_samples < 2:  # noqa: PLR2004 - one network cannot disagree with itself
+            raise ValueError(f"`num_samples` is {num_samples}, but must be at least 2.")
+        return USUAL_NUM_SAMPLES if num_samples is None else num_samples
+
     @abstractmethod
     def preview(self, model: nn.Module, batch: object) -> Tensor:
         """`log_probs_B_C` of one sample, before a training: what cannot be sampled is refused before it costs.
 
         Whatever only a trained model shows, as samples that do not differ, is left to `sample`.
         """
+
+    def fit(self, model: nn.Module, batches: Iterable[object]) -> "Posterior":  # noqa: ARG002 - of those that learn
+        """What to sample from, given the labelled points: this posterior itself, unless it learns from them.
+
+        Called after each training, with the trained weights; nothing is kept from one round to the next.
+
+        Args:
+            model: The trained model, on its device. It is left as it was.
+            batches: Every labelled point once, in a fixed order, without augmentation, on the model's device.
+        """
+        return self
 
     @abstractmethod
     def sample(self, model: nn.Module, num_samples: int, *, seed: int) -> AbstractContextManager[Predict]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-PREDICT_REMEDY = "`MCDropout(predict=lambda module, batch: module(batch['image']).logits)`"
+PREDICT_REMEDY = "`MCDropout(predict=lambda module, batch: module(batch['image']).logits)`, as other posteriors"
 
 
 def model_inputs(batch: object) -> Tensor:

@@ -18,7 +18,7 @@ def test_copies_of_one_point_tell_less_than_different_points():
     log_probs_N_K_C = torch.tensor([disputed, disputed, otherwise]).log()
     predictions = Predictions(log_probs_N_K_C, torch.arange(3))
     copies, different = (
-        summarise(log_probs_N_K_C, acquisition(predictions, 2, generator=seeded()), generator=seeded())
+        summarise(predictions, acquisition(predictions, 2, generator=seeded()), generator=seeded())
         for acquisition in (BALD(), BatchBALD())
     )
     assert copies["joint_mi"] < different["joint_mi"]
@@ -27,15 +27,31 @@ def test_copies_of_one_point_tell_less_than_different_points():
 
 def test_each_number_is_what_its_name_says():
     log_probs_N_K_C = torch.randn(20, 4, 3, generator=seeded()).mul(2).log_softmax(dim=2)
-    batch = BatchBALD()(Predictions(log_probs_N_K_C, torch.arange(20)), 5, generator=seeded())
-    numbers = summarise(log_probs_N_K_C, batch, generator=seeded(1))
+    predictions = Predictions(log_probs_N_K_C, torch.arange(20))
+    batch = BatchBALD()(predictions, 5, generator=seeded())
+    numbers = summarise(predictions, batch, generator=seeded(1))
     bald_N = mutual_information(log_probs_N_K_C)
-    assert numbers["num_samples"] == 4
+    assert (numbers["n_predicted"], numbers["num_samples"]) == (20, 4)
     assert numbers["joint_mi"] == pytest.approx(batch.scores.sum().item())  # 3^4 configurations are enumerated by both
     assert numbers["joint_mi_over_log_k"] == pytest.approx(numbers["joint_mi"] / math.log(4))
     assert numbers["mean_bald_pool"] == pytest.approx(bald_N.mean().item())
     assert numbers["mean_bald_picked"] == pytest.approx(bald_N[batch.positions].mean().item())
     assert numbers["n_evaluated"] == batch.num_evaluated > 0
+
+
+def test_a_pool_of_many_blocks_has_the_mean_bald_of_all_its_points():
+    few = torch.randn(7, 4, 3, generator=seeded()).mul(2).log_softmax(dim=2)
+    many = few[:, None].expand(7, 2**14, 4, 3).flatten(0, 1)  # 1.4 million elements, more than a block
+    batch = Batch(torch.tensor([2**14 * 5]), torch.ones(1).double())
+    numbers = summarise(Predictions(many, torch.arange(len(many))), batch, generator=seeded())
+    assert numbers["mean_bald_pool"] == pytest.approx(mutual_information(few).mean().item())
+    assert numbers["mean_bald_picked"] == pytest.approx(mutual_information(few)[5].item())
+
+
+def test_a_pool_that_was_not_predicted_cannot_be_summarised():
+    batch = Batch(torch.tensor([0]), torch.ones(1).double())
+    with pytest.raises(ValueError, match="was not predicted"):
+        summarise(Predictions(None, torch.arange(3)), batch, generator=seeded())
 
 
 def test_only_picks_that_could_have_been_beaten_are_warned_of():

@@ -3,6 +3,7 @@ import json
 import pickle
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -346,6 +347,13 @@ def test_given_samples_come_in_the_order_given():
 def test_the_batch_size_of_the_pool(of_module, of_call, batch_size):
     datamodule = ready(pool_batch_size=of_module)
     assert datamodule.pool_dataloader(batch_size=of_call).batch_size == batch_size
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cuda", True), ("cpu", False)])
+def test_the_pool_is_pinned_for_a_trainer_on_a_gpu(device, pinned):
+    datamodule = ready(Plain(num_workers=2))
+    datamodule.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))
+    assert datamodule.pool_dataloader().pin_memory == pinned
 
 
 def test_a_pool_dataset_shows_the_same_samples_otherwise():

@@ -222,6 +222,16 @@ def test_unbatched_loaders_work():
 
 
 @pytest.mark.parametrize(
+    ("is_for_cuda", "num_workers", "users_own", "pinned"),
+    [(True, 2, False, True), (True, 0, False, False), (False, 2, False, False), (False, 0, True, True)],
+)
+def test_what_workers_make_for_a_gpu_is_pinned_beside_what_the_user_pins(is_for_cuda, num_workers, users_own, pinned):
+    loader = DataLoader(Numbers(), num_workers=num_workers, pin_memory=users_own)
+    pool = sequential_loader(loader, Numbers(), [1, 2], batch_size=2, seed=0, is_for_cuda=is_for_cuda)
+    assert pool.pin_memory == pinned
+
+
+@pytest.mark.parametrize(
     ("batch_size", "samples_per_epoch", "num_ranks", "num_batches"), [(4, None, 1, 1), (2, None, 2, 2), (8, 8, 1, 1)]
 )
 def test_dropping_the_last_batch_is_fine_while_one_is_left(batch_size, samples_per_epoch, num_ranks, num_batches):

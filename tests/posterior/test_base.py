@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from al_lightning.posterior import MCDropout
+from al_lightning.posterior import LastLayerLaplace, MCDropConnect, MCDropout
 
 K = 5
-POSTERIORS = [MCDropout()]
+POSTERIORS = [MCDropout(), LastLayerLaplace(), MCDropConnect(p=0.3)]
 
 
 class FunctionalDropout(nn.Module):
@@ -86,8 +86,8 @@ def model(request):
 
 
 @pytest.fixture(params=POSTERIORS, ids=repr)
-def posterior(request):
-    return request.param
+def posterior(request, model):
+    return request.param.fit(model, [points()])
 
 
 def predictions(posterior, model, inputs, *, seed=3, batch_size=4, num_samples=K):

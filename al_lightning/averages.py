@@ -1,0 +1,21 @@
+"""The numbers of a round whose posterior is made of several fits."""
+
+from collections.abc import Mapping, Sequence
+
+Metrics = Mapping[str, float | None]
+
+
+def mean_metrics(metrics_of_fits: Sequence[Metrics]) -> dict[str, float | None]:
+    """Each metric's mean over the fits; None where one of them has none, for then there is no such mean.
+
+    Example:
+        >>> mean_metrics([{"test_acc": 0.5, "lr": 1.0}, {"test_acc": 1.0}])
+        {'test_acc': 0.75, 'lr': None}
+    """
+    names = dict.fromkeys(name for metrics in metrics_of_fits for name in metrics)
+    return {name: _mean([metrics.get(name) for metrics in metrics_of_fits]) for name in names}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if len(numbers) == len(values) else None

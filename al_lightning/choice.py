@@ -1,0 +1,169 @@
+"""The choice of the next batch with a trained model: the pool is predicted, and the acquisition asked."""
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from al_lightning._lightning import LightningModule, Trainer
+from al_lightning.acquisition import (
+    Acquisition,
+    Batch,
+    Predictions,
+    saturation_warning,
+    summarise,
+    uncertified_warning,
+)
+from al_lightning.data import ActiveLearningDataModule
+from al_lightning.inference import fitted_posterior, predict_pool, preview_pool
+from al_lightning.information import kernel_name
+from al_lightning.journal import Round
+from al_lightning.posterior import Posterior
+from al_lightning.ranks import Ranks
+from al_lightning.seeds import derived_seed
+from al_lightning.storage import Storage
+
+NUM_PREVIEWED = 8
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """What decides whom to label next.
+
+    Args:
+        acquisition: Scores the points.
+        posterior: What draws networks from the trained model.
+        num_samples: K, how many it draws.
+        max_predicted: How many points of the pool to predict at most, drawn at random; None for all. An acquisition
+            that needs no predictions chooses from the whole pool.
+        storage: Where the predictions are kept.
+        seed: Of all draws, together with the round.
+    """
+
+    acquisition: Acquisition
+    posterior: Posterior
+    num_samples: int
+    max_predicted: int | None
+    storage: Storage
+    seed: int
+
+    def preview(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> None:
+        """Refuse before the first training what would fail after it."""
+        if not self.acquisition.needs_predictions:
+            return
+        few = datamodule.pool_dataloader(datamodule.labels.pool_indices[:NUM_PREVIEWED])
+        num_classes = preview_pool(trainer, module, few, self.posterior).shape[1]
+        num_points = len(self._considered(datamodule.labels.pool_indices, round_index=0))
+        self.storage.check((num_points, self.num_samples, num_classes))
+        datamodule.check_targets(datamodule.labels.labelled_indices, num_classes=num_classes)
+
+    def choose(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        datamodule: ActiveLearningDataModule,
+        record: Round,
+        *,
+        batch_size: int,
+    ) -> tuple[Round, dict[str, str]]:
+        """The record with the `batch_size` samples chosen, and what to warn of, by subject."""
+        ranks = Ranks(trainer)
+        indices_N = self._considered(datamodule.labels.pool_indices, round_index=record.round)
+        started = time.perf_counter()
+        predictions = self._predictions(trainer, module, datamodule, indices_N, round_index=record.round)
+        predicted = time.perf_counter()
+        batch = self.acquisition(
+            predictions, batch_size, generator=self._generator(record.round, "acquisition"), exchange=ranks
+        )
+        acquired = time.perf_counter()
+        chosen = indices_N[batch.positions.cpu()].tolist()
+        ranks.same("the batch to label", chosen)
+        found: dict[str, Any] = {}
+        warnings: dict[str, str] = {}
+        if predictions.log_probs_N_K_C is not None:
+            datamodule.check_targets(chosen, num_classes=predictions.log_probs_N_K_C.shape[2])
+            found = self._found(predictions, batch, ranks, round_index=record.round)
+            warnings = self._warnings(batch, num_points=len(indices_N))
+        seconds = {**record.seconds, "predict": predicted - started, "acquire": acquired - predicted}
+        targets = datamodule.targets_of(chosen)
+        record = replace(
+            record, acquired=chosen, scores=batch.scores.tolist(), targets=targets, seconds=seconds, **found
+        )
+        return record, warnings
+
+    def _considered(self, pool_indices_N: Tensor, *, round_index: int) -> Tensor:
+        """The points to predict, in the order of the pool: all, or a random part, which is another in each round."""
+        num_points = len(pool_indices_N)
+        if not self.acquisition.needs_predictions or self.max_predicted is None or self.max_predicted >= num_points:
+            return pool_indices_N
+        drawn = torch.randperm(num_points, generator=self._generator(round_index, "pool"))[: self.max_predicted]
+        return pool_indices_N[drawn.sort().values]
+
+    def _predictions(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        datamodule: ActiveLearningDataModule,
+        indices_N: Tensor,
+        *,
+        round_index: int,
+    ) -> Predictions:
+        """This rank's part of the pool, predicted if the acquisition wants that."""
+        ranks = Ranks(trainer)
+        part = ranks.part(len(indices_N), datamodule.pool_dataloader(indices_N).batch_size or 1)
+        indices_n = indices_N[part.start : part.stop]
+        log_probs_n_K_C = None
+        if self.acquisition.needs_predictions:
+            ranks.send_buffers(module)
+            log_probs_n_K_C = ranks.together(
+                lambda: self._predicted(trainer, module, datamodule, indices_n, round_index=round_index)
+            )
+            num_classes = int(ranks.gather(torch.tensor(log_probs_n_K_C.shape[2])).max())
+            if len(indices_n) == 0:  # of no points, a rank knows no number of classes
+                log_probs_n_K_C = log_probs_n_K_C.new_empty(0, self.num_samples, num_classes)
+        return Predictions(log_probs_n_K_C, indices_n, offset=part.start, total=len(indices_N))
+
+    def _predicted(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        datamodule: ActiveLearningDataModule,
+        indices_n: Tensor,
+        *,
+        round_index: int,
+    ) -> Tensor:
+        if len(indices_n) == 0:
+            return torch.empty(0, self.num_samples, 0)
+        labelled = datamodule.pool_dataloader(datamodule.labels.labelled_indices)
+        posterior = fitted_posterior(trainer, module, labelled, self.posterior)
+        with predict_pool(
+            trainer,
+            module,
+            datamodule.pool_dataloader(indices_n),
+            posterior,
+            num_samples=self.num_samples,
+            seed=derived_seed(self.seed, round_index, "posterior"),
+        ) as chunks:
+            return self.storage.filled(chunks, num_points=len(indices_n))
+
+    def _found(self, predictions: Predictions, batch: Batch, ranks: Ranks, *, round_index: int) -> dict[str, Any]:
+        """What the record says beside the samples chosen."""
+        generator = self._generator(round_index, "information")
+        kernel = None if predictions.log_probs_N_K_C is None else kernel_name(predictions.log_probs_N_K_C)
+        return {
+            "posterior": repr(self.posterior),
+            "information": summarise(predictions, batch, generator=generator, exchange=ranks),
+            "kernel": None if batch.leads is None else kernel,
+        }
+
+    def _warnings(self, batch: Batch, *, num_points: int) -> dict[str, str]:
+        messages = {
+            "saturation": saturation_warning(batch, num_samples=self.num_samples),
+            "certificates": uncertified_warning(batch, num_points=num_points),
+        }
+        return {subject: message for subject, message in messages.items() if message is not None}
+
+    def _generator(self, round_index: int, purpose: str) -> torch.Generator:
+        return torch.Generator().manual_seed(derived_seed(self.seed, round_index, purpose))

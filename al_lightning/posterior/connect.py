@@ -1,0 +1,162 @@
+"""Monte Carlo DropConnect: sample k leaves out the same weights for every point of the pool."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from typing_extensions import override
+
+from al_lightning.posterior.base import Posterior, Predict
+from al_lightning.posterior.batch import map_tensors, model_inputs
+from al_lightning.posterior.check import refuse_dependence_on_batch, rounding_tolerance, rows_again
+from al_lightning.posterior.evaluating import LastSigmoid, evaluating
+from al_lightning.posterior.logits import checked_output, log_probs_of, refuse_probabilities, refuse_sigmoid
+from al_lightning.posterior.masks import dropout_mask, masked, named
+from al_lightning.posterior.sampling import check_draws, until_the_end
+
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True)
+class MCDropConnect(Posterior):
+    """K networks, each the trained model without a random share p of its weights; the others are divided by 1 - p.
+
+    For models without dropout. Works on the unchanged model: weights of linear and convolutional layers are left out,
+    biases stay, and all else is in evaluation mode, dropout too. What a net that was not trained so bears differs: look
+    at the accuracy of the mean prediction. Keeps K masks, a byte for each weight, and makes K whole forward passes.
+
+    Args:
+        p: Share of the weights that a sample leaves out.
+        layers: Names of the layers, as ("head.fc",); by default all.
+        predict: How to get logits or log-probabilities (B, C) of a batch, `predict(module, batch)`. By default
+            `module(x)`, x being the batch or the first item of an (x, y) batch.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> with MCDropConnect(p=0.1).sample(model, 4, seed=0) as predict:
+        ...     log_probs_B_K_C = predict(torch.ones(5, 2))
+        >>> log_probs_B_K_C.shape, torch.equal(log_probs_B_K_C[0], log_probs_B_K_C[4])  # equal points
+        (torch.Size([5, 4, 3]), True)
+    """
+
+    p: float = 0.5
+    layers: tuple[str, ...] | None = None
+    predict: Callable[[nn.Module, Any], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p < 1:
+            raise ValueError(f"`p` is {self.p}, but must lie between 0 and 1: it is the share of weights left out.")
+
+    @override
+    def preview(self, model: nn.Module, batch: object) -> Tensor:
+        with _evaluated(model):
+            return log_probs_of(_Samples(self, model, 1, seed=0).output(batch, 0))
+
+    @override
+    @contextmanager
+    def sample(self, model: nn.Module, num_samples: int, *, seed: int) -> Iterator[Predict]:
+        """Draw K sets of masks; see `Posterior.sample`."""
+        check_draws(num_samples, seed=seed)
+        with until_the_end(_Samples(self, model, num_samples, seed=seed)) as predict:
+            yield predict
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """The weights that samples leave out, by their name; one that several layers share comes once."""
+        found = {name: module for name, module in model.named_modules() if isinstance(module, _LAYERS)}
+        unknown = [name for name in self.layers or () if name not in found]
+        if unknown or not found:
+            raise ValueError(
+                f"`layers` is {self.layers}, and the linear and convolutional layers of {type(model).__name__} are: "
+                f"{', '.join(map(named, found)) or 'none'}. Name some of these, or choose another posterior."
+            )
+        names = found if self.layers is None else self.layers
+        parameters = {id(tensor): name for name, tensor in model.named_parameters()}
+        computed = [name for name in names if id(found[name].weight) not in parameters]
+        if computed:
+            raise ValueError(
+                f"The weights of {', '.join(map(named, computed))} are no parameters but computed from some (as by "
+                f"weight_norm), so none can be left out. Name other layers with `layers=`."
+            )
+        return {parameters[id(found[name].weight)]: found[name].weight for name in names}
+
+
+class _Samples:
+    """The `Predict` of DropConnect."""
+
+    def __init__(self, posterior: MCDropConnect, model: nn.Module, num_samples: int, *, seed: int) -> None:
+        self._posterior = posterior
+        self._model = model
+        self._num_samples = num_samples
+        self._checked = False
+        self._keep = {
+            name: torch.stack(
+                [
+                    dropout_mask(weight.shape, posterior.p, seed=seed, layer=name, call=0, k=k)
+                    for k in range(num_samples)
+                ]
+            ).to(weight.device)
+            for name, weight in posterior.weights(model).items()
+        }
+
+    def __call__(self, batch: object) -> Tensor:
+        with _evaluated(self._model):
+            outputs_B_K_C = torch.stack([self.output(batch, k) for k in range(self._num_samples)], dim=1)
+            log_probs_B_K_C = log_probs_of(outputs_B_K_C)
+            if not self._checked:
+                self._check(batch, outputs_B_K_C, log_probs_B_K_C)
+        return log_probs_B_K_C
+
+    def output(self, batch: object, k: int) -> Tensor:
+        """Logits (B, C) of sample k."""
+        predict = self._posterior.predict
+        inputs = map_tensors(Tensor.clone, model_inputs(batch) if predict is None else batch)
+        weights = {
+            f"model.{name}": masked(weight, self._keep[name][k], self._posterior.p)
+            for name, weight in self._posterior.weights(self._model).items()
+        }
+        with LastSigmoid() as sigmoid:
+            output = functional_call(_Call(self._model, predict), weights, (inputs,))
+        num_rows = len(inputs) if predict is None and isinstance(inputs, Tensor) else None
+        logits_B_C = checked_output(output, num_rows=num_rows)
+        refuse_sigmoid(logits_B_C, sigmoid.result)
+        return logits_B_C
+
+    def _check(self, batch: object, outputs_B_K_C: Tensor, log_probs_B_K_C: Tensor) -> None:
+        """Is this a posterior? Two rows of one batch are enough to tell, so later batches are not looked at."""
+        num_rows = len(outputs_B_K_C)
+        if num_rows > 1:
+            refuse_probabilities(outputs_B_K_C)
+            if bool((log_probs_B_K_C == log_probs_B_K_C[:, :1]).all()):
+                raise ValueError(
+                    f"All {self._num_samples} samples predict exactly the same, although weights were left out of "
+                    f"{', '.join(map(named, self._keep))}. Raise p, or look whether they reach the output."
+                )
+        inputs = model_inputs(batch) if self._posterior.predict is None else batch
+        inputs_again, rows = rows_again(inputs, num_rows)
+        again_b_C = log_probs_of(self.output(inputs_again, 0))
+        tolerance = rounding_tolerance(outputs_B_K_C, self._model)
+        refuse_dependence_on_batch(log_probs_B_K_C[rows, 0], again_b_C, tolerance=tolerance)
+        self._checked = num_rows > 1
+
+
+class _Call(nn.Module):
+    """A model and the way to call it, as one module: `functional_call` swaps the weights for the time of the call."""
+
+    def __init__(self, model: nn.Module, predict: Callable[[nn.Module, Any], Tensor] | None) -> None:
+        super().__init__()
+        self.model = model
+        self.predict = predict
+
+    def forward(self, inputs: object) -> object:
+        return self.model(inputs) if self.predict is None else self.predict(self.model, inputs)
+
+
+@contextmanager
+def _evaluated(model: nn.Module) -> Iterator[None]:
+    # Not inference_mode: what a model caches in `forward` must be of use in its next training.
+    with torch.no_grad(), evaluating(model):
+        yield

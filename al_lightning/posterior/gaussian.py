@@ -1,0 +1,90 @@
+"""Draws of a last linear layer's weights, under the Gaussian that the curvature of the loss and a prior give it.
+
+N labelled points, K draws, C outputs, D features (a column of ones among them stands for the bias), P = C D weights.
+All in double precision: features are strongly correlated, so precisions span many orders of magnitude.
+"""
+
+import torch
+from torch import Tensor
+
+ROWS_AT_ONCE = 1024  # times P numbers are held beside the precision
+
+
+def output_curvature(logits_N_C: Tensor) -> Tensor:
+    """Second derivatives of -log p(y|z) with respect to the logits, in nats: diag(p) - p p', the same for every y.
+
+    With C = 1 the logit is a sigmoid's, and its curvature p (1 - p).
+
+    Example:
+        >>> output_curvature(torch.tensor([[0.0, 0.0], [0.0, -torch.inf]]))  # undecided, certain
+        tensor([[[ 0.2500, -0.2500],
+                 [-0.2500,  0.2500]],
+        <BLANKLINE>
+                [[ 0.0000,  0.0000],
+                 [ 0.0000,  0.0000]]])
+    """
+    if logits_N_C.shape[1] == 1:
+        p_N_C = logits_N_C.sigmoid()
+        return (p_N_C * (1 - p_N_C)).unsqueeze(2)
+    p_N_C = logits_N_C.softmax(dim=1)
+    return torch.diag_embed(p_N_C) - p_N_C.unsqueeze(2) * p_N_C.unsqueeze(1)
+
+
+def full_deviations(
+    features_N_D: Tensor, curvature_N_C_C: Tensor, *, prior_precision: float, noise_K_C_D: Tensor
+) -> Tensor:
+    """Deviations (K, C, D) from the trained weights with covariance (sum_n curvature_n (x) h_n h_n' + prior I)^-1.
+
+    The matrix is the generalised Gauss-Newton approximation of the Hessian of the summed cross-entropy, which for the
+    last layer is the Hessian itself, plus the precision of the prior. Costs P^3 / 3 + K P^2 multiplications.
+
+    Example:
+        >>> noise_K_C_D = torch.ones(1, 1, 1)
+        >>> one_point = torch.tensor([[4.0]]), torch.full((1, 1, 1), 0.25)  # a feature of 4, one sigmoid logit of 0
+        >>> full_deviations(*one_point, prior_precision=5.0, noise_K_C_D=noise_K_C_D)
+        tensor([[[0.3333]]])
+        >>> no_point = torch.zeros(0, 1), torch.zeros(0, 1, 1)
+        >>> full_deviations(*no_point, prior_precision=4.0, noise_K_C_D=noise_K_C_D)  # the prior's
+        tensor([[[0.5000]]])
+    """
+    num_features, num_classes = features_N_D.shape[1], curvature_N_C_C.shape[1]
+    size = num_classes * num_features
+    precision_P_P = prior_precision * torch.eye(size, dtype=features_N_D.dtype)
+    blocks_C_D_P = precision_P_P.view(num_classes, num_features, size)
+    for h_n_D, curvature_n_C_C in zip(
+        torch.split(features_N_D, ROWS_AT_ONCE), torch.split(curvature_N_C_C, ROWS_AT_ONCE), strict=True
+    ):
+        for block_D_P, curvature_n_C in zip(blocks_C_D_P, curvature_n_C_C.unbind(dim=1), strict=True):
+            block_D_P.addmm_(h_n_D.T, (curvature_n_C.unsqueeze(2) * h_n_D.unsqueeze(1)).flatten(start_dim=1))
+    factor_P_P, failed = torch.linalg.cholesky_ex(precision_P_P)
+    if failed:
+        raise ValueError(
+            f"`prior_precision` is {prior_precision}, too small beside the largest curvature of the labelled data, "
+            f"{precision_P_P.diagonal().max().item():.3g}, for double precision. Raise it, or leave it to the weights "
+            f"with `prior_precision=None`."
+        )
+    deviations_P_K = torch.linalg.solve_triangular(factor_P_P.T, noise_K_C_D.flatten(start_dim=1).T, upper=True)
+    deviations_K_C_D: Tensor = deviations_P_K.T.reshape(noise_K_C_D.shape)
+    return deviations_K_C_D
+
+
+def kron_deviations(
+    features_N_D: Tensor, curvature_N_C_C: Tensor, *, prior_precision: float, noise_K_C_D: Tensor
+) -> Tensor:
+    """As `full_deviations`, with the curvature's sum of products replaced by the product of a sum and a mean.
+
+    sum_n curvature_n (x) h_n h_n' ~ mean_n curvature_n (x) sum_n h_n h_n' (Ritter et al. 2018, "A Scalable Laplace
+    Approximation for Neural Networks"). The prior is added to its eigenvalues, exactly. Costs D^3 + C^3 + K P (C + D).
+
+    Example:
+        >>> one_point = torch.tensor([[4.0]]), torch.full((1, 1, 1), 0.25)  # for one point nothing is lost
+        >>> kron_deviations(*one_point, prior_precision=5.0, noise_K_C_D=torch.ones(1, 1, 1))
+        tensor([[[0.3333]]])
+    """
+    num_points = max(len(features_N_D), 1)
+    sizes_D, axes_D_D = torch.linalg.eigh(features_N_D.T @ features_N_D)
+    sizes_C, axes_C_C = torch.linalg.eigh(curvature_N_C_C.sum(dim=0) / num_points)
+    # Rounding makes zeros negative.
+    precision_C_D = sizes_C.clamp_min(0).unsqueeze(1) * sizes_D.clamp_min(0) + prior_precision
+    deviations_K_C_D: Tensor = axes_C_C @ (noise_K_C_D * precision_C_D.rsqrt()) @ axes_D_D.T
+    return deviations_K_C_D

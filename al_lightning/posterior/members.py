@@ -1,0 +1,136 @@
+"""The members of an ensemble: trained one after another in the one model that the user holds, and kept on the CPU."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+State = Mapping[str, Tensor]
+"""Parameters and buffers by name, those that a `state_dict` leaves out included."""
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a model, each once, under the first of their names."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+class Members:
+    """What a driver needs to train an ensemble: before each member's fit `start`, after it `keep`.
+
+    The model stays one object, because LightningCLI binds optimizers to its parameters.
+
+    Args:
+        num: How many members there are.
+        fresh: Names of the submodules that every member starts with new weights; None for the whole model.
+        init: What gives such a submodule new weights, drawn from the global generator; None for `reset_parameters`.
+    """
+
+    def __init__(
+        self, num: int, *, fresh: Sequence[str] | None = None, init: Callable[[nn.Module], None] | None = None
+    ) -> None:
+        self.num = num
+        self.fresh = fresh
+        self._init = reset_parameters if init is None else init
+        self.replaces_all_weights = fresh is None and init is None
+        self._states: dict[int, State] = {}
+
+    @property
+    def states(self) -> list[State]:
+        """What the members were after their last fits."""
+        if len(self._states) < self.num:
+            raise RuntimeError(
+                f"{len(self._states)} of the ensemble's {self.num} members are trained. `active_fit(trainer, model, "
+                "datamodule)` trains them all in each round; networks that you have trained elsewhere are given as "
+                "`DeepEnsemble(checkpoints=[...])`."
+            )
+        return [self._states[member] for member in range(self.num)]
+
+    def start(self, model: nn.Module, member: int, *, warm: bool) -> None:
+        """Put the weights into `model` from which this member's fit starts: its own of last time, or new ones."""
+        if warm:
+            if member not in self._states:
+                raise RuntimeError(
+                    f"`warm_start` continues member {member} from its weights of the round before, but it has none: "
+                    "they are not kept beyond the process. Start afresh with `warm_start=False`."
+                )
+            with torch.no_grad():
+                for name, tensor in tensors_of(model).items():
+                    tensor.copy_(self._states[member][name])
+            return
+        if not tensors_of(model):  # `configure_model` is going to make it, with new weights
+            return
+        for part in self._fresh_parts(model):
+            self._init(part)
+
+    def keep(self, model: nn.Module, member: int) -> None:
+        """Remember what this member's fit has made of `model`."""
+        self._states[member] = {name: tensor.detach().cpu().clone() for name, tensor in tensors_of(model).items()}
+
+    def _fresh_parts(self, model: nn.Module) -> list[nn.Module]:
+        if self.fresh is None:
+            return [model]
+        parts = dict(model.named_modules())
+        unknown = [name for name in self.fresh if name not in parts]
+        if unknown:
+            raise ValueError(
+                f"`fresh` of the ensemble names {', '.join(map(repr, unknown))}, but the submodules of "
+                f"{type(model).__name__} are {', '.join(map(repr, filter(None, parts)))}."
+            )
+        return [parts[name] for name in self.fresh]
+
+
+def reset_parameters(module: nn.Module) -> None:
+    """New values for all parameters that learn, by each submodule's own `reset_parameters`, as at its construction.
+
+    Parameters that do not learn stay as they are. One that learns and that no reset writes is an error, after which
+    the module is as it was.
+
+    Example:
+        >>> layers = nn.Sequential(nn.Linear(1, 1), nn.LayerNorm(1))
+        >>> with torch.random.fork_rng():
+        ...     _ = torch.manual_seed(0)
+        ...     reset_parameters(layers)
+        ...     _ = torch.manual_seed(0)
+        ...     torch.equal(layers[0].weight, nn.Linear(1, 1).weight)
+        True
+    """
+    before = {name: tensor.detach().clone() for name, tensor in tensors_of(module).items()}
+    parameters = dict(module.named_parameters())
+    learning = [name for name, parameter in parameters.items() if parameter.requires_grad]
+    if not learning:
+        raise ValueError(
+            f"No parameter of the {type(module).__name__} that every member is to start afresh learns "
+            "(`requires_grad`), so all members would be the same network. Name a part that learns: "
+            "`DeepEnsemble(5, fresh=['head'])`."
+        )
+    with torch.no_grad():
+        for name in learning:
+            parameters[name].fill_(torch.nan)  # what is NaN afterwards was not written by any reset
+        for submodule in _children_first(module):
+            _reset(submodule)
+        unwritten = [name for name in learning if parameters[name].isnan().any()]
+        now = tensors_of(module)
+        for name in before if unwritten else parameters.keys() - set(learning):
+            now[name].copy_(before[name])
+    if unwritten:
+        raise ValueError(
+            f"No `reset_parameters` of {type(module).__name__} or of its submodules writes {', '.join(unwritten)} in "
+            "place, so members would start with the same values there. Give the module that owns them such a method, "
+            "say how with `DeepEnsemble(5, init=function)`, called with the model, or name the parts that start afresh "
+            "while the others keep the model's weights: `DeepEnsemble(5, fresh=['head'])`."
+        )
+
+
+def _children_first(module: nn.Module) -> Iterator[nn.Module]:
+    """The order of construction, so that a parent's reset has the last word on its children."""
+    for child in module.children():
+        yield from _children_first(child)
+    yield module
+
+
+def _reset(module: nn.Module) -> None:
+    if any(parameter.requires_grad for parameter in module.parameters()):  # frozen ones keep their statistics too
+        # nn.MultiheadAttention and nn.Transformer have theirs under the second name.
+        own = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        if own is not None:
+            own()

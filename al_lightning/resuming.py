@@ -1,0 +1,94 @@
+"""What a run keeps in its folder beside the records, so that the same command goes on where it was killed.
+
+* `first_weights.pt`: the weights that every round starts from; another process initialises others.
+* `warm_weights-NNN.pt`: with `warm_start`, the weights at the end of round NNN, the only such file that is kept.
+* `.lock`: held by the process that writes; the system frees it when that process ends, however it ends.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from al_lightning.journal import Journal, Round, read_journal
+
+States = Sequence[Mapping[str, Tensor]]
+"""Parameters and buffers by name: of the model, or of each member of an ensemble."""
+
+MAY_CHANGE = frozenset({"max_labelled", "max_rounds", "monitor", "target", "mode", "versions"})  # when to stop
+
+
+def locked(folder: Path) -> FileLock:
+    """The lock of a run folder, taken; it is held until released, or until the process ends."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RuntimeError(
+            f"Another process writes into the run folder {folder}, and two runs would overwrite each other's records. "
+            "Wait for it or stop it, or give this run a folder of its own with `ActiveLearning(folder=...)`."
+        ) from error
+    return lock
+
+
+def opened(folder: Path, header: Mapping[str, Any]) -> tuple[Journal, list[Round]]:
+    """The journal of a folder and the rounds that it holds: none if it is new, else those of this very run."""
+    if not (folder / "rounds.jsonl").exists():
+        return Journal(folder, header), []
+    before, rounds = read_journal(folder)
+    refuse_other_run(before, header, folder)
+    return Journal(folder, header, rounds=rounds), rounds
+
+
+def refuse_other_run(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Raise if the records of a folder are of another run; only the limits may have changed.
+
+    Example:
+        >>> refuse_other_run({"seed": 1, "max_rounds": 3}, {"seed": 1, "max_rounds": 9}, Path("runs/a"))
+        >>> refuse_other_run({"seed": 1}, {"seed": 2}, Path("runs/a"))
+        Traceback (most recent call last):
+        ValueError: runs/a holds another run: its `seed` is 1, and this run's is 2. ...
+    """
+    plain = json.loads(json.dumps(dict(now)))
+    different = [name for name in plain if name not in MAY_CHANGE and before.get(name) != plain[name]]
+    if different:
+        found = "; ".join(
+            f"its `{name}` is {_short(before.get(name))}, and this run's is {_short(plain[name])}" for name in different
+        )
+        raise ValueError(
+            f"{folder} holds another run: {found}. Its rounds cannot be continued by this one: give this run a folder "
+            "of its own with `ActiveLearning(folder=...)`, or start the earlier command again. (Only the limits may "
+            "change: `max_labelled`, `max_rounds`, `monitor`, `target`, `mode`.)"
+        )
+
+
+def save_states(path: Path, states: States) -> None:
+    """Either the old file or the whole new one survives a crash."""
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("wb") as file:
+        torch.save([dict(state) for state in states], file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def load_states(path: Path) -> States:
+    """What `save_states` wrote."""
+    try:
+        states: States = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}), and without these weights the run cannot go on as it began. Restore the "
+            "file, or start again in another folder with `ActiveLearning(folder=...)`."
+        ) from error
+    return states
+
+
+def _short(value: object, most: int = 100) -> str:
+    words = repr(value)
+    return words if len(words) <= most else words[: most - 3] + "..."

@@ -1,0 +1,129 @@
+"""Where the predictions of a pool are kept: in memory, or, beyond a budget, in a file."""
+
+import math
+import mmap
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from io import FileIO
+from itertools import chain
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+MIB = 2**20
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Keeps the predictions of one pool.
+
+    Args:
+        predictions_budget_mib: What they may take in memory, on the device that makes them.
+        folder: Where they are kept if they take more; None if there is no folder.
+    """
+
+    predictions_budget_mib: int
+    folder: Path | None
+
+    def check(self, shape_N_K_C: Shape, dtype: torch.dtype = torch.float32) -> None:
+        """Refuse what there is no room for, before anything is predicted."""
+        if self._fits(shape_N_K_C, dtype):
+            return
+        if self.folder is None:
+            raise ValueError(
+                f"{self._demand(shape_N_K_C, dtype)}, and a run that leaves no records, as `fast_dev_run`, has no "
+                "folder for them. Raise `predictions_budget_mib`, or lower `max_predicted`."
+            )
+        num_free = shutil.disk_usage(self.folder).free
+        if num_free < _num_bytes(shape_N_K_C, dtype):
+            raise OSError(
+                f"{self._demand(shape_N_K_C, dtype)}, and only {num_free // MIB} MiB are free in {self.folder}. "
+                "Choose another folder with `ActiveLearning(folder=...)`, or lower `max_predicted`."
+            )
+
+    def filled(self, chunks: Iterable[Tensor], *, num_points: int) -> Tensor:
+        """The predictions of a pool of N points from its parts (n, K, C), in their order; never twice in memory.
+
+        A file has no name, so that none is left however the process ends; its space is free again with the last
+        reference to the tensor, which is on the CPU.
+
+        Args:
+            chunks: K, C and precision are those of the first.
+            num_points: N.
+
+        Example:
+            >>> chunks = [torch.zeros(2, 4, 3), torch.ones(1, 4, 3)]
+            >>> Storage(predictions_budget_mib=1, folder=None).filled(chunks, num_points=3)[:, 0, 0]
+            tensor([0., 0., 1.])
+        """
+        remaining = iter(chunks)
+        first = next(remaining, None)
+        if first is None:
+            raise ValueError(f"The pool of {num_points} points gave no batch of predictions. Is its loader empty?")
+        shape_N_K_C = (num_points, *first.shape[1:])
+        self.check(shape_N_K_C, first.dtype)
+        parts = _parts(chain([first], remaining), shape_N_K_C, first.dtype)
+        if not self._fits(shape_N_K_C, first.dtype):
+            return self._in_file(parts, shape_N_K_C, first.dtype)
+        log_probs_N_K_C = first.new_empty(shape_N_K_C)
+        for rows, chunk in parts:
+            log_probs_N_K_C[rows] = chunk
+        return log_probs_N_K_C
+
+    def _in_file(self, parts: Iterable[tuple[slice, Tensor]], shape_N_K_C: Shape, dtype: torch.dtype) -> Tensor:
+        with tempfile.TemporaryFile(dir=self.folder, buffering=0) as file:
+            for _, chunk in parts:
+                self._append(file, chunk, demand=self._demand(shape_N_K_C, dtype))
+            # Shared, because a private mapping of more than the machine's memory is refused.
+            mapped = mmap.mmap(file.fileno(), 0)
+        return torch.frombuffer(mapped, dtype=dtype).view(shape_N_K_C)
+
+    def _append(self, file: FileIO, chunk: Tensor, *, demand: str) -> None:
+        remaining = chunk.cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        try:
+            while len(remaining) > 0:
+                remaining = remaining[file.write(remaining) :]
+        except OSError as error:
+            raise OSError(
+                f"{demand}, and writing them into {self.folder} failed ({error}). Choose another folder with "
+                "`ActiveLearning(folder=...)`, or lower `max_predicted`."
+            ) from error
+
+    def _fits(self, shape_N_K_C: Shape, dtype: torch.dtype) -> bool:
+        return _num_bytes(shape_N_K_C, dtype) <= self.predictions_budget_mib * MIB
+
+    def _demand(self, shape_N_K_C: Shape, dtype: torch.dtype) -> str:
+        num_points, num_samples, num_classes = shape_N_K_C
+        return (
+            f"Predictions of {num_points} points by {num_samples} samples for {num_classes} classes take "
+            f"{math.ceil(_num_bytes(shape_N_K_C, dtype) / MIB)} MiB, `predictions_budget_mib` is "
+            f"{self.predictions_budget_mib}"
+        )
+
+
+def _num_bytes(shape_N_K_C: Shape, dtype: torch.dtype) -> int:
+    return math.prod(shape_N_K_C) * dtype.itemsize
+
+
+def _parts(chunks: Iterable[Tensor], shape_N_K_C: Shape, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Each chunk with its rows in the whole; together they must be all of it."""
+    end = 0
+    for chunk in chunks:
+        start, end = end, end + len(chunk)
+        if (chunk.shape[1:], chunk.dtype) != (shape_N_K_C[1:], dtype):
+            raise ValueError(
+                f"The predictions of the points from {start} on are {chunk.dtype} of shape {tuple(chunk.shape)}, but "
+                f"the first were {dtype} with (K, C) = {shape_N_K_C[1:]}: only the number of points may differ."
+            )
+        if end <= shape_N_K_C[0]:
+            yield slice(start, end), chunk
+    if end != shape_N_K_C[0]:
+        raise ValueError(
+            f"The batches hold {end} points, but the pool holds {shape_N_K_C[0]}. Return one row of logits for each "
+            "point, in their order."
+        )

@@ -1,0 +1,97 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from al_lightning.journal import Round, read_journal
+from al_lightning.resuming import load_states, locked, opened, refuse_other_run, save_states
+
+HEADER = {"acquisition": "BALD()", "seed": 3, "max_rounds": 2, "initial": [1, 5]}
+
+
+def test_a_new_folder_gets_a_journal_without_rounds(tmp_path):
+    journal, rounds = opened(tmp_path / "run", HEADER)
+    assert rounds == []
+    assert journal.folder == tmp_path / "run"
+    assert read_journal(tmp_path / "run")[0]["seed"] == 3
+
+
+def test_the_same_run_goes_on_with_its_rounds_and_may_have_another_limit(tmp_path):
+    first = Round(round=0, num_labelled=2, num_pool=8, acquired=[4], scores=[0.5])
+    opened(tmp_path, HEADER)[0].write([first])
+    journal, rounds = opened(tmp_path, {**HEADER, "max_rounds": 9})
+    assert rounds == [first]
+    header, on_disk = read_journal(tmp_path)
+    assert header["max_rounds"] == 9
+    assert on_disk == [first]
+    journal.write([first, first])
+    assert len(read_journal(tmp_path)[1]) == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"acquisition": "BatchBALD()"}, r"its `acquisition` is 'BALD\(\)', and this run's is 'BatchBALD\(\)'"),
+        ({"initial": [1, 6]}, r"its `initial` is \[1, 5\], and this run's is \[1, 6\]"),
+        ({"seed": 4, "model": "Net"}, r"`seed` is 3, .* 4; its `model` is None, .* 'Net'"),
+    ],
+)
+def test_another_run_is_refused_by_what_differs_and_nothing_is_changed(tmp_path, changed, words):
+    opened(tmp_path, HEADER)
+    before = (tmp_path / "rounds.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=words):
+        opened(tmp_path, {**HEADER, **changed})
+    assert (tmp_path / "rounds.jsonl").read_bytes() == before
+
+
+def test_what_json_changes_is_no_difference():
+    refuse_other_run(json.loads(json.dumps({"cuts": (1, 2)})), {"cuts": (1, 2)}, "runs/a")
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"schema": "al_lightning.rounds", "ver', b"\x00\x01"])
+def test_a_torn_journal_is_refused_with_its_path_and_left_as_it_is(tmp_path, torn):
+    opened(tmp_path, HEADER)
+    (tmp_path / "rounds.jsonl").write_bytes(torn)
+    with pytest.raises(ValueError, match=r"rounds\.jsonl is torn or no journal"):
+        opened(tmp_path, HEADER)
+    assert (tmp_path / "rounds.jsonl").read_bytes() == torn
+
+
+def test_a_folder_is_one_process_at_a_time_and_free_again_when_that_was_killed(tmp_path):
+    code = f"""
+from pathlib import Path
+from al_lightning.resuming import locked
+lock = locked(Path({str(tmp_path)!r}))
+print("held", flush=True)
+input()
+"""
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(RuntimeError, match=r"Another process writes into the run folder .* of its own"):
+        locked(tmp_path)
+    holder.kill()
+    holder.communicate()
+    locked(tmp_path).release()
+
+
+def test_states_come_back_bit_for_bit_in_their_precision(tmp_path):
+    states = [{"w": torch.randn(3, dtype=torch.float64), "n": torch.tensor(4)}, {"w": torch.randn(2).bfloat16()}]
+    save_states(tmp_path / "first_weights.pt", states)
+    found = load_states(tmp_path / "first_weights.pt")
+    assert [list(state) for state in found] == [["w", "n"], ["w"]]
+    for state, again in zip(states, found, strict=True):
+        for name, tensor in state.items():
+            assert again[name].dtype == tensor.dtype
+            assert torch.equal(again[name], tensor)
+    assert os.listdir(tmp_path) == ["first_weights.pt"]
+
+
+def test_a_broken_file_of_weights_is_refused_with_its_path(tmp_path):
+    save_states(tmp_path / "first_weights.pt", [{"w": torch.zeros(100)}])
+    whole = (tmp_path / "first_weights.pt").read_bytes()
+    (tmp_path / "first_weights.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"first_weights\.pt cannot be read .* Restore the file"):
+        load_states(tmp_path / "first_weights.pt")
