@@ -42,12 +42,15 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
     from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
     from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+    from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
     from pytorch_lightning.utilities.model_helpers import is_overridden
     from pytorch_lightning.utilities.seed import isolate_rng
 else:
     pl = importlib.import_module(FLAVOUR)
     Callback, LightningDataModule = pl.Callback, pl.LightningDataModule
     LightningModule, Trainer = pl.LightningModule, pl.Trainer
+    launchers = importlib.import_module(f"{FLAVOUR}.strategies.launchers.multiprocessing")
+    _MultiProcessingLauncher = launchers._MultiProcessingLauncher
     is_overridden = importlib.import_module(f"{FLAVOUR}.utilities.model_helpers").is_overridden
     rank_zero_info = importlib.import_module(f"{FLAVOUR}.utilities.rank_zero").rank_zero_info
     rank_zero_warn = importlib.import_module(f"{FLAVOUR}.utilities.rank_zero").rank_zero_warn
@@ -74,13 +77,9 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
     return callbacks
 
 
-def refuse_ranks(trainer: Trainer) -> None:
-    """Ranks would score the pool each for itself and might label different samples, which nothing would notice."""
-    if trainer.world_size > 1:
-        raise ValueError(
-            f"`trainer` runs {trainer.world_size} processes, but active learning runs in one so far. Use "
-            "`Trainer(devices=1)`."
-        )
+def spawns(trainer: Trainer) -> bool:
+    """Whether a fit runs in processes that end with it: private, but only the kind of launcher tells."""
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 
 def logged_steps(trainer: Trainer) -> int:
@@ -107,6 +106,6 @@ __all__ = [
     "pl",
     "rank_zero_info",
     "rank_zero_warn",
-    "refuse_ranks",
     "set_logged_steps",
+    "spawns",
 ]

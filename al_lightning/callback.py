@@ -5,25 +5,28 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from al_lightning._lightning import Callback, LightningModule, Trainer, callbacks_of, rank_zero_warn, refuse_ranks
+from al_lightning._lightning import Callback, LightningModule, Trainer, callbacks_of, logged_steps, rank_zero_warn
 from al_lightning.acquisition import Acquisition
 from al_lightning.averages import Metrics, mean_metrics
 from al_lightning.checkpoints import best_checkpoint, load_best
-from al_lightning.choice import Chooser
+from al_lightning.choice import Chooser, check_sizes
 from al_lightning.data import ActiveLearningDataModule, Labels, wrapped_datamodule
-from al_lightning.journal import Journal, Round, finite_or_none, run_folder
-from al_lightning.posterior import MCDropout, Posterior
+from al_lightning.journal import Round, finite_or_none
+from al_lightning.posterior import MCDropout, Posterior, tensors_of
+from al_lightning.ranks import Ranks, check_strategy
+from al_lightning.resuming import States
+from al_lightning.run import Run, begin, check_checkpoint, check_stepped, described
 from al_lightning.stopping import Limits
 from al_lightning.storage import Storage
 from al_lightning.tracking import log_round
 
-SETTINGS_RECORDED = ("query_size", "num_samples", "max_predicted", "weights", "warm_start", "seed")
+SETTINGS_RECORDED = ("query_size", "num_samples", "max_predicted", "weights", "warm_start", "seed", "fit_seed")
 FAST_DEV_ROUNDS = 2  # enough to see a fit, an acquisition, and a fit on what was acquired
 
 
 def active_learning_callback(trainer: Trainer) -> "ActiveLearning":
-    """The one ActiveLearning callback of a Trainer that runs in one process."""
-    refuse_ranks(trainer)
+    """The one ActiveLearning callback of a Trainer whose strategy is supported."""
+    check_strategy(trainer)
     found = [callback for callback in callbacks_of(trainer) if isinstance(callback, ActiveLearning)]
     if len(found) != 1:
         raise ValueError(
@@ -60,12 +63,16 @@ class ActiveLearning(Callback):
             checkpoint ("best", needs a ModelCheckpoint with a `monitor`).
         warm_start: Continue from the weights of the round before (each member of an ensemble from its own), instead of
             the model's first weights.
-        folder: Where the records go. By default the folder of the Trainer's first logger.
+        folder: Where the records go. If it holds those of this very run, which was killed, the run goes on after its
+            last finished round; only the limits may have changed. By default the folder of the Trainer's first logger,
+            which must be new. Of several processes only the first needs to see it.
         seed: Of the posterior samples and of the acquisition's draws. By default that of `active_fit`, else 0.
 
     Attributes:
-        rounds: The records of the finished rounds.
+        run: The records of the finished rounds, and where they are kept.
         member: Which member of an ensemble the driver is fitting; None if the posterior takes one fit a round.
+        fit_seed: What the driver seeds the trainings with; None for a plain `trainer.fit`.
+        awaits_test: Whether the driver adds test metrics to a round after its fit.
     """
 
     def __init__(  # noqa: PLR0913 - the hyper-parameters of a run, keyword-only and flat as the Trainer's are
@@ -98,20 +105,14 @@ class ActiveLearning(Callback):
         self.warm_start = warm_start
         self.folder = None if folder is None else Path(folder)
         self.seed = seed
-        self.rounds: list[Round] = []
+        self.run = Run()
         self.member: int | None = None
+        self.fit_seed: int | None = None
+        self.awaits_test = False
         self._fits: dict[int | None, tuple[Metrics, float]] = {}  # metrics and seconds of this round's, by member
-        self._journal: Journal | None = None
         self._fit_started, self._steps_before = 0.0, 0
         self._warned_of: set[str] = set()
-        for name, least in {"query_size": 1, "predictions_budget_mib": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` is {getattr(self, name)}, but must be at least {least}.")
-        if max_predicted is not None and max_predicted < query_size:
-            raise ValueError(
-                f"`max_predicted` is {max_predicted}, but must be at least `query_size`, {query_size}; None predicts "
-                "the whole pool."
-            )
+        check_sizes(query_size, max_predicted=max_predicted, predictions_budget_mib=predictions_budget_mib)
         if weights not in {"last", "best"}:
             raise ValueError(f"`weights` is {weights!r}, but must be 'last' or 'best'.")
 
@@ -125,33 +126,42 @@ class ActiveLearning(Callback):
                 f"`posterior` is {self.posterior!r}, whose members take a fit each, and `trainer.fit` is one. Call "
                 "`active_fit(trainer, model, datamodule)`, with `max_rounds=1` for a single round."
             )
-        datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
-        labels = datamodule.labels
+        self.open(trainer, pl_module)
+        if self.run.ended_before:
+            trainer.fit_loop.max_epochs = 0  # an earlier process has ended the run: there is nothing to train
+            return
+        labels = wrapped_datamodule(trainer.datamodule).labels  # type: ignore[attr-defined]
         if not self.rounds:
             self.limits.check_start(self.query_size, num_labelled=labels.num_labelled, num_pool=labels.num_pool)
         if self.weights == "best":
             best_checkpoint(trainer)
-        writes = trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
-        if self._journal is None and writes:
-            self._journal = Journal(self.folder or run_folder(trainer), self._header(pl_module, datamodule))
+
+    def open(self, trainer: Trainer, module: LightningModule) -> bool:
+        """Begin the run, or go on where an earlier process was killed; whether this process did not do so before."""
+        if self.run.is_open:
+            return False
+        datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
+        header = self._header(module, datamodule)
+        begin(self.run, trainer, datamodule, header, folder=self.folder, limits=self.limits)
+        return True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Try the posterior before the first training, and start the clock."""
+        if self.run.ended_before:
+            return
+        datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
+        check_checkpoint(trainer.ckpt_path, datamodule.labels, round_index=len(self.rounds))
         if not self.rounds and not self.member:
-            datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
             self._chooser().preview(trainer, pl_module, datamodule)
         self._steps_before = trainer.global_step
         self._fit_started = time.perf_counter()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Acquire here and not in `on_train_end`, which a fit resumed from its last checkpoint never reaches."""
+        if self.run.ended_before:
+            return
         seconds = time.perf_counter() - self._fit_started
-        if trainer.global_step == self._steps_before:
-            raise RuntimeError(
-                "The fit ended without a single training step, so there is nothing to acquire with. A Trainer that has "
-                "finished does not train again: use `active_fit`, or a new Trainer. Otherwise look at `max_epochs` and "
-                "`max_steps`, and at the batch size against the number of labels."
-            )
+        check_stepped(trainer, self._steps_before)
         metrics = {name: finite_or_none(float(value)) for name, value in trainer.callback_metrics.items()}
         if self.weights == "best":
             metrics |= load_best(trainer, pl_module)
@@ -164,14 +174,19 @@ class ActiveLearning(Callback):
         self._finish_round(trainer, pl_module)
 
     @property
+    def rounds(self) -> list[Round]:
+        """The records of the finished rounds."""
+        return self.run.rounds
+
+    @property
     def stopped(self) -> str | None:
         """Why the rounds have ended, or None."""
         return self.rounds[-1].stopped if self.rounds else None
 
     def _finish_round(self, trainer: Trainer, module: LightningModule) -> None:
-        datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
+        datamodule, ranks = wrapped_datamodule(trainer.datamodule), Ranks(trainer)  # type: ignore[attr-defined]
         labels = datamodule.labels
-        metrics = mean_metrics([metrics for metrics, _ in self._fits.values()])
+        metrics = ranks.first(mean_metrics([metrics for metrics, _ in self._fits.values()]))
         record = Round(
             round=len(self.rounds),
             num_labelled=labels.num_labelled,
@@ -179,6 +194,8 @@ class ActiveLearning(Callback):
             metrics=metrics,
             seconds={"fit": sum(seconds for _, seconds in self._fits.values())},
             stopped=self._reason_to_stop(trainer, labels, metrics),
+            logged_steps=logged_steps(trainer),
+            complete=not self.awaits_test,
         )
         if record.stopped is None:
             batch_size = self.limits.batch_size(
@@ -186,10 +203,13 @@ class ActiveLearning(Callback):
             )
             record, warnings = self._chooser().choose(trainer, module, datamodule, record, batch_size=batch_size)
             self._warn_once(warnings)
-            datamodule.label(record.acquired, round=record.round + 1)
-        self.rounds.append(record)
-        self._write()
+        self.run.commit(ranks, [*self.rounds, record], warm=self._states(module) if self.warm_start else None)
+        datamodule.label(record.acquired, round=record.round + 1)
         log_round(trainer, record.numbers())
+
+    def _states(self, module: LightningModule) -> States:
+        members = self.posterior.members
+        return [tensors_of(module)] if members is None else members.states
 
     def _reason_to_stop(self, trainer: Trainer, labels: Labels, metrics: dict[str, float | None]) -> str | None:
         num_fits = len(self.rounds) + 1
@@ -200,13 +220,12 @@ class ActiveLearning(Callback):
         )
 
     def _chooser(self) -> Chooser:
-        folder = None if self._journal is None else self._journal.folder
         return Chooser(
             self.acquisition,
             self.posterior,
             self.num_samples,
             self.max_predicted,
-            Storage(self.predictions_budget_mib, folder),
+            Storage(self.predictions_budget_mib, self.run.folder),
             seed=self.seed or 0,
         )
 
@@ -220,24 +239,16 @@ class ActiveLearning(Callback):
         """Complete the record of the last round by its test, which runs after the fit."""
         last = self.rounds[-1]
         finite = {name: None if value is None else finite_or_none(value) for name, value in metrics.items()}
-        self.rounds[-1] = replace(last, metrics={**last.metrics, **finite}, seconds={**last.seconds, "test": seconds})
-        self._write()
+        tested = replace(
+            last, metrics={**last.metrics, **finite}, seconds={**last.seconds, "test": seconds}, complete=True
+        )
+        self.run.commit(Ranks(trainer), [*self.rounds[:-1], tested])
         log_round(trainer, {"n_labelled": last.num_labelled, "seconds_test": seconds, **finite})
 
-    def _write(self) -> None:
-        if self._journal is not None:
-            self._journal.write(self.rounds)
-
     def _header(self, module: LightningModule, datamodule: ActiveLearningDataModule) -> dict[str, Any]:
-        initial = datamodule.labels.labelled_indices.tolist()
         return {
-            "acquisition": repr(self.acquisition),
-            "posterior": repr(self.posterior),
+            **{name: repr(getattr(self, name)) for name in ("acquisition", "posterior")},
             **{name: getattr(self, name) for name in SETTINGS_RECORDED},
             **asdict(self.limits),
-            "model": type(module).__name__,
-            "datamodule": type(datamodule.inner).__name__,
-            "num_points": len(datamodule.labels),
-            "initial": initial,
-            "initial_targets": datamodule.targets_of(initial),
+            **described(module, datamodule),
         }

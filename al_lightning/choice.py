@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -26,6 +27,21 @@ from al_lightning.seeds import derived_seed
 from al_lightning.storage import Storage
 
 NUM_PREVIEWED = 8
+
+
+def check_sizes(query_size: int, *, max_predicted: int | None, predictions_budget_mib: int) -> None:
+    """Refuse sizes of a choice that cannot be meant."""
+    for name, value, least in (
+        ("query_size", query_size, 1),
+        ("predictions_budget_mib", predictions_budget_mib, 0),
+    ):
+        if value < least:
+            raise ValueError(f"`{name}` is {value}, but must be at least {least}.")
+    if max_predicted is not None and max_predicted < query_size:
+        raise ValueError(
+            f"`max_predicted` is {max_predicted}, but must be at least `query_size`, {query_size}; None predicts the "
+            "whole pool."
+        )
 
 
 @dataclass(frozen=True)
@@ -71,6 +87,7 @@ class Chooser:
         """The record with the `batch_size` samples chosen, and what to warn of, by subject."""
         ranks = Ranks(trainer)
         indices_N = self._considered(datamodule.labels.pool_indices, round_index=record.round)
+        ranks.same("the pool, whose ids have this fingerprint", blake2b(indices_N.numpy().tobytes()).hexdigest())
         started = time.perf_counter()
         predictions = self._predictions(trainer, module, datamodule, indices_N, round_index=record.round)
         predicted = time.perf_counter()

@@ -27,11 +27,17 @@ def locked(folder: Path) -> FileLock:
     """The lock of a run folder, taken; it is held until released, or until the process ends."""
     lock = FileLock(folder / ".lock")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise RuntimeError(
             f"Another process writes into the run folder {folder}, and two runs would overwrite each other's records. "
             "Wait for it or stop it, or give this run a folder of its own with `ActiveLearning(folder=...)`."
+        ) from error
+    except OSError as error:
+        raise OSError(
+            f"The run folder {folder} cannot be written ({error}). Choose another with `ActiveLearning(folder=...)` or "
+            "`Trainer(default_root_dir=...)`."
         ) from error
     return lock
 

@@ -8,7 +8,7 @@ is copied once, before the first one, and put back into the same objects before 
 import copy
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,9 +81,10 @@ class Rewind:
                 "rounds. Open files, locks and connections belong into `setup`, not into `__init__`."
             ) from error
 
-    def remember_weights(self) -> None:
-        """Take the weights of now for the first ones, because they are changed before the first fit starts."""
-        self._first_states.weights = FirstWeights(self._model)
+    @property
+    def first_states(self) -> "FirstStates":
+        """The callback that knows what a fit starts from."""
+        return self._first_states
 
     def restore(self) -> None:
         """Put everything back, in place; the step axis of the loggers alone goes on where it is."""
@@ -128,6 +129,25 @@ class FirstWeights:
                 self._tensors[name] = tensor.detach().cpu().clone()
                 self._learns[name] = tensor.requires_grad
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters and buffers by name."""
+        return self._tensors
+
+    def replace(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take other values for all of them: those that an earlier process of this run began with."""
+        shapes, saved = (
+            {name: tuple(tensor.shape) for name, tensor in some.items()} for some in (self._tensors, tensors)
+        )
+        if shapes != saved:
+            different = sorted(name for name in shapes.keys() | saved.keys() if shapes.get(name) != saved.get(name))
+            raise ValueError(
+                f"The run began with another model: {', '.join(different[:5])} (of {len(different)} parameters and "
+                "buffers) have other shapes or are missing. Give this model a folder of its own with "
+                "`ActiveLearning(folder=...)`."
+            )
+        self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+
     def restore(self, model: nn.Module) -> None:
         """Put them back in place, because LightningCLI binds optimizers to these very parameters."""
         tensors = _tensors_of(model)
@@ -148,6 +168,11 @@ def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
+def has_weights(model: nn.Module) -> bool:
+    """Whether the model is built; Lightning may do that at the start of a fit, in `configure_model`."""
+    return bool(_tensors_of(model))
+
+
 class FirstStates(Callback):
     """Gives an object that comes back in a later round the state in which it was first seen.
 
@@ -157,9 +182,30 @@ class FirstStates(Callback):
 
     def __init__(self, *, trainers_own: list[Callback]) -> None:
         self.weights: FirstWeights | None = None
+        self._saved: Mapping[str, Tensor] | None = None
         self._trainers_own = trainers_own
         self._optimizers: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
         self._callbacks: weakref.WeakKeyDictionary[Callback, dict[str, Any]] = weakref.WeakKeyDictionary()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A spawned process has none of these optimizers and callbacks, and weak references cannot be sent to it."""
+        return {**vars(self), "_optimizers": weakref.WeakKeyDictionary(), "_callbacks": weakref.WeakKeyDictionary()}
+
+    def take(self, model: nn.Module, saved: Mapping[str, Tensor] | None) -> None:
+        """Begin with the weights that an earlier process of this run began with: now, or once the model is built."""
+        if saved is not None and has_weights(model):
+            self.weights = FirstWeights(model)
+            self._begin_with(model, saved, keep_model=False)
+        else:
+            self._saved = saved
+
+    def _begin_with(self, model: nn.Module, saved: Mapping[str, Tensor], *, keep_model: bool) -> None:
+        if self.weights is None:
+            return
+        self.weights.replace(saved)
+        if not keep_model:
+            self.weights.restore(model)
+        self._saved = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """Callbacks of `configure_callbacks` are attached by now and have not been set up."""
@@ -178,6 +224,8 @@ class FirstStates(Callback):
             self.weights = FirstWeights(pl_module)
         else:
             self.weights.add(pl_module)
+        if self._saved is not None:
+            self._begin_with(pl_module, self._saved, keep_model=trainer.ckpt_path is not None)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         things: list[Any] = [*schedulers, *trainer.optimizers]
         for thing in things:

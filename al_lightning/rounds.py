@@ -4,31 +4,37 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from al_lightning._lightning import (
     LightningModule,
     Trainer,
+    callbacks_of,
     check_flavour,
     is_overridden,
     isolate_rng,
-    pl,
     rank_zero_info,
+    spawns,
 )
 from al_lightning.averages import Metrics, mean_metrics
 from al_lightning.callback import ActiveLearning, active_learning_callback
-from al_lightning.checkpoints import prefix_checkpoints
 from al_lightning.data import ActiveLearningDataModule, wrapped_datamodule
-from al_lightning.journal import Round
-from al_lightning.posterior import Members
+from al_lightning.journal import Round, read_journal, run_folder
+from al_lightning.lines import round_line, table
 from al_lightning.rewind import Rewind
-from al_lightning.seeds import derived_seed
+from al_lightning.run import still_finished
+from al_lightning.starting import Start
 
-BAR_WIDTH = 15
 SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 
 
 def active_fit(
-    trainer: Trainer, model: LightningModule, datamodule: ActiveLearningDataModule, *, seed: int = 0
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: ActiveLearningDataModule,
+    *,
+    seed: int = 0,
+    ckpt_path: str | Path | None = None,
 ) -> list[Round]:
     """Repeat `trainer.fit` until a limit of the Trainer's `ActiveLearning` callback is reached; give back the records.
 
@@ -36,6 +42,10 @@ def active_fit(
     and callbacks of its own: weights, optimizers, schedulers, counters of callbacks and loops start afresh. Where the
     data module has test data and the model a `test_step`, `trainer.test` follows it. The given objects stay valid and
     hold the last round's state; the global random generators are given back as they were.
+
+    With `ActiveLearning(folder=...)` the same call goes on where a killed process was: after its last finished round,
+    and with the weights that it began with. The round that was interrupted starts anew, or goes on inside with
+    `ckpt_path`. Several processes (`Trainer(devices=4, strategy="ddp")`) share the pool between them.
 
     With a `DeepEnsemble` all this holds for every member: a round is one fit and one test of each, its metrics are
     their means, and the model ends as the last of them.
@@ -46,11 +56,38 @@ def active_fit(
             members start with new ones).
         datamodule: What is labelled and what is pool.
         seed: Of everything drawn in the rounds, each round's training included. Initial labels have the data module's.
+        ckpt_path: A checkpoint that Lightning wrote inside the round that is due, for the first fit.
     """
     check_flavour("trainer", trainer, Trainer)
     check_flavour("model", model, LightningModule)
     callback = active_learning_callback(trainer)
     wrapped_datamodule(datamodule)
+    _refuse_used(trainer, callback, datamodule)
+    callback.seed = seed if callback.seed is None else callback.seed
+    callback.fit_seed = seed
+    callback.awaits_test = is_overridden("test_dataloader", datamodule) and is_overridden("test_step", model)
+    if spawns(trainer):
+        _prepare_to_spawn(trainer, callback)
+    start = Start(seed)
+    callbacks_of(trainer).insert(0, start)
+    keep_weights = callback.warm_start and callback.posterior.members is None
+    rewind = Rewind(trainer, model, datamodule, keep=[callback, start], keep_weights=keep_weights)
+    start.first_states = rewind.first_states
+    try:
+        with isolate_rng(), _seed_variables_kept():
+            while callback.stopped is None:
+                _one_round(rewind, trainer, model, datamodule, ckpt_path=ckpt_path)
+                ckpt_path = None
+    finally:
+        callback.member = None
+        callback.run.release()
+        rewind.release()
+        callbacks_of(trainer).remove(start)
+    rank_zero_info(table(callback.rounds))
+    return callback.rounds
+
+
+def _refuse_used(trainer: Trainer, callback: ActiveLearning, datamodule: ActiveLearningDataModule) -> None:
     if trainer.state.fn is not None:
         raise ValueError(
             "`trainer` has run already, so its first state is lost and rounds cannot start from it. "
@@ -64,66 +101,75 @@ def active_fit(
     if datamodule.has_acquired:
         raise ValueError(
             "`datamodule` holds labels that an earlier run acquired, and this run would start with them. Wrap your "
-            "data module anew: `ActiveLearningDataModule(datamodule, initial=...)`."
+            "data module anew: `ActiveLearningDataModule(datamodule, initial=...)`. To go on with a run that was "
+            "killed, start its command again, with `ActiveLearning(folder=...)`."
         )
-    callback.seed = seed if callback.seed is None else callback.seed
-    keep_weights = callback.warm_start and callback.posterior.members is None
-    rewind = Rewind(trainer, model, datamodule, keep=[callback], keep_weights=keep_weights)
-    try:
-        with isolate_rng(), _seed_variables_kept():
-            while callback.stopped is None:
-                _one_round(rewind, trainer, model, datamodule, seed=seed)
-    finally:
-        callback.member = None
-        rewind.release()
-    rank_zero_info(_table(callback.rounds))
-    return callback.rounds
+
+
+def _prepare_to_spawn(trainer: Trainer, callback: ActiveLearning) -> None:
+    """What a spawned process has done comes back through the run folder, which must be known here too."""
+    if callback.posterior.members is not None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        what = "fast_dev_run" if trainer.fast_dev_run else f"`posterior` {callback.posterior!r}"  # type: ignore[attr-defined]
+        raise ValueError(
+            f"{what} does not work with a strategy whose processes end with each fit: what they have made would be "
+            "lost. Use `Trainer(strategy='ddp')`."
+        )
+    if callback.folder is None:
+        callback.folder = run_folder(trainer)
+    if (callback.folder / "rounds.jsonl").exists():
+        callback.run.rounds = still_finished(read_journal(callback.folder)[1], callback.limits)
+
+
+def _catch_up(callback: ActiveLearning, folder: Path, datamodule: ActiveLearningDataModule) -> None:
+    """Bring records and labels to where the processes that are gone have left them."""
+    callback.run.catch_up(folder)
+    if not datamodule.has_acquired:
+        datamodule.setup("fit")
+    datamodule.restore([record.acquired for record in callback.rounds], [record.targets for record in callback.rounds])
 
 
 def _one_round(
-    rewind: Rewind, trainer: Trainer, model: LightningModule, datamodule: ActiveLearningDataModule, *, seed: int
+    rewind: Rewind,
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: ActiveLearningDataModule,
+    *,
+    ckpt_path: str | Path | None,
 ) -> None:
     callback = active_learning_callback(trainer)
-    index = len(callback.rounds)
     members = callback.posterior.members
     tests: list[tuple[Metrics, float]] = []
     for member in [None] if members is None else range(members.num):
         if trainer.state.fn is not None:
             rewind.restore()
-        elif members is not None:
-            rewind.remember_weights()
-            _say_whose_weights(members)
-        prefix_checkpoints(trainer, index, member)
-        purpose = "fit" if member is None else f"member {member}"
-        pl.seed_everything(derived_seed(seed, index, purpose), workers=True, verbose=False)
-        if members is not None and member is not None:
-            members.start(model, member, warm=callback.warm_start and index > 0)
         callback.member = member
-        trainer.fit(model, datamodule=datamodule)
-        is_last = members is None or member == members.num - 1
-        _check_fit(trainer, callback, index=index, num_rounds=index + is_last)
-        if is_overridden("test_dataloader", datamodule) and is_overridden("test_step", model):
+        before = len(callback.rounds)
+        trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+        if spawns(trainer) and callback.folder is not None:
+            _catch_up(callback, callback.folder, datamodule)
+        if callback.run.ended_before:
+            rank_zero_info(f"The run in {callback.run.folder} ended before: {callback.stopped}.")
+            return
+        _check_fit(trainer, callback, before=before)
+        if callback.awaits_test:
             tests.append(_tested(trainer, model, datamodule))
     if tests:
         metrics = mean_metrics([metrics for metrics, _ in tests])
         callback.add_test_metrics(trainer, metrics, sum(seconds for _, seconds in tests))
-    rank_zero_info(_line(callback.rounds[-1], budget=callback.limits.max_labelled))
+    if spawns(trainer):
+        callback.run.close()  # the next process opens it
+    rank_zero_info(round_line(callback.rounds[-1], budget=callback.limits.max_labelled))
 
 
-def _say_whose_weights(members: Members) -> None:
-    if members.replaces_all_weights:
-        rank_zero_info(
-            f"Each of the {members.num} members starts with new weights; those that the model came with, pretrained "
-            "ones too, are not used. To keep them, name the parts that are to start afresh: "
-            "`DeepEnsemble(5, fresh=['head'])`."
-        )
-
-
-def _check_fit(trainer: Trainer, callback: ActiveLearning, *, index: int, num_rounds: int) -> None:
-    if not trainer.state.finished or len(callback.rounds) != num_rounds:
+def _check_fit(trainer: Trainer, callback: ActiveLearning, *, before: int) -> None:
+    """Whether the fit ended, and with it the round, unless there are members to fit."""
+    members = callback.posterior.members
+    is_last = members is None or callback.member == members.num - 1
+    if not trainer.state.finished or (is_last and len(callback.rounds) <= before):
         raise RuntimeError(
-            f"Round {index} ended as {trainer.state.status!s} with {len(callback.rounds)} finished rounds, so the next "
-            "one cannot start. Strategies that train in a process of their own, as ddp_spawn, are not supported yet."
+            f"Round {before} ended as {trainer.state.status!s} with {len(callback.rounds)} finished rounds, so the "
+            "next one cannot start. A fit that was interrupted goes on when the same command is started again, with "
+            "`ActiveLearning(folder=...)`."
         )
 
 
@@ -148,44 +194,3 @@ def _seed_variables_kept() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _line(record: Round, *, budget: int | None) -> str:
-    """One round for a person: labels, test metrics, what the batch tells, and where the time went."""
-    parts = [f"round {record.round}", _labels_bar(record.num_labelled, budget)]
-    parts += [f"{name} {value:.3g}" for name, value in _shown_metrics(record).items() if value is not None]
-    if "joint_mi" in record.information:
-        joint, share = record.information["joint_mi"], record.information["joint_mi_over_log_k"]
-        parts.append(f"batch tells {joint:.2f} nats ({share:.0%} of log K)")
-    parts.append(", ".join(f"{name} {value:.1f} s" for name, value in record.seconds.items()))
-    return " | ".join(parts + ([record.stopped] if record.stopped else []))
-
-
-def _labels_bar(num_labelled: int, budget: int | None) -> str:
-    """How far the rounds are; drawn once a round, because Lightning's own bars own the terminal during one."""
-    if budget is None:
-        return f"{num_labelled} labels"
-    filled = BAR_WIDTH * num_labelled // budget
-    return f"{'█' * filled}{'░' * (BAR_WIDTH - filled)} {num_labelled}/{budget} labels"
-
-
-def _shown_metrics(record: Round) -> dict[str, float | None]:
-    test = {name: value for name, value in record.metrics.items() if name.startswith("test")}
-    return test or record.metrics
-
-
-def _table(rounds: list[Round]) -> str:
-    """All rounds under each other, a column per number."""
-    rows = [{"round": str(r.round), "labels": str(r.num_labelled), **_cells(r)} for r in rounds]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    widths = {name: max(len(name), *(len(row.get(name, "")) for row in rows)) for name in columns}
-    lines = [{name: name for name in columns}, {name: "-" * widths[name] for name in columns}, *rows]
-    return "\n".join("  ".join(line.get(name, "").rjust(widths[name]) for name in columns) for line in lines)
-
-
-def _cells(record: Round) -> dict[str, str]:
-    cells = {name: "" if value is None else f"{value:.4g}" for name, value in _shown_metrics(record).items()}
-    if "joint_mi" in record.information:
-        cells["joint MI"] = f"{record.information['joint_mi']:.2f}"
-        cells["of log K"] = f"{record.information['joint_mi_over_log_k']:.0%}"
-    return cells | {f"{name} s": f"{value:.2f}" for name, value in record.seconds.items()}

@@ -301,10 +301,3 @@ def test_what_a_model_caches_while_predicting_is_of_use_in_its_next_training(
         model = Caching()
     trainer = make_trainer(make_callback(max_rounds=2), inference_mode=False)
     active_fit(trainer, model, make_data(pool_batch_size=8))
-
-
-def test_several_processes_are_refused_before_anything_runs(make_trainer, make_model, make_data, make_callback):
-    trainer = make_trainer(make_callback(), devices=2, strategy="ddp")
-    with pytest.raises(ValueError, match=r"`trainer` runs 2 processes, but active learning runs in one so far"):
-        active_fit(trainer, make_model(), make_data())
-    assert trainer.state.fn is None

@@ -1,6 +1,7 @@
 """The user's data module, seen through the labels: training gets the labelled samples, the pool is the rest."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from al_lightning._lightning import LightningDataModule, Trainer, check_flavour,
 from al_lightning.data.initial import checked_initial, initial_indices
 from al_lightning.data.labels import Labels
 from al_lightning.data.loaders import check_train_loader, labelled_loader, pool_of, sample_count, sequential_loader
+from al_lightning.data.once import each_test_sample_once
 from al_lightning.data.seeded import seeded
 from al_lightning.data.targets import refuse_other_targets, refuse_outside, targets_of
 
@@ -89,6 +91,8 @@ class ActiveLearningDataModule(LightningDataModule):
         for hook in FORWARDED_IF_OVERRIDDEN:
             if is_overridden(hook, datamodule):
                 setattr(self, hook, getattr(datamodule, hook))
+        if is_overridden("test_dataloader", datamodule):
+            self.test_dataloader = partial(each_test_sample_once, self)
 
     @property
     def trainer(self) -> Trainer | None:
@@ -174,6 +178,14 @@ class ActiveLearningDataModule(LightningDataModule):
     def label(self, indices: Sequence[int] | Tensor, *, round: int) -> None:  # noqa: A002
         """Move samples from the pool to the labelled ones; training sees them from the next fit on."""
         self.labels.label(indices, round=round)
+
+    def restore(self, acquired: Sequence[Sequence[int]], targets: Sequence[Sequence[int] | None]) -> None:
+        """Label again, round by round, what another process of this run has acquired, if the data are the same."""
+        for number, (indices, before) in enumerate(zip(acquired, targets, strict=True), start=1):
+            if not bool((self.labels.round_of_N >= number).any()):
+                pairs = [dict(zip(indices, some or [], strict=False)) for some in (before, self.targets_of(indices))]
+                refuse_other_targets(*pairs)
+                self.label(indices, round=number)
 
     def unlabel(self, indices: Sequence[int] | Tensor) -> None:
         """Put labelled or set-aside samples back into the pool."""

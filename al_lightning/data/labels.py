@@ -41,6 +41,11 @@ class Labels:
         return (self.round_of_N >= 0).nonzero().squeeze(1)
 
     @property
+    def initial_indices(self) -> Tensor:
+        """Ids of the samples that were labelled to begin with, ascending."""
+        return (self.round_of_N == 0).nonzero().squeeze(1)
+
+    @property
     def pool_indices(self) -> Tensor:
         """Ids of the samples that may be acquired, ascending."""
         return (self.round_of_N == IN_POOL).nonzero().squeeze(1)

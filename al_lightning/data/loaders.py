@@ -101,7 +101,7 @@ def labelled_loader(
         drop_last=loader.drop_last,
         generator=loader.generator,
         persistent_workers=loader.persistent_workers,
-        **_kept(loader),
+        **kept_settings(loader),
     )
 
 
@@ -120,7 +120,7 @@ def sequential_loader(
     a GPU, batches that workers make are pinned, which a thread does meanwhile, so that they are copied while the model
     computes. Without workers pinning gains nothing, and would refuse data that lie on the GPU already.
     """
-    kept = _kept(loader)
+    kept = kept_settings(loader)
     kept["pin_memory"] |= is_for_cuda and loader.num_workers > 0
     return DataLoader(
         Subset(dataset, array("q", indices)),  # 8 bytes each, where a list takes 36, and each worker copies them
@@ -132,7 +132,8 @@ def sequential_loader(
     )
 
 
-def _kept(loader: DataLoader[Any]) -> dict[str, Any]:
+def kept_settings(loader: DataLoader[Any]) -> dict[str, Any]:
+    """The settings of a loader that have nothing to do with which samples it shows."""
     return {name: getattr(loader, name) for name in KEPT_SETTINGS if hasattr(loader, name)}
 
 

@@ -6,7 +6,7 @@ from al_lightning.posterior.dropout import MCDropout
 from al_lightning.posterior.ensemble import DeepEnsemble
 from al_lightning.posterior.laplace import LastLayerLaplace
 from al_lightning.posterior.masks import dropout_mask
-from al_lightning.posterior.members import Members
+from al_lightning.posterior.members import Members, tensors_of
 
 __all__ = [
     "Posterior",
@@ -17,4 +17,5 @@ __all__ = [
     "MCDropout",
     "Members",
     "dropout_mask",
+    "tensors_of",
 ]

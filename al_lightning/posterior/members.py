@@ -66,6 +66,10 @@ class Members:
         """Remember what this member's fit has made of `model`."""
         self._states[member] = {name: tensor.detach().cpu().clone() for name, tensor in tensors_of(model).items()}
 
+    def restore(self, states: Sequence[State]) -> None:
+        """Take what the members were after their last fits in another process."""
+        self._states = dict(enumerate(states))
+
     def _fresh_parts(self, model: nn.Module) -> list[nn.Module]:
         if self.fresh is None:
             return [model]

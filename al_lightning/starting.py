@@ -1,0 +1,73 @@
+"""What the driver does at the start of a fit: in every process that trains, for a strategy may start them only then."""
+
+from al_lightning._lightning import Callback, LightningModule, Trainer, pl, rank_zero_info
+from al_lightning.callback import ActiveLearning, active_learning_callback
+from al_lightning.checkpoints import prefix_checkpoints
+from al_lightning.posterior import Members
+from al_lightning.ranks import Ranks
+from al_lightning.resuming import States
+from al_lightning.rewind import FirstStates, FirstWeights, has_weights
+from al_lightning.seeds import derived_seed
+
+
+class Start(Callback):
+    """The first of the Trainer's callbacks: it finds the round that is due, and gives the fit its weights and its seed.
+
+    Args:
+        seed: Of the trainings, each round's and each member's derived from it.
+        first_states: What puts the first weights back between rounds; None before it is known.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.first_states: FirstStates | None = None
+        self._seed = seed
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Go on with the run's earlier rounds if this process has not yet, and begin the round."""
+        if stage != "fit" or self.first_states is None:
+            return
+        callback = active_learning_callback(trainer)
+        members = callback.posterior.members
+        if callback.open(trainer, pl_module):
+            self._continue(trainer, pl_module, callback, self.first_states)
+        index = len(callback.rounds)
+        prefix_checkpoints(trainer, index, callback.member)
+        purpose = "fit" if callback.member is None else f"member {callback.member}"
+        pl.seed_everything(derived_seed(self._seed, index, purpose), workers=True, verbose=False)
+        if members is not None and callback.member is not None and callback.stopped is None:
+            members.start(pl_module, callback.member, warm=callback.warm_start and index > 0)
+
+    def _continue(
+        self, trainer: Trainer, module: LightningModule, callback: ActiveLearning, first_states: FirstStates
+    ) -> None:
+        """Take the weights from which an earlier process of this run would have gone on."""
+        ranks, members = Ranks(trainer), callback.posterior.members
+        saved = callback.run.first_weights(ranks)
+        if callback.warm_start and callback.rounds:
+            warm = callback.run.warm_weights(ranks)
+            if members is None:
+                saved = warm
+            elif warm is not None:
+                members.restore(warm)
+        if members is not None and saved is None:
+            _say_whose_weights(members)
+        first_states.take(module, None if saved is None else saved[0])
+        is_mid_round = trainer.ckpt_path is not None or members is not None
+        if is_mid_round and first_states.weights is None and has_weights(module):
+            first_states.weights = FirstWeights(module)  # before a checkpoint or a member's own weights replace them
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Keep the first weights, which by now are known even of a model that Lightning built."""
+        if self.first_states is None or self.first_states.weights is None:
+            return
+        states: States = [self.first_states.weights.tensors]
+        active_learning_callback(trainer).run.save_first_weights(Ranks(trainer), states)
+
+
+def _say_whose_weights(members: Members) -> None:
+    if members.replaces_all_weights:
+        rank_zero_info(
+            f"Each of the {members.num} members starts with new weights; those that the model came with, pretrained "
+            "ones too, are not used. To keep them, name the parts that are to start afresh: "
+            "`DeepEnsemble(5, fresh=['head'])`."
+        )
