@@ -1,0 +1,290 @@
+"""Runs that are killed with SIGKILL and started again, against the run that nobody disturbed.
+
+    python benchmarks/killed_runs.py --runs 200
+    python benchmarks/killed_runs.py --runs 5 --seed 3
+
+Each run is killed up to `--kills` times, then left alone to its end. Every second kill falls at a random moment, the
+others inside a random function of this package (at the n-th call, return or C call in it), so that the few milliseconds
+in which a record is written, a batch is chosen or labels change are hit as often as the seconds of training.
+
+The ids, their order, their scores and every metric must be those of the undisturbed run, and no temporary file may be
+left. Prints a line for each run that differs and a summary; ends with 1 if one differs. Needs `os.fork`.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import al_lightning
+from al_lightning import ActiveLearning, ActiveLearningDataModule, BatchBALD, active_fit
+from al_lightning.journal import read_journal
+
+PACKAGE = str(Path(al_lightning.__file__).parent)
+NOT_COMPARED = ("seconds", "logged_steps")
+
+
+class Net(LightningModule):
+    """A small net with dropout and BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.net(inputs)
+        return logits
+
+    def _loss(self, batch: list[Tensor], name: str) -> Tensor:
+        logits = self(batch[0])
+        loss = nn.functional.cross_entropy(logits, batch[1])
+        self.log_dict({f"{name}_loss": loss, f"{name}_acc": (logits.argmax(1) == batch[1]).float().mean()})
+        return loss
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Cross-entropy."""
+        return self._loss(batch, "train")
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:  # noqa: ARG002
+        """Cross-entropy and accuracy."""
+        self._loss(batch, "val")
+
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:  # noqa: ARG002
+        """Cross-entropy and accuracy."""
+        self._loss(batch, "test")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam."""
+        return torch.optim.Adam(self.parameters(), lr=0.02)
+
+
+class Blobs(LightningDataModule):
+    """Three noisy blobs in four dimensions."""
+
+    def _loader(self, num: int, seed: int, *, shuffle: bool = False) -> DataLoader[Any]:
+        targets = torch.arange(num) % 3
+        noise = torch.randn(num, 4, generator=torch.Generator().manual_seed(seed))
+        return DataLoader(TensorDataset(torch.eye(3, 4)[targets] + 0.6 * noise, targets), batch_size=8, shuffle=shuffle)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """A hundred points, few of them labelled."""
+        return self._loader(100, 0, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Other points."""
+        return self._loader(24, 1)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Other points."""
+        return self._loader(24, 2)
+
+
+def run(folder: Path) -> None:
+    """The command that is killed and started again: always the same, but that another process begins otherwise."""
+    model = Net()  # from the global generator, so each process would begin with other weights
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        logger=CSVLogger(folder, name="logs"),
+        callbacks=[
+            ModelCheckpoint(dirpath=folder / "checkpoints", monitor="val_loss"),
+            EarlyStopping("val_loss", patience=1),
+            ActiveLearning(
+                BatchBALD(num_configs=100), query_size=4, num_samples=6, max_rounds=4, weights="best", folder=folder
+            ),
+        ],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    active_fit(trainer, model, ActiveLearningDataModule(Blobs(), initial=8))
+
+
+Place = tuple[str, str]
+"""A function of the package: its file and its name."""
+
+
+class Steps:
+    """Counts what the interpreter does in each function of this package, and at one step of one kills the process."""
+
+    def __init__(self, place: Place | None = None, at: int = 0) -> None:
+        self.counts: Counter[Place] = Counter()
+        self._place, self._at = place, at
+
+    def __call__(self, frame: FrameType, event: str, argument: object) -> None:  # noqa: ARG002
+        """Called by the interpreter at each call and return."""
+        code = frame.f_code
+        if code.co_filename.startswith(PACKAGE):
+            place = (code.co_filename, code.co_name)
+            self.counts[place] += 1
+            if place == self._place and self.counts[place] == self._at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def in_child(work: Callable[[], None], *, log: Path, kill_after_s: float | None = None) -> int | None:
+    """How a child process that does `work` ended: its exit status, or None if it was killed."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            torch.manual_seed(os.getpid())  # other weights in each process
+            work()
+            status = 0
+        except BaseException:  # noqa: BLE001 - a child must not go on as its parent; its traceback is in the log
+            sys.excepthook(*sys.exc_info())
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    if kill_after_s is not None:
+        time.sleep(kill_after_s)
+        os.kill(child, signal.SIGKILL)
+    _, state = os.waitpid(child, 0)
+    return None if os.WIFSIGNALED(state) else os.waitstatus_to_exitcode(state)
+
+
+@dataclass
+class Undisturbed:
+    """What a run is compared with.
+
+    Args:
+        records: Its rounds.
+        first_weights: The file of the weights that it began with.
+        seconds: How long it took.
+        steps: How many steps it took in each function of the package.
+    """
+
+    records: list[dict[str, Any]]
+    first_weights: Path
+    seconds: float
+    steps: list[tuple[Place, int]]
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The rounds of a folder without what no two runs share."""
+    lines = (folder / "rounds.jsonl").read_text().splitlines()[1:]
+    read_journal(folder)
+    return [{name: value for name, value in json.loads(line).items() if name not in NOT_COMPARED} for line in lines]
+
+
+def undisturbed(folder: Path) -> Undisturbed:
+    """One run from its beginning to its end, and the same again to count its steps."""
+
+    def counted() -> None:
+        steps = Steps()
+        sys.setprofile(steps)
+        run(folder / "counted")
+        sys.setprofile(None)
+        (folder / "steps").write_text(json.dumps(list(steps.counts.items())))
+
+    def whole() -> None:
+        run(folder / "whole")
+
+    begun = time.perf_counter()
+    statuses = [in_child(whole, log=folder / "log")]
+    seconds = time.perf_counter() - begun
+    statuses.append(in_child(counted, log=folder / "log"))
+    if statuses != [0, 0]:
+        raise RuntimeError((folder / "log").read_text())
+    steps = [((file, name), count) for (file, name), count in json.loads((folder / "steps").read_text())]
+    return Undisturbed(records(folder / "whole"), folder / "whole" / "first_weights.pt", seconds, steps)
+
+
+@dataclass
+class Outcome:
+    """How a disturbed run went.
+
+    Args:
+        rounds_when_killed: How many rounds were on disk after each kill.
+        problem: What differs from the undisturbed run; empty if nothing does.
+    """
+
+    rounds_when_killed: list[int] = field(default_factory=list)
+    problem: str = ""
+
+
+def disturbed(folder: Path, expected: Undisturbed, *, kills: int, chance: random.Random) -> Outcome:
+    """Kill a run, start it again, and so on, and compare what it comes to."""
+    folder.mkdir()
+    # The weights that a run begins with are kept once it trains. Killed before, it may begin with others; so that this
+    # is the same run all the same, they are there from the start.
+    shutil.copy(expected.first_weights, folder / expected.first_weights.name)
+    outcome = Outcome()
+    for number in range(kills):
+        place, count = chance.choice(expected.steps)
+        steps = Steps(place, chance.randint(1, count)) if number % 2 == 0 else None
+        left = 1 - (outcome.rounds_when_killed or [0])[-1] / len(expected.records)
+        kill_after_s = None if steps is not None else chance.uniform(0, left * expected.seconds)
+
+        def work(steps: Steps | None = steps) -> None:
+            sys.setprofile(steps)
+            run(folder)
+
+        status = in_child(work, log=folder / "log", kill_after_s=kill_after_s)
+        outcome.rounds_when_killed.append(len(records(folder)) if (folder / "rounds.jsonl").exists() else 0)
+        if status not in (0, None):
+            outcome.problem = f"failed: {(folder / 'log').read_text()[-2000:]}"
+            return outcome
+    if in_child(lambda: run(folder), log=folder / "log") != 0:
+        outcome.problem = f"cannot go on: {(folder / 'log').read_text()[-2000:]}"
+    elif records(folder) != expected.records:
+        outcome.problem = f"has other records: {records(folder)}"
+    return outcome
+
+
+def parsed() -> argparse.Namespace:
+    """The arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--kills", type=int, default=3, help="how often each run is killed")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run, kill, compare."""
+    arguments = parsed()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)  # a forked process must not need its parent's threads
+    chance = random.Random(arguments.seed)  # noqa: S311 - moments, not secrets
+    problems, killed_in = 0, Counter[int]()
+    with tempfile.TemporaryDirectory() as temporary:
+        expected = undisturbed(Path(temporary))
+        print(f"undisturbed: {len(expected.records)} rounds, {expected.seconds:.1f} s, {len(expected.steps)} functions")
+        for number in range(arguments.runs):
+            folder = Path(temporary) / f"run-{number}"
+            outcome = disturbed(folder, expected, kills=arguments.kills, chance=chance)
+            killed_in.update(outcome.rounds_when_killed)
+            if outcome.problem:
+                problems += 1
+                print(f"run {number} {outcome.problem}", flush=True)
+            shutil.rmtree(folder)
+    places = ", ".join(f"{count} with {rounds} rounds on disk" for rounds, count in sorted(killed_in.items()))
+    print(f"{arguments.runs - problems} of {arguments.runs} runs equal the undisturbed one; kills: {places}")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
