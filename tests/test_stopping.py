@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from al_lightning.stopping import Limits
 
@@ -67,3 +68,10 @@ def test_a_start_beyond_the_limits_is_refused(limits, start, words):
     query_size = start.pop("query_size")
     with pytest.raises(ValueError, match=words):
         limits.check_start(query_size, **start)
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_a_metric_of_single_precision_that_equals_the_target_reaches_it(mode):
+    limits = Limits(monitor="val_acc", target=0.9, mode=mode)
+    value = torch.tensor(900).div(1000).item()  # 0.8999999761581421
+    assert limits.reason(num_labelled=5, num_pool=5, num_fits=1, metrics={"val_acc": value}) == "val_acc reached 0.9"

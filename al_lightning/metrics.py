@@ -1,0 +1,203 @@
+"""Torchmetrics for what the predictions of posterior samples tell, and for the label curve of a run.
+
+Each has a pure function beside it, which takes everything at once: `mutual_information` and `entropy` of
+`al_lightning.information`, `area_under_curve` and `labels_to_target` of `al_lightning.curves`. The classes collect over
+batches, rounds and ranks.
+
+Torchmetrics itself has the expected calibration error; it takes mean probabilities:
+
+    calibration_error = torchmetrics.classification.MulticlassCalibrationError(num_classes=10)
+    calibration_error.update(mean_probs(log_probs_N_K_C), targets_N)
+"""
+
+import math
+from abc import abstractmethod
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from al_lightning.curves import area_under_curve, check_target, labels_to_target
+from al_lightning.information import check_log_probs, entropy, mutual_information
+from al_lightning.information.entropy import at_least_single
+
+
+def mean_probs(log_probs_N_K_C: Tensor) -> Tensor:
+    """E_w p(y|w), the predictive distribution of each point (N, C), as metrics of probabilities take it.
+
+    Never above one, not even by rounding: torchmetrics takes a batch with a larger entry for logits.
+
+    Example:
+        >>> mean_probs(torch.tensor([[[1.0, 0.0], [0.5, 0.5]]]).log())
+        tensor([[0.7500, 0.2500]])
+    """
+    check_log_probs(log_probs_N_K_C)
+    return at_least_single(log_probs_N_K_C).exp().mean(dim=1).clamp(max=1)
+
+
+class _MeanOverPoints(Metric):
+    """The mean of a quantity of single points over all points of all batches and ranks."""
+
+    is_differentiable = False
+    full_state_update = False
+    total: Tensor
+    num_points: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - torchmetrics' own, as `dist_sync_on_step`
+        super().__init__(**kwargs)
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("num_points", torch.tensor(0), dist_reduce_fx="sum")
+
+    @abstractmethod
+    def of_points(self, log_probs_N_K_C: Tensor) -> Tensor:
+        """The quantity of each point (N)."""
+
+    def update(self, log_probs_N_K_C: Tensor) -> None:
+        """Add the points of a batch."""
+        values_N = self.of_points(log_probs_N_K_C)
+        self.total += values_N.sum()
+        self.num_points += len(values_N)
+
+    def compute(self) -> Tensor:
+        """The mean over all points so far."""
+        if self.num_points == 0:
+            raise ValueError(
+                f"{type(self).__name__} has seen no points on any rank, so there is no mean. Call "
+                "`update(log_probs_N_K_C)` first."
+            )
+        return self.total / self.num_points
+
+
+class MeanBALD(_MeanOverPoints):
+    """Mean of I[y; w] over points, in nats: how much a label would tell about the model; over batches and ranks.
+
+    Example:
+        >>> metric = MeanBALD()
+        >>> metric.update(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).log())  # two certain, opposite models
+        >>> metric.update(torch.tensor([[[0.5, 0.5], [0.5, 0.5]]]).log())  # they agree on a coin
+        >>> metric.compute()  # (log(2) + 0) / 2
+        tensor(0.3466)
+    """
+
+    higher_is_better = None
+
+    def of_points(self, log_probs_N_K_C: Tensor) -> Tensor:
+        """BALD of each point (N, nats)."""
+        return mutual_information(log_probs_N_K_C)
+
+
+class PredictiveEntropy(_MeanOverPoints):
+    """Mean of H[E_w p(y|w)] over points, in nats: all uncertainty about a label; over batches and ranks.
+
+    Example:
+        >>> metric = PredictiveEntropy()
+        >>> metric.update(torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]]).log())
+        >>> metric.compute()  # (log(2) + 0) / 2
+        tensor(0.3466)
+    """
+
+    higher_is_better = None
+
+    def of_points(self, log_probs_N_K_C: Tensor) -> Tensor:
+        """Predictive entropy of each point (N, nats)."""
+        return entropy(log_probs_N_K_C)
+
+
+class _LabelCurve(Metric):
+    """The points of a label curve, one a round, the same on all ranks that add it."""
+
+    is_differentiable = False
+    full_state_update = False
+    num_labels: list[Tensor]
+    values: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - torchmetrics' own, as `dist_sync_on_step`
+        super().__init__(**kwargs)
+        # Both of one type: a rank without a point sends an empty tensor of the metric's.
+        self.add_state("num_labels", [], dist_reduce_fx="cat")
+        self.add_state("values", [], dist_reduce_fx="cat")
+
+    def update(self, num_labelled: int, value: float | Tensor) -> None:
+        """Add what the metric was with so many labels; any order will do."""
+        number = float(value)
+        if num_labelled < 1 or not math.isfinite(number):
+            raise ValueError(
+                f"`num_labelled` is {num_labelled} and `value` is {number}, but a point of a label curve is a finite "
+                "value at one label or more."
+            )
+        self.num_labels.append(torch.tensor([num_labelled], dtype=self.dtype, device=self.device))
+        self.values.append(torch.tensor([number], dtype=self.dtype, device=self.device))
+
+    def curve(self) -> tuple[list[int], list[float]]:
+        """The points in the order of their labels; one that several ranks added counts once."""
+        if len(self.num_labels) == 0:
+            raise ValueError(
+                f"{type(self).__name__} has seen no point of the curve on any rank. Call "
+                "`update(num_labelled, value)` after each round."
+            )
+        num_labels = dim_zero_cat(self.num_labels).long().tolist()
+        value_of: dict[int, float] = {}
+        for number, value in sorted(zip(num_labels, dim_zero_cat(self.values).tolist(), strict=True)):
+            if value_of.setdefault(number, value) != value:
+                raise ValueError(
+                    f"{type(self).__name__} has two values at {number} labels, {value_of[number]} and {value}. Add one "
+                    "a round, and on several ranks the reduced one (`sync_dist=True`)."
+                )
+        return list(value_of), list(value_of.values())
+
+
+class AreaUnderLabelCurve(_LabelCurve):
+    """The area under a metric's label curve as a share of its range of labels (see `area_under_curve`).
+
+    It collects over rounds, and `active_fit` starts every metric of the model afresh in each: keep it outside the
+    model, and feed it from the records that `active_fit` gives back.
+
+    Example:
+        >>> metric = AreaUnderLabelCurve()
+        >>> for num_labelled, accuracy in [(10, 0.5), (20, 0.75), (40, 0.75)]:
+        ...     metric.update(num_labelled, accuracy)
+        >>> metric.compute()
+        tensor(0.7083)
+    """
+
+    def compute(self) -> Tensor:
+        """The area of the points so far; it takes two."""
+        return torch.tensor(area_under_curve(*self.curve()), dtype=self.dtype, device=self.device)
+
+
+class LabelsToTarget(_LabelCurve):
+    """The first number of labels at which a metric is as good as `target` (see `labels_to_target`).
+
+    It is infinity while no round has reached the target: no number of labels seen was enough. Infinity compares as more
+    than any number, and a mean over runs in which one never got there is no number either. Like
+    `AreaUnderLabelCurve`, it belongs outside the model.
+
+    Args:
+        target: What the metric is to reach.
+        mode: Whether it is to rise to the target ("max") or to fall to it ("min").
+        kwargs: Torchmetrics' own, as `dist_sync_on_step`.
+
+    Example:
+        >>> metric = LabelsToTarget(target=0.9)
+        >>> metric.update(10, 0.5)
+        >>> metric.compute()
+        tensor(inf)
+        >>> metric.update(20, 0.95)
+        >>> metric.compute()
+        tensor(20.)
+    """
+
+    higher_is_better = False
+
+    def __init__(self, *, target: float, mode: Literal["max", "min"] = "max", **kwargs: Any) -> None:  # noqa: ANN401
+        check_target(target, mode=mode)
+        super().__init__(**kwargs)
+        self.target = target
+        self.mode = mode
+
+    def compute(self) -> Tensor:
+        """The labels of the first point that is good enough, or infinity."""
+        number = labels_to_target(*self.curve(), target=self.target, mode=self.mode)
+        return torch.tensor(math.inf if number is None else number, dtype=self.dtype, device=self.device)
