@@ -1,4 +1,7 @@
-"""The command line: LightningCLI, whose `fit` runs the rounds when the Trainer has an `ActiveLearning` callback."""
+"""The command line: LightningCLI, whose `fit` runs the rounds when the Trainer has an `ActiveLearning` callback.
+
+What reads the records of runs is dispatched before it: LightningCLI knows only methods of the Trainer.
+"""
 
 import importlib
 import sys
@@ -7,8 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from al_lightning._lightning import FLAVOUR, LightningDataModule, LightningModule, callbacks_of
 from al_lightning.callback import ActiveLearning
+from al_lightning.comparison.command import main as compare
 from al_lightning.data import wrapped_datamodule
+from al_lightning.report.command import main as report
 from al_lightning.rounds import active_fit
+
+RECORD_COMMANDS = (
+    "From run folders: `al-lightning report RUN...` writes pictures and tables, `al-lightning compare RUN...` pairs "
+    "acquisitions by seed."
+)
 
 if TYPE_CHECKING:
     from pytorch_lightning.cli import ArgsType, LightningCLI
@@ -47,11 +57,18 @@ def run(args: "ArgsType" = None) -> ActiveLearningCLI:
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,  # the same command gives the same run
+        parser_kwargs={"epilog": RECORD_COMMANDS},
         args=args,
     )
 
 
 def main() -> None:
     """Entry point of `al-lightning` and `python -m al_lightning`."""
-    sys.path.insert(0, str(Path.cwd()))  # your own classes, as `python -m al_lightning` finds them
-    run()
+    match sys.argv[1:]:
+        case ["compare", *args]:
+            sys.exit(compare(args))
+        case ["report", *args]:
+            sys.exit(report(args))
+        case _:
+            sys.path.insert(0, str(Path.cwd()))  # your own classes, as `python -m al_lightning` finds them
+            run()

@@ -14,7 +14,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -172,11 +172,17 @@ def read_journal(folder: str | Path) -> tuple[dict[str, Any], list[Round]]:
             f"{path} is torn or no journal ({error}). Runs replace it as a whole, so something else wrote it: restore "
             "it from a copy, or move it away and start in another folder."
         ) from error
+    if not all(isinstance(entry, dict) for entry in (header, *rounds)):
+        raise ValueError(f"{path} is no journal: each of its lines must be a JSON object, as `active_fit` writes it.")
     if header.get("schema") != SCHEMA or header.get("version") != SCHEMA_VERSION:
         raise ValueError(
             f"{path} has the schema {header.get('schema')!r} version {header.get('version')!r}, but this version of "
             f"al_lightning reads {SCHEMA!r} version {SCHEMA_VERSION}."
         )
+    required = {known.name for known in fields(Round) if known.default is MISSING and known.default_factory is MISSING}
+    lacking = {name for entry in rounds for name in required - entry.keys()}
+    if lacking:
+        raise ValueError(f"{path} has rounds without {', '.join(sorted(lacking))}, which `active_fit` always writes.")
     unknown = {name for entry in rounds for name in entry} - {known.name for known in fields(Round)}
     if unknown:
         raise ValueError(

@@ -204,6 +204,15 @@ def test_the_entry_point_reads_the_command_line_and_returns_nothing(monkeypatch,
     assert "fit" in capsys.readouterr().out
 
 
+def test_the_records_of_a_run_are_reported_although_the_trainer_knows_no_such_command(monkeypatch):
+    run(["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK, "--trainer.callbacks.max_rounds=2"])
+    monkeypatch.setattr(sys, "argv", ["al-lightning", "report", str(run_folder())])
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    assert exit_info.value.code == 0
+    assert "DigitsDataModule, 4788 points" in Path("report/report.html").read_text()
+
+
 def test_the_installed_command_finds_classes_in_the_current_folder(tmp_path):
     (tmp_path / "own_code.py").write_text(OWN_CODE)
     command = [

@@ -121,3 +121,17 @@ def test_without_a_logger_every_run_has_a_folder_of_its_own(make_trainer, tmp_pa
 def test_with_a_logger_the_records_lie_beside_its_files(make_trainer, tmp_path):
     logger = CSVLogger(tmp_path, name="mine")
     assert run_folder(make_trainer(logger=logger)) == Path(logger.log_dir)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("[]\n", "is no journal: each of its lines must be a JSON object"),
+        ("null\n", "is no journal"),
+        ('{"schema": "al_lightning.rounds", "version": 1}\n{"round": 0}\n', "rounds without num_labelled, num_pool"),
+    ],
+)
+def test_files_of_something_else_are_refused_in_a_sentence(tmp_path, lines, words):
+    (tmp_path / "rounds.jsonl").write_text(lines)
+    with pytest.raises(ValueError, match=words):
+        read_journal(tmp_path)

@@ -92,7 +92,7 @@ class ActiveLearningDataModule(LightningDataModule):
             if is_overridden(hook, datamodule):
                 setattr(self, hook, getattr(datamodule, hook))
         if is_overridden("test_dataloader", datamodule):
-            self.test_dataloader = partial(each_test_sample_once, self)
+            setattr(self, "test_dataloader", partial(each_test_sample_once, self))  # noqa: B010 - as the hooks above
 
     @property
     def trainer(self) -> Trainer | None:

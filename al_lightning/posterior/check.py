@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from al_lightning.posterior.batch import has_rows, map_tensors
 from al_lightning.posterior.interception import LayerMasks
+from al_lightning.posterior.logits import log_probs_of
 from al_lightning.posterior.masks import named
 
 _DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -87,7 +88,20 @@ def refuse_dependence_on_batch(once_b_C: Tensor, again_b_C: Tensor, *, tolerance
         )
 
 
-def rounding_tolerance(outputs: Tensor, model: nn.Module) -> float:
+def refuse_other_outputs(looped_B_C: Tensor, vectorised_B_C: Tensor, *, tolerance: float) -> None:
+    """Raise if one sample predicts something else when all samples are computed at once.
+
+    Args:
+        looped_B_C: Outputs of a plain forward pass.
+        vectorised_B_C: The same points, the same sample.
+        tolerance: Largest difference of a probability that rounding may cause.
+    """
+    once, again = log_probs_of(looped_B_C).exp(), log_probs_of(vectorised_B_C).exp()
+    if not torch.allclose(once, again, rtol=0, atol=tolerance, equal_nan=True):
+        raise RuntimeError(f"Computed at once, probabilities differ by up to {(once - again).abs().max().item():.2g}.")
+
+
+def rounding_tolerance(outputs: Tensor, model: nn.Module, *, at_least: float = 0.002) -> float:
     """Largest difference of a probability that the coarsest number format in use may cause: 0.002, or 0.09 in bf16.
 
     Example:
@@ -98,4 +112,4 @@ def rounding_tolerance(outputs: Tensor, model: nn.Module) -> float:
     if torch.is_autocast_enabled(outputs.device.type):
         dtypes.add(torch.get_autocast_dtype(outputs.device.type))
     coarsest = max(torch.finfo(dtype).eps for dtype in dtypes)
-    return max(0.002, math.sqrt(coarsest))
+    return max(at_least, math.sqrt(coarsest))

@@ -1,9 +1,9 @@
 """Monte Carlo dropout with consistent masks: sample k is the same network for every point of the pool."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,17 @@ from al_lightning.posterior.check import (
     refuse_equal_samples,
     refuse_fixed_first_axis,
     refuse_no_masks,
+    refuse_other_outputs,
     rounding_tolerance,
     rows_again,
 )
+from al_lightning.posterior.evaluating import evaluating
 from al_lightning.posterior.interception import MaskedForward
 from al_lightning.posterior.logits import checked_output, log_probs_of, refuse_probabilities, refuse_sigmoid
+from al_lightning.posterior.replaced import can_be_replaced, dropout_replaced
+from al_lightning.posterior.sampling import check_draws
 from al_lightning.posterior.unreachable import refuse_unreachable_dropout
+from al_lightning.posterior.vectorised import Vectorised, refuse_kept_tensors
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,12 @@ class MCDropout(Posterior):
     with a single output is a sigmoid's logit and becomes two classes. Dropout that a layer skips by its own
     `if self.training` is not seen.
 
+    What comes before the first dropout is computed once for all K, by `torch.vmap` over the masks. That is tried on the
+    first batch and compared there with plain forward passes; a model that it cannot trace (`if` on values, custom
+    functions without a rule) gets K of them, as does, on the CPU, one whose samples share little. `predict.path` tells
+    which, "vmap" or "loop", and `predict.reason` why.
+    The results are the same up to the order of float32 sums.
+
     Args:
         predict: How to get logits or log-probabilities (B, C) of a batch, `predict(module, batch)`. By default
             `module(x)`, x being the batch or the first item of an (x, y) batch.
@@ -41,7 +52,7 @@ class MCDropout(Posterior):
         >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
         >>> with MCDropout().sample(model, 4, seed=0) as predict:
         ...     log_probs_B_K_C = predict(torch.ones(5, 2))
-        >>> log_probs_B_K_C.shape, torch.equal(log_probs_B_K_C[0], log_probs_B_K_C[4])  # equal points
+        >>> log_probs_B_K_C.shape, torch.allclose(log_probs_B_K_C[0], log_probs_B_K_C[4])  # equal points
         (torch.Size([5, 4, 3]), True)
     """
 
@@ -56,14 +67,7 @@ class MCDropout(Posterior):
     @contextmanager
     def sample(self, model: nn.Module, num_samples: int, *, seed: int) -> Iterator[Predict]:
         """Draw K sets of masks, each when its layer first runs; see `Posterior.sample`."""
-        for argument, value in (("num_samples", num_samples), ("seed", seed)):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"`{argument}` is {value!r}, but must be an int: give a whole number.")
-        if num_samples <= 1:
-            raise ValueError(
-                f"`num_samples` is {num_samples}, but one network cannot disagree with itself, so every score would be "
-                f"0. Take at least 2; 100 is usual."
-            )
+        check_draws(num_samples, seed=seed)
         refuse_unreachable_dropout(model)
         samples = _Samples(model, self.predict, MaskedForward(num_samples, seed=seed))
         try:
@@ -73,20 +77,30 @@ class MCDropout(Posterior):
 
 
 class _Samples:
-    """The `Predict` of MC dropout."""
+    """The `Predict` of MC dropout.
+
+    Attributes:
+        path: "vmap" or "loop", how the K forward passes are made; None before the first batch.
+        reason: Why it is the loop.
+    """
 
     def __init__(
         self, model: nn.Module, predict: Callable[[nn.Module, Any], Tensor] | None, masked: MaskedForward
     ) -> None:
+        self.path: Literal["vmap", "loop"] | None = None
+        self.reason = ""
         self._model = model
         self._predict = predict
         self._masked = masked
+        self._vectorised = Vectorised(masked, self._forward)
         self._checked = False
+        self._replaces = False  # whether the loop has found that it can do without looking at every call
         self._closed = False
 
     def close(self) -> None:
         self._closed = True
         self._masked.forget()
+        self._vectorised.forget()
 
     def __call__(self, batch: object) -> Tensor:
         if self._closed:
@@ -96,37 +110,93 @@ class _Samples:
             )
         inputs = model_inputs(batch) if self._predict is None else batch
         # Not inference_mode: what a model caches in `forward` must be of use in its next training.
-        with torch.no_grad(), _evaluating(self._model), self._masked.following(self._model):
-            outputs_B_K_C = torch.stack([self._output(inputs, k) for k in range(self._masked.num_samples)], dim=1)
-            log_probs_B_K_C = log_probs_of(outputs_B_K_C)
-            if not self._checked:
-                self._check(inputs, outputs_B_K_C, log_probs_B_K_C)
-        return log_probs_B_K_C
+        with torch.no_grad(), evaluating(self._model):
+            if self._replaces:
+                return log_probs_of(self._stacked(self._output_by_replacement, inputs))
+            if self._checked:
+                with self._masked.following(self._model):
+                    return log_probs_of(self._outputs(inputs))
+            return self._first_log_probs(inputs)
 
     def preview(self, batch: object) -> Tensor:
         inputs = model_inputs(batch) if self._predict is None else batch
-        with torch.no_grad(), _evaluating(self._model), self._masked.following(self._model):
+        with torch.no_grad(), evaluating(self._model), self._masked.following(self._model):
             log_probs_B_1_C = log_probs_of(self._output(inputs, 0).unsqueeze(1))
         refuse_no_masks(self._model, self._masked.masks)
         return log_probs_B_1_C.squeeze(1)
 
+    def _first_log_probs(self, inputs: object) -> Tensor:
+        with self._masked.following(self._model):
+            first_B_C = self._output(inputs, 0)  # draws the masks
+            first_axis = dict(self._masked.first_axis)
+            refuse_no_masks(self._model, self._masked.masks)
+            outputs_B_K_C = self._outputs(inputs, first_B_C=first_B_C)
+            log_probs_B_K_C = log_probs_of(outputs_B_K_C)
+            self._check(inputs, outputs_B_K_C, log_probs_B_K_C, first_axis)
+        # Outside hooks and function mode, in which torch's fused transformer layer would not be taken.
+        self._replaces = (
+            self.path == "loop"
+            and self._checked
+            and can_be_replaced(self._model, self._masked)
+            and torch.equal(self._output_by_replacement(inputs, 0), first_B_C)
+        )
+        return log_probs_B_K_C
+
+    def _outputs(self, inputs: object, *, first_B_C: Tensor | None = None) -> Tensor:
+        """`outputs_B_K_C`, compared with the plain ones of the first sample where these are given."""
+        if self.path != "loop":
+            try:
+                outputs_B_K_C = self._vectorised(inputs) if first_B_C is None else self._tried(inputs, first_B_C)
+            except Exception as error:  # noqa: BLE001 - the loop decides what is an error, and raises it
+                self.path, self.reason = "loop", f"{type(error).__name__}: {error}"
+            else:
+                self.path = "vmap"
+                return outputs_B_K_C
+        return self._stacked(self._output, inputs, first_B_C=first_B_C)
+
+    def _stacked(
+        self, output: Callable[[object, int], Tensor], inputs: object, *, first_B_C: Tensor | None = None
+    ) -> Tensor:
+        outputs_k_B_C = [] if first_B_C is None else [first_B_C]
+        outputs_k_B_C += [output(inputs, k) for k in range(len(outputs_k_B_C), self._masked.num_samples)]
+        return torch.stack(outputs_k_B_C, dim=1)
+
+    def _output_by_replacement(self, inputs: object, k: int) -> Tensor:
+        """What `_output` gives, for less, where all dropout is that of modules."""
+        with dropout_replaced(self._model, self._masked, k):
+            return self._forward(inputs)
+
+    def _tried(self, inputs: object, first_B_C: Tensor) -> Tensor:
+        last = self._masked.num_samples - 1
+        some_inputs, outputs_b_2_C = self._vectorised.first_and_last(inputs, len(first_B_C))
+        refuse_kept_tensors(self._model)
+        tolerance = rounding_tolerance(first_B_C, self._model, at_least=0.002 if first_B_C.is_cuda else 0.0)
+        refuse_other_outputs(self._output(some_inputs, last), outputs_b_2_C[:, 1], tolerance=tolerance)
+        refuse_other_outputs(first_B_C[: len(outputs_b_2_C)], outputs_b_2_C[:, 0], tolerance=tolerance)
+        outputs_B_K_C = self._vectorised(inputs)
+        refuse_other_outputs(first_B_C, outputs_B_K_C[:, 0], tolerance=tolerance)
+        return outputs_B_K_C
+
     def _output(self, inputs: object, k: int) -> Tensor:
-        inputs = map_tensors(Tensor.clone, inputs)  # an in-place layer may write on what it gets
         with self._masked.start(k):
-            output = self._model(inputs) if self._predict is None else self._predict(self._model, inputs)
-        num_rows = len(inputs) if self._predict is None and isinstance(inputs, Tensor) else None
-        output = checked_output(output, num_rows=num_rows)
+            output = self._forward(inputs)
         refuse_sigmoid(output, self._masked.sigmoid)
         return output
 
-    def _check(self, inputs: object, outputs_B_K_C: Tensor, log_probs_B_K_C: Tensor) -> None:
+    def _forward(self, inputs: object) -> Tensor:
+        inputs = map_tensors(Tensor.clone, inputs)  # an in-place layer may write on what it gets
+        output = self._model(inputs) if self._predict is None else self._predict(self._model, inputs)
+        num_rows = len(inputs) if self._predict is None and isinstance(inputs, Tensor) else None
+        return checked_output(output, num_rows=num_rows)
+
+    def _check(
+        self, inputs: object, outputs_B_K_C: Tensor, log_probs_B_K_C: Tensor, first_axis: Mapping[tuple[str, int], int]
+    ) -> None:
         """Is this a posterior? Two rows of one batch are enough to tell, so later batches are not looked at."""
         num_rows = len(outputs_B_K_C)
-        refuse_no_masks(self._model, self._masked.masks)
         if num_rows > 1:
             refuse_probabilities(outputs_B_K_C)
             refuse_equal_samples(log_probs_B_K_C, self._masked.masks)
-        first_axis = dict(self._masked.first_axis)
         inputs_again, rows = rows_again(inputs, num_rows)
         log_probs_b_K_C = log_probs_of(self._output(inputs_again, 0).unsqueeze(1))
         if len(rows) < num_rows:
@@ -135,17 +205,3 @@ class _Samples:
             log_probs_B_K_C[rows, 0], log_probs_b_K_C[:, 0], tolerance=rounding_tolerance(outputs_B_K_C, self._model)
         )
         self._checked = num_rows > 1
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """All of `model` in evaluation mode, flag by flag: `train()` of a user's module may do more than set the flag."""
-    # A frozen TorchScript module has no flag.
-    training = [module for module in model.modules() if getattr(module, "training", False)]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -5,16 +5,26 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from al_lightning.posterior.masks import DropoutKind, dropout_mask, masked, named
+from al_lightning.posterior.channels import (
+    ScaledChannels,
+    applied,
+    depends_on_sample,
+    has_scaled_channels,
+    multiplied,
+    scaled_channels,
+)
+from al_lightning.posterior.masks import DropoutKind, dropout_mask, keep_factors, masked, named
+from al_lightning.posterior.pooling import FASTER
+from al_lightning.posterior.results import Results
 
-_DROPOUTS: Mapping[Callable[..., Any], DropoutKind] = MappingProxyType(
+DROPOUTS: Mapping[Callable[..., Any], DropoutKind] = MappingProxyType(
     {
         functional.dropout: DropoutKind(),
         functional.dropout1d: DropoutKind(channelwise=True, batched_dims=(3,)),
@@ -35,6 +45,10 @@ _DROPOUTS: Mapping[Callable[..., Any], DropoutKind] = MappingProxyType(
 _POSITION_OF_DROPOUT_P = MappingProxyType(
     {functional.scaled_dot_product_attention: 4, functional.multi_head_attention_forward: 10}
 )
+_OUT_OF_PLACE: Mapping[Callable[..., Any], Callable[..., Any]] = MappingProxyType(
+    {getattr(Tensor, f"{name}_"): getattr(Tensor, name) for name in ("add", "sub", "mul", "div")}  # +=, -=, *=, /=
+)
+_T = TypeVar("_T")
 _SIGMOIDS = frozenset({torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, torch.special.expit})
 
 
@@ -63,13 +77,25 @@ class MaskedForward(TorchFunctionMode):
         self.masks: dict[tuple[str, int], LayerMasks] = {}
         self.first_axis: dict[tuple[str, int], int] = {}  # of the inputs of the last forward pass
         self.sigmoid: Tensor | None = None  # the last result of one
+        self.results = Results()  # of the last pass of all samples
+        self.factor_dtypes: dict[tuple[str, int], torch.dtype] = {}  # in passes of all samples, where not alpha
         self._sample = 0
+        self._keep: Mapping[tuple[str, int], Tensor] | None = None
         self._calls: Counter[str] = Counter()
         self._layers: list[str] = []
 
     def start(self, sample: int) -> "MaskedForward":
         """Begin a forward pass of sample k: `with masked.start(k): module(x)`."""
-        self._sample = sample
+        self._sample, self._keep = sample, None
+        return self._start()
+
+    def start_all(self, keep: Mapping[tuple[str, int], Tensor]) -> "MaskedForward":
+        """Begin one forward pass of all samples, inside a `torch.vmap` over the first axis of these masks."""
+        self._keep = keep
+        self.results = Results()
+        return self._start()
+
+    def _start(self) -> "MaskedForward":
         self._calls.clear()
         self._layers.clear()
         self.first_axis.clear()
@@ -112,14 +138,32 @@ class MaskedForward(TorchFunctionMode):
     ) -> object:
         """Dropout is replaced, attention that would drop by itself is refused, all else is called as it stands."""
         kwargs = kwargs or {}
-        if func in _DROPOUTS:
+        if func in DROPOUTS:
             x, p, in_place = _dropout_arguments(args, kwargs)
-            return self._dropout(_DROPOUTS[func], x, p, in_place=in_place)
+            return self._noted(self._dropout(DROPOUTS[func], x, p, in_place=in_place))
         if func in _POSITION_OF_DROPOUT_P:
             self._refuse_attention_dropout(func, args, kwargs)
+        if self._keep is not None:
+            return self._call_of_all(func, args, kwargs)
         result = func(*args, **kwargs)
         if func in _SIGMOIDS:
             self.sigmoid = result
+        return result
+
+    def _call_of_all(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        if func in _OUT_OF_PLACE and not depends_on_sample(args[0]) and _any_depends_on_sample(args[1:]):
+            func = _OUT_OF_PLACE[func]  # one tensor has no room for K, and `x += y` takes what is returned
+        func = FASTER.get(func, func)
+        if not has_scaled_channels((*args, *kwargs.values())):
+            return self._noted((_linear if func is functional.linear else func)(*args, **kwargs))
+        result = applied(func, args, kwargs)
+        if isinstance(args[0], ScaledChannels) and not args[0].is_multiplied and not isinstance(result, ScaledChannels):
+            self.results.add_responses(args[0], result)
+        return self._noted(result)
+
+    def _noted(self, result: _T) -> _T:
+        if self._keep is not None and isinstance(result, Tensor):
+            self.results.add(result)
         return result
 
     def _dropout(self, kind: DropoutKind, x: Tensor, p: float, *, in_place: bool) -> Tensor:
@@ -131,14 +175,20 @@ class MaskedForward(TorchFunctionMode):
         if p == 0:
             return x
         shape = kind.mask_shape(x.shape, layer=layer)
-        if p < 1:
-            self.first_axis[layer, call] = x.shape[0]
-            keep = self._masks(layer, call, p, shape, x.device).keep[self._sample]
-        else:
+        in_place = in_place or kind.in_place
+        if p == 1:
             keep = torch.zeros(shape, dtype=torch.bool, device=x.device)
-        return masked(x, keep, p, alpha=kind.alpha, in_place=in_place or kind.in_place)
+            return masked(multiplied(x), keep, p, in_place=in_place)
+        found = self.masks_of(layer, call, p, shape, x.device)
+        if self._keep is not None:
+            if not kind.alpha:
+                self.factor_dtypes[layer, call] = x.dtype
+            return _dropout_of_all(kind, x, self._keep[layer, call], p, in_place=in_place)
+        self.first_axis[layer, call] = x.shape[0]
+        return masked(x, found.keep[self._sample], p, alpha=kind.alpha, in_place=in_place)
 
-    def _masks(self, layer: str, call: int, p: float, shape: tuple[int, ...], device: torch.device) -> LayerMasks:
+    def masks_of(self, layer: str, call: int, p: float, shape: tuple[int, ...], device: torch.device) -> LayerMasks:
+        """The masks of one call of one layer, drawn if they are not yet; they must fit its input."""
         if (layer, call) not in self.masks:
             keep = torch.stack(
                 [dropout_mask(shape, p, seed=self.seed, layer=layer, call=call, k=k) for k in range(self.num_samples)]
@@ -163,6 +213,23 @@ class MaskedForward(TorchFunctionMode):
                 f"MCDropout cannot reach the dropout inside {func.__name__}, called with dropout_p={p} in "
                 f"{named(self._layer)}. Call it with dropout_p=0.0 when not training."
             )
+
+
+def _dropout_of_all(kind: DropoutKind, x: Tensor, keep: Tensor, p: float, *, in_place: bool) -> Tensor:
+    if kind.channelwise and not kind.alpha and not in_place:
+        return scaled_channels(x, keep_factors(keep, p, dtype=x.dtype))
+    # One tensor has no room for K: what the function returns is then all that was dropped.
+    return masked(multiplied(x), keep, p, alpha=kind.alpha, in_place=in_place and depends_on_sample(x))
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if bias is None or not depends_on_sample(x) or torch.is_autocast_enabled(x.device.type):
+        return functional.linear(x, weight, bias)
+    return functional.linear(x, weight).add_(bias)  # in place, as `torch.vmap` would not do it
+
+
+def _any_depends_on_sample(args: tuple[Any, ...]) -> bool:
+    return any(isinstance(arg, Tensor) and depends_on_sample(arg) for arg in args)
 
 
 def _dropout_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, float, bool]:

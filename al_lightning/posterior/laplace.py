@@ -49,7 +49,7 @@ class LastLayerLaplace(Posterior):
         >>> posterior = LastLayerLaplace().fit(model, [torch.ones(4, 2), torch.zeros(1, 2)])
         >>> with posterior.sample(model, 1000, seed=0) as predict:
         ...     log_probs_B_K_C = predict(torch.ones(5, 2))
-        >>> log_probs_B_K_C.shape, torch.equal(log_probs_B_K_C[0], log_probs_B_K_C[4])  # equal points
+        >>> log_probs_B_K_C.shape, torch.allclose(log_probs_B_K_C[0], log_probs_B_K_C[4])  # equal points
         (torch.Size([5, 1000, 3]), True)
     """
 

@@ -66,6 +66,16 @@ def dropout_mask(shape: Sequence[int], p: float, *, seed: int, layer: str, call:
     return torch.rand(tuple(shape), generator=generator, dtype=torch.float32) >= p
 
 
+def keep_factors(keep: Tensor, p: float, *, dtype: torch.dtype) -> Tensor:
+    """What plain dropout with p < 1 multiplies by: keep / (1 - p). What is a factor already stays one.
+
+    Example:
+        >>> keep_factors(torch.tensor([True, False]), 0.5, dtype=torch.float32)
+        tensor([2., 0.])
+    """
+    return keep.to(dtype).mul_(1 / (1 - p)) if keep.dtype == torch.bool else keep.to(dtype)
+
+
 def masked(x: Tensor, keep: Tensor, p: float, *, alpha: bool = False, in_place: bool = False) -> Tensor:
     """Dropout of `x` as in torch with a given mask: x * keep / (1 - p), or a * (x if keep else -1.758) + b for alpha.
 
@@ -82,6 +92,6 @@ def masked(x: Tensor, keep: Tensor, p: float, *, alpha: bool = False, in_place: 
         scale = keep.to(x.dtype).mul_(a)
         shift = keep.to(x.dtype).sub_(1).mul_(SELU_LIMIT * a).add_(SELU_LIMIT * a * p)
     else:
-        scale = keep.to(x.dtype).mul_(1 / (1 - p))
+        scale = keep_factors(keep, p, dtype=x.dtype)
     product = x.mul_(scale) if in_place else x * scale
     return product.add_(shift) if alpha else product

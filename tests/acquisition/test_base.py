@@ -1,7 +1,5 @@
 import inspect
 import itertools
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
 
 import pytest
 import torch
@@ -20,34 +18,6 @@ THAT_PREDICT = [acquisition for acquisition in EVERY_ACQUISITION if acquisition.
 
 every_acquisition = pytest.mark.parametrize("acquisition", EVERY_ACQUISITION, ids=repr)
 every_that_predicts = pytest.mark.parametrize("acquisition", THAT_PREDICT, ids=repr)
-
-
-class RankOf:
-    """The exchange of one of several ranks, which are threads."""
-
-    def __init__(self, rank, slots, barrier):
-        self.rank, self.slots, self.barrier = rank, slots, barrier
-
-    def gather(self, tensor):
-        self.slots[self.rank] = tensor
-        self.barrier.wait(timeout=30)
-        gathered = torch.stack(self.slots)
-        self.barrier.wait(timeout=30)
-        return gathered
-
-
-def on_ranks(function, num_ranks):
-    """What `function(rank, exchange)` returns, or raises, on each of several ranks that run at the same time."""
-    slots, barrier = [None] * num_ranks, Barrier(num_ranks)
-
-    def outcome(rank):
-        try:
-            return function(rank, RankOf(rank, slots, barrier))
-        except (TypeError, ValueError) as error:
-            return error
-
-    with ThreadPoolExecutor(num_ranks) as pool:
-        return list(pool.map(outcome, range(num_ranks)))
 
 
 def pool_of(num_points=23, num_samples=5, num_classes=4, *, seed=0, dtype=torch.float32):
@@ -146,11 +116,11 @@ def test_of_equal_points_the_lowest_position_is_chosen_first(acquisition):
 @every_acquisition
 @pytest.mark.parametrize("cuts", [(11,), (9, 9), (0, 22), (3, 14)])
 @pytest.mark.parametrize("pool", [pool_with_copies_and_certainty, pool_stacked_over_samples])
-def test_several_ranks_choose_what_one_chooses(acquisition, cuts, pool):
+def test_several_ranks_choose_what_one_chooses(acquisition, cuts, pool, on_rank_threads):
     log_probs_N_K_C = pool()
     alone = acquisition(whole(log_probs_N_K_C), 9, generator=seeded(4))
     parts = parts_of(log_probs_N_K_C, cuts)
-    batches = on_ranks(
+    batches = on_rank_threads(
         lambda rank, exchange: acquisition(parts[rank], 9, generator=seeded(4), exchange=exchange), len(parts)
     )
     for batch in batches:
@@ -193,11 +163,11 @@ def test_an_acquisition_that_needs_no_predictions_works_without():
     assert len(random(Predictions(None, torch.arange(5)), 2, generator=seeded()).positions) == 2
 
 
-def test_one_rank_that_refuses_its_part_ends_all_ranks():
+def test_one_rank_that_refuses_its_part_ends_all_ranks(on_rank_threads):
     log_probs_N_K_C = pool_of()
     log_probs_N_K_C[20] = 0
     parts = parts_of(log_probs_N_K_C, (12,))
-    first, second = on_ranks(
+    first, second = on_rank_threads(
         lambda rank, exchange: BatchBALD()(parts[rank], 3, generator=seeded(), exchange=exchange), 2
     )
     assert "`predictions` of rank 1 were refused" in str(first)
@@ -208,13 +178,15 @@ def test_one_rank_that_refuses_its_part_ends_all_ranks():
     ("second_offset", "second_total", "words"),
     [(11, 23, "have offset 11, total 23"), (12, 24, "have offset 12, total 24")],
 )
-def test_parts_that_do_not_make_up_the_pool_are_refused_by_all(second_offset, second_total, words):
+def test_parts_that_do_not_make_up_the_pool_are_refused_by_all(second_offset, second_total, words, on_rank_threads):
     log_probs_N_K_C = pool_of()
     parts = [
         Predictions(log_probs_N_K_C[:12], torch.arange(12), offset=0, total=23),
         Predictions(log_probs_N_K_C[12:], torch.arange(11), offset=second_offset, total=second_total),
     ]
-    for error in on_ranks(lambda rank, exchange: BatchBALD()(parts[rank], 3, generator=seeded(), exchange=exchange), 2):
+    for error in on_rank_threads(
+        lambda rank, exchange: BatchBALD()(parts[rank], 3, generator=seeded(), exchange=exchange), 2
+    ):
         assert "`predictions` of rank 1" in str(error)
         assert words in str(error)
 
@@ -239,12 +211,12 @@ def test_predictions_that_contradict_themselves_are_refused(arguments, words):
         Predictions(pool_of(), **arguments)
 
 
-def test_rows_are_found_on_whichever_rank_holds_them():
+def test_rows_are_found_on_whichever_rank_holds_them(on_rank_threads):
     log_probs_N_K_C = pool_with_copies_and_certainty()  # row 9 holds minus infinities
     positions = torch.tensor([22, 9, 0])
     parts = parts_of(log_probs_N_K_C, (5, 5))
     assert_close(whole(log_probs_N_K_C).rows(positions), log_probs_N_K_C[positions].double())
-    for rows in on_ranks(lambda rank, exchange: parts[rank].rows(positions, exchange=exchange), 3):
+    for rows in on_rank_threads(lambda rank, exchange: parts[rank].rows(positions, exchange=exchange), 3):
         assert torch.equal(rows, log_probs_N_K_C[positions].double())
 
 
@@ -253,9 +225,9 @@ def test_a_pool_that_was_not_predicted_has_no_rows():
         Predictions(None, torch.arange(3)).rows(torch.tensor([0]))
 
 
-def test_top_breaks_ties_by_position_over_ranks():
+def test_top_breaks_ties_by_position_over_ranks(on_rank_threads):
     parts = [torch.tensor([0.5]), torch.tensor([]), torch.tensor([0.5, 0.9, 0.5])]
-    for batch in on_ranks(
+    for batch in on_rank_threads(
         lambda rank, exchange: top(
             parts[rank], 3, positions_N=torch.arange(len(parts[rank])) + min(rank, 1), exchange=exchange
         ),

@@ -1,6 +1,4 @@
 import math
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
 
 import pytest
 import torch
@@ -11,20 +9,6 @@ from al_lightning.acquisition.base import ALONE
 from al_lightning.acquisition.candidates import candidates_of_tensor
 from al_lightning.acquisition.greedy import Greedy
 from al_lightning.acquisition.plan import Plan
-
-
-class RankOf:
-    """The exchange of one of several ranks, which are threads."""
-
-    def __init__(self, rank, slots, barrier):
-        self.rank, self.slots, self.barrier = rank, slots, barrier
-
-    def gather(self, tensor):
-        self.slots[self.rank] = tensor
-        self.barrier.wait(timeout=30)
-        gathered = torch.stack(self.slots)
-        self.barrier.wait(timeout=30)
-        return gathered
 
 
 def seeded(seed=0):
@@ -49,18 +33,16 @@ def greedy_of(log_probs_N_K_C, *, num_kept, num_configs=10_000):
     ],
     ids=repr,
 )
-def test_growing_and_filling_ranks_choose_what_one_chooses(acquisition):
+def test_growing_and_filling_ranks_choose_what_one_chooses(acquisition, on_rank_threads):
     log_probs_N_K_C = random_log_probs()
     alone = acquisition(Predictions(log_probs_N_K_C, torch.arange(30)), 9, generator=seeded())
-    slots, barrier = [None] * 3, Barrier(3)
 
-    def on_rank(rank):
+    def on_rank(rank, exchange):
         start, end = ((0, 11), (11, 12), (12, 30))[rank]
         part = Predictions(log_probs_N_K_C[start:end], torch.arange(start, end), offset=start, total=30)
-        return acquisition(part, 9, generator=seeded(), exchange=RankOf(rank, slots, barrier))
+        return acquisition(part, 9, generator=seeded(), exchange=exchange)
 
-    with ThreadPoolExecutor(3) as ranks:
-        batches = list(ranks.map(on_rank, range(3)))
+    batches = on_rank_threads(on_rank, 3)
     assert alone.num_filled > 0 or alone.num_configs > 30
     for batch in batches:
         assert torch.equal(batch.positions, alone.positions)

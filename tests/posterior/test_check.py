@@ -9,6 +9,7 @@ from al_lightning.posterior.check import (
     refuse_equal_samples,
     refuse_fixed_first_axis,
     refuse_no_masks,
+    refuse_other_outputs,
     rounding_tolerance,
     rows_again,
 )
@@ -178,10 +179,29 @@ def test_a_first_batch_of_one_blank_row_on_which_all_samples_agree_is_no_reason_
         predict(points())
 
 
-def test_the_check_costs_one_forward_pass_in_all():
+def test_other_outputs_are_refused_with_the_difference_and_nan_is_equal_to_nan():
+    looped = torch.tensor([[0.0, 0.0], [torch.nan, 0.0]])
+    refuse_other_outputs(looped, looped + 3, tolerance=1e-6)  # the same probabilities
+    with pytest.raises(RuntimeError, match=r"at once, probabilities differ by up to 0\.23"):
+        refuse_other_outputs(looped[:1], torch.tensor([[1.0, 0.0]]), tolerance=0.1)
+    with pytest.raises(RuntimeError, match="differ by up to nan"):
+        refuse_other_outputs(looped, torch.zeros(2, 2), tolerance=0.1)
+
+
+def test_the_checks_cost_four_forward_passes_in_all():
     calls = []
     model = Forward(lambda net, x: (calls.append(len(x)), net(x))[1])
     with MCDropout().sample(model, K, seed=0) as predict:
         predict(points())
         predict(points())
-    assert calls == [6] * K + [3] + [6] * K
+    first, few_rows, half = 6, 4, 3
+    assert calls == [first, few_rows, few_rows, 6, half, 6]
+
+
+def test_the_checks_of_a_loop_cost_two_forward_passes_and_the_attempt():
+    calls = []
+    model = Forward(lambda net, x: (calls.append(len(x)), net(x) * net(x).isfinite().all().item())[1])
+    with MCDropout().sample(model, K, seed=0) as predict:
+        predict(points())
+        predict(points())
+    assert calls == [6, 4] + [6] * (K - 1) + [3] + [6] + [6] * K

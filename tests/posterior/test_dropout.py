@@ -224,3 +224,10 @@ def test_inference_mode_around_the_call_changes_nothing():
     with torch.inference_mode():
         log_probs_B_K_C = predictions(mlp(), points())
     torch.testing.assert_close(log_probs_B_K_C, predictions(mlp(), points()))
+
+
+def test_the_path_is_known_after_the_first_batch():
+    with MCDropout().sample(mlp(), K, seed=0) as predict:
+        assert (predict.path, predict.reason) == (None, "")
+        predict(points())
+        assert (predict.path, predict.reason) == ("vmap", "")

@@ -1,0 +1,110 @@
+"""The pictures of a report, each with its words, or in its place the reason why there is none."""
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from al_lightning.report.batches import class_balance, joint_information, unclassed, uninformed
+from al_lightning.report.efficiency import label_efficiency
+from al_lightning.report.images import acquired_images, stored_images
+from al_lightning.report.markup import Html, element
+from al_lightning.report.reference import PaperCurve, paper_source
+from al_lightning.report.runs import Run, grouped, unmeasured
+from al_lightning.report.style import png
+from al_lightning.report.toy import toy_acquisitions
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, or in its place the reason why there is none."""
+
+    name: str
+    alternative: str
+    caption: str
+    draw: "Callable[[], Figure]"
+    reason: str | None = None
+
+    def shown(self, folder: Path, prefix: str) -> Html:
+        """Write the PNG and give the figure of the page."""
+        if self.reason is not None:
+            return element("p", f"{self.alternative}: {self.reason}", class_="note")
+        data = png(self.draw())
+        (folder / f"{prefix}{self.name}.png").write_bytes(data)
+        source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+        image = element("img", src=source, alt=self.alternative)
+        return element("figure", image, element("figcaption", self.caption))
+
+
+def efficiency_picture(
+    runs: Sequence[Run], *, metric: str, target: float, reference: Mapping[str, PaperCurve] | None
+) -> Picture:
+    """See `label_efficiency`."""
+    return Picture(
+        "curves",
+        f"Curves of {metric} against labels",
+        "Mean over the runs, as far as all of them go (thin: a run that has come farther); the band reaches from the "
+        f"lowest to the highest run. {paper_source() if reference else ''}",
+        lambda: label_efficiency(runs, metric=metric, target=target, reference=reference),
+        unmeasured(runs, metric),
+    )
+
+
+def information_picture(runs: Sequence[Run]) -> Picture:
+    """See `joint_information`."""
+    return Picture(
+        "information",
+        "Joint information against position in the batch",
+        "What a batch tells about the model: mean over rounds and runs, from the lowest to the highest. K posterior "
+        "samples can tell log K at most; near it, further picks are chosen by noise.",
+        lambda: joint_information(runs),
+        uninformed(runs),
+    )
+
+
+def classes_picture(runs: Sequence[Run]) -> Picture:
+    """See `class_balance`."""
+    return Picture(
+        "classes",
+        "Classes of the acquired labels in each round",
+        "Labels of each class that a round acquired, mean over the runs.",
+        lambda: class_balance(runs),
+        unclassed(runs),
+    )
+
+
+def stored_pictures(runs: Sequence[Run]) -> list[Picture]:
+    """The acquired images, if the run folders hold them: of the first such run of each group."""
+    firsts = {
+        group.label: next((run for run in group.runs if stored_images([run]) is not None), None)
+        for group in grouped(runs)
+    }
+    found = {label: run for label, run in firsts.items() if run is not None}
+    images = stored_images(found.values())
+    if images is None:
+        return []
+    rounds_of = {label: run.rounds for label, run in found.items()}
+    return [
+        Picture(
+            "images",
+            "Images of the first acquired batches",
+            "A row is a batch, best first. A frame marks an image whose pixels equal those of an earlier one.",
+            lambda: acquired_images(rounds_of, image_of=images.__getitem__),
+        )
+    ]
+
+
+def method_picture() -> Picture:
+    """See `toy_acquisitions`."""
+    return Picture(
+        "method",
+        "BALD and BatchBALD on near-copies in the plane",
+        "Not of these runs: what the two pick from groups of near-copies in the plane. The shade is what the label of "
+        "one point would tell. The best points are copies of one another, whose labels repeat what the first of them "
+        "tells; BatchBALD chooses the batch whose labels tell most together.",
+        toy_acquisitions,
+    )

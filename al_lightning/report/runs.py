@@ -1,0 +1,175 @@
+"""The runs of a report, read from their folders and grouped by what they are compared for."""
+
+import ast
+import statistics
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from al_lightning.curves import labels_to_target
+from al_lightning.journal import Round, read_journal
+
+# What makes runs of one dataset comparable; seeds, initial labels and budgets may differ within a group.
+SETTINGS = ("posterior", "query_size", "num_samples", "max_predicted", "weights", "warm_start", "model")
+UNKNOWN = "not recorded"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds; `name` is the folder as it was given."""
+
+    name: str
+    folder: Path
+    header: Mapping[str, Any]
+    rounds: Sequence[Round]
+
+    @property
+    def dataset(self) -> str:
+        """The data module and its size: runs are compared only where both agree."""
+        return f"{self.header.get('datamodule', UNKNOWN)}, {self.header.get('num_points', UNKNOWN)} points"
+
+    @property
+    def acquisition(self) -> str:
+        """The acquisition with its settings."""
+        return str(self.header.get("acquisition", UNKNOWN))
+
+    @property
+    def state(self) -> str:
+        """Why the run ended, or how far it has come."""
+        if not self.rounds:
+            return "no round finished"
+        return self.rounds[-1].stopped or f"unfinished: {len(self.rounds)} rounds so far"
+
+    def curve(self, metric: str) -> dict[int, float]:
+        """The metric at each number of labels; rounds in which it was not measured are left out."""
+        values = {entry.num_labelled: entry.metrics.get(metric) for entry in self.rounds}
+        return {labels: value for labels, value in values.items() if value is not None}
+
+    def labels_to(self, target: float, metric: str) -> int | None:
+        """The fewest labels at which the metric was at least the target; None if it never was."""
+        curve = self.curve(metric)
+        return labels_to_target(list(curve), list(curve.values()), target=target) if curve else None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in seed, initial labels and budget alone."""
+
+    label: str
+    runs: Sequence[Run]
+
+    @property
+    def acquisition(self) -> str:
+        """The acquisition's class."""
+        return short(self.runs[0].acquisition)
+
+    def values(self, metric: str) -> dict[int, list[float]]:
+        """The metric of every measured run at each number of labels that all of them have reached."""
+        curves = [curve for run in self.runs if (curve := run.curve(metric))]
+        return {
+            labels: [curve[labels] for curve in curves]
+            for labels in (curves[0] if curves else {})
+            if all(labels in curve for curve in curves)
+        }
+
+    def median_labels_to(self, target: float, metric: str) -> str:
+        """The median over runs, or how many runs reach the target where half of them or more do not.
+
+        Example:
+            >>> Group("BALD", []).median_labels_to(0.9, "test_acc")
+            'not measured'
+        """
+        measured = [run.labels_to(target, metric) for run in self.runs if run.curve(metric)]
+        if not measured:
+            return "not measured"
+        median = statistics.median(float("inf") if labels is None else labels for labels in measured)
+        if median < float("inf"):
+            return f"{median:g} labels to {target:g}"
+        num_reached = sum(labels is not None for labels in measured)
+        return f"{num_reached} of {len(measured)} reach {target:g}"
+
+
+def short(acquisition: str) -> str:
+    """The class of an acquisition's repr.
+
+    Example:
+        >>> short("BatchBALD(num_configs=10000)"), short("BALD()")
+        ('BatchBALD', 'BALD')
+    """
+    return acquisition.partition("(")[0]
+
+
+def read_runs(folders: Iterable[str | Path]) -> list[Run]:
+    """Read run folders, killed runs included; each may be named once, or it would count as two seeds."""
+    runs = [Run(str(folder), Path(folder).resolve(), *read_journal(folder)) for folder in folders]
+    if not runs:
+        raise ValueError("`folders` is empty, but a report needs at least one run folder.")
+    names: dict[Path, str] = {}
+    for run in runs:
+        if run.folder in names:
+            raise ValueError(f"{run.name} is the same run as {names[run.folder]}: name each run once.")
+        names[run.folder] = run.name
+    return runs
+
+
+def by_dataset(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """The runs of each dataset, in the order in which they were given."""
+    parts: dict[str, list[Run]] = {}
+    for run in runs:
+        parts.setdefault(run.dataset, []).append(run)
+    return parts
+
+
+def grouped(runs: Sequence[Run]) -> list[Group]:
+    """Runs of one acquisition and the same settings together, named by what tells the groups apart."""
+    datasets = list(by_dataset(runs))
+    if len(datasets) > 1:
+        raise ValueError(f"`runs` are of different datasets, which cannot be compared: {'; '.join(datasets)}.")
+    members: dict[Hashable, list[Run]] = {}
+    for run in runs:
+        settings = tuple(str(run.header.get(name, UNKNOWN)) for name in SETTINGS)
+        members.setdefault((run.acquisition, settings), []).append(run)
+    firsts = [group[0] for group in members.values()]
+    return [Group(_label(first, firsts), group) for first, group in zip(firsts, members.values(), strict=True)]
+
+
+def _label(run: Run, others: Sequence[Run]) -> str:
+    namesakes = {other.acquisition for other in others if short(other.acquisition) == short(run.acquisition)}
+    arguments = {acquisition: arguments_of(acquisition) for acquisition in namesakes}
+    own = {**arguments[run.acquisition], **{name: str(run.header.get(name, UNKNOWN)) for name in SETTINGS}}
+    varying = [
+        *(name for name in arguments[run.acquisition] if len({each.get(name) for each in arguments.values()}) > 1),
+        *(name for name in SETTINGS if len({str(other.header.get(name, UNKNOWN)) for other in others}) > 1),
+    ]
+    return ", ".join([short(run.acquisition), *(f"{name}={own[name]}" for name in varying)])
+
+
+def arguments_of(acquisition: str) -> dict[str, str]:
+    """The arguments by name of an acquisition's repr; what is no call with such arguments is one itself.
+
+    Example:
+        >>> arguments_of("BatchBALD(num_configs=10000, fill=BALD())"), arguments_of("<Mine at 0x7f>")
+        ({'num_configs': '10000', 'fill': 'BALD()'}, {'acquisition': '<Mine at 0x7f>'})
+    """
+    try:
+        call = ast.parse(acquisition, mode="eval").body
+    except SyntaxError:
+        return {"acquisition": acquisition}
+    if not isinstance(call, ast.Call) or call.args:
+        return {"acquisition": acquisition}
+    return {str(keyword.arg): ast.unparse(keyword.value) for keyword in call.keywords}
+
+
+def metrics_of(runs: Iterable[Run]) -> list[str]:
+    """Every metric that a round recorded."""
+    return sorted({name for run in runs for entry in run.rounds for name in entry.metrics})
+
+
+def unmeasured(runs: Sequence[Run], metric: str) -> str | None:
+    """Why there is no curve of the metric, or None."""
+    if any(run.curve(metric) for run in runs):
+        return None
+    if metrics := metrics_of(runs):
+        return f"`metric` is {metric!r}, but no round has a number of that name; recorded are {', '.join(metrics)}."
+    return "No round has recorded a metric yet."

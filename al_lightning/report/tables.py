@@ -1,0 +1,119 @@
+"""What the pictures leave out, as tables of the page and as one CSV."""
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from al_lightning.report.markup import Html, element, joined, table
+from al_lightning.report.runs import UNKNOWN, Group, Run, grouped
+
+DROPPED = ("schema", "version", "versions")  # of a header: the page names versions apart
+
+
+def shown(value: object) -> str:
+    """A value as a cell: four digits, and nothing for what was not recorded.
+
+    Example:
+        >>> [shown(value) for value in (0.912345, 4788, None, True)]
+        ['0.9123', '4788', '', 'True']
+    """
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def groups_table(runs: Sequence[Run], *, metric: str, target: float) -> Html:
+    """A row for each acquisition: where its runs stand, and the labels that they needed."""
+    rows = [_group_row(group, metric=metric, target=target) for group in grouped(runs)]
+    head = ["acquisition", "runs", f"{metric}, mean (lowest to highest)", f"labels to {target:g}, median", "each run"]
+    return table(head, rows)
+
+
+def _group_row(group: Group, *, metric: str, target: float) -> list[str]:
+    values = group.values(metric)
+    reached = "not measured"
+    if values:
+        labels, last = max(values.items())
+        reached = f"{statistics.mean(last):.4g} ({min(last):.4g} to {max(last):.4g}) at {labels} labels"
+    each = [_reached(run, metric=metric, target=target) for run in group.runs if run.curve(metric)]
+    return [group.label, str(len(group.runs)), reached, group.median_labels_to(target, metric), ", ".join(each)]
+
+
+def _reached(run: Run, *, metric: str, target: float) -> str:
+    labels = run.labels_to(target, metric)
+    return f"not by {max(run.curve(metric))}" if labels is None else str(labels)
+
+
+def runs_table(runs: Sequence[Run], *, metric: str) -> Html:
+    """A row for each run: how far it came, and what a round cost."""
+    kinds = list(dict.fromkeys(kind for run in runs for entry in run.rounds for kind in entry.seconds))
+    labels = {run.name: group.label for group in grouped(runs) for run in group.runs}
+    rows = []
+    for run in runs:
+        seconds = {kind: [entry.seconds[kind] for entry in run.rounds if kind in entry.seconds] for kind in kinds}
+        total = sum(sum(values) for values in seconds.values())
+        curve = run.curve(metric)
+        rows.append(
+            [
+                run.name,
+                labels[run.name],
+                shown(run.header.get("seed", UNKNOWN)),
+                str(len(run.rounds)),
+                str(run.rounds[-1].num_labelled) if run.rounds else "",
+                shown(curve[max(curve)]) if curve else "",
+                run.state,
+                *(f"{statistics.mean(values):.3f}" if values else "" for values in seconds.values()),
+                f"{total:.1f}",
+            ]
+        )
+    head = ["run", "acquisition", "seed", "rounds", "labels", f"last {metric}", "state", *kinds, "all"]
+    note = "The last columns are seconds: the mean of a round for each of its parts, and the sum of all rounds."
+    return joined(table(head, rows), element("p", note, class_="note"))
+
+
+def run_details(run: Run) -> Html:
+    """What ran and every round of it, folded away."""
+    settings = {name: value for name, value in run.header.items() if name not in DROPPED}
+    versions = run.header.get("versions", {})
+    header = table(["setting", "value"], [[name, _setting(value)] for name, value in settings.items()], class_="text")
+    parts = [element("summary", run.name), header, element("p", f"Versions: {_setting(versions)}.")]
+    if run.rounds:
+        numbers = [entry.numbers() for entry in run.rounds]
+        columns = list(dict.fromkeys(name for row in numbers for name in row))
+        parts.append(table(columns, [[shown(row.get(name)) for name in columns] for row in numbers]))
+    return element("details", *parts)
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {inner}" for name, inner in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def rounds_csv(runs: Sequence[Run]) -> str:
+    """A row for each round of each run, with every number of it."""
+    rows: list[dict[str, Any]] = [
+        {
+            "run": run.name,
+            "dataset": run.dataset,
+            "acquisition": run.acquisition,
+            "seed": run.header.get("seed"),
+            **entry.numbers(),
+        }
+        for run in runs
+        for entry in run.rounds
+    ]
+    first = ["run", "dataset", "acquisition", "seed"]
+    columns = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def details_of(runs: Sequence[Run]) -> Html:
+    """The details of every run."""
+    return joined(*map(run_details, runs))
