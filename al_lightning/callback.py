@@ -1,32 +1,32 @@
 """The callback that chooses the next batch to label at the end of every fit."""
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+import torch
 
 from al_lightning._lightning import Callback, LightningModule, Trainer, callbacks_of, logged_steps, rank_zero_warn
 from al_lightning.acquisition import Acquisition
 from al_lightning.averages import Metrics, mean_metrics
 from al_lightning.checkpoints import best_checkpoint, load_best
 from al_lightning.choice import Chooser, check_sizes
-from al_lightning.data import ActiveLearningDataModule, Labels, wrapped_datamodule
+from al_lightning.data import wrapped_datamodule
 from al_lightning.journal import Round, finite_or_none
 from al_lightning.posterior import MCDropout, Posterior, tensors_of
 from al_lightning.ranks import Ranks, check_strategy
 from al_lightning.resuming import States
-from al_lightning.run import Run, begin, check_checkpoint, check_stepped, described
+from al_lightning.run import Run, begin, check_checkpoint, check_stepped, described, reason_to_stop
 from al_lightning.stopping import Limits
 from al_lightning.storage import Storage
-from al_lightning.tracking import log_round
-
-SETTINGS_RECORDED = ("query_size", "num_samples", "max_predicted", "weights", "warm_start", "seed", "fit_seed")
-FAST_DEV_ROUNDS = 2  # enough to see a fit, an acquisition, and a fit on what was acquired
+from al_lightning.tracking import begin_tracking, keep_images, log_last_round, open_loggers
 
 
 def active_learning_callback(trainer: Trainer) -> "ActiveLearning":
     """The one ActiveLearning callback of a Trainer whose strategy is supported."""
     check_strategy(trainer)
+    open_loggers(trainer)
     found = [callback for callback in callbacks_of(trainer) if isinstance(callback, ActiveLearning)]
     if len(found) != 1:
         raise ValueError(
@@ -111,6 +111,7 @@ class ActiveLearning(Callback):
         self.awaits_test = False
         self._fits: dict[int | None, tuple[Metrics, float]] = {}  # metrics and seconds of this round's, by member
         self._fit_started, self._steps_before = 0.0, 0
+        self._labels_due_N = torch.empty(0)
         self._warned_of: set[str] = set()
         check_sizes(query_size, max_predicted=max_predicted, predictions_budget_mib=predictions_budget_mib)
         if weights not in {"last", "best"}:
@@ -133,6 +134,7 @@ class ActiveLearning(Callback):
         labels = wrapped_datamodule(trainer.datamodule).labels  # type: ignore[attr-defined]
         if not self.rounds:
             self.limits.check_start(self.query_size, num_labelled=labels.num_labelled, num_pool=labels.num_pool)
+        self._labels_due_N = labels.round_of_N.clone()  # before Lightning loads those of a checkpoint
         if self.weights == "best":
             best_checkpoint(trainer)
 
@@ -141,8 +143,9 @@ class ActiveLearning(Callback):
         if self.run.is_open:
             return False
         datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
-        header = self._header(module, datamodule)
+        header = described(vars(self), module, datamodule)
         begin(self.run, trainer, datamodule, header, folder=self.folder, limits=self.limits)
+        begin_tracking(trainer, self.run)
         return True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -150,7 +153,7 @@ class ActiveLearning(Callback):
         if self.run.ended_before:
             return
         datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
-        check_checkpoint(trainer.ckpt_path, datamodule.labels, round_index=len(self.rounds))
+        check_checkpoint(trainer.ckpt_path, datamodule.labels, due_N=self._labels_due_N)
         if not self.rounds and not self.member:
             self._chooser().preview(trainer, pl_module, datamodule)
         self._steps_before = trainer.global_step
@@ -173,6 +176,15 @@ class ActiveLearning(Callback):
                 return
         self._finish_round(trainer, pl_module)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """After a plain fit, let other objects and processes go on with the run; the driver lets go by itself."""
+        if self.fit_seed is None and self.folder is not None:
+            self.run.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """Let go here too, for then `teardown` is not called."""
+        self.teardown(trainer, pl_module, "fit")
+
     @property
     def rounds(self) -> list[Round]:
         """The records of the finished rounds."""
@@ -193,7 +205,7 @@ class ActiveLearning(Callback):
             num_pool=labels.num_pool,
             metrics=metrics,
             seconds={"fit": sum(seconds for _, seconds in self._fits.values())},
-            stopped=self._reason_to_stop(trainer, labels, metrics),
+            stopped=reason_to_stop(trainer, self.limits, labels, num_fits=len(self.rounds) + 1, metrics=metrics),
             logged_steps=logged_steps(trainer),
             complete=not self.awaits_test,
         )
@@ -203,21 +215,14 @@ class ActiveLearning(Callback):
             )
             record, warnings = self._chooser().choose(trainer, module, datamodule, record, batch_size=batch_size)
             self._warn_once(warnings)
+        keep_images(trainer, self.run, datamodule, record)
         self.run.commit(ranks, [*self.rounds, record], warm=self._states(module) if self.warm_start else None)
         datamodule.label(record.acquired, round=record.round + 1)
-        log_round(trainer, record.numbers())
+        log_last_round(trainer, self.run)
 
     def _states(self, module: LightningModule) -> States:
         members = self.posterior.members
         return [tensors_of(module)] if members is None else members.states
-
-    def _reason_to_stop(self, trainer: Trainer, labels: Labels, metrics: dict[str, float | None]) -> str | None:
-        num_fits = len(self.rounds) + 1
-        if trainer.fast_dev_run and num_fits >= FAST_DEV_ROUNDS:  # type: ignore[attr-defined]
-            return f"fast_dev_run ends after {FAST_DEV_ROUNDS} rounds"
-        return self.limits.reason(
-            num_labelled=labels.num_labelled, num_pool=labels.num_pool, num_fits=num_fits, metrics=metrics
-        )
 
     def _chooser(self) -> Chooser:
         return Chooser(
@@ -239,16 +244,7 @@ class ActiveLearning(Callback):
         """Complete the record of the last round by its test, which runs after the fit."""
         last = self.rounds[-1]
         finite = {name: None if value is None else finite_or_none(value) for name, value in metrics.items()}
-        tested = replace(
-            last, metrics={**last.metrics, **finite}, seconds={**last.seconds, "test": seconds}, complete=True
-        )
+        all_metrics, all_seconds = {**last.metrics, **finite}, {**last.seconds, "test": seconds}
+        tested = replace(last, metrics=all_metrics, seconds=all_seconds, complete=True)
         self.run.commit(Ranks(trainer), [*self.rounds[:-1], tested])
-        log_round(trainer, {"n_labelled": last.num_labelled, "seconds_test": seconds, **finite})
-
-    def _header(self, module: LightningModule, datamodule: ActiveLearningDataModule) -> dict[str, Any]:
-        return {
-            **{name: repr(getattr(self, name)) for name in ("acquisition", "posterior")},
-            **{name: getattr(self, name) for name in SETTINGS_RECORDED},
-            **asdict(self.limits),
-            **described(module, datamodule),
-        }
+        log_last_round(trainer, self.run)

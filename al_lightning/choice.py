@@ -19,7 +19,7 @@ from al_lightning.acquisition import (
 )
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.inference import fitted_posterior, predict_pool, preview_pool
-from al_lightning.information import kernel_name
+from al_lightning.information import kernel_name, mutual_information
 from al_lightning.journal import Round
 from al_lightning.posterior import Posterior
 from al_lightning.ranks import Ranks
@@ -169,7 +169,10 @@ class Chooser:
         """What the record says beside the samples chosen."""
         generator = self._generator(round_index, "information")
         kernel = None if predictions.log_probs_N_K_C is None else kernel_name(predictions.log_probs_N_K_C)
+        rows_B_K_C = predictions.rows(batch.positions, exchange=ranks)
         return {
+            "bald": mutual_information(rows_B_K_C).tolist(),
+            "predicted": rows_B_K_C.logsumexp(dim=1).argmax(dim=1).tolist(),
             "posterior": repr(self.posterior),
             "information": summarise(predictions, batch, generator=generator, exchange=ranks),
             "kernel": None if batch.leads is None else kernel,

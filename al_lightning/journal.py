@@ -5,7 +5,7 @@ A run folder holds three files, written whole and atomically after every round:
 * `rounds.jsonl`: the first line is the header (what ran: schema version, acquisition, posterior, seed, initial ids),
   each further line one `Round`.
 * `rounds.csv`: a row per round with its numbers; a column per metric.
-* `acquisitions.csv`: a row per acquired sample: round, rank within the batch, id, score, target.
+* `acquisitions.csv`: a row per acquired sample: round, rank within the batch, id, score, target, BALD, prediction.
 """
 
 import csv
@@ -24,6 +24,7 @@ from al_lightning._lightning import FLAVOUR, Trainer
 
 SCHEMA = "al_lightning.rounds"
 SCHEMA_VERSION = 1
+PICK_COLUMNS = ("round", "rank", "id", "score", "target", "bald", "predicted")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Round:
         acquired: Ids chosen at its end, best first; they are labelled from the next round on.
         scores: The acquisition's score of each chosen sample when it was chosen.
         targets: Labels of the chosen samples.
+        bald: What the label of each alone would tell about the model.
+        predicted: The class that the posterior's mean gives each the most probability.
         metrics: The fit's last callback metrics and the test metrics.
         posterior: What drew the networks that predicted.
         information: Numbers about the acquisition: points predicted, K, joint information of the batch and its share of
@@ -65,6 +68,22 @@ class Round:
     stopped: str | None = None
     logged_steps: int = 0
     complete: bool = True
+    bald: list[float] | None = None
+    predicted: list[int] | None = None
+
+    @property
+    def redundancy(self) -> float | None:
+        """How often the batch tells the same: the sum of its BALD over its joint information; 1 if it never does.
+
+        None where nothing was predicted, and where the batch tells nothing.
+
+        Example:
+            >>> Round(0, 9, 9, acquired=[1, 2, 3], information={"mean_bald_picked": 0.5, "joint_mi": 0.5}).redundancy
+            3.0
+            >>> Round(0, 9, 9, acquired=[4], information={"mean_bald_picked": 0.0, "joint_mi": 0.0}).redundancy
+        """
+        joint = self.information.get("joint_mi", 0.0)
+        return self.information["mean_bald_picked"] * len(self.acquired) / joint if joint > 0 else None
 
     def numbers(self) -> dict[str, float | int | None]:
         """Every number of the round under one flat name, as loggers and tables want them."""
@@ -75,8 +94,21 @@ class Round:
             "n_acquired": len(self.acquired),
             **self.metrics,
             **self.information,
+            "redundancy": self.redundancy,
             **{f"seconds_{name}": value for name, value in self.seconds.items()},
         }
+
+    def picks(self) -> list[tuple[float | int | None, ...]]:
+        """A row for each chosen sample, best first, with the columns of `acquisitions.csv`; None where unknown.
+
+        Example:
+            >>> Round(2, 10, 50, acquired=[7], scores=[0.5], targets=[1], bald=[0.6], predicted=[3]).picks()
+            [(2, 0, 7, 0.5, 1, 0.6, 3)]
+        """
+        unknown = [None] * len(self.acquired)
+        columns = (self.scores, self.targets or unknown, self.bald or unknown, self.predicted or unknown)
+        rows = zip(self.acquired, *columns, strict=True)
+        return [(self.round, rank, *row) for rank, row in enumerate(rows)]
 
 
 def finite_or_none(value: float) -> float | None:
@@ -147,14 +179,8 @@ class Journal:
         numbers = [entry.numbers() for entry in rounds]
         columns = list(dict.fromkeys(name for row in numbers for name in row))
         write_atomically(self.folder / "rounds.csv", _as_csv(columns, numbers))
-        rows = [
-            {"round": entry.round, "rank": rank, "id": index, "score": score, "target": target}
-            for entry in rounds
-            for rank, (index, score) in enumerate(zip(entry.acquired, entry.scores, strict=True))
-            for target in [None if entry.targets is None else entry.targets[rank]]
-        ]
-        columns = ["round", "rank", "id", "score", "target"]
-        write_atomically(self.folder / "acquisitions.csv", _as_csv(columns, rows))
+        rows = [dict(zip(PICK_COLUMNS, row, strict=True)) for entry in rounds for row in entry.picks()]
+        write_atomically(self.folder / "acquisitions.csv", _as_csv(PICK_COLUMNS, rows))
 
 
 def read_journal(folder: str | Path) -> tuple[dict[str, Any], list[Round]]:

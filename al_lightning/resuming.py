@@ -1,13 +1,16 @@
 """What a run keeps in its folder beside the records, so that the same command goes on where it was killed.
 
 * `first_weights.pt`: the weights that every round starts from; another process initialises others.
-* `warm_weights-NNN.pt`: with `warm_start`, the weights at the end of round NNN, the only such file that is kept.
+* `warm_weights-NNN.pt`: with `warm_start`, the weights at the end of round NNN; of the last three rounds, because two
+  of them may be run again (see `still_finished`).
 * `.lock`: held by the process that writes; the system frees it when that process ends, however it ends.
 """
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from al_lightning.journal import Journal, Round, read_journal
+from al_lightning.stopping import Limits
 
 States = Sequence[Mapping[str, Tensor]]
 """Parameters and buffers by name: of the model, or of each member of an ensemble."""
@@ -71,6 +75,41 @@ def refuse_other_run(before: Mapping[str, Any], now: Mapping[str, Any], folder: 
             "of its own with `ActiveLearning(folder=...)`, or start the earlier command again. (Only the limits may "
             "change: `max_labelled`, `max_rounds`, `monitor`, `target`, `mode`.)"
         )
+
+
+def still_finished(rounds: Sequence[Round], limits: Limits, *, query_size: int) -> list[Round]:
+    """Of the rounds on disk those that stand; at most the last two are to be run again.
+
+    The last is where its test is missing, for which the weights of its fit are gone, and where it ended for a limit
+    that has been raised since: it acquired nothing then, so nothing is lost. The one before it is where that limit cut
+    its batch, which is chosen again, now whole.
+
+    Example:
+        >>> ended = Round(round=0, num_labelled=4, num_pool=6, stopped="max_rounds=1 reached")
+        >>> [len(still_finished([ended], Limits(max_rounds=most), query_size=2)) for most in (1, 2)]
+        [1, 0]
+    """
+
+    def stands(record: Round) -> bool:
+        sizes = {"num_labelled": record.num_labelled, "num_pool": record.num_pool}
+        if record.stopped is None:
+            return record.complete and len(record.acquired) >= limits.batch_size(query_size, **sizes)
+        reason = limits.reason(**sizes, num_fits=record.round + 1, metrics=record.metrics)
+        return record.complete and reason is not None
+
+    return list(takewhile(stands, rounds))
+
+
+@contextmanager
+def writing_into(folder: Path) -> Iterator[None]:
+    """Say which folder a full disk has held up, and how the run goes on."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"The run folder {folder} cannot be written ({error}). The rounds that it holds are whole: make room, and "
+            "start the same command again with `ActiveLearning(folder=...)`; it goes on after them."
+        ) from error
 
 
 def save_states(path: Path, states: States) -> None:

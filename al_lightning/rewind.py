@@ -189,23 +189,20 @@ class FirstStates(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """A spawned process has none of these optimizers and callbacks, and weak references cannot be sent to it."""
-        return {**vars(self), "_optimizers": weakref.WeakKeyDictionary(), "_callbacks": weakref.WeakKeyDictionary()}
+        return {name: value for name, value in vars(self).items() if not isinstance(value, weakref.WeakKeyDictionary)}
 
-    def take(self, model: nn.Module, saved: Mapping[str, Tensor] | None) -> None:
-        """Begin with the weights that an earlier process of this run began with: now, or once the model is built."""
-        if saved is not None and has_weights(model):
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As in `__init__`, nothing is known of any optimizer or callback."""
+        vars(self).update(state, _optimizers=weakref.WeakKeyDictionary(), _callbacks=weakref.WeakKeyDictionary())
+
+    def take(self, model: nn.Module, saved: Mapping[str, Tensor]) -> None:
+        """Begin with the weights that an earlier process of this run began with: now, or once all is built."""
+        if _tensors_of(model).keys() == saved.keys():
             self.weights = FirstWeights(model)
-            self._begin_with(model, saved, keep_model=False)
+            self.weights.replace(saved)
+            self.weights.restore(model)
         else:
             self._saved = saved
-
-    def _begin_with(self, model: nn.Module, saved: Mapping[str, Tensor], *, keep_model: bool) -> None:
-        if self.weights is None:
-            return
-        self.weights.replace(saved)
-        if not keep_model:
-            self.weights.restore(model)
-        self._saved = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """Callbacks of `configure_callbacks` are attached by now and have not been set up."""
@@ -225,7 +222,10 @@ class FirstStates(Callback):
         else:
             self.weights.add(pl_module)
         if self._saved is not None:
-            self._begin_with(pl_module, self._saved, keep_model=trainer.ckpt_path is not None)
+            self.weights.replace(self._saved)
+            self._saved = None
+            if trainer.ckpt_path is None:
+                self.weights.restore(pl_module)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         things: list[Any] = [*schedulers, *trainer.optimizers]
         for thing in things:

@@ -21,8 +21,8 @@ from al_lightning.callback import ActiveLearning, active_learning_callback
 from al_lightning.data import ActiveLearningDataModule, wrapped_datamodule
 from al_lightning.journal import Round, read_journal, run_folder
 from al_lightning.lines import round_line, table
+from al_lightning.resuming import still_finished
 from al_lightning.rewind import Rewind
-from al_lightning.run import still_finished
 from al_lightning.starting import Start
 
 SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
@@ -56,7 +56,8 @@ def active_fit(
             members start with new ones).
         datamodule: What is labelled and what is pool.
         seed: Of everything drawn in the rounds, each round's training included. Initial labels have the data module's.
-        ckpt_path: A checkpoint that Lightning wrote inside the round that is due, for the first fit.
+        ckpt_path: A checkpoint that Lightning wrote inside the round that is due, for the first fit. Not for an
+            ensemble, of whose members it holds one.
     """
     check_flavour("trainer", trainer, Trainer)
     check_flavour("model", model, LightningModule)
@@ -66,6 +67,7 @@ def active_fit(
     callback.seed = seed if callback.seed is None else callback.seed
     callback.fit_seed = seed
     callback.awaits_test = is_overridden("test_dataloader", datamodule) and is_overridden("test_step", model)
+    _refuse_checkpoint_of_member(ckpt_path, callback)
     if spawns(trainer):
         _prepare_to_spawn(trainer, callback)
     start = Start(seed)
@@ -75,9 +77,9 @@ def active_fit(
     start.first_states = rewind.first_states
     try:
         with isolate_rng(), _seed_variables_kept():
+            _one_round(rewind, trainer, model, datamodule, ckpt_path=ckpt_path)
             while callback.stopped is None:
-                _one_round(rewind, trainer, model, datamodule, ckpt_path=ckpt_path)
-                ckpt_path = None
+                _one_round(rewind, trainer, model, datamodule, ckpt_path=None)
     finally:
         callback.member = None
         callback.run.release()
@@ -106,6 +108,14 @@ def _refuse_used(trainer: Trainer, callback: ActiveLearning, datamodule: ActiveL
         )
 
 
+def _refuse_checkpoint_of_member(ckpt_path: str | Path | None, callback: ActiveLearning) -> None:
+    if ckpt_path is not None and callback.posterior.members is not None:
+        raise ValueError(
+            f"`ckpt_path` is {ckpt_path}, which holds one network, but `posterior` is {callback.posterior!r}, whose "
+            "members take a fit each, and those before it are not kept. Leave it out, and the round starts anew."
+        )
+
+
 def _prepare_to_spawn(trainer: Trainer, callback: ActiveLearning) -> None:
     """What a spawned process has done comes back through the run folder, which must be known here too."""
     if callback.posterior.members is not None or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -117,7 +127,8 @@ def _prepare_to_spawn(trainer: Trainer, callback: ActiveLearning) -> None:
     if callback.folder is None:
         callback.folder = run_folder(trainer)
     if (callback.folder / "rounds.jsonl").exists():
-        callback.run.rounds = still_finished(read_journal(callback.folder)[1], callback.limits)
+        rounds = read_journal(callback.folder)[1]
+        callback.run.go_on_after(still_finished(rounds, callback.limits, query_size=callback.query_size))
 
 
 def _catch_up(callback: ActiveLearning, folder: Path, datamodule: ActiveLearningDataModule) -> None:

@@ -1,19 +1,27 @@
 """The rounds of a run: known to every rank, kept on disk by rank 0, and found again by the next process."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
+from torch import Tensor
 
 from al_lightning._lightning import LightningModule, Trainer, set_logged_steps
 from al_lightning.data import ActiveLearningDataModule, Labels
 from al_lightning.journal import Journal, Round, read_journal, run_folder
 from al_lightning.ranks import Ranks
-from al_lightning.resuming import States, load_states, locked, opened, save_states
+from al_lightning.resuming import States, load_states, locked, opened, save_states, still_finished, writing_into
 from al_lightning.stopping import Limits
 
+FAST_DEV_ROUNDS = 2  # enough to see a fit, an acquisition, and a fit on what was acquired
 FIRST_WEIGHTS = "first_weights.pt"
+RULES_RECORDED = ("acquisition", "posterior")
+SETTINGS_RECORDED = ("query_size", "num_samples", "max_predicted", "weights", "warm_start", "seed", "fit_seed")
+NUM_WARM_KEPT = 3  # two rounds may be run again, and the first of them continues from the one before
 
 
 class Run:
@@ -22,6 +30,7 @@ class Run:
     Attributes:
         rounds: The records of the finished rounds; the same on every rank.
         folder: Where they are kept; None before `open`, and for a run that leaves no records.
+        header: What runs; empty before `open`.
         is_open: Whether this process has looked for earlier rounds.
         ended_before: Whether those that it found are all.
     """
@@ -29,6 +38,7 @@ class Run:
     def __init__(self) -> None:
         self.rounds: list[Round] = []
         self.folder: Path | None = None
+        self.header: Mapping[str, Any] = {}
         self.is_open = False
         self.ended_before = False
         self._journal: Journal | None = None
@@ -56,7 +66,13 @@ class Run:
 
         ranks.same("the data, the initial labels or the settings", header)
         self.folder, self.rounds = ranks.first(ranks.together(begun))
+        self.header = header
         self.is_open = True
+
+    def go_on_after(self, rounds: Sequence[Round]) -> None:
+        """Let these be the rounds until the next is committed; those beyond them on disk are run again."""
+        self.rounds = list(rounds)
+        self.ended_before = bool(rounds) and rounds[-1].stopped is not None
 
     def commit(self, ranks: Ranks, rounds: Sequence[Round], *, warm: States | None = None) -> None:
         """Let these be the rounds: on disk first, so that what is done with them afterwards is never lost.
@@ -71,11 +87,12 @@ class Run:
             if self._journal is None:
                 return
             number = len(rounds) - 1
-            if warm is not None:
-                save_states(self._warm_weights(number), warm)
-            self._journal.write(rounds)
-            if warm is not None and number > 0:
-                self._warm_weights(number - 1).unlink(missing_ok=True)
+            with writing_into(self._journal.folder):
+                if warm is not None:
+                    save_states(self._warm_weights(number), warm)
+                self._journal.write(rounds)
+            if warm is not None and number >= NUM_WARM_KEPT:
+                self._warm_weights(number - NUM_WARM_KEPT).unlink(missing_ok=True)
 
         ranks.together(written)
         self.rounds = list(rounds)
@@ -85,7 +102,8 @@ class Run:
 
         def saved() -> None:
             if self._journal is not None and not (self._journal.folder / FIRST_WEIGHTS).exists():
-                save_states(self._journal.folder / FIRST_WEIGHTS, states)
+                with writing_into(self._journal.folder):
+                    save_states(self._journal.folder / FIRST_WEIGHTS, states)
 
         ranks.together(saved)
 
@@ -112,9 +130,9 @@ class Run:
 
     def catch_up(self, folder: Path) -> None:
         """Learn what processes that have ended by now did in this folder."""
-        header, self.rounds = read_journal(folder)
+        self.header, self.rounds = read_journal(folder)
         self.folder = folder
-        self._journal = Journal(folder, header, rounds=self.rounds)
+        self._journal = Journal(folder, self.header, rounds=self.rounds)
 
     def release(self) -> None:
         """Let another process write into the folder."""
@@ -128,10 +146,22 @@ class Run:
         self._journal, self.is_open = None, False
 
 
-def described(module: LightningModule, datamodule: ActiveLearningDataModule) -> dict[str, Any]:
-    """What a header says of the model and the data, so that another of either is noticed."""
+def described(
+    settings: Mapping[str, Any], module: LightningModule, datamodule: ActiveLearningDataModule
+) -> dict[str, Any]:
+    """What a header says of a run, so that another of its settings, models or data is noticed.
+
+    Args:
+        settings: Those of the callback by name. Rules are told by their repr, without the addresses of functions in it,
+            which are others in every process.
+        module: The model, told by its class.
+        datamodule: The data, told by the samples labelled to begin with.
+    """
     initial = datamodule.labels.initial_indices.tolist()
     return {
+        **{name: re.sub(r" at 0x[0-9a-f]+", "", repr(settings[name])) for name in RULES_RECORDED},
+        **{name: settings[name] for name in SETTINGS_RECORDED},
+        **asdict(settings["limits"]),
         "model": type(module).__name__,
         "datamodule": type(datamodule.inner).__name__,
         "num_points": len(datamodule.labels),
@@ -157,45 +187,41 @@ def begin(
         find_folder=None if leaves_none else lambda: folder or run_folder(trainer),
         resumes=folder is not None,
     )
-    run.rounds = still_finished(run.rounds, limits)
-    run.ended_before = bool(run.rounds) and run.rounds[-1].stopped is not None
+    run.go_on_after(still_finished(run.rounds, limits, query_size=header["query_size"]))
+    if run.ended_before and trainer.ckpt_path is not None:
+        raise ValueError(
+            f"`ckpt_path` is {trainer.ckpt_path}, but the run in {run.folder} has ended ({run.rounds[-1].stopped}), so "
+            "no round is due. Leave it out, or raise the limit."
+        )
     datamodule.restore([record.acquired for record in run.rounds], [record.targets for record in run.rounds])
     if run.rounds:
         set_logged_steps(trainer, run.rounds[-1].logged_steps)
 
 
-def still_finished(rounds: Sequence[Round], limits: Limits) -> list[Round]:
-    """Of the rounds on disk those that stand; at most the last is to be run again.
+def reason_to_stop(
+    trainer: Trainer, limits: Limits, labels: Labels, *, num_fits: int, metrics: Mapping[str, float | None]
+) -> str | None:
+    """Why no round follows the fit that has just ended, or None."""
+    if trainer.fast_dev_run and num_fits >= FAST_DEV_ROUNDS:  # type: ignore[attr-defined]
+        return f"fast_dev_run ends after {FAST_DEV_ROUNDS} rounds"
+    return limits.reason(num_labelled=labels.num_labelled, num_pool=labels.num_pool, num_fits=num_fits, metrics=metrics)
 
-    It is where its test is missing, for which the weights of its fit are gone, and where it ended for a limit that has
-    been raised since: it acquired nothing then, so nothing is lost.
 
-    Example:
-        >>> ended = Round(round=0, num_labelled=4, num_pool=6, stopped="max_rounds=1 reached")
-        >>> len(still_finished([ended], Limits(max_rounds=1))), len(still_finished([ended], Limits(max_rounds=2)))
-        (1, 0)
+def check_checkpoint(path: object, labels: Labels, *, due_N: Tensor) -> None:
+    """Refuse to go on inside a round from a checkpoint of another one, or of another run.
+
+    Args:
+        path: The checkpoint that Lightning has loaded, if any.
+        labels: As they are now.
+        due_N: What `labels.round_of_N` was before Lightning has loaded it.
     """
-    if not rounds:
-        return []
-    last = rounds[-1]
-    stands = last.complete and (
-        last.stopped is None
-        or limits.reason(
-            num_labelled=last.num_labelled, num_pool=last.num_pool, num_fits=len(rounds), metrics=last.metrics
-        )
-        is not None
-    )
-    return list(rounds) if stands else list(rounds[:-1])
-
-
-def check_checkpoint(path: object, labels: Labels, *, round_index: int) -> None:
-    """Refuse to go on inside a round from a checkpoint of another one."""
-    of_checkpoint = int(labels.round_of_N.max())
-    if path is not None and of_checkpoint != round_index:
+    if path is not None and not torch.equal(labels.round_of_N, due_N):
+        of_checkpoint, due = int(labels.round_of_N.max()), int(due_N.max())
         raise ValueError(
-            f"`ckpt_path` is {path}, written in round {of_checkpoint}, but the run is in round {round_index}: its "
-            "labels and weights belong to another round. Give a checkpoint whose name begins with "
-            f"round={round_index:03d}, or none, and the round starts anew."
+            f"`ckpt_path` is {path}, written in round {of_checkpoint} with {labels.num_labelled} labels, but the run "
+            f"is in round {due} with {int((due_N >= 0).sum())}, and not with the same ones: the weights belong to "
+            f"another round or run. Give a checkpoint of this run whose name begins with round={due:03d}, or none, and "
+            "the round starts anew."
         )
 
 

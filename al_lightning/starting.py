@@ -1,6 +1,6 @@
 """What the driver does at the start of a fit: in every process that trains, for a strategy may start them only then."""
 
-from al_lightning._lightning import Callback, LightningModule, Trainer, pl, rank_zero_info
+from al_lightning._lightning import Callback, LightningModule, Trainer, is_overridden, pl, rank_zero_info
 from al_lightning.callback import ActiveLearning, active_learning_callback
 from al_lightning.checkpoints import prefix_checkpoints
 from al_lightning.posterior import Members
@@ -27,15 +27,24 @@ class Start(Callback):
         if stage != "fit" or self.first_states is None:
             return
         callback = active_learning_callback(trainer)
-        members = callback.posterior.members
         if callback.open(trainer, pl_module):
             self._continue(trainer, pl_module, callback, self.first_states)
-        index = len(callback.rounds)
-        prefix_checkpoints(trainer, index, callback.member)
+        prefix_checkpoints(trainer, len(callback.rounds), callback.member)
+        self._set_seed(callback)
+        if not _may_be_unfinished(pl_module):
+            _start_member(callback, pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seed the fit of a model that Lightning builds again: one that is built already has drawn nothing since."""
+        if self.first_states is None or not _may_be_unfinished(pl_module):
+            return
+        callback = active_learning_callback(trainer)
+        self._set_seed(callback)
+        _start_member(callback, pl_module)
+
+    def _set_seed(self, callback: ActiveLearning) -> None:
         purpose = "fit" if callback.member is None else f"member {callback.member}"
-        pl.seed_everything(derived_seed(self._seed, index, purpose), workers=True, verbose=False)
-        if members is not None and callback.member is not None and callback.stopped is None:
-            members.start(pl_module, callback.member, warm=callback.warm_start and index > 0)
+        pl.seed_everything(derived_seed(self._seed, len(callback.rounds), purpose), workers=True, verbose=False)
 
     def _continue(
         self, trainer: Trainer, module: LightningModule, callback: ActiveLearning, first_states: FirstStates
@@ -49,9 +58,10 @@ class Start(Callback):
                 saved = warm
             elif warm is not None:
                 members.restore(warm)
-        if members is not None and saved is None:
+        if saved is not None:
+            first_states.take(module, saved[0])
+        elif members is not None:
             _say_whose_weights(members)
-        first_states.take(module, None if saved is None else saved[0])
         is_mid_round = trainer.ckpt_path is not None or members is not None
         if is_mid_round and first_states.weights is None and has_weights(module):
             first_states.weights = FirstWeights(module)  # before a checkpoint or a member's own weights replace them
@@ -62,6 +72,18 @@ class Start(Callback):
             return
         states: States = [self.first_states.weights.tensors]
         active_learning_callback(trainer).run.save_first_weights(Ranks(trainer), states)
+
+
+def _may_be_unfinished(module: LightningModule) -> bool:
+    """Whether Lightning may build the model, or the rest of it, after this callback's `setup`."""
+    return is_overridden("configure_model", module) or is_overridden("setup", module)
+
+
+def _start_member(callback: ActiveLearning, module: LightningModule) -> None:
+    """Give the model the weights from which an ensemble's member starts, if there is a round to run."""
+    members = callback.posterior.members
+    if members is not None and callback.member is not None and callback.stopped is None:
+        members.start(module, callback.member, warm=callback.warm_start and len(callback.rounds) > 0)
 
 
 def _say_whose_weights(members: Members) -> None:

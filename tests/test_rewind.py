@@ -192,7 +192,7 @@ def test_weights_remembered_before_the_first_fit_are_those_put_back_with_what_th
     model = Late()
     trainer = make_trainer()
     rewind = Rewind(trainer, model, keep=[], keep_weights=False)
-    rewind.remember_weights()
+    rewind.first_states.weights = FirstWeights(model)
     with torch.no_grad():
         model.weight.fill_(9.0)
     trainer.fit(model, loader)

@@ -19,7 +19,7 @@ _WORKING_SET_CPU = 12 * 2**20  # bytes of the largest activation of all samples:
 _WORKING_SET_GPU = 2**30
 _MOST_FACTORS = 64 * 2**20  # bytes
 _SHARED_SHARE = 0.05  # of all that is computed, at most, where samples are apart
-_LEAST_SHARED = 0.25  # of what one sample computes by itself: below it K small passes, each in the cache, are as fast
+_LEAST_SHARED = 0.5  # of what one sample computes by itself: below it K small passes, each in the cache, are as fast
 _TRIAL_ROWS = 4
 
 
