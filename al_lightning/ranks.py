@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed
 from torch import Tensor
 
 from al_lightning._lightning import Trainer, pl
@@ -38,8 +39,10 @@ class Ranks:
         """The tensors of all ranks, of one shape and on the CPU, stacked on a new first axis; the same on each rank."""
         if self.size == 1:
             return tensor[None]
-        gathered: Tensor = self.trainer.strategy.all_gather(tensor.to(self.trainer.strategy.root_device))
-        return gathered.cpu()
+        own = tensor.to(self.trainer.strategy.root_device).contiguous()
+        gathered = [torch.empty_like(own) for _ in range(self.size)]
+        torch.distributed.all_gather(gathered, own)  # Lightning's warns of what torch deprecates
+        return torch.stack(gathered).cpu()
 
     def first(self, value: Result) -> Result:
         """Rank 0's value, on every rank."""
