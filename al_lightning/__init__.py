@@ -17,8 +17,9 @@ from al_lightning.acquisition import (
     VariationRatios,
 )
 from al_lightning.callback import ActiveLearning
-from al_lightning.data import ActiveLearningDataModule, DigitsDataModule, IDXDataModule
+from al_lightning.data import ActiveLearningDataModule, DigitsDataModule, IDXDataModule, ImageFolderDataModule
 from al_lightning.journal import Round, read_journal
+from al_lightning.mean_prediction import MeanPrediction
 from al_lightning.posterior import DeepEnsemble, LastLayerLaplace, MCDropConnect, MCDropout, Posterior
 from al_lightning.rounds import active_fit
 
@@ -44,6 +45,8 @@ __all__ = [
     "Posterior",
     "DigitsDataModule",
     "IDXDataModule",
+    "ImageFolderDataModule",
+    "MeanPrediction",
     "Round",
     "read_journal",
     "models",

@@ -26,13 +26,13 @@ from al_lightning.tracking import begin_tracking, keep_images, log_last_round, o
 def active_learning_callback(trainer: Trainer) -> "ActiveLearning":
     """The one ActiveLearning callback of a Trainer whose strategy is supported."""
     check_strategy(trainer)
-    open_loggers(trainer)
     found = [callback for callback in callbacks_of(trainer) if isinstance(callback, ActiveLearning)]
     if len(found) != 1:
         raise ValueError(
             f"The Trainer has {len(found)} ActiveLearning callbacks, but must have exactly one: "
             "`Trainer(callbacks=[ActiveLearning(BatchBALD(), query_size=10)])`."
         )
+    open_loggers(trainer, job_type=type(found[0].acquisition).__name__)
     return found[0]
 
 

@@ -24,6 +24,7 @@ from al_lightning._lightning import FLAVOUR, Trainer
 
 SCHEMA = "al_lightning.rounds"
 SCHEMA_VERSION = 1
+Pick = tuple[int, int, int, float, int | None, float | None, int | None]
 PICK_COLUMNS = ("round", "rank", "id", "score", "target", "bald", "predicted")
 
 
@@ -82,8 +83,8 @@ class Round:
             3.0
             >>> Round(0, 9, 9, acquired=[4], information={"mean_bald_picked": 0.0, "joint_mi": 0.0}).redundancy
         """
-        joint = self.information.get("joint_mi", 0.0)
-        return self.information["mean_bald_picked"] * len(self.acquired) / joint if joint > 0 else None
+        joint, mean_bald = (self.information.get(name, 0.0) for name in ("joint_mi", "mean_bald_picked"))
+        return len(self.acquired) * mean_bald / joint if joint > 0 and mean_bald > 0 else None
 
     def numbers(self) -> dict[str, float | int | None]:
         """Every number of the round under one flat name, as loggers and tables want them."""
@@ -98,7 +99,7 @@ class Round:
             **{f"seconds_{name}": value for name, value in self.seconds.items()},
         }
 
-    def picks(self) -> list[tuple[float | int | None, ...]]:
+    def picks(self) -> list[Pick]:
         """A row for each chosen sample, best first, with the columns of `acquisitions.csv`; None where unknown.
 
         Example:
@@ -106,8 +107,14 @@ class Round:
             [(2, 0, 7, 0.5, 1, 0.6, 3)]
         """
         unknown = [None] * len(self.acquired)
-        columns = (self.scores, self.targets or unknown, self.bald or unknown, self.predicted or unknown)
-        rows = zip(self.acquired, *columns, strict=True)
+        rows = zip(
+            self.acquired,
+            self.scores,
+            self.targets or unknown,
+            self.bald or unknown,
+            self.predicted or unknown,
+            strict=True,
+        )
         return [(self.round, rank, *row) for rank, row in enumerate(rows)]
 
 

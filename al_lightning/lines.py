@@ -22,7 +22,7 @@ def _labels_bar(num_labelled: int, budget: int | None) -> str:
     """How far the rounds are; drawn once a round, because Lightning's own bars own the terminal during one."""
     if budget is None:
         return f"{num_labelled} labels"
-    filled = BAR_WIDTH * num_labelled // budget
+    filled = min(BAR_WIDTH, BAR_WIDTH * num_labelled // budget)  # a run that goes on may have a lower budget
     return f"{'█' * filled}{'░' * (BAR_WIDTH - filled)} {num_labelled}/{budget} labels"
 
 

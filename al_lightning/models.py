@@ -68,6 +68,89 @@ class PaperCNN(nn.Module):
         return logits
 
 
+class EMNISTCNN(nn.Module):
+    """The net of the BatchBALD paper for EMNIST: 28 x 28 images, dropout of whole channels after each convolution.
+
+    Example:
+        >>> EMNISTCNN()(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 47])
+    """
+
+    def __init__(self, *, num_classes: int = 47, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 32, kernel_size=3),
+            nn.Dropout2d(dropout),
+            nn.MaxPool2d(2),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, kernel_size=3),
+            nn.Dropout2d(dropout),
+            nn.ReLU(),
+            nn.Conv2d(64, 128, kernel_size=3),
+            nn.Dropout2d(dropout),
+            nn.MaxPool2d(2),
+            nn.ReLU(),
+        )
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(128 * 4 * 4, 512),
+            nn.Dropout(dropout),
+            nn.ReLU(),
+            nn.Linear(512, num_classes),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of each class."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
+class VGG16(nn.Module):
+    """The net of the BatchBALD paper for CINIC-10: VGG-16 with batch normalisation, dropout before a smaller head.
+
+    Args:
+        num_classes: How many there are.
+        dropout: Probability of dropping a feature.
+        pretrained: A file with the weights of torchvision's `vgg16_bn`, of which those of the convolutions are taken.
+            By default the weights are random.
+
+    Example:
+        >>> VGG16()(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, *, num_classes: int = 10, dropout: float = 0.5, pretrained: str | None = None) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for width, num_convolutions in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+            for _ in range(num_convolutions):
+                layers += [nn.Conv2d(channels, width, kernel_size=3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+                channels = width
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(512, 512),
+            nn.BatchNorm1d(512),
+            nn.ReLU(),
+            nn.Linear(512, num_classes),
+        )
+        if pretrained is not None:
+            states = torch.load(pretrained, map_location="cpu", weights_only=True)
+            start = "features."
+            self.features.load_state_dict(
+                {name[len(start) :]: states[name] for name in states if name.startswith(start)}
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of each class."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
 class Classifier(LightningModule):
     """Any net that returns logits, trained on cross-entropy with Adam; batches are (inputs, integer targets).
 

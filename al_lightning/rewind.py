@@ -25,6 +25,7 @@ from al_lightning._lightning import (
     callbacks_of,
     logged_steps,
     set_logged_steps,
+    spawns,
 )
 
 
@@ -63,9 +64,10 @@ class Rewind:
         kept = [self._first_states, *keep]
         self._rewound = [c for c in callbacks_of(trainer) if c not in kept and not _writes_the_config(c)]
         # Shared, not copied, because callbacks may hold them: the user's own objects and their parts; and the
-        # launcher, which knows its processes.
+        # launcher, which knows its processes, unless they end with each fit: then it refuses a second one.
         parts = [*model.modules(), *model.parameters(), *model.buffers(), *_with_inner(datamodule)]
-        self._shared = [trainer, *parts, *callbacks_of(trainer), *trainer.loggers, trainer.strategy.launcher]
+        launchers = [] if spawns(trainer) else [trainer.strategy.launcher]
+        self._shared = [trainer, *parts, *callbacks_of(trainer), *trainer.loggers, *launchers]
         self._first = self._copied([vars(thing) for thing in self._things()])
 
     def _things(self) -> list[Any]:

@@ -70,7 +70,7 @@ def active_fit(
     _refuse_checkpoint_of_member(ckpt_path, callback)
     if spawns(trainer):
         _prepare_to_spawn(trainer, callback)
-    start = Start(seed)
+    start = Start(seed, ckpt_path=ckpt_path)
     callbacks_of(trainer).insert(0, start)
     keep_weights = callback.warm_start and callback.posterior.members is None
     rewind = Rewind(trainer, model, datamodule, keep=[callback, start], keep_weights=keep_weights)

@@ -188,11 +188,6 @@ def begin(
         resumes=folder is not None,
     )
     run.go_on_after(still_finished(run.rounds, limits, query_size=header["query_size"]))
-    if run.ended_before and trainer.ckpt_path is not None:
-        raise ValueError(
-            f"`ckpt_path` is {trainer.ckpt_path}, but the run in {run.folder} has ended ({run.rounds[-1].stopped}), so "
-            "no round is due. Leave it out, or raise the limit."
-        )
     datamodule.restore([record.acquired for record in run.rounds], [record.targets for record in run.rounds])
     if run.rounds:
         set_logged_steps(trainer, run.rounds[-1].logged_steps)

@@ -1,5 +1,7 @@
 """What the driver does at the start of a fit: in every process that trains, for a strategy may start them only then."""
 
+from pathlib import Path
+
 from al_lightning._lightning import Callback, LightningModule, Trainer, is_overridden, pl, rank_zero_info
 from al_lightning.callback import ActiveLearning, active_learning_callback
 from al_lightning.checkpoints import prefix_checkpoints
@@ -15,12 +17,16 @@ class Start(Callback):
 
     Args:
         seed: Of the trainings, each round's and each member's derived from it.
+        ckpt_path: A checkpoint for the first fit, of which the Trainer itself knows only later.
+
+    Attributes:
         first_states: What puts the first weights back between rounds; None before it is known.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, ckpt_path: str | Path | None = None) -> None:
         self.first_states: FirstStates | None = None
         self._seed = seed
+        self._ckpt_path = ckpt_path
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Go on with the run's earlier rounds if this process has not yet, and begin the round."""
@@ -35,7 +41,7 @@ class Start(Callback):
             _start_member(callback, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Seed the fit of a model that Lightning builds again: one that is built already has drawn nothing since."""
+        """Seed once more where Lightning may have built the model since: a process that had it drew nothing."""
         if self.first_states is None or not _may_be_unfinished(pl_module):
             return
         callback = active_learning_callback(trainer)
@@ -50,6 +56,11 @@ class Start(Callback):
         self, trainer: Trainer, module: LightningModule, callback: ActiveLearning, first_states: FirstStates
     ) -> None:
         """Take the weights from which an earlier process of this run would have gone on."""
+        if callback.run.ended_before and self._ckpt_path is not None:
+            raise ValueError(
+                f"`ckpt_path` is {self._ckpt_path}, but the run in {callback.run.folder} has ended "
+                f"({callback.stopped}), so no round is due. Leave it out, or raise the limit."
+            )
         ranks, members = Ranks(trainer), callback.posterior.members
         saved = callback.run.first_weights(ranks)
         if callback.warm_start and callback.rounds:
@@ -62,7 +73,7 @@ class Start(Callback):
             first_states.take(module, saved[0])
         elif members is not None:
             _say_whose_weights(members)
-        is_mid_round = trainer.ckpt_path is not None or members is not None
+        is_mid_round = self._ckpt_path is not None or members is not None
         if is_mid_round and first_states.weights is None and has_weights(module):
             first_states.weights = FirstWeights(module)  # before a checkpoint or a member's own weights replace them
 

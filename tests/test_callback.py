@@ -5,7 +5,7 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from al_lightning import BALD, ActiveLearning, BatchBALD, MCDropout, active_fit
+from al_lightning import BALD, ActiveLearning, BatchBALD, Margin, MCDropout, active_fit
 from al_lightning.information import mutual_information
 from al_lightning.seeds import derived_seed
 
@@ -42,6 +42,20 @@ def test_the_record_tells_what_was_chosen_and_what_it_says(make_trainer, make_mo
     assert information["num_samples"] == 8
     assert information["mean_bald_picked"] > information["mean_bald_pool"] > 0
     assert 0 < information["joint_mi_over_log_k"] <= 1.01
+    assert sum(record.bald) / 4 == pytest.approx(information["mean_bald_picked"])
+    assert record.redundancy == pytest.approx(sum(record.bald) / information["joint_mi"])
+
+
+def test_the_record_tells_bald_and_prediction_of_each_pick(make_trainer, make_model, make_data, make_callback):
+    callback, datamodule, model = make_callback(Margin()), make_data(), make_model()
+    make_trainer(callback).fit(model, datamodule=datamodule)
+    record = callback.rounds[0]
+    with MCDropout().sample(model, 8, seed=derived_seed(0, 0, "posterior")) as predict:
+        log_probs_B_K_C = predict(datamodule.inner.train_dataloader().dataset.tensors[0][record.acquired])
+    torch.testing.assert_close(
+        torch.tensor(record.bald), mutual_information(log_probs_B_K_C), rtol=1e-4, atol=1e-5, check_dtype=False
+    )
+    assert record.predicted == log_probs_B_K_C.exp().mean(1).argmax(1).tolist()
 
 
 def test_the_header_says_what_ran(make_trainer, make_model, make_data, make_callback, tmp_path):

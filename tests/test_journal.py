@@ -17,6 +17,8 @@ FIRST = Round(
     metrics={"test_acc": 0.75, "val_loss": None},
     information={"joint_mi": 0.7},
     seconds={"fit": 1.5, "predict": 0.5},
+    bald=[0.5, 0.375],
+    predicted=[1, 1],
 )
 LAST = Round(round=1, num_labelled=12, num_pool=48, metrics={"test_acc": 0.8}, stopped="max_rounds=2 reached")
 
@@ -52,15 +54,24 @@ def test_the_csv_files_hold_a_row_a_round_and_a_row_a_sample(folder):
     assert (first["n_labelled"], first["test_acc"], first["joint_mi"]) == ("10", "0.75", "0.7")
     assert (last["n_labelled"], last["joint_mi"], first["seconds_fit"]) == ("12", "", "1.5")
     assert rows(folder / "acquisitions.csv") == [
-        {"round": "0", "rank": "0", "id": "7", "score": "0.5", "target": "1"},
-        {"round": "0", "rank": "1", "id": "3", "score": "0.25", "target": "0"},
+        {"round": "0", "rank": "0", "id": "7", "score": "0.5", "target": "1", "bald": "0.5", "predicted": "1"},
+        {"round": "0", "rank": "1", "id": "3", "score": "0.25", "target": "0", "bald": "0.375", "predicted": "1"},
     ]
 
 
-def test_targets_that_nobody_knows_stay_empty(tmp_path):
+def test_what_nobody_knows_of_a_sample_stays_empty(tmp_path):
     journal = Journal(tmp_path, {})
     journal.write([Round(round=0, num_labelled=1, num_pool=2, acquired=[1], scores=[0.5])])
-    assert [row["target"] for row in rows(tmp_path / "acquisitions.csv")] == [""]
+    (row,) = rows(tmp_path / "acquisitions.csv")
+    assert (row["target"], row["bald"], row["predicted"]) == ("", "", "")
+
+
+def test_a_batch_of_copies_is_as_redundant_as_it_has_points():
+    copies = {"mean_bald_picked": 0.5, "joint_mi": 0.5}
+    record = Round(round=0, num_labelled=1, num_pool=9, acquired=[1, 2, 3, 4], information=copies)
+    assert record.redundancy == record.numbers()["redundancy"] == 4
+    assert Round(round=0, num_labelled=1, num_pool=9, acquired=[1]).redundancy is None
+    assert FIRST.redundancy is None  # an older version did not record the BALD of the batch
 
 
 def test_a_folder_with_records_of_another_run_is_refused_and_kept(folder):

@@ -5,7 +5,7 @@ from pytorch_lightning.cli import LightningCLI
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from al_lightning.models import MLP, Classifier, PaperCNN
+from al_lightning.models import EMNISTCNN, MLP, VGG16, Classifier, PaperCNN
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
@@ -152,3 +152,38 @@ trainer: {accelerator: cpu, logger: false, enable_checkpointing: false}
     assert cli.model.lr == 0.01
     assert [layer.out_features for layer in cli.model.net.layers if isinstance(layer, nn.Linear)] == [32, 10]
     assert cli.datamodule.batch_size == 16
+
+
+def test_the_papers_net_for_emnist_is_the_papers():
+    net = EMNISTCNN()
+    sizes = [tuple(p.shape) for p in net.parameters() if p.ndim > 1]
+    assert sizes == [(32, 1, 3, 3), (64, 32, 3, 3), (128, 64, 3, 3), (512, 2048), (47, 512)]
+    kinds = [type(layer).__name__ for layer in net.features]
+    plain, pooled = ["Conv2d", "Dropout2d", "ReLU"], ["Conv2d", "Dropout2d", "MaxPool2d", "ReLU"]
+    assert kinds == [*pooled, *plain, *pooled]
+
+
+def test_vgg_16_has_thirteen_convolutions_and_dropout_before_its_head():
+    net = VGG16(num_classes=7)
+    widths = [layer.out_channels for layer in net.features if isinstance(layer, nn.Conv2d)]
+    assert widths == [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
+    assert sum(isinstance(layer, nn.MaxPool2d) for layer in net.features) == 5
+    kinds = [type(layer).__name__ for layer in net.head]
+    assert kinds == ["AdaptiveAvgPool2d", "Flatten", "Dropout", "Linear", "BatchNorm1d", "ReLU", "Linear"]
+    assert net.head[-1].out_features == 7
+
+
+def test_vgg_16_takes_the_convolutions_of_torchvisions_file(tmp_path):
+    torch.manual_seed(0)
+    source = VGG16()
+    states = {f"features.{name}": tensor for name, tensor in source.features.state_dict().items()}
+    # Torchvision numbers its layers alike: 0 is the first convolution, 1 its normalisation, 40 the last convolution.
+    assert {"features.0.weight", "features.1.running_mean", "features.40.weight", "features.41.bias"} <= set(states)
+    torch.save({**states, "classifier.0.weight": torch.zeros(2, 2)}, tmp_path / "vgg16_bn.pth")
+    net = VGG16(pretrained=str(tmp_path / "vgg16_bn.pth"))
+    assert all(
+        torch.equal(net.features.state_dict()[name], tensor) for name, tensor in source.features.state_dict().items()
+    )
+    torch.save({"features.0.weight": states["features.0.weight"]}, tmp_path / "other.pth")
+    with pytest.raises(RuntimeError, match="Missing key"):
+        VGG16(pretrained=str(tmp_path / "other.pth"))

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from al_lightning.journal import Round, read_journal
-from al_lightning.resuming import load_states, locked, opened, refuse_other_run, save_states
+from al_lightning.resuming import (
+    load_states,
+    locked,
+    opened,
+    refuse_other_run,
+    save_states,
+    still_finished,
+    writing_into,
+)
+from al_lightning.stopping import Limits
 
 HEADER = {"acquisition": "BALD()", "seed": 3, "max_rounds": 2, "initial": [1, 5]}
 
@@ -95,3 +104,41 @@ def test_a_broken_file_of_weights_is_refused_with_its_path(tmp_path):
     (tmp_path / "first_weights.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"first_weights\.pt cannot be read .* Restore the file"):
         load_states(tmp_path / "first_weights.pt")
+
+
+def rounds_of(*acquired, stopped, complete=True):
+    """Rounds on 6 labels first, of a pool of 14; the last, if it is `stopped`, acquired nothing."""
+    rounds, num_labelled = [], 6
+    for index, number in enumerate(acquired):
+        rounds.append(Round(round=index, num_labelled=num_labelled, num_pool=20 - num_labelled, acquired=[0] * number))
+        num_labelled += number
+    last = {"round": len(acquired), "num_labelled": num_labelled, "num_pool": 20 - num_labelled}
+    return [*rounds, Round(**last, acquired=[] if stopped else [0] * 4, stopped=stopped, complete=complete)]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "limits", "num_standing"),
+    [
+        (rounds_of(4, stopped=None), Limits(), 2),
+        (rounds_of(4, stopped=None, complete=False), Limits(), 1),
+        (rounds_of(4, stopped="max_rounds=2 reached"), Limits(max_rounds=2), 2),
+        (rounds_of(4, stopped="max_rounds=2 reached"), Limits(max_rounds=1), 2),
+        (rounds_of(4, stopped="max_rounds=2 reached"), Limits(max_rounds=3), 1),
+        (rounds_of(4, stopped="max_rounds=2 reached"), Limits(max_rounds=3, max_labelled=10), 2),
+        (rounds_of(4, 1, stopped="max_labelled=11 reached"), Limits(max_labelled=11), 3),
+        (rounds_of(4, 1, stopped="max_labelled=11 reached"), Limits(max_labelled=12), 1),  # its batch was cut
+        (rounds_of(4, 4, stopped="max_labelled=14 reached"), Limits(max_labelled=15), 2),
+        (rounds_of(4, 4, 4, 2, stopped="the pool is empty"), Limits(max_rounds=99), 5),
+        ([], Limits(max_rounds=1), 0),
+    ],
+)
+def test_what_a_raised_limit_or_a_missing_test_changes_is_run_again_and_nothing_else(rounds, limits, num_standing):
+    assert still_finished(rounds, limits, query_size=4) == rounds[:num_standing]
+
+
+def test_a_full_disk_is_told_with_its_folder_and_other_errors_are_left_alone(tmp_path):
+    words = rf"The run folder {tmp_path} cannot be written .*No space left.* make room"
+    with pytest.raises(OSError, match=words), writing_into(tmp_path):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(KeyError, match="other"), writing_into(tmp_path):
+        raise KeyError("other")

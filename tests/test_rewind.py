@@ -1,3 +1,4 @@
+import pickle
 import threading
 
 import pytest
@@ -9,7 +10,7 @@ from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
-from al_lightning.rewind import FirstWeights, Rewind
+from al_lightning.rewind import FirstStates, FirstWeights, Rewind
 
 
 class OneWeight(LightningModule):
@@ -200,3 +201,22 @@ def test_weights_remembered_before_the_first_fit_are_those_put_back_with_what_th
         model.late.fill_(6.0)
     rewind.restore()
     assert (model.weight.item(), model.late.item()) == (0, 5)
+
+
+def test_first_states_reach_a_spawned_process_without_what_only_this_one_knows(make_trainer, loader):
+    model, states = OneWeight(), FirstStates(trainers_own=[])
+    make_trainer(states).fit(model, loader)
+    sent = pickle.loads(pickle.dumps(states))  # noqa: S301 - our own
+    assert sent.weights.tensors["weight"].item() == 0
+    other = OneWeight()
+    make_trainer(sent).fit(other, loader)  # it learns of other optimizers as the first did
+    assert other.weight.item() == model.weight.item()
+
+
+def test_a_launcher_whose_processes_end_with_the_fit_is_as_new_in_every_round(make_trainer):
+    trainer = make_trainer(devices=2, strategy="ddp_spawn")
+    rewind = Rewind(trainer, OneWeight(), keep=[], keep_weights=False)
+    trainer.strategy.launcher._already_fit = True  # Lightning refuses a second fit with it
+    rewind.restore()
+    assert not trainer.strategy.launcher._already_fit
+    assert trainer.strategy.launcher._strategy is trainer.strategy

@@ -2,6 +2,7 @@
 
 from al_lightning.data.bundled import DigitsDataModule
 from al_lightning.data.datamodule import ActiveLearningDataModule, wrapped_datamodule
+from al_lightning.data.folders import ImageFolderDataModule, read_image
 from al_lightning.data.idx import IDXDataModule, read_idx
 from al_lightning.data.labels import IN_POOL, SET_ASIDE, Labels
 from al_lightning.data.repeated import Repeated
@@ -10,10 +11,12 @@ __all__ = [
     "ActiveLearningDataModule",
     "DigitsDataModule",
     "IDXDataModule",
+    "ImageFolderDataModule",
     "Labels",
     "IN_POOL",
     "SET_ASIDE",
     "Repeated",
     "read_idx",
+    "read_image",
     "wrapped_datamodule",
 ]

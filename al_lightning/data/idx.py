@@ -53,8 +53,10 @@ class IDXDataModule(LightningDataModule):
         root: The folder with `train-images-idx3-ubyte` and its three companions, plain or `.gz`.
         prefix: What stands before `train-images`, such as `emnist-balanced-`.
         batch_size: Of training, validation and test.
-        val_size: Samples of the training files that validate instead.
+        val_size: Samples of the training files that validate instead, drawn at random.
         num_train: Use only so many of the rest; by default all.
+        first: Rows of the training files that never validate and are the first samples to train on, in this order:
+            labels to begin with that are the same for every `seed` are then `initial: [0, 1, 2]`.
         mean: Of the pixels (scaled to 0 ... 1), subtracted from them. The default is MNIST's.
         std: Of the pixels, which they are divided by. The default is MNIST's.
         repeat: How many copies of each training sample the training set holds.
@@ -71,6 +73,7 @@ class IDXDataModule(LightningDataModule):
         batch_size: int = 64,
         val_size: int = 1024,
         num_train: int | None = None,
+        first: list[int] | None = None,
         mean: float = 0.1307,
         std: float = 0.3081,
         repeat: int = 1,
@@ -84,6 +87,7 @@ class IDXDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.val_size = val_size
         self.num_train = num_train
+        self.first = [] if first is None else first
         self.mean = mean
         self.std = std
         self.repeat = repeat
@@ -103,13 +107,25 @@ class IDXDataModule(LightningDataModule):
                 f"`val_size` is {self.val_size} and `num_train` is {self.num_train}, but the training files in "
                 f"`{self.root}` hold {len(images_N)} samples, of which at least one must be left to train on."
             )
-        order = torch.randperm(len(images_N), generator=torch.Generator().manual_seed(self.seed)).numpy()
-        val, train = order[: self.val_size], order[self.val_size : self.val_size + num_train]
+        val, train = self._split(len(images_N), num_train)
         self._datasets = (
             Repeated(self._normalised(images_N[train], labels_N[train]), self.repeat, noise=self.noise, seed=self.seed),
             self._normalised(images_N[val], labels_N[val]),
             self._normalised(*self._read("t10k", "test")),
         )
+
+    def _split(self, num_samples: int, num_train: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The rows of the training files that validate, and those that train."""
+        wrong = [row for row in self.first if not 0 <= row < num_samples]
+        if wrong or len(set(self.first)) < len(self.first) or len(self.first) > num_train:
+            raise ValueError(
+                f"`first` is {self.first}, but must be different rows of the {num_samples} in the training files in "
+                f"`{self.root}`, no more than the {num_train} that train."
+            )
+        order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(self.seed)).numpy()
+        rest = order[~np.isin(order, self.first)]
+        train = np.concatenate([np.array(self.first, dtype=order.dtype), rest[self.val_size :]])
+        return rest[: self.val_size], train[:num_train]
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training samples, repeated and noisy if that is asked for."""

@@ -26,6 +26,10 @@ class Labels:
             raise ValueError(f"`num_samples` is {num_samples}, but a label state needs at least one sample.")
         self.round_of_N = torch.full((num_samples,), IN_POOL, dtype=torch.long)
 
+    def __setstate__(self, state: dict[str, Tensor]) -> None:
+        """Torch gives spawned processes one memory for a tensor of their parent, but each labels in its own."""
+        self.round_of_N = state["round_of_N"].clone()
+
     def __len__(self) -> int:
         return len(self.round_of_N)
 

@@ -191,3 +191,44 @@ def test_mnist_is_what_it_is_known_to_be():
     pixels = images_of(train)
     assert abs(pixels.mean()) < 0.01  # the published mean and standard deviation normalise
     assert abs(pixels.std() - 1) < 0.01
+
+
+def rows_of(datamodule):
+    """The rows of the training files in the training and the validation set; each image is told by its first pixel."""
+    datamodule.setup("fit")
+    return [
+        [round(float(dataset[i][0][0, 0, 0])) for i in range(len(dataset))]
+        for dataset in (datamodule.train_dataloader().dataset, datamodule.val_dataloader().dataset)
+    ]
+
+
+def write_numbered(folder, num=40):
+    write_folder(folder)
+    images = np.zeros((num, 2, 2), dtype="u1")
+    images[:, 0, 0] = np.arange(num)
+    (folder / "train-images-idx3-ubyte").write_bytes(idx_bytes(images))
+    (folder / "train-labels-idx1-ubyte").write_bytes(idx_bytes(np.arange(num, dtype="u1") % 10))
+    return {"root": str(folder), "mean": 0.0, "std": 1 / 255}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_first_rows_train_in_their_order_whatever_the_seed_and_the_rest_is_split(tmp_path, seed):
+    settings = write_numbered(tmp_path)
+    train, val = rows_of(IDXDataModule(**settings, val_size=30, first=[7, 0, 39], seed=seed))
+    assert train[:3] == [7, 0, 39]
+    assert sorted(train + val) == list(range(40))
+    fewer, same_val = rows_of(IDXDataModule(**settings, val_size=30, first=[7, 0, 39], seed=seed, num_train=5))
+    assert (fewer, same_val) == (train[:5], val)
+
+
+def test_without_first_rows_the_split_is_as_it_always_was(tmp_path):
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(3)).tolist()
+    train, val = rows_of(IDXDataModule(**write_numbered(tmp_path), val_size=9, seed=3))
+    assert (train, val) == (order[9:], order[:9])
+
+
+@pytest.mark.parametrize(("first", "num_train"), [([40], None), ([-1], None), ([1, 1], None), ([1, 2, 3], 2)])
+def test_first_rows_that_cannot_be_are_refused(tmp_path, first, num_train):
+    datamodule = IDXDataModule(**write_numbered(tmp_path), val_size=9, first=first, num_train=num_train)
+    with pytest.raises(ValueError, match=r"`first` is \[.*\], but must be different rows of the 40 in the training"):
+        datamodule.setup("fit")

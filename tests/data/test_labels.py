@@ -1,4 +1,6 @@
 import io
+import pickle
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
@@ -179,3 +181,12 @@ def test_a_saved_state_does_not_follow_later_labels():
 def test_a_state_that_does_not_fit_is_refused(state_dict, words):
     with pytest.raises(ValueError, match=words):
         Labels(6).load_state_dict(state_dict)
+
+
+def test_what_a_spawned_process_labels_is_labelled_there_alone():
+    labels = five()
+    sent = pickle.loads(bytes(ForkingPickler.dumps(labels)))  # noqa: S301 - as torch sends it
+    before = labels.round_of_N.tolist()
+    sent.label(sent.pool_indices[:1], round=7)
+    assert labels.round_of_N.tolist() == before
+    assert sent.round_of_N.tolist() != before

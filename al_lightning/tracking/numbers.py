@@ -1,0 +1,92 @@
+"""The numbers of a round, as every logger gets them: pure functions of the records."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from al_lightning.curves import area_under_curve, labels_to_target
+from al_lightning.journal import Round
+
+PREFIX = "al/"
+X_AXIS = f"{PREFIX}n_labelled"
+MAX_CLASSES_COUNTED = 100  # a chart for each class of ImageNet would bury the others
+ACCURACY_TARGETS = (0.9, 0.95)
+
+
+def numbers_of_last(rounds: Sequence[Round], header: Mapping[str, Any]) -> dict[str, float]:
+    """What loggers are told of the last of these rounds, under `al/...`; what it has no number for is left out.
+
+    Args:
+        rounds: All rounds so far.
+        header: What ran, as in the journal: `initial_targets`, `monitor`, `target` and `mode` are used.
+    """
+    last = rounds[-1]
+    numbers = {
+        **last.numbers(),
+        **class_numbers(labelled_targets(rounds, header["initial_targets"])),
+        **({} if last.stopped is None else end_numbers(rounds, header)),
+    }
+    return {f"{PREFIX}{name}": float(value) for name, value in numbers.items() if value is not None}
+
+
+def labelled_targets(rounds: Sequence[Round], initial_targets: Sequence[int] | None) -> list[int]:
+    """The labels that the last of these rounds trained on; none if the dataset does not tell them."""
+    return [*(initial_targets or []), *(target for entry in rounds[:-1] for target in entry.targets or [])]
+
+
+def class_numbers(targets: Sequence[int]) -> dict[str, float]:
+    """How many labels each class has, up to the highest class seen, and the entropy of their shares (nats).
+
+    Beyond 100 classes only the entropy.
+
+    Example:
+        >>> class_numbers([0, 2, 2, 0])
+        {'class_count/0': 2, 'class_count/1': 0, 'class_count/2': 2, 'class_entropy': 0.6931471805599453}
+    """
+    if not targets:
+        return {}
+    counts = Counter(targets)
+    entropy = -math.fsum(count / len(targets) * math.log(count / len(targets)) for count in counts.values())
+    num_classes = max(counts) + 1
+    counted = range(num_classes if num_classes <= MAX_CLASSES_COUNTED else 0)
+    return {**{f"class_count/{label}": counts[label] for label in counted}, "class_entropy": abs(entropy)}
+
+
+def end_numbers(rounds: Sequence[Round], header: Mapping[str, Any]) -> dict[str, float]:
+    """What sums up the label curve of a finished run: the area under it, and the labels to each target it reached.
+
+    The curve is that of `monitor`, to `target`, if the run has one; else of the only test metric that looks like an
+    accuracy, to 0.9 and 0.95; and there is none if no or several metrics do.
+
+    Example:
+        >>> rounds = [Round(n, 10 * (n + 1), 9, metrics={"test_acc": acc}) for n, acc in enumerate([0.5, 0.75, 0.9])]
+        >>> end_numbers(rounds, {"monitor": None, "mode": "max"})
+        {'aulc': 0.725, 'labels_to_0.9': 30}
+    """
+    metric = header["monitor"] or only_accuracy(rounds[-1].metrics)
+    points = [(entry.num_labelled, value) for entry in rounds if (value := entry.metrics.get(metric or "")) is not None]
+    if not points:
+        return {}
+    num_labels, values = zip(*points, strict=True)
+    found: dict[str, float] = {}
+    if len(points) > 1:  # of a single round there is no area
+        found["aulc"] = area_under_curve(num_labels, values)
+    for target in ACCURACY_TARGETS if header["monitor"] is None else (header["target"],):
+        labels = labels_to_target(num_labels, values, target=target, mode=header["mode"])
+        if labels is not None:
+            found[f"labels_to_{target:g}"] = labels
+    return found
+
+
+def only_accuracy(metrics: Mapping[str, float | None]) -> str | None:
+    """The test metric whose name says accuracy, if exactly one does.
+
+    Example:
+        >>> only_accuracy({"val_acc": 0.8, "test_loss": 0.3, "test/Accuracy": 0.9})
+        'test/Accuracy'
+        >>> only_accuracy({"test_acc": 0.9, "test_acc_top5": 0.99}) is None
+        True
+    """
+    found = [name for name in metrics if name.startswith("test") and "acc" in name.lower()]
+    return found[0] if len(found) == 1 else None

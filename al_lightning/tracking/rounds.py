@@ -1,0 +1,94 @@
+"""The rounds of a run in every logger of the Trainer: one call of each logger a round."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from al_lightning._lightning import Trainer, spawns
+from al_lightning.data import ActiveLearningDataModule
+from al_lightning.data.seeded import seeded
+from al_lightning.journal import Round
+from al_lightning.ranks import Ranks
+from al_lightning.run import Run
+from al_lightning.tracking.numbers import numbers_of_last
+from al_lightning.tracking.thumbnails import rendered, write_thumbnail
+from al_lightning.tracking.weights_and_biases import (
+    begin_wandb,
+    define_axis,
+    log_labelled_set,
+    media_of,
+    num_logged,
+    open_wandb,
+    wandb_loggers,
+)
+
+
+def open_loggers(trainer: Trainer, *, job_type: str) -> None:
+    """Open what takes a key or a connection now, rather than after the first training.
+
+    Args:
+        trainer: A Trainer.
+        job_type: W&B's word for what kind of run this is among those of its group, unless the user gives one.
+    """
+    for logger in wandb_loggers(trainer):
+        open_wandb(logger, job_type=job_type)
+
+
+def begin_tracking(trainer: Trainer, run: Run) -> None:
+    """Prepare the loggers, and tell them of the rounds that earlier processes finished.
+
+    The loggers of this process are new ones as a rule. A W&B run that is continued by its `id` has some of the rounds
+    already, and gets the others.
+    """
+
+    def begin() -> None:
+        known = {id(logger): num_logged(logger) for logger in wandb_loggers(trainer)}
+        for logger in wandb_loggers(trainer):
+            begin_wandb(logger, run.header)
+        if not spawns(trainer):  # each round's processes are new, but their loggers are not
+            for end in range(1, len(run.rounds) + 1):
+                _log(trainer, run, end=end, known=known)
+
+    _on_first_rank(trainer, begin)
+
+
+def log_last_round(trainer: Trainer, run: Run) -> None:
+    """Tell all loggers of the last round, at the step at which Lightning logs its own metrics; once it is complete."""
+    if run.rounds[-1].complete:
+        _on_first_rank(trainer, lambda: _log(trainer, run, end=len(run.rounds), known={}))
+
+
+def keep_images(trainer: Trainer, run: Run, datamodule: ActiveLearningDataModule, record: Round) -> None:
+    """Write pictures of what a round has acquired into the run folder, for loggers and reports."""
+    folder = run.folder
+    if folder is not None and record.acquired:
+        _on_first_rank(trainer, lambda: _keep(folder, datamodule, record.acquired))
+
+
+def _keep(folder: Path, datamodule: ActiveLearningDataModule, indices: list[int]) -> None:
+    samples = datamodule.pool_dataloader(indices).dataset
+    with seeded(datamodule.seed):  # reading a sample may augment it
+        for position, index in enumerate(indices):
+            pixels = rendered(samples[position], datamodule.inner)
+            if pixels is not None:
+                write_thumbnail(folder, index, pixels)
+
+
+def _log(trainer: Trainer, run: Run, *, end: int, known: dict[int, int]) -> None:
+    """Log the round before `end`, except to loggers that know it."""
+    rounds = run.rounds[:end]
+    numbers = numbers_of_last(rounds, run.header)
+    for logger in trainer.loggers:
+        if known.get(id(logger), 0) >= end:
+            continue
+        everything = dict(numbers)
+        if logger in wandb_loggers(trainer):
+            define_axis(logger, numbers)
+            everything |= media_of(rounds[-1], run.folder)
+            log_labelled_set(logger, rounds, run.header)
+        logger.log_metrics(everything, step=rounds[-1].logged_steps)
+        logger.save()
+
+
+def _on_first_rank(trainer: Trainer, work: Callable[[], None]) -> None:
+    """The first rank works; if that fails, all raise."""
+    Ranks(trainer).together(work if trainer.is_global_zero else lambda: None)

@@ -1,0 +1,114 @@
+"""What W&B shows beyond numbers: tables, images, the labelled set. Only a Trainer that logs to it imports wandb."""
+
+import importlib.util
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from al_lightning._lightning import Trainer, pl
+from al_lightning.journal import PICK_COLUMNS, Round
+from al_lightning.tracking.numbers import PREFIX, X_AXIS
+from al_lightning.tracking.thumbnails import thumbnails_of
+
+if TYPE_CHECKING:
+    from pytorch_lightning.loggers import WandbLogger
+
+TABLE, IMAGES = f"{PREFIX}acquired", f"{PREFIX}images"
+NOT_IN_CONFIG = frozenset({"initial", "initial_targets", "versions"})
+
+
+def wandb_loggers(trainer: Trainer) -> "list[WandbLogger]":
+    """Those of the Trainer's loggers that log to W&B."""
+    loggers: Any = pl.loggers
+    return [logger for logger in trainer.loggers if isinstance(logger, loggers.WandbLogger)]
+
+
+def open_wandb(logger: "WandbLogger", *, job_type: str) -> None:
+    """Begin the W&B run now, so that what is missing is said before the first training and not after it."""
+    import wandb  # noqa: PLC0415 - only for those who log to it
+
+    if importlib.util.find_spec("PIL") is None:
+        raise ModuleNotFoundError("W&B shows the acquired images by means of pillow: `pip install pillow`.")
+    if logger._wandb_init.get("job_type") is None:  # private, but once a run has begun it cannot be told any more
+        logger._wandb_init["job_type"] = job_type
+    try:
+        _ = logger.experiment
+    except wandb.errors.UsageError as error:
+        raise RuntimeError(
+            f"W&B cannot start: {error} To keep the run on this machine instead, set `WANDB_MODE=offline` or use "
+            "`WandbLogger(offline=True)`; `wandb sync` sends it later."
+        ) from error
+
+
+def begin_wandb(logger: "WandbLogger", header: Mapping[str, Any]) -> None:
+    """Tell W&B what runs: `al.seed`, `al.acquisition` and so on in its config, by which its charts can be grouped."""
+    config = {name: value for name, value in header.items() if name not in NOT_IN_CONFIG}
+    logger.experiment.config.update({PREFIX.rstrip("/"): config}, allow_val_change=True)
+    define_axis(logger, [f"{PREFIX}*"])
+
+
+def define_axis(logger: "WandbLogger", names: Iterable[str]) -> None:
+    """Let the x axis of these metrics be the number of labels.
+
+    Each by its name: Lightning has defined "*" with another axis, and which of two matching patterns W&B takes is
+    random, whereas a name comes before all patterns.
+    """
+    prefix = f"{logger._prefix}{logger.LOGGER_JOIN_CHAR}" if logger._prefix else ""
+    for name in names:
+        step_metric = None if name == X_AXIS else f"{prefix}{X_AXIS}"
+        logger.experiment.define_metric(f"{prefix}{name}", step_metric=step_metric)
+
+
+def num_logged(logger: "WandbLogger") -> int:
+    """How many rounds a W&B run holds already, which an earlier process began; 0 for a new run, and offline."""
+    prefix = f"{logger._prefix}{logger.LOGGER_JOIN_CHAR}" if logger._prefix else ""
+    last = logger.experiment.summary.get(f"{prefix}{PREFIX}round")
+    return 0 if last is None else int(last) + 1
+
+
+def media_of(record: Round, folder: Path | None) -> dict[str, Any]:
+    """A table of what a round acquired, and the pictures of those samples that have one."""
+    import wandb  # noqa: PLC0415 - only for those who log to it
+
+    if not record.acquired:
+        return {}
+    table = wandb.Table(columns=list(PICK_COLUMNS), data=[list(pick) for pick in record.picks()])
+    paths = {} if folder is None else thumbnails_of(folder, record.acquired)
+    images = [
+        wandb.Image(str(paths[index]), caption=f"{rank}: class {target}, score {score:.3f}, id {index}")
+        for _, rank, index, score, target, *_ in record.picks()
+        if index in paths
+    ]
+    return {TABLE: table, **({IMAGES: images} if images else {})}
+
+
+def log_labelled_set(logger: "WandbLogger", rounds: Sequence[Round], header: Mapping[str, Any]) -> None:
+    """Log what the last of these rounds trained on as a version of the artifact `labelled-RUN`."""
+    import wandb  # noqa: PLC0415 - only for those who log to it
+
+    experiment = logger.experiment
+    artifact = wandb.Artifact(f"labelled-{experiment.id}", type="labelled-set")
+    with artifact.new_file("labelled.csv", mode="w") as file:
+        file.write(labelled_csv(rounds, header))
+    experiment.log_artifact(artifact, aliases=[f"round-{rounds[-1].round}"])
+
+
+def labelled_csv(rounds: Sequence[Round], header: Mapping[str, Any]) -> str:
+    """A line for each label that the last of these rounds trained on: id, the first round to train on it, class.
+
+    Example:
+        >>> rounds = [Round(0, 1, 9, acquired=[7], targets=[2], scores=[0.5]), Round(1, 2, 8)]
+        >>> labelled_csv(rounds, {"initial": [3], "initial_targets": [0]}).split()
+        ['id,round,target', '3,0,0', '7,1,2']
+    """
+    batches = [
+        (header["initial"], header["initial_targets"]),
+        *((entry.acquired, entry.targets) for entry in rounds[:-1]),
+    ]
+    text = io.StringIO("id,round,target\n")
+    text.seek(0, io.SEEK_END)
+    for number, (indices, targets) in enumerate(batches):
+        for index, target in zip(indices, targets or [""] * len(indices), strict=True):
+            text.write(f"{index},{number},{target}\n")
+    return text.getvalue()

@@ -1,0 +1,127 @@
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import wandb
+import yaml
+from pytorch_lightning.loggers import CSVLogger, WandbLogger
+
+from al_lightning import active_fit
+from al_lightning.cli import run
+from al_lightning.tracking.weights_and_biases import (
+    begin_wandb,
+    define_axis,
+    labelled_csv,
+    num_logged,
+    open_wandb,
+    wandb_loggers,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+class Experiment(wandb.sdk.wandb_run.Run):
+    """Stands for a W&B run, and remembers what it is told."""
+
+    def __init__(self, **summary):
+        self.axes = {}
+        self.told = {}
+        self.fake_summary = summary
+
+    def __del__(self):
+        pass
+
+    config = property(lambda self: SimpleNamespace(update=self.update))
+    summary = property(lambda self: self.fake_summary)
+
+    def update(self, values, *, allow_val_change):
+        self.told |= values
+
+    def define_metric(self, name, *, step_metric=None):
+        self.axes[name] = step_metric
+
+
+def test_importing_the_package_does_not_import_wandb():
+    code = "import sys, al_lightning; sys.exit('wandb' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_only_loggers_of_wandb_are_told_more_than_numbers(make_trainer, tmp_path):
+    logger = WandbLogger(experiment=Experiment(), save_dir=tmp_path)
+    trainer = make_trainer(logger=[CSVLogger(tmp_path), logger])
+    assert wandb_loggers(trainer) == [logger]
+
+
+def test_a_prefix_of_the_logger_is_part_of_the_names():
+    logger = WandbLogger(experiment=Experiment(), prefix="mine")
+    define_axis(logger, ["al/n_labelled", "al/test_acc"])
+    assert logger.experiment.axes == {"mine-al/n_labelled": None, "mine-al/test_acc": "mine-al/n_labelled"}
+
+
+def test_the_config_says_what_runs_but_not_every_id():
+    logger = WandbLogger(experiment=Experiment())
+    begin_wandb(logger, {"seed": 3, "acquisition": "BALD()", "initial": [1], "initial_targets": [0]})
+    assert logger.experiment.told == {"al": {"seed": 3, "acquisition": "BALD()"}}
+
+
+def test_a_run_that_is_continued_by_its_id_knows_how_many_rounds_it_holds():
+    assert num_logged(WandbLogger(experiment=Experiment())) == 0
+    assert num_logged(WandbLogger(experiment=Experiment(**{"al/round": 2.0}))) == 3
+    assert num_logged(WandbLogger(experiment=Experiment(**{"p-al/round": 0}), prefix="p")) == 1
+
+
+def test_the_labelled_set_is_written_without_classes_where_nobody_knows_them():
+    assert labelled_csv([], {"initial": [3], "initial_targets": None}).splitlines() == ["id,round,target", "3,0,"]
+
+
+def test_a_run_without_a_key_is_refused_before_the_training_with_the_way_out(
+    wandb_environment, make_trainer, make_model, make_data, make_callback, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    for name in ("HOME", "NETRC"):
+        monkeypatch.setenv(name, str(tmp_path / "nobody"))
+    model, trainer = make_model(), make_trainer(make_callback(), logger=WandbLogger(save_dir=tmp_path))
+    with pytest.raises(RuntimeError, match=r"W&B cannot start: .*wandb login.*`WandbLogger\(offline=True\)`"):
+        active_fit(trainer, model, make_data())
+    assert trainer.state.fn is None
+
+
+def test_without_pillow_images_are_missed_at_the_start(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="`pip install pillow`"):
+        open_wandb(WandbLogger(experiment=Experiment()), job_type="BALD")
+
+
+def test_the_acquisition_is_the_job_type_unless_the_user_names_another():
+    for given, expected in ((None, "BALD"), ("mine", "mine")):
+        logger = WandbLogger(experiment=Experiment(), job_type=given)
+        open_wandb(logger, job_type="BALD")
+        assert logger._wandb_init["job_type"] == expected
+
+
+def test_the_command_line_accepts_every_point_of_the_sweep(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["al-lightning"])
+    sweep = yaml.safe_load(Path("configs/sweep.yaml").read_text())
+    program, *command = sweep["command"]
+    assert program == "al-lightning"
+    for place in (0, -1):
+        chosen = {name: parameter["values"][place] for name, parameter in sweep["parameters"].items()}
+        arguments = [f"--{name}={value}" for name, value in chosen.items()]
+        filled = [part for word in command for part in (arguments if word == "${args}" else [word])]
+        with pytest.raises(SystemExit) as exit_info:
+            run([*filled, "--print_config"])
+        assert exit_info.value.code == 0
+        config = yaml.safe_load(capsys.readouterr().out)
+        acquisition = config["trainer"]["callbacks"][0]["init_args"]["acquisition"]["class_path"]
+        assert acquisition.endswith(f".{chosen['trainer.callbacks.acquisition']}")
+        assert config["seed_everything"] == chosen["seed_everything"]
+        assert config["trainer"]["logger"][1]["init_args"]["offline"] is False
+
+
+def test_the_sweep_maximises_a_number_that_a_run_ends_with(tracked):
+    sweep = yaml.safe_load((ROOT / "configs" / "sweep.yaml").read_text())
+    assert sweep["metric"]["name"] in tracked.wandb.summary
