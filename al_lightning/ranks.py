@@ -28,12 +28,12 @@ class Ranks:
     @property
     def rank(self) -> int:
         """The number of this process among all."""
-        return self.trainer.global_rank
+        return self.trainer.global_rank if self.size > 1 else 0
 
     @property
     def size(self) -> int:
-        """How many processes there are, on all nodes together."""
-        return self.trainer.world_size
+        """How many processes run; one where a strategy has spawned the others for a fit and they have ended."""
+        return self.trainer.world_size if torch.distributed.is_initialized() else 1
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all ranks, of one shape and on the CPU, stacked on a new first axis; the same on each rank."""

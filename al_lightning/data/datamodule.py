@@ -43,6 +43,8 @@ class ActiveLearningDataModule(LightningDataModule):
         datamodule: An ordinary data module whose `train_dataloader()` returns one plain DataLoader. If it has a method
             `pool_dataset()`, that is the pool unless `pool` is given. `setup` runs with the global random generators
             seeded, so that an unseeded `random_split` gives every sample the same id in each round, process and run.
+            A method `render(sample)` returns how a sample of the pool is shown to people: (H, W), (1, H, W) or
+            (3, H, W), bytes or numbers; by default, and only for loggers and reports, the first image in the sample.
         initial: How many samples are labelled to begin with, or which.
         balanced: Draw equally many of each class to begin with (needs integer targets).
         samples_per_epoch: Draws per epoch, one permutation of the labelled samples after another, so that an epoch is

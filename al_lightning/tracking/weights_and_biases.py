@@ -54,17 +54,20 @@ def define_axis(logger: "WandbLogger", names: Iterable[str]) -> None:
     Each by its name: Lightning has defined "*" with another axis, and which of two matching patterns W&B takes is
     random, whereas a name comes before all patterns.
     """
-    prefix = f"{logger._prefix}{logger.LOGGER_JOIN_CHAR}" if logger._prefix else ""
     for name in names:
-        step_metric = None if name == X_AXIS else f"{prefix}{X_AXIS}"
-        logger.experiment.define_metric(f"{prefix}{name}", step_metric=step_metric)
+        step_metric = None if name == X_AXIS else _prefixed(logger, X_AXIS)
+        logger.experiment.define_metric(_prefixed(logger, name), step_metric=step_metric)
 
 
 def num_logged(logger: "WandbLogger") -> int:
     """How many rounds a W&B run holds already, which an earlier process began; 0 for a new run, and offline."""
-    prefix = f"{logger._prefix}{logger.LOGGER_JOIN_CHAR}" if logger._prefix else ""
-    last = logger.experiment.summary.get(f"{prefix}{PREFIX}round")
+    last = logger.experiment.summary.get(_prefixed(logger, f"{PREFIX}round"))
     return 0 if last is None else int(last) + 1
+
+
+def _prefixed(logger: "WandbLogger", name: str) -> str:
+    """The name under which W&B gets a metric from `WandbLogger(prefix=...)`."""
+    return f"{logger._prefix}{logger.LOGGER_JOIN_CHAR}{name}" if logger._prefix else name
 
 
 def media_of(record: Round, folder: Path | None) -> dict[str, Any]:

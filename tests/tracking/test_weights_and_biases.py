@@ -72,6 +72,20 @@ def test_a_run_that_is_continued_by_its_id_knows_how_many_rounds_it_holds():
     assert num_logged(WandbLogger(experiment=Experiment(**{"p-al/round": 0}), prefix="p")) == 1
 
 
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_wandb_alone_is_logger_enough_and_names_the_run_folder(
+    wandb_environment, make_trainer, make_model, make_data, make_callback, mode, tmp_path
+):
+    logger = WandbLogger(project="mine", save_dir=tmp_path, mode=mode)
+    callback = make_callback(max_rounds=2)
+    try:
+        active_fit(make_trainer(callback, logger=logger), make_model(), make_data())
+        assert callback.run.folder == tmp_path / "mine" / logger.experiment.id
+    finally:
+        wandb.finish()
+        wandb.teardown()
+
+
 def test_the_labelled_set_is_written_without_classes_where_nobody_knows_them():
     assert labelled_csv([], {"initial": [3], "initial_targets": None}).splitlines() == ["id,round,target", "3,0,"]
 
