@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from al_lightning.acquisition.bounds import coarse_to_fine, typical_directions
+from al_lightning.acquisition.bounds import coarse_to_fine, typical_moment
 from al_lightning.acquisition.candidates import Candidates
 from al_lightning.information import Configurations
 
@@ -20,7 +20,7 @@ class Search:
         self.num_evaluated = 0
         self._candidates = candidates
         self._is_free_n = torch.ones_like(candidates.bald_n, dtype=torch.bool)
-        self._typical_K_K = typical_directions(candidates.probs_n_C_K)
+        self._typical_K_K = typical_moment(candidates.probs_n_C_K)
         self._known_n = candidates.bald_n.clone()  # the last gain or bound of each
         self._is_bound = True  # whether it bounds later gains too: in the exact regime no gain grows from pick to pick
         # More than rounding adds to the difference of two gains: the most seen, over many shapes, is a tenth of it.

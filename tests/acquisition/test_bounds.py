@@ -7,11 +7,13 @@ from torch.testing import assert_close
 from al_lightning.acquisition.bounds import (
     DIRECTIONS,
     Bound,
+    _second_moment,
+    _spread,
     by_likeliest_sample,
     by_similarity,
     coarse_to_fine,
     regrouped,
-    typical_directions,
+    typical_moment,
 )
 from al_lightning.information import Configurations
 
@@ -37,7 +39,7 @@ def test_every_level_bounds_every_gain_and_each_more_tightly(seed, sharpness):
     configurations, log_probs_N_K_C = sampled(seed, 3000, sharpness=sharpness)
     gains, candidates = configurations.gains(log_probs_N_K_C), prepared(log_probs_N_K_C)
     sizes, means = [], []
-    for level in coarse_to_fine(configurations, typical_directions(candidates[0])):
+    for level in coarse_to_fine(configurations, typical_moment(candidates[0])):
         bounds = level.gains(*candidates)
         assert (bounds >= gains - 1e-9).all()
         assert_close(level.means.probs_M.sum().item(), 1.0)
@@ -52,7 +54,7 @@ def test_every_level_bounds_every_gain_and_each_more_tightly(seed, sharpness):
 def test_what_the_means_leave_out_lowers_the_bound_but_never_below_the_gain(sharpness):
     configurations, log_probs_N_K_C = sampled(3, 2000, sharpness=sharpness, num_samples=DIRECTIONS)
     candidates = prepared(log_probs_N_K_C)
-    level = next(coarse_to_fine(configurations, typical_directions(candidates[0])))
+    level = next(coarse_to_fine(configurations, typical_moment(candidates[0])))
     without = Bound(level.means, torch.zeros_like(level.spread_K_R))
     gains = configurations.gains(log_probs_N_K_C)
     assert (level.gains(*candidates) >= gains - 1e-9).all()
@@ -62,7 +64,7 @@ def test_what_the_means_leave_out_lowers_the_bound_but_never_below_the_gain(shar
 def test_with_all_directions_the_bound_falls_by_the_variance_of_what_group_members_predict():
     configurations, log_probs_N_K_C = sampled(4, 500, num_samples=DIRECTIONS)
     probs_N_C_K, entropies_N_K = prepared(log_probs_N_K_C)
-    level = next(coarse_to_fine(configurations, typical_directions(probs_N_C_K)))
+    level = next(coarse_to_fine(configurations, typical_moment(probs_N_C_K)))
     group_M = configurations.weights_M_K.argmax(dim=1)
     variance = 0.0
     for group in group_M.unique():
@@ -76,7 +78,7 @@ def test_with_all_directions_the_bound_falls_by_the_variance_of_what_group_membe
 
 def test_the_levels_exist_where_they_are_cheaper_and_may_exclude():
     def sizes(configurations, log_probs_N_K_C):
-        typical_K_K = typical_directions(prepared(log_probs_N_K_C)[0])
+        typical_K_K = typical_moment(prepared(log_probs_N_K_C)[0])
         return [len(level.means.probs_M) for level in coarse_to_fine(configurations, typical_K_K)]
 
     unknown = sizes(*sampled(0, 3000, sharpness=0.5))
@@ -87,12 +89,23 @@ def test_the_levels_exist_where_they_are_cheaper_and_may_exclude():
     assert sizes(*sampled(0, 40)) == []
 
 
-def test_few_candidates_that_predict_alike_have_typical_directions_too():
+def test_the_typical_moment_is_that_of_the_candidates_predictions():
     probs_n_C_K = torch.full((1, 2, 5), 0.5)
-    typical_K_K = typical_directions(probs_n_C_K)
-    assert typical_K_K.isfinite().all()
-    assert_close(typical_K_K @ typical_K_K.t(), torch.full((5, 5), 0.5).double(), atol=1e-5, rtol=0)
-    assert typical_directions(probs_n_C_K[:0]).isfinite().all()
+    assert_close(typical_moment(probs_n_C_K), torch.full((5, 5), 0.25).double())
+    assert typical_moment(probs_n_C_K[:0]).eq(0).all()
+
+
+@pytest.mark.parametrize("num_samples", [3, 60])
+def test_the_spread_never_exceeds_the_covariance_whatever_is_typical(num_samples):
+    configurations, log_probs_N_K_C = sampled(5, 2000, num_samples=num_samples, num_picks=8)
+    group_M = configurations.weights_M_K.argmax(dim=1)
+    means = configurations.merged(group_M)
+    moment = _second_moment(configurations)
+    for typical_K_K in (typical_moment(prepared(log_probs_N_K_C)[0]), torch.zeros(num_samples, num_samples).double()):
+        spread_K_R = _spread(moment, means, typical_K_K)
+        left_K_K = moment - _second_moment(means) - spread_K_R @ spread_K_R.t()
+        assert spread_K_R.isfinite().all()
+        assert torch.linalg.eigvalsh(left_K_K).min() >= -1e-12
 
 
 def test_configurations_that_trust_one_sample_alike_are_one_group():
