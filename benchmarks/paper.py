@@ -114,7 +114,7 @@ def main() -> None:
         asked.results.mkdir(parents=True, exist_ok=True)
         suffix = "" if asked.pool is None else f"_pool{asked.pool}"
         write_csv(asked.results / f"paper{suffix}.csv", jobs, place.root)
-        draw(asked.results / f"paper{suffix}.png", ended, references)
+        draw(asked.results / f"paper{suffix}.png", ended, references, pool=asked.pool)
         print(table(ended, references), paired(ended), sep="\n\n")
     print("", states(jobs, place.root), sep="\n")
     sys.exit(1 if num_failed else 0)

@@ -119,6 +119,8 @@ def paired(ended: Ended) -> str:
             differences.append((f"{name}: {one} - {other}", paired_difference(*areas)))
     adjusted = iter(holm([found.p_value for _, found in differences if found.p_value is not None]))
     lines = ["Mean accuracy over all budgets, differences paired by seed (p values after Holm):"]
+    if not differences:
+        lines.append("  no seed has ended for two acquisitions")
     for title, found in differences:
         interval = "" if found.low is None or found.high is None else f" ({found.low:+.2f} to {found.high:+.2f})"
         p_value = "no p value" if found.p_value is None else f"p = {next(adjusted):.3f}, {found.test} test"
@@ -169,8 +171,9 @@ def write_csv(path: Path, jobs: Sequence[Job], root: Path) -> None:
                 writer.writerow([*which, *cells, *(origin[name] for name in made_of)])
 
 
-def draw(path: Path, ended: Ended, references: Mapping[tuple[str, str], Reference]) -> None:
-    """A panel for each experiment: our mean and range of quartiles, and the paper's mean."""
+def draw(path: Path, ended: Ended, references: Mapping[tuple[str, str], Reference], *, pool: int | None) -> None:
+    """A panel for each experiment: our mean and range of quartiles, and the paper's mean at its full pool."""
+    of_pool = "" if pool is None else f", pool of {pool}"
     experiments = list(dict.fromkeys(name for name, _ in ended))
     figure, panels = plt.subplots(
         1, len(experiments), figsize=(6.5 * len(experiments), 4.4), dpi=150, layout="constrained", squeeze=False
@@ -183,7 +186,7 @@ def draw(path: Path, ended: Ended, references: Mapping[tuple[str, str], Referenc
             curves = [curve_of(rounds) for rounds in runs.values()]
             labels, values = common(curves)
             axes.plot(
-                labels, values.mean(axis=0), color=colour, linewidth=2, label=f"{acquisition}, {len(curves)} seeds"
+                labels, values.mean(axis=0), color=colour, linewidth=2, label=f"{acquisition}, seeds: {len(curves)}"
             )
             axes.fill_between(labels, *np.quantile(values, [0.25, 0.75], axis=0), color=colour, alpha=0.15, linewidth=0)
             reference = references.get((name, acquisition))
@@ -193,7 +196,8 @@ def draw(path: Path, ended: Ended, references: Mapping[tuple[str, str], Referenc
                 axes.plot(labels, values.mean(axis=0), "--", color=colour, linewidth=1, label=title)
         for target in TARGETS:
             axes.axhline(100 * target, color="black", linewidth=0.5)
-        axes.set(xlabel="labels", ylabel="test accuracy (%)", title=f"{experiment}: mean and quartiles", ylim=(60, 100))
+        title = f"{experiment}{of_pool}: mean and quartiles"
+        axes.set(xlabel="labels", ylabel="test accuracy (%)", title=title)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="lower right")
     figure.savefig(path)

@@ -1,4 +1,6 @@
+import importlib.util
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,3 +107,21 @@ def test_a_test_batch_without_targets_is_refused(make_model):
 def test_a_batch_before_the_samples_are_drawn_is_refused(make_trainer, make_model):
     with pytest.raises(RuntimeError, match="drawn in `on_test_start`"):
         MeanPrediction().on_test_batch_end(make_trainer(), make_model(), None, [torch.zeros(2, 4)] * 2, 0)
+
+
+def run_that_trains_alike(folder, *, num_ranks):
+    """The run of test_rounds_on_ranks.py, whose weights do not depend on the ranks; its mean predictions' metrics."""
+    spec = importlib.util.spec_from_file_location("ranks", Path(__file__).with_name("test_rounds_on_ranks.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    _, _, metrics = module.run(folder, num_ranks=num_ranks, callbacks=[MeanPrediction()])
+    return [value for of_round in metrics for name, value in of_round.items() if name.startswith("test_mean")]
+
+
+def test_on_two_ranks_the_metrics_are_those_of_one(on_ranks, tmp_path):
+    expected = run_that_trains_alike(tmp_path / "one", num_ranks=1)
+    answers = on_ranks(2, __file__, "run_that_trains_alike", folder=tmp_path / "two", num_ranks=2)
+    assert len(expected) == 2 * 3
+    for is_good, found in answers:
+        assert is_good, found
+        assert found == pytest.approx(expected, rel=1e-5)

@@ -125,9 +125,9 @@ def _spread(second_moment_K_K: Tensor, means: Configurations, typical_K_K: Tenso
     images_K_R = covariance_K_K @ directions_K_R
     inner_R_R = directions_K_R.t() @ images_K_R
     values_R, vectors_R_R = torch.linalg.eigh((inner_R_R + inner_R_R.t()) / 2)
-    # Directions without spread give nothing but rounding; the others' share is raised by no more than that.
-    is_wide_R = values_R > 1e-9 * values_R.max().clamp_min(1e-30)
-    scales_R = torch.where(is_wide_R, values_R.clamp_min(1e-300).rsqrt(), 0.0)
+    # The covariance is the difference of two moments in single precision: less than that is rounding, not spread.
+    is_wide_R = values_R > 1e-5 * second_moment_K_K.diagonal().max()
+    scales_R = torch.where(is_wide_R, values_R, 1.0).rsqrt() * is_wide_R
     spread_K_R: Tensor = images_K_R @ (vectors_R_R * scales_R)
     return spread_K_R.to(means.weights_M_K)
 
