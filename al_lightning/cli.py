@@ -39,14 +39,10 @@ class ActiveLearningCLI(LightningCLI):
         if not any(isinstance(callback, ActiveLearning) for callback in callbacks_of(self.trainer)):
             self.trainer.fit(model, datamodule=datamodule, **fit_arguments)
             return
-        if fit_arguments.get("ckpt_path") is not None:
-            raise ValueError(
-                f"`ckpt_path` is {fit_arguments['ckpt_path']!r}, but the rounds start from the model's first weights "
-                "and cannot be resumed from a checkpoint yet. Leave `--ckpt_path` out."
-            )
         # `seed_everything: true` has been replaced by the number drawn, and `false` counts as 0.
         seed = int(self._get(self.config, "seed_everything"))
-        active_fit(self.trainer, model, wrapped_datamodule(datamodule), seed=seed)
+        ckpt_path = fit_arguments.get("ckpt_path")
+        active_fit(self.trainer, model, wrapped_datamodule(datamodule), seed=seed, ckpt_path=ckpt_path)
 
 
 def run(args: "ArgsType" = None) -> ActiveLearningCLI:
@@ -58,6 +54,7 @@ def run(args: "ArgsType" = None) -> ActiveLearningCLI:
         subclass_mode_data=True,
         seed_everything_default=0,  # the same command gives the same run
         parser_kwargs={"epilog": RECORD_COMMANDS},
+        save_config_kwargs={"overwrite": True},  # a command that goes on with its run finds its own file
         args=args,
     )
 
