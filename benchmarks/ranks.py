@@ -86,6 +86,8 @@ def one_rank(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     data = ActiveLearningDataModule(Images(arguments.num_points), initial=20)
     first, _ = active_fit(trainer, model, data)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # gloo's threads abort a process that ends with them
     seconds = first.seconds
     return {"acquired": first.acquired, "seconds": seconds["predict"] + seconds["acquire"], "sent": Counting.sent}
 

@@ -23,7 +23,7 @@ from al_lightning.posterior.check import (
 from al_lightning.posterior.evaluating import evaluating
 from al_lightning.posterior.interception import MaskedForward
 from al_lightning.posterior.logits import checked_output, log_probs_of, refuse_probabilities, refuse_sigmoid
-from al_lightning.posterior.replaced import can_be_replaced, dropout_replaced
+from al_lightning.posterior.replaced import ReplacedDropout, can_be_replaced
 from al_lightning.posterior.sampling import check_draws
 from al_lightning.posterior.unreachable import refuse_unreachable_dropout
 from al_lightning.posterior.vectorised import Vectorised, refuse_kept_tensors
@@ -94,13 +94,14 @@ class _Samples:
         self._masked = masked
         self._vectorised = Vectorised(masked, self._forward)
         self._checked = False
-        self._replaces = False  # whether the loop has found that it can do without looking at every call
+        self._replaced: ReplacedDropout | None = None  # once the loop has found that it need not look at every call
         self._closed = False
 
     def close(self) -> None:
         self._closed = True
         self._masked.forget()
         self._vectorised.forget()
+        self._replaced = None
 
     def __call__(self, batch: object) -> Tensor:
         if self._closed:
@@ -111,8 +112,9 @@ class _Samples:
         inputs = model_inputs(batch) if self._predict is None else batch
         # Not inference_mode: what a model caches in `forward` must be of use in its next training.
         with torch.no_grad(), evaluating(self._model):
-            if self._replaces:
-                return log_probs_of(self._stacked(self._output_by_replacement, inputs))
+            if self._replaced is not None:
+                with self._replaced.active():
+                    return log_probs_of(self._stacked(self._output_by_replacement, inputs))
             if self._checked:
                 with self._masked.following(self._model):
                     return log_probs_of(self._outputs(inputs))
@@ -134,12 +136,11 @@ class _Samples:
             log_probs_B_K_C = log_probs_of(outputs_B_K_C)
             self._check(inputs, outputs_B_K_C, log_probs_B_K_C, first_axis)
         # Outside hooks and function mode, in which torch's fused transformer layer would not be taken.
-        self._replaces = (
-            self.path == "loop"
-            and self._checked
-            and can_be_replaced(self._model, self._masked)
-            and torch.equal(self._output_by_replacement(inputs, 0), first_B_C)
-        )
+        if self.path == "loop" and self._checked and can_be_replaced(self._model, self._masked):
+            self._replaced = ReplacedDropout(self._model, self._masked)
+            with self._replaced.active():
+                is_equal = torch.equal(self._output_by_replacement(inputs, 0), first_B_C)
+            self._replaced = self._replaced if is_equal else None
         return log_probs_B_K_C
 
     def _outputs(self, inputs: object, *, first_B_C: Tensor | None = None) -> Tensor:
@@ -163,8 +164,9 @@ class _Samples:
 
     def _output_by_replacement(self, inputs: object, k: int) -> Tensor:
         """What `_output` gives, for less, where all dropout is that of modules."""
-        with dropout_replaced(self._model, self._masked, k):
-            return self._forward(inputs)
+        if self._replaced is not None:
+            self._replaced.start(k)
+        return self._forward(inputs)
 
     def _tried(self, inputs: object, first_B_C: Tensor) -> Tensor:
         last = self._masked.num_samples - 1

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional
 
 from al_lightning.posterior.interception import MaskedForward
-from al_lightning.posterior.replaced import can_be_replaced, dropout_replaced
+from al_lightning.posterior.replaced import ReplacedDropout, can_be_replaced
 
 
 class Twice(nn.Module):
@@ -37,16 +37,18 @@ def test_replaced_modules_give_what_interception_gives_bit_for_bit(model):
     model.eval()
     mode, expected = drawn(model, inputs)
     assert can_be_replaced(model, mode)
-    for sample, output in enumerate(expected):
-        with torch.no_grad(), dropout_replaced(model, mode, sample):
-            assert torch.equal(model(inputs), output)
+    replaced = ReplacedDropout(model, mode)
+    with torch.no_grad(), replaced.active():
+        for sample, output in [*enumerate(expected), *enumerate(expected)]:
+            replaced.start(sample)
+            assert torch.equal(model(inputs.clone()), output)
 
 
 def test_the_modules_are_as_before_after_an_error_too():
     model = Twice().eval()
     inputs = torch.zeros(2, 6)
     mode, _ = drawn(model, inputs)
-    with pytest.raises(AttributeError), dropout_replaced(model, mode, 0):
+    with pytest.raises(AttributeError), ReplacedDropout(model, mode).active():
         model(None)
     assert all("forward" not in vars(module) for module in model.modules())
     assert torch.equal(model(inputs), model(inputs))
@@ -56,7 +58,7 @@ def test_an_input_of_another_shape_is_refused_as_interception_refuses_it():
     model = nn.Dropout(0.5).eval()
     mode, _ = drawn(model, torch.zeros(2, 6))
     wanted = pytest.raises(ValueError, match=r"saw masks of shape \(6,\) with p=0.5, and now \(7,\)")
-    with wanted, dropout_replaced(model, mode, 0):
+    with wanted, ReplacedDropout(model, mode).active():
         model(torch.zeros(2, 7))
 
 
@@ -73,3 +75,14 @@ class OwnDropout(nn.Dropout):
 def test_what_draws_masks_otherwise_cannot_be_replaced(model):
     mode, _ = drawn(model.eval(), torch.zeros(2, 6))
     assert not can_be_replaced(model, mode)
+
+
+def test_masks_too_large_to_be_kept_as_numbers_are_applied_alike(monkeypatch):
+    monkeypatch.setattr("al_lightning.posterior.replaced.MOST_FACTORS", 0)
+    model = Twice().eval()
+    inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    mode, expected = drawn(model, inputs)
+    replaced = ReplacedDropout(model, mode)
+    with torch.no_grad(), replaced.active():
+        replaced.start(2)
+        assert torch.equal(model(inputs), expected[2])
