@@ -19,3 +19,14 @@ def mean_metrics(metrics_of_fits: Sequence[Metrics]) -> dict[str, float | None]:
 def _mean(values: Sequence[float | None]) -> float | None:
     numbers = [value for value in values if value is not None]
     return sum(numbers) / len(numbers) if len(numbers) == len(values) else None
+
+
+def with_test(fit_metrics: Metrics, test_metrics: Metrics) -> dict[str, float | None]:
+    """The metrics of a fit and of its test; one that both log under one name is the fit's, and the test's has a prefix.
+
+    Example:
+        >>> with_test({"acc": 0.9}, {"acc": 0.8, "test_loss": 0.1})
+        {'acc': 0.9, 'test_acc': 0.8, 'test_loss': 0.1}
+    """
+    named = {f"test_{name}" if name in fit_metrics else name: value for name, value in test_metrics.items()}
+    return {**fit_metrics, **named}

@@ -9,7 +9,7 @@ import torch
 
 from al_lightning._lightning import Callback, LightningModule, Trainer, callbacks_of, logged_steps, rank_zero_warn
 from al_lightning.acquisition import Acquisition
-from al_lightning.averages import Metrics, mean_metrics
+from al_lightning.averages import Metrics, mean_metrics, with_test
 from al_lightning.checkpoints import best_checkpoint, load_best
 from al_lightning.choice import Chooser, check_sizes
 from al_lightning.data import wrapped_datamodule
@@ -17,7 +17,7 @@ from al_lightning.journal import Round, finite_or_none
 from al_lightning.posterior import MCDropout, Posterior, tensors_of
 from al_lightning.ranks import Ranks, check_strategy
 from al_lightning.resuming import States
-from al_lightning.run import Run, begin, check_checkpoint, check_stepped, described, reason_to_stop
+from al_lightning.run import Run, begin, check_checkpoint, check_stepped, described, keep_member, reason_to_stop
 from al_lightning.stopping import Limits
 from al_lightning.storage import Storage
 from al_lightning.tracking import begin_tracking, keep_images, log_last_round, open_loggers
@@ -163,15 +163,14 @@ class ActiveLearning(Callback):
         """Acquire here and not in `on_train_end`, which a fit resumed from its last checkpoint never reaches."""
         if self.run.ended_before:
             return
-        seconds = time.perf_counter() - self._fit_started
         check_stepped(trainer, self._steps_before)
         metrics = {name: finite_or_none(float(value)) for name, value in trainer.callback_metrics.items()}
         if self.weights == "best":
             metrics |= load_best(trainer, pl_module)
-        self._fits[self.member] = metrics, seconds
+        self._fits[self.member] = metrics, time.perf_counter() - self._fit_started
         members = self.posterior.members
         if members is not None and self.member is not None:
-            members.keep(pl_module, self.member)
+            keep_member(trainer, pl_module, members, self.member)
             if self.member < members.num - 1:
                 return
         self._finish_round(trainer, pl_module)
@@ -207,6 +206,7 @@ class ActiveLearning(Callback):
             seconds={"fit": sum(seconds for _, seconds in self._fits.values())},
             stopped=reason_to_stop(trainer, self.limits, labels, num_fits=len(self.rounds) + 1, metrics=metrics),
             logged_steps=logged_steps(trainer),
+            set_aside=labels.set_aside_indices.tolist(),
             complete=not self.awaits_test,
         )
         if record.stopped is None:
@@ -244,7 +244,7 @@ class ActiveLearning(Callback):
         """Complete the record of the last round by its test, which runs after the fit."""
         last = self.rounds[-1]
         finite = {name: None if value is None else finite_or_none(value) for name, value in metrics.items()}
-        all_metrics, all_seconds = {**last.metrics, **finite}, {**last.seconds, "test": seconds}
+        all_metrics, all_seconds = with_test(last.metrics, finite), {**last.seconds, "test": seconds}
         tested = replace(last, metrics=all_metrics, seconds=all_seconds, complete=True)
         self.run.commit(Ranks(trainer), [*self.rounds[:-1], tested])
         log_last_round(trainer, self.run)

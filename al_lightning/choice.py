@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from al_lightning._lightning import LightningModule, Trainer
+from al_lightning._lightning import LightningModule, Trainer, isolate_rng
 from al_lightning.acquisition import (
     Acquisition,
     Batch,
@@ -67,8 +67,11 @@ class Chooser:
 
     def preview(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> None:
         """Refuse before the first training what would fail after it."""
-        if not self.acquisition.needs_predictions:
-            return
+        if self.acquisition.needs_predictions:
+            with isolate_rng():  # random transforms of the pool must not shift the training's draws
+                Ranks(trainer).together(lambda: self._try(trainer, module, datamodule))
+
+    def _try(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> None:
         few = datamodule.pool_dataloader(datamodule.labels.pool_indices[:NUM_PREVIEWED])
         num_classes = preview_pool(trainer, module, few, self.posterior).shape[1]
         num_points = len(self._considered(datamodule.labels.pool_indices, round_index=0))

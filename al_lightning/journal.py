@@ -52,6 +52,7 @@ class Round:
         kernel: What evaluated the gains, "torch" or "triton"; None where the acquisition computes none.
         stopped: Why no round follows, or None.
         logged_steps: Where the step axis of the loggers is at the end of the fit; the next round's goes on there.
+        set_aside: Ids that were out of the pool at the end of the round because nobody could label them.
         complete: False while the test after the fit is missing.
     """
 
@@ -68,6 +69,7 @@ class Round:
     kernel: Literal["torch", "triton"] | None = None
     stopped: str | None = None
     logged_steps: int = 0
+    set_aside: list[int] = field(default_factory=list)
     complete: bool = True
     bald: list[float] | None = None
     predicted: list[int] | None = None

@@ -87,7 +87,8 @@ class Ranks:
             values = self.first({name: buffer.cpu() for name, buffer in module.named_buffers()})
             with torch.no_grad():
                 for name, buffer in module.named_buffers():
-                    buffer.copy_(values[name])
+                    if not torch.equal(buffer.cpu(), values[name]):  # an expanded buffer cannot be written
+                        buffer.copy_(values[name])
 
     def part(self, num_points: int, batch_size: int) -> range:
         """The positions of this rank's part of the pool: contiguous, and cut at multiples of the batch size.

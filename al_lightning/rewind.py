@@ -95,8 +95,10 @@ class Rewind:
             vars(thing).clear()
             vars(thing).update(state)
         set_logged_steps(self._trainer, steps)
-        if self._first_states.weights is not None and not self._keep_weights:
-            self._first_states.weights.restore(self._model)
+        if self._first_states.weights is not None:
+            (self._first_states.weights.restore_flags if self._keep_weights else self._first_states.weights.restore)(
+                self._model
+            )
         for module in self._model.modules():
             if isinstance(module, torchmetrics.Metric):
                 module.reset()
@@ -161,9 +163,14 @@ class FirstWeights:
             )
         with torch.no_grad():
             for name, tensor in tensors.items():
-                tensor.copy_(self._tensors[name])
+                if not torch.equal(tensor.cpu(), self._tensors[name]):  # an expanded buffer cannot be written
+                    tensor.copy_(self._tensors[name])
+        self.restore_flags(model)
+
+    def restore_flags(self, model: nn.Module) -> None:
+        """Let those parameters learn that did at first; a callback that unfreezes some begins anew with each fit."""
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(self._learns[name])
+            parameter.requires_grad_(self._learns.get(name, parameter.requires_grad))
 
 
 def _tensors_of(model: nn.Module) -> dict[str, Tensor]:

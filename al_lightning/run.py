@@ -13,6 +13,7 @@ from torch import Tensor
 from al_lightning._lightning import LightningModule, Trainer, set_logged_steps
 from al_lightning.data import ActiveLearningDataModule, Labels
 from al_lightning.journal import Journal, Round, read_journal, run_folder
+from al_lightning.posterior import Members
 from al_lightning.ranks import Ranks
 from al_lightning.resuming import States, load_states, locked, opened, save_states, still_finished, writing_into
 from al_lightning.stopping import Limits
@@ -187,7 +188,9 @@ def begin(
         find_folder=None if leaves_none else lambda: folder or run_folder(trainer),
         resumes=folder is not None,
     )
+    aside = set(run.rounds[-1].set_aside) if run.rounds else set()  # by the last round too, if it is to be run again
     run.go_on_after(still_finished(run.rounds, limits, query_size=header["query_size"]))
+    datamodule.set_aside(sorted(aside - set(datamodule.labels.set_aside_indices.tolist())))
     datamodule.restore([record.acquired for record in run.rounds], [record.targets for record in run.rounds])
     if run.rounds:
         set_logged_steps(trainer, run.rounds[-1].logged_steps)
@@ -218,6 +221,12 @@ def check_checkpoint(path: object, labels: Labels, *, due_N: Tensor) -> None:
             f"another round or run. Give a checkpoint of this run whose name begins with round={due:03d}, or none, and "
             "the round starts anew."
         )
+
+
+def keep_member(trainer: Trainer, module: LightningModule, members: Members, member: int) -> None:
+    """Remember a member as rank 0 has it: each rank's BatchNorm has seen its own batches."""
+    Ranks(trainer).send_buffers(module)
+    members.keep(module, member)
 
 
 def check_stepped(trainer: Trainer, steps_before: int) -> None:

@@ -39,10 +39,10 @@ class Storage:
                 f"{self._demand(shape_N_K_C, dtype)}, and a run that leaves no records, as `fast_dev_run`, has no "
                 "folder for them. Raise `predictions_budget_mib`, or lower `max_predicted`."
             )
-        num_free = shutil.disk_usage(self.folder).free
+        num_free = shutil.disk_usage(self._place).free
         if num_free < _num_bytes(shape_N_K_C, dtype):
             raise OSError(
-                f"{self._demand(shape_N_K_C, dtype)}, and only {num_free // MIB} MiB are free in {self.folder}. "
+                f"{self._demand(shape_N_K_C, dtype)}, and only {num_free // MIB} MiB are free in {self._place}. "
                 "Choose another folder with `ActiveLearning(folder=...)`, or lower `max_predicted`."
             )
 
@@ -75,8 +75,13 @@ class Storage:
             log_probs_N_K_C[rows] = chunk
         return log_probs_N_K_C
 
+    @property
+    def _place(self) -> Path:
+        """The run folder, or, on a node that does not see it, the place for temporary files."""
+        return self.folder if self.folder is not None and self.folder.is_dir() else Path(tempfile.gettempdir())
+
     def _in_file(self, parts: Iterable[tuple[slice, Tensor]], shape_N_K_C: Shape, dtype: torch.dtype) -> Tensor:
-        with tempfile.TemporaryFile(dir=self.folder, buffering=0) as file:
+        with tempfile.TemporaryFile(dir=self._place, buffering=0) as file:
             for _, chunk in parts:
                 self._append(file, chunk, demand=self._demand(shape_N_K_C, dtype))
             # Shared, because a private mapping of more than the machine's memory is refused.
@@ -90,7 +95,7 @@ class Storage:
                 remaining = remaining[file.write(remaining) :]
         except OSError as error:
             raise OSError(
-                f"{demand}, and writing them into {self.folder} failed ({error}). Choose another folder with "
+                f"{demand}, and writing them into {self._place} failed ({error}). Choose another folder with "
                 "`ActiveLearning(folder=...)`, or lower `max_predicted`."
             ) from error
 

@@ -220,3 +220,26 @@ def test_a_launcher_whose_processes_end_with_the_fit_is_as_new_in_every_round(ma
     rewind.restore()
     assert not trainer.strategy.launcher._already_fit
     assert trainer.strategy.launcher._strategy is trainer.strategy
+
+
+def test_what_learns_begins_anew_with_each_warm_fit_too(make_trainer, make_model, make_callback):
+    trainer, model, callback = make_trainer(make_callback()), make_model(), make_callback()
+    next(model.parameters()).requires_grad_(False)
+    rewind = Rewind(trainer, model, keep=[callback], keep_weights=True)
+    rewind.first_states.weights = FirstWeights(model)
+    weights = [parameter.detach().clone() + 1 for parameter in model.parameters()]
+    with torch.no_grad():
+        for parameter, value in zip(model.parameters(), weights, strict=True):
+            parameter.copy_(value)
+    next(model.parameters()).requires_grad_(True)  # as a callback that unfreezes does
+    rewind.restore()
+    assert not next(model.parameters()).requires_grad
+    for parameter, value in zip(model.parameters(), weights, strict=True):
+        assert torch.equal(parameter, value)
+
+
+def test_an_expanded_buffer_is_put_back_without_being_written():
+    model = torch.nn.Linear(2, 2)
+    model.register_buffer("scale", torch.ones(1).expand(3))
+    FirstWeights(model).restore(model)
+    assert model.scale.tolist() == [1, 1, 1]

@@ -7,8 +7,9 @@ import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
-from al_lightning import DeepEnsemble, active_fit
+from al_lightning import BALD, DeepEnsemble, Random, active_fit
 from al_lightning.resuming import load_states
 from al_lightning.starting import Start
 
@@ -193,3 +194,66 @@ def test_the_callback_is_gone_after_the_run(make_trainer, make_model, make_data,
     trainer = make_trainer(make_callback(max_rounds=1))
     active_fit(trainer, make_model(), make_data())
     assert not any(isinstance(callback, Start) for callback in trainer.callbacks)
+
+
+class SetsAside(Callback):
+    """Takes samples that nobody can label out of the pool, once."""
+
+    def on_train_start(self, trainer, pl_module):
+        labels = trainer.datamodule.labels
+        if len(labels.set_aside_indices) == 0:
+            trainer.datamodule.set_aside(labels.pool_indices[:5])
+
+
+def test_samples_that_were_set_aside_stay_so_when_the_run_goes_on(
+    tmp_path, make_trainer, make_model, make_data, make_callback
+):
+    first = make_data()
+    active_fit(make_trainer(SetsAside(), make_callback(folder=tmp_path, max_rounds=1)), make_model(), first)
+    second = make_data()
+    active_fit(make_trainer(make_callback(folder=tmp_path, max_rounds=2)), make_model(), second)
+    assert second.labels.set_aside_indices.tolist() == first.labels.set_aside_indices.tolist()
+    assert len(first.labels.set_aside_indices) == 5
+
+
+def test_random_transforms_of_the_pool_do_not_shift_the_training(
+    make_trainer, make_model, make_data, make_callback, monkeypatch
+):
+    losses = []
+    for rule in (BALD(), Random()):  # the one looks at the pool before the first training, the other does not
+        data = make_data()
+        monkeypatch.setattr(data.inner, "train_dataloader", lambda: DataLoader(Noisy(), batch_size=8, shuffle=True))
+        rounds = active_fit(make_trainer(make_callback(rule, max_rounds=1)), make_model(), data)
+        losses.append(rounds[0].metrics["val_loss"])
+    assert losses[0] == losses[1]
+
+
+class Noisy(Dataset):
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, index):
+        return torch.eye(3, 4)[index % 3] + torch.randn(4), index % 3
+
+
+def test_a_generator_of_the_users_own_begins_anew_with_each_fit(make_trainer, make_model, make_data, make_callback):
+    def loader_of(generator):
+        return DataLoader(Numbered(), batch_size=8, shuffle=True, generator=generator)
+
+    orders = []
+    for _ in range(2):
+        data, generator = make_data(), torch.Generator().manual_seed(3)
+        data.inner.train_dataloader = lambda generator=generator: loader_of(generator)
+        data.setup("fit")
+        orders.append([index for _, targets in data.train_dataloader() for index in targets.tolist()])
+        data.setup("fit")  # the next fit, in this process or in another
+        orders.append([index for _, targets in data.train_dataloader() for index in targets.tolist()])
+    assert orders[0] == orders[1] == orders[2] == orders[3]
+
+
+class Numbered(Dataset):
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, index):
+        return torch.zeros(4), index % 3

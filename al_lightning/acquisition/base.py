@@ -172,8 +172,8 @@ def prepared_on_all_ranks(
     try:
         log_probs_N_K_C = _predicted(predictions)
         prepared = prepare(log_probs_N_K_C)
-    except (TypeError, ValueError):
-        exchange.gather(torch.tensor(REFUSED))  # the other ranks wait for this one
+    except Exception:
+        exchange.gather(torch.tensor(REFUSED))  # the other ranks wait for this one, whatever it is
         raise
     report = [predictions.offset, len(log_probs_N_K_C), predictions.num_points, *log_probs_N_K_C.shape[1:]]
     _check_parts(exchange.gather(torch.tensor(report)).tolist())

@@ -81,7 +81,10 @@ def by_likeliest_sample(configurations: Configurations, num_groups: int) -> Tens
     trust_M, likeliest_M = configurations.weights_M_K.max(dim=1)
     order_M = (2 * likeliest_M - trust_M).argsort()
     probs_M = configurations.probs_M[order_M]
-    part_M = ((probs_M.cumsum(dim=0) - probs_M / 2) * num_groups).long()
+    cumulated_M = (
+        probs_M.cpu().cumsum(dim=0).to(probs_M.device)
+    )  # on CUDA it is refused where Trainer(deterministic=True)
+    part_M = ((cumulated_M - probs_M / 2) * num_groups).long()
     _, sorted_M = torch.unique_consecutive(likeliest_M[order_M] * (num_groups + 1) + part_M, return_inverse=True)
     return torch.empty_like(sorted_M).scatter_(0, order_M, sorted_M)
 

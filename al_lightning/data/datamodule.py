@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from al_lightning._lightning import LightningDataModule, Trainer, check_flavour, is_overridden
 from al_lightning.data.initial import checked_initial, initial_indices
 from al_lightning.data.labels import Labels
-from al_lightning.data.loaders import check_train_loader, labelled_loader, pool_of, sample_count, sequential_loader
+from al_lightning.data.loaders import labelled_loader, pool_of, sample_count, sequential_loader, train_loader_of
 from al_lightning.data.once import each_test_sample_once
 from al_lightning.data.seeded import seeded
 from al_lightning.data.targets import refuse_other_targets, refuse_outside, targets_of
@@ -129,7 +129,7 @@ class ActiveLearningDataModule(LightningDataModule):
             self.inner.setup(stage)
             if stage != "fit":
                 return
-            self._train_loader = check_train_loader(self.inner.train_dataloader())
+            self._train_loader = train_loader_of(self.inner)
             dataset = self._train_loader.dataset
             self._pool_dataset = pool_of(self.inner, dataset, given=self.pool)
             num_samples = sample_count(dataset)

@@ -77,6 +77,15 @@ def check_train_loader(loader: object) -> DataLoader[Any]:
     return loader
 
 
+def train_loader_of(inner: LightningDataModule) -> DataLoader[Any]:
+    """The module's training loader, whose own generators begin anew: each fit draws as the first, resumed or not."""
+    loader = check_train_loader(inner.train_dataloader())
+    for generator in (loader.generator, getattr(loader.sampler, "generator", None)):
+        if generator is not None:
+            generator.manual_seed(generator.initial_seed())
+    return loader
+
+
 def labelled_loader(
     loader: DataLoader[Any], indices: Sequence[int], *, samples_per_epoch: int | None, num_ranks: int
 ) -> DataLoader[Any]:

@@ -1,6 +1,7 @@
 """Batches of any nesting: what the model gets of them, their leaves, and some of their rows."""
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor
@@ -51,7 +52,12 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: object) -> object:
     if isinstance(batch, Tensor):
         return function(batch)
     if isinstance(batch, Mapping):
-        return type(batch)({key: map_tensors(function, value) for key, value in batch.items()})  # type: ignore[call-arg]
+        items_of = {key: map_tensors(function, value) for key, value in batch.items()}
+        if not isinstance(batch, MutableMapping):
+            return type(batch)(items_of)  # type: ignore[call-arg]
+        copied = copy.copy(batch)  # a defaultdict cannot be made of its items alone
+        copied.update(items_of)
+        return copied
     if isinstance(batch, (tuple, list)):
         items: list[Any] = [map_tensors(function, item) for item in batch]
         return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)

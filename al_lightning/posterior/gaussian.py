@@ -30,9 +30,22 @@ def output_curvature(logits_N_C: Tensor) -> Tensor:
     return torch.diag_embed(p_N_C) - p_N_C.unsqueeze(2) * p_N_C.unsqueeze(1)
 
 
-def full_deviations(
-    features_N_D: Tensor, curvature_N_C_C: Tensor, *, prior_precision: float, noise_K_C_D: Tensor
-) -> Tensor:
+def mean_output_curvature(logits_N_C: Tensor) -> Tensor:
+    """The mean of `output_curvature` over points (C, C), without ever storing one for each; zero without points.
+
+    Example:
+        >>> logits_N_C = torch.tensor([[0.0, 0.0], [0.0, -torch.inf]])
+        >>> torch.equal(mean_output_curvature(logits_N_C), output_curvature(logits_N_C).mean(dim=0))
+        True
+    """
+    num_points, num_outputs = max(len(logits_N_C), 1), logits_N_C.shape[1]
+    if num_outputs == 1:
+        return output_curvature(logits_N_C).sum(dim=0) / num_points
+    p_N_C = logits_N_C.softmax(dim=1)
+    return (torch.diag(p_N_C.sum(dim=0)) - p_N_C.T @ p_N_C) / num_points
+
+
+def full_deviations(features_N_D: Tensor, logits_N_C: Tensor, *, prior_precision: float, noise_K_C_D: Tensor) -> Tensor:
     """Deviations (K, C, D) from the trained weights with covariance (sum_n curvature_n (x) h_n h_n' + prior I)^-1.
 
     The matrix is the generalised Gauss-Newton approximation of the Hessian of the summed cross-entropy, which for the
@@ -40,21 +53,21 @@ def full_deviations(
 
     Example:
         >>> noise_K_C_D = torch.ones(1, 1, 1)
-        >>> one_point = torch.tensor([[4.0]]), torch.full((1, 1, 1), 0.25)  # a feature of 4, one sigmoid logit of 0
+        >>> one_point = torch.tensor([[4.0]]), torch.zeros(1, 1)  # a feature of 4, one sigmoid logit of 0
         >>> full_deviations(*one_point, prior_precision=5.0, noise_K_C_D=noise_K_C_D)
         tensor([[[0.3333]]])
-        >>> no_point = torch.zeros(0, 1), torch.zeros(0, 1, 1)
+        >>> no_point = torch.zeros(0, 1), torch.zeros(0, 1)
         >>> full_deviations(*no_point, prior_precision=4.0, noise_K_C_D=noise_K_C_D)  # the prior's
         tensor([[[0.5000]]])
     """
-    num_features, num_classes = features_N_D.shape[1], curvature_N_C_C.shape[1]
+    num_features, num_classes = features_N_D.shape[1], logits_N_C.shape[1]
     size = num_classes * num_features
     precision_P_P = prior_precision * torch.eye(size, dtype=features_N_D.dtype)
     blocks_C_D_P = precision_P_P.view(num_classes, num_features, size)
-    for h_n_D, curvature_n_C_C in zip(
-        torch.split(features_N_D, ROWS_AT_ONCE), torch.split(curvature_N_C_C, ROWS_AT_ONCE), strict=True
+    for h_n_D, logits_n_C in zip(
+        torch.split(features_N_D, ROWS_AT_ONCE), torch.split(logits_N_C, ROWS_AT_ONCE), strict=True
     ):
-        for block_D_P, curvature_n_C in zip(blocks_C_D_P, curvature_n_C_C.unbind(dim=1), strict=True):
+        for block_D_P, curvature_n_C in zip(blocks_C_D_P, output_curvature(logits_n_C).unbind(dim=1), strict=True):
             block_D_P.addmm_(h_n_D.T, (curvature_n_C.unsqueeze(2) * h_n_D.unsqueeze(1)).flatten(start_dim=1))
     factor_P_P, failed = torch.linalg.cholesky_ex(precision_P_P)
     if failed:
@@ -68,22 +81,19 @@ def full_deviations(
     return deviations_K_C_D
 
 
-def kron_deviations(
-    features_N_D: Tensor, curvature_N_C_C: Tensor, *, prior_precision: float, noise_K_C_D: Tensor
-) -> Tensor:
+def kron_deviations(features_N_D: Tensor, logits_N_C: Tensor, *, prior_precision: float, noise_K_C_D: Tensor) -> Tensor:
     """As `full_deviations`, with the curvature's sum of products replaced by the product of a sum and a mean.
 
     sum_n curvature_n (x) h_n h_n' ~ mean_n curvature_n (x) sum_n h_n h_n' (Ritter et al. 2018, "A Scalable Laplace
     Approximation for Neural Networks"). The prior is added to its eigenvalues, exactly. Costs D^3 + C^3 + K P (C + D).
 
     Example:
-        >>> one_point = torch.tensor([[4.0]]), torch.full((1, 1, 1), 0.25)  # for one point nothing is lost
+        >>> one_point = torch.tensor([[4.0]]), torch.zeros(1, 1)  # for one point nothing is lost
         >>> kron_deviations(*one_point, prior_precision=5.0, noise_K_C_D=torch.ones(1, 1, 1))
         tensor([[[0.3333]]])
     """
-    num_points = max(len(features_N_D), 1)
     sizes_D, axes_D_D = torch.linalg.eigh(features_N_D.T @ features_N_D)
-    sizes_C, axes_C_C = torch.linalg.eigh(curvature_N_C_C.sum(dim=0) / num_points)
+    sizes_C, axes_C_C = torch.linalg.eigh(mean_output_curvature(logits_N_C))
     # Rounding makes zeros negative.
     precision_C_D = sizes_C.clamp_min(0).unsqueeze(1) * sizes_D.clamp_min(0) + prior_precision
     deviations_K_C_D: Tensor = axes_C_C @ (noise_K_C_D * precision_C_D.rsqrt()) @ axes_D_D.T

@@ -13,7 +13,7 @@ from typing_extensions import override
 from al_lightning.posterior.base import Posterior, Predict
 from al_lightning.posterior.batch import model_inputs
 from al_lightning.posterior.check import refuse_dependence_on_batch, rounding_tolerance, rows_again
-from al_lightning.posterior.gaussian import full_deviations, kron_deviations, output_curvature
+from al_lightning.posterior.gaussian import full_deviations, kron_deviations
 from al_lightning.posterior.last_layer import LastLayerPass, last_layer_pass
 from al_lightning.posterior.logits import log_probs_of
 from al_lightning.posterior.masks import named
@@ -157,7 +157,7 @@ class FittedLaplace(Posterior):
         )
         return (full_deviations if full else kron_deviations)(
             self.features_N_D,
-            output_curvature(self.logits_N_C),
+            self.logits_N_C,
             prior_precision=self.prior_precision,
             noise_K_C_D=noise_K_C_D,
         )

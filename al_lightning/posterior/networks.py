@@ -79,7 +79,8 @@ class Networks:
     def _output(self, inputs: object, k: int) -> Tensor:
         inputs = map_tensors(Tensor.clone, inputs)  # an in-place layer may write on what it gets
         with LastSigmoid() as sigmoid:
-            output = functional_call(self._called, self._states[k], (inputs,), strict=True)
+            # Not strict: a tied weight that has two names is given once, under the first.
+            output = functional_call(self._called, self._states[k], (inputs,))
         num_rows = len(inputs) if self._takes_inputs and isinstance(inputs, Tensor) else None
         checked = checked_output(output, num_rows=num_rows)
         refuse_sigmoid(checked, sigmoid.result)

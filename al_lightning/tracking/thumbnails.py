@@ -114,4 +114,5 @@ def rendered(sample: Any, datamodule: object) -> Pixels | None:  # noqa: ANN401 
     if hasattr(datamodule, "render"):
         return pixels_of(datamodule.render(sample))
     image = first_image(sample)
-    return None if image is None else pixels_of(image)
+    # What was found and not rendered may be no picture at all, as a series with gaps: then there is none to show.
+    return None if image is None or not bool(torch.isfinite(image).all()) else pixels_of(image)

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 import al_lightning.acquisition
 from al_lightning.acquisition import Acquisition, Alone, BatchBALD, Predictions
-from al_lightning.acquisition.base import top
+from al_lightning.acquisition.base import prepared_on_all_ranks, top
 
 EVERY_ACQUISITION = [
     member()
@@ -238,3 +238,26 @@ def test_top_breaks_ties_by_position_over_ranks(on_rank_threads):
 
 def test_alone_is_one_rank():
     assert Alone().gather(torch.tensor([1, 2])).tolist() == [[1, 2]]
+
+
+def test_an_error_of_any_kind_on_one_rank_is_heard_by_the_others(on_rank_threads):
+    log_probs_N_K_C = pool_of()
+    parts = [
+        Predictions(log_probs_N_K_C[:12], torch.arange(12), offset=0, total=23),
+        Predictions(log_probs_N_K_C[12:], torch.arange(12, 23), offset=12, total=23),
+    ]
+
+    def prepare(log_probs_n_K_C):
+        if len(log_probs_n_K_C) == 11:
+            raise MemoryError("out of memory")
+        return log_probs_n_K_C
+
+    def work(rank, exchange):
+        try:
+            return prepared_on_all_ranks(parts[rank], prepare, exchange=exchange)
+        except MemoryError as error:
+            return error
+
+    first, second = on_rank_threads(work, 2)
+    assert "`predictions` of rank 1 were refused" in str(first)
+    assert isinstance(second, MemoryError)

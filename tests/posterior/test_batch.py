@@ -1,4 +1,4 @@
-from collections import namedtuple
+from collections import defaultdict, namedtuple
 
 import pytest
 import torch
@@ -50,3 +50,11 @@ def test_leaves_open_every_nesting():
 )
 def test_a_batch_has_rows_if_all_its_leaves_do(batch, expected):
     assert has_rows(batch, 4) == expected
+
+
+def test_a_dictionary_with_a_default_keeps_it():
+    batch = defaultdict(list, {"x": torch.tensor(1)})
+    mapped = map_tensors(Tensor.neg, batch)
+    assert mapped == {"x": torch.tensor(-1)}
+    assert mapped["missing"] == []
+    assert batch["x"] == 1

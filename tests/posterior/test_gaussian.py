@@ -23,10 +23,9 @@ def covariance(deviations, features_N_D, logits_N_C, prior_precision):
     """What the map makes of independent unit noise: unit vectors in, columns of a root of the covariance out."""
     size = features_N_D.shape[1] * logits_N_C.shape[1]
     unit_P_C_D = torch.eye(size, dtype=torch.float64).reshape(size, logits_N_C.shape[1], features_N_D.shape[1])
-    curvature_N_C_C = output_curvature(logits_N_C)
-    root_P_P = deviations(
-        features_N_D, curvature_N_C_C, prior_precision=prior_precision, noise_K_C_D=unit_P_C_D
-    ).flatten(start_dim=1)
+    root_P_P = deviations(features_N_D, logits_N_C, prior_precision=prior_precision, noise_K_C_D=unit_P_C_D).flatten(
+        start_dim=1
+    )
     return root_P_P.T @ root_P_P
 
 

@@ -184,3 +184,28 @@ def test_a_first_batch_of_one_row_leaves_the_checks_to_the_next():
     predict(points(1))
     with pytest.raises(ValueError, match="All 2 networks predict exactly the same"):
         predict(points())
+
+
+def test_a_tied_weight_with_two_names_is_given_once():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Linear(3, 3, bias=False)
+            self.body = nn.Sequential(self.embed, nn.ReLU())
+            self.head = nn.Linear(3, 3, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, inputs):
+            return self.head(self.body(inputs))
+
+    model = Tied().eval()
+    state = {name: tensor + 0.5 for name, tensor in tensors_of(model).items()}
+    predict = Networks(model, None, [dict(tensors_of(model)), state])
+    inputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    log_probs_B_K_C = predict(inputs)
+    with torch.no_grad():
+        expected = model(inputs).log_softmax(1)
+        model.embed.weight.add_(0.5)
+        changed = model(inputs).log_softmax(1)
+    torch.testing.assert_close(log_probs_B_K_C[:, 0], expected)
+    torch.testing.assert_close(log_probs_B_K_C[:, 1], changed)

@@ -95,3 +95,15 @@ def test_what_render_returns_must_be_an_image():
         rendered("picture.png", Data())
     with pytest.raises(ValueError, match="An image has pixels from nan to nan, but they must be finite"):
         rendered(torch.full((4, 4), torch.nan), Data())
+
+
+def test_a_series_with_gaps_is_no_picture_but_what_is_rendered_must_be_one():
+    series = torch.full((12, 4), torch.nan)
+    assert rendered((series, 1), object()) is None
+
+    class Renders:
+        def render(self, sample):
+            return sample[0]
+
+    with pytest.raises(ValueError, match="must be finite"):
+        rendered((series, 1), Renders())
