@@ -33,7 +33,7 @@ def test_the_details_hold_settings_versions_and_every_round(make_run):
     markup = details_of([make_run("a", initial=[4, 7])])
     assert ["initial", "4, 7"] in cells(markup)
     assert "Versions: al-lightning" in markup
-    assert ["2", "14", "46", "0", "0.9", "", "", "1.5"] in cells(markup)
+    assert ["2", "14", "46", "0", "0.9", "", "", "", "1.5"] in cells(markup)
 
 
 def test_the_csv_has_a_row_for_each_round_with_what_it_belongs_to(make_run):
