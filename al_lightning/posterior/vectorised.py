@@ -15,7 +15,7 @@ from al_lightning.posterior.channels import ScaledChannels, multiplied
 from al_lightning.posterior.interception import MaskedForward
 from al_lightning.posterior.masks import keep_factors
 
-_WORKING_SET_CPU = 12 * 2**20  # bytes of the largest activation of all samples: more leaves the cache
+_WORKING_SET_CPU = 16 * 2**20  # bytes of the largest activation of all samples: more leaves the cache
 _WORKING_SET_GPU = 2**30
 _MOST_FACTORS = 64 * 2**20  # bytes
 _SHARED_SHARE = 0.05  # of all that is computed, at most, where samples are apart
