@@ -301,3 +301,16 @@ def test_what_a_model_caches_while_predicting_is_of_use_in_its_next_training(
         model = Caching()
     trainer = make_trainer(make_callback(max_rounds=2), inference_mode=False)
     active_fit(trainer, model, make_data(pool_batch_size=8))
+
+
+def test_loader_workers_change_nothing(make_trainer, make_model, make_data, make_callback):
+    found = []
+    for num_workers in (0, 2):
+        data = make_data()
+        plain = data.inner.train_dataloader()
+        data.inner.train_dataloader = lambda plain=plain, num=num_workers: DataLoader(
+            plain.dataset, batch_size=8, shuffle=True, num_workers=num
+        )
+        rounds = active_fit(make_trainer(make_callback(max_rounds=2)), make_model(), data)
+        found.append([(record.acquired, record.scores, record.metrics) for record in rounds])
+    assert found[0] == found[1]
