@@ -234,3 +234,16 @@ def seen_samples(num_ranks):
     every = [None] * num_ranks
     torch.distributed.all_gather_object(every, model.seen)
     return [int(sample) for part in every for sample in part]
+
+
+def folder_of_rank_zero_alone(folder, num_ranks):
+    elsewhere = Path(__file__) / "no-folder"  # below a file: nothing can be written there
+    return run(folder if os.environ["LOCAL_RANK"] == "0" else elsewhere, num_ranks=num_ranks, predictions_budget_mib=0)
+
+
+def test_only_rank_zero_needs_to_see_the_run_folder(on_ranks, tmp_path):
+    expected = on_one(tmp_path / "one")[:2]
+    for ok, found in on_ranks(2, __file__, "folder_of_rank_zero_alone", folder=str(tmp_path / "two"), num_ranks=2):
+        assert ok, found
+        assert found[:2] == expected
+    assert [record.acquired for record in read_journal(tmp_path / "two")[1]] == expected[0]
