@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from al_lightning.posterior.channels import (
+from al_lightning.posterior.channels import applied
+from al_lightning.posterior.deferred import (
     ScaledChannels,
-    applied,
+    SharedConvolution,
+    computed,
+    deferred_among,
     depends_on_sample,
-    has_scaled_channels,
-    multiplied,
     scaled_channels,
 )
+from al_lightning.posterior.linear import linear
 from al_lightning.posterior.masks import DropoutKind, dropout_mask, keep_factors, masked, named
 from al_lightning.posterior.pooling import FASTER
 from al_lightning.posterior.results import Results
@@ -154,11 +156,14 @@ class MaskedForward(TorchFunctionMode):
         if func in _OUT_OF_PLACE and not depends_on_sample(args[0]) and _any_depends_on_sample(args[1:]):
             func = _OUT_OF_PLACE[func]  # one tensor has no room for K, and `x += y` takes what is returned
         func = FASTER.get(func, func)
-        if not has_scaled_channels((*args, *kwargs.values())):
-            return self._noted((_linear if func is functional.linear else func)(*args, **kwargs))
+        deferred = list(deferred_among((*args, *kwargs.values())))
+        if not deferred:
+            return self._noted((linear if func is functional.linear else func)(*args, **kwargs))
         result = applied(func, args, kwargs)
-        if isinstance(args[0], ScaledChannels) and not args[0].is_multiplied and not isinstance(result, ScaledChannels):
+        if isinstance(result, SharedConvolution) and isinstance(args[0], ScaledChannels):
             self.results.add_responses(args[0], result)
+        for tensor in deferred:
+            self.results.add_computed(tensor)
         return self._noted(result)
 
     def _noted(self, result: _T) -> _T:
@@ -178,7 +183,7 @@ class MaskedForward(TorchFunctionMode):
         in_place = in_place or kind.in_place
         if p == 1:
             keep = torch.zeros(shape, dtype=torch.bool, device=x.device)
-            return masked(multiplied(x), keep, p, in_place=in_place)
+            return masked(computed(x), keep, p, in_place=in_place)
         found = self.masks_of(layer, call, p, shape, x.device)
         if self._keep is not None:
             if not kind.alpha:
@@ -219,13 +224,7 @@ def _dropout_of_all(kind: DropoutKind, x: Tensor, keep: Tensor, p: float, *, in_
     if kind.channelwise and not kind.alpha and not in_place:
         return scaled_channels(x, keep_factors(keep, p, dtype=x.dtype))
     # One tensor has no room for K: what the function returns is then all that was dropped.
-    return masked(multiplied(x), keep, p, alpha=kind.alpha, in_place=in_place and depends_on_sample(x))
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if bias is None or not depends_on_sample(x) or torch.is_autocast_enabled(x.device.type):
-        return functional.linear(x, weight, bias)
-    return functional.linear(x, weight).add_(bias)  # in place, as `torch.vmap` would not do it
+    return masked(computed(x), keep, p, alpha=kind.alpha, in_place=in_place and depends_on_sample(x))
 
 
 def _any_depends_on_sample(args: tuple[Any, ...]) -> bool:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from al_lightning.posterior.channels import ScaledChannels, depends_on_sample
+from al_lightning.posterior.deferred import Deferred, ScaledChannels, SharedConvolution, depends_on_sample
 
 
 @dataclass
@@ -22,7 +22,14 @@ class Results:
             self.shared += size
         else:
             self.own += size
-            self.largest = max(self.largest, size)
+            if not isinstance(result, SharedConvolution):
+                self.largest = max(self.largest, size)
+
+    def add_computed(self, x: Deferred) -> None:
+        """Count a convolution whose whole result was needed after all."""
+        convolution = x.unscaled if isinstance(x, ScaledChannels) else x
+        if isinstance(convolution, SharedConvolution) and convolution.is_computed:
+            self.largest = max(self.largest, convolution.numel() * convolution.element_size())
 
     def add_responses(self, x: Tensor, result: object) -> None:
         """Count those of the channels of `x` to a convolution, if `result` is one's."""

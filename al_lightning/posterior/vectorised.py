@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from al_lightning.posterior.batch import has_rows, leaves, map_tensors
-from al_lightning.posterior.channels import ScaledChannels, multiplied
+from al_lightning.posterior.deferred import Deferred, computed
 from al_lightning.posterior.interception import MaskedForward
 from al_lightning.posterior.masks import keep_factors
 
@@ -128,7 +128,7 @@ class Vectorised:
 
         def outputs(keep: dict[tuple[str, int], Tensor]) -> Tensor:
             with self._masked.start_all(keep):
-                return multiplied(self._output(inputs))
+                return computed(self._output(inputs))
 
         with warnings.catch_warnings():
             # Where torch itself has to loop, it is no slower than we would be.
@@ -164,5 +164,5 @@ def refuse_kept_tensors(model: nn.Module) -> None:
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
             for leaf in leaves(value):
-                if isinstance(leaf, ScaledChannels) or (isinstance(leaf, Tensor) and is_functorch_wrapped_tensor(leaf)):
+                if isinstance(leaf, Deferred) or (isinstance(leaf, Tensor) and is_functorch_wrapped_tensor(leaf)):
                     raise RuntimeError(f"`{name}.{attribute}` keeps a tensor of the forward pass.")

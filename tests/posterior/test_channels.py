@@ -3,19 +3,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from al_lightning.posterior.channels import (
-    Convolution,
+from al_lightning.posterior.channels import applied
+from al_lightning.posterior.deferred import (
     ScaledChannels,
-    applied,
+    computed,
+    deferred_among,
     depends_on_sample,
-    has_scaled_channels,
-    mixed_responses,
-    multiplied,
     scaled_channels,
 )
 from al_lightning.posterior.pooling import FASTER
-
-CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
 def normal(*shape, seed=0):
@@ -29,31 +25,31 @@ def lazy(*, shape=(2, 4, 6, 6)):
 
 def of_all_samples(function, x, scale_K):
     """`function(x * scale)` by vmap, where `function` gets the channels unmultiplied."""
-    return torch.vmap(lambda scale: multiplied(function(scaled_channels(x, scale))))(scale_K)
+    return torch.vmap(lambda scale: computed(function(scaled_channels(x, scale))))(scale_K)
 
 
 def test_the_product_is_formed_once():
     x = lazy()
-    assert not x.is_multiplied
-    assert torch.equal(x.product(), x.unscaled * x.scale)
-    assert x.product() is x.product()
-    assert x.is_multiplied
+    assert not x.is_computed
+    assert torch.equal(x.value(), x.unscaled * x.scale)
+    assert x.value() is x.value()
+    assert x.is_computed
 
 
 def test_shape_and_type_are_known_without_the_product():
     x = lazy()
     assert (x.shape, x.dtype, x.device) == (torch.Size([2, 4, 6, 6]), torch.float32, torch.device("cpu"))
     assert applied(torch.Tensor.size, (x, 1), {}) == 4
-    assert not x.is_multiplied
+    assert not x.is_computed
 
 
 def test_factors_of_two_dropouts_are_multiplied_with_each_other():
     x = lazy()
     twice = scaled_channels(x, torch.tensor([3.0]))
     assert twice.unscaled is x.unscaled
-    assert torch.equal(twice.product(), x.unscaled * x.scale * 3)
-    x.product().zero_()
-    assert torch.equal(scaled_channels(x, torch.tensor([3.0])).product(), torch.zeros(2, 4, 6, 6))
+    assert torch.equal(twice.value(), x.unscaled * x.scale * 3)
+    x.value().zero_()
+    assert torch.equal(scaled_channels(x, torch.tensor([3.0])).value(), torch.zeros(2, 4, 6, 6))
 
 
 @pytest.mark.parametrize(
@@ -74,8 +70,8 @@ def test_homogeneous_operations_leave_the_factors_outside(func, arguments, optio
     x = lazy()
     result = applied(func, (x, *arguments), options)
     assert isinstance(result, ScaledChannels)
-    assert not x.is_multiplied
-    torch.testing.assert_close(result.product(), func(x.unscaled * x.scale, *arguments, **options))
+    assert not x.is_computed
+    torch.testing.assert_close(result.value(), func(x.unscaled * x.scale, *arguments, **options))
 
 
 @pytest.mark.parametrize(
@@ -93,16 +89,16 @@ def test_any_other_operation_gets_the_product(func, arguments, options):
     torch.testing.assert_close(
         applied(func, (x, *arguments), options), func(x.unscaled * x.scale, *arguments, **options)
     )
-    assert x.is_multiplied
+    assert x.is_computed
 
 
 def test_products_are_formed_inside_lists_and_keyword_arguments():
     x = lazy()
-    assert has_scaled_channels(([x],))
-    assert not has_scaled_channels(([x.unscaled], 1, None))
-    assert torch.equal(applied(torch.cat, ([x, x.unscaled],), {}), torch.cat([x.product(), x.unscaled]))
-    assert torch.equal(applied(torch.mul, (x.unscaled,), {"other": x}), x.unscaled * x.product())
-    assert torch.equal(applied(functional.relu, (), {"input": x}), x.product().relu())
+    assert list(deferred_among(([x],))) == [x]
+    assert not list(deferred_among(([x.unscaled], 1, None)))
+    assert torch.equal(applied(torch.cat, ([x, x.unscaled],), {}), torch.cat([x.value(), x.unscaled]))
+    assert torch.equal(applied(torch.mul, (x.unscaled,), {"other": x}), x.unscaled * x.value())
+    assert torch.equal(applied(functional.relu, (), {"input": x}), x.value().relu())
 
 
 @pytest.mark.parametrize(
@@ -120,7 +116,7 @@ def test_an_activation_in_place_is_seen_through_other_names_but_not_by_what_was_
     kept = before.clone()
     assert applied(func, (x, *arguments), options) is other_name
     torch.testing.assert_close(
-        other_name.product(), functional.leaky_relu(kept * x.scale, 0.01 * (func is not functional.relu))
+        other_name.value(), functional.leaky_relu(kept * x.scale, 0.01 * (func is not functional.relu))
     )
     assert torch.equal(before, kept)
 
@@ -132,43 +128,8 @@ def test_what_was_written_on_the_product_is_not_lost():
 
 
 def test_code_that_no_function_mode_sees_gets_an_error_and_no_wrong_number():
-    with pytest.raises(NotImplementedError, match="got channels that are not multiplied yet"):
+    with pytest.raises(NotImplementedError, match="got a tensor that is not computed yet"):
         torch.sigmoid(lazy())
-
-
-@pytest.mark.parametrize(
-    ("num_axes", "geometry"),
-    [
-        (1, {}),
-        (1, {"stride": 2, "padding": 3, "dilation": 2}),
-        (2, {}),
-        (2, {"stride": 2}),
-        (2, {"padding": (1, 2)}),
-        (2, {"padding": "same", "dilation": 2}),
-        (2, {"padding": "valid", "dilation": (2, 1)}),
-        (2, {"stride": (1, 3), "padding": 1, "dilation": 2}),
-        (3, {"padding": 1, "stride": 2}),
-    ],
-)
-@pytest.mark.parametrize("has_bias", [False, True])
-def test_mixed_responses_are_the_convolutions_of_the_scaled_inputs(num_axes, geometry, has_bias):
-    x = normal(3, 4, *(9, 8, 7)[:num_axes])
-    weight, bias = normal(5, 4, *(3, 2, 3)[:num_axes], seed=1), normal(5, seed=2) if has_bias else None
-    scale_K_C = normal(6, 4, seed=3).relu()
-    expected = [
-        CONVOLUTIONS[num_axes](x * scale_C.reshape(4, *[1] * num_axes), weight, bias, **geometry)
-        for scale_C in scale_K_C
-    ]
-    mixed = mixed_responses(x, scale_K_C, Convolution(weight, bias, **geometry))
-    torch.testing.assert_close(mixed, torch.stack(expected, dim=1))
-
-
-def test_responses_of_many_channels_are_made_in_parts(monkeypatch):
-    monkeypatch.setattr("al_lightning.posterior.channels._RESPONSES_AT_ONCE", 1)
-    x, weight, bias, scale_K_C = normal(2, 9, 5, 5), normal(7, 9, 3, 3), normal(7), normal(3, 9).relu()
-    expected = [functional.conv2d(x * scale_C[:, None, None], weight, bias) for scale_C in scale_K_C]
-    mixed = mixed_responses(x, scale_K_C, Convolution(weight, bias))
-    torch.testing.assert_close(mixed, torch.stack(expected, dim=1))
 
 
 @pytest.mark.parametrize(
@@ -201,9 +162,9 @@ def test_responses_are_shared_only_where_the_input_is():
     def convolved(x, scale):
         lazy = scaled_channels(x, scale)
         result = applied(torch.conv2d, (lazy, weight), {})
-        shared.append(not lazy.is_multiplied)
+        shared.append(not lazy.is_computed)
         assert depends_on_sample(result)
-        return result
+        return computed(result)
 
     for x, in_dims in ((x_K, 0), (x_K[0], None)):
         shared = []
@@ -213,3 +174,102 @@ def test_responses_are_shared_only_where_the_input_is():
         ]
         torch.testing.assert_close(once, torch.stack(expected))
         assert shared == [in_dims is None]
+
+
+def convolution_then(function, x, weight, scale_K, scale_after_K, *, skipped=None, monkeypatch=None):
+    """`function` of the convolution of all samples and the factors of its result, by vmap."""
+    if skipped is not None:
+        monkeypatch.setattr("al_lightning.posterior.deferred.skipping_pays", lambda *_: skipped)
+
+    def one(scale, scale_after):
+        return computed(function(applied(torch.conv2d, (scaled_channels(x, scale), weight), {}), scale_after))
+
+    return torch.vmap(one)(scale_K, scale_after_K)
+
+
+def pooled(y, scale):
+    return applied(FASTER[functional.max_pool2d], (scaled_channels(y, scale), 2), {})
+
+
+def rectified_before_and_after(y, scale):
+    return applied(functional.relu, (scaled_channels(applied(functional.leaky_relu, (y, 0.1), {}), scale),), {})
+
+
+def rectified_in_place(y, scale):
+    assert applied(functional.relu, (y, True), {}) is y
+    return scaled_channels(y, scale)
+
+
+def dropped_and_rectified_in_place(y, scale):
+    dropped = scaled_channels(y, scale)
+    assert applied(functional.relu, (dropped,), {"inplace": True}) is dropped
+    return applied(torch.add, (dropped, y), {})  # the convolution is as it was
+
+
+def rectified_in_place_after_it_was_dropped(y, scale):
+    dropped = scaled_channels(y, scale)
+    applied(functional.relu, (y, True), {})
+    return applied(torch.sub, (dropped, y), {})
+
+
+def dropped_twice(y, scale):
+    return scaled_channels(scaled_channels(y, scale), scale)
+
+
+def needed_first(y, scale):
+    total = applied(torch.sum, (y,), {})
+    return applied(torch.add, (scaled_channels(y, scale), total), {})
+
+
+def pooled_with_positions(y, scale):
+    return applied(FASTER[functional.max_pool2d], (scaled_channels(y, scale), 2, None, 0, 1, False, True), {})[0]
+
+
+def plainly(function):
+    """The same function of ordinary tensors."""
+    expected = {
+        pooled: lambda y, s: functional.max_pool2d(y * s, 2),
+        rectified_before_and_after: lambda y, s: (functional.leaky_relu(y, 0.1) * s).relu(),
+        rectified_in_place: lambda y, s: y.relu() * s,
+        dropped_and_rectified_in_place: lambda y, s: (y * s).relu() + y,
+        rectified_in_place_after_it_was_dropped: lambda y, s: y * s - y.relu(),
+        dropped_twice: lambda y, s: y * s * s,
+        needed_first: lambda y, s: y * s + y.sum(),
+        pooled_with_positions: lambda y, s: functional.max_pool2d(y * s, 2),
+    }
+    return expected[function]
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+@pytest.mark.parametrize(
+    "function",
+    [
+        pooled,
+        rectified_before_and_after,
+        rectified_in_place,
+        dropped_and_rectified_in_place,
+        rectified_in_place_after_it_was_dropped,
+        dropped_twice,
+        needed_first,
+        pooled_with_positions,
+    ],
+)
+def test_what_follows_a_convolution_may_be_done_before_it(function, skipped, monkeypatch):
+    x, weight = normal(2, 4, 6, 6), normal(6, 4, 3, 3, seed=5)
+    scale_K, after_K = normal(5, 4, 1, 1, seed=1).relu(), normal(5, 6, 1, 1, seed=2).relu()
+    once = convolution_then(function, x, weight, scale_K, after_K, skipped=skipped, monkeypatch=monkeypatch)
+    expected = [
+        plainly(function)(torch.conv2d(x * s, weight), after) for s, after in zip(scale_K, after_K, strict=True)
+    ]
+    torch.testing.assert_close(once, torch.stack(expected))
+
+
+def test_factors_that_no_sample_has_of_its_own_are_multiplied_as_ever():
+    x, weight, scale_K = normal(2, 4, 6, 6), normal(6, 4, 3, 3, seed=5), normal(5, 4, 1, 1, seed=1).relu()
+    same = normal(6, 1, 1, seed=2).relu()
+
+    def one(scale):
+        return computed(scaled_channels(applied(torch.conv2d, (scaled_channels(x, scale), weight), {}), same))
+
+    expected = torch.stack([torch.conv2d(x * scale, weight) * same for scale in scale_K])
+    torch.testing.assert_close(torch.vmap(one)(scale_K), expected)

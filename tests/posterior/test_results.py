@@ -1,6 +1,6 @@
 import torch
 
-from al_lightning.posterior.channels import scaled_channels
+from al_lightning.posterior.deferred import scaled_channels
 from al_lightning.posterior.results import Results
 
 

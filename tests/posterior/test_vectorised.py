@@ -2,6 +2,8 @@ import re
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
@@ -107,6 +109,13 @@ MODELS = {
         *(nn.Dropout2d(0.5), nn.Dropout2d(0.3), nn.MaxPool2d(2), nn.AvgPool2d(2, 1), nn.Conv2d(6, 5, 2)),
         *(nn.Dropout2d(0.5), nn.Conv2d(5, 5, 2)),
     ),
+    "channels dropped after a convolution": lambda: images(
+        *(nn.Dropout2d(0.5), nn.Conv2d(6, 5, 3), nn.Dropout2d(0.5), nn.MaxPool2d(2), nn.ReLU(inplace=True)),
+    ),
+    "channels dropped after an activation": lambda: images(
+        *(nn.Dropout2d(0.5), nn.Conv2d(6, 5, 3), nn.ReLU(inplace=True), nn.Dropout2d(0.5), nn.Conv2d(5, 5, 3)),
+        *(nn.Dropout2d(0.5), nn.BatchNorm2d(5)),
+    ),
     "1d": lambda: ending(nn.Flatten(2), nn.Dropout1d(0.5), nn.Conv1d(3, 4, 5, padding="same")),
     "3d": lambda: ending(nn.Unflatten(2, (2, 4)), nn.Dropout3d(0.5), nn.Conv3d(3, 4, 2)),
     "alpha": lambda: images(nn.FeatureAlphaDropout(0.3), nn.Conv2d(6, 5, 3), nn.SELU(), nn.AlphaDropout(0.2)),
@@ -150,6 +159,34 @@ def assert_same_as_the_loop(model, *batches, path="vmap", predict=None):
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
 def test_all_samples_at_once_are_those_of_the_loop(make):
     assert_same_as_the_loop(made(make), *points().split(6))
+
+
+LAYERS = {
+    "conv": lambda: nn.Conv2d(6, 6, 3, padding=1),
+    "strided": lambda: nn.Conv2d(6, 6, (3, 2), stride=(1, 2), padding=1, bias=False),
+    "residual": lambda: Residual(6, 0.5),
+    "channels": lambda: nn.Dropout2d(0.5),
+    "few channels": lambda: nn.Dropout2d(0.1),
+    "elements": lambda: nn.Dropout(0.3),
+    "in place": lambda: nn.Dropout2d(0.4, inplace=True),
+    "relu": nn.ReLU,
+    "relu in place": lambda: nn.ReLU(inplace=True),
+    "leaky": lambda: nn.LeakyReLU(0.2),
+    "max": lambda: nn.MaxPool2d(2, ceil_mode=True),
+    "mean": lambda: nn.AvgPool2d(3, 1, 1),
+    "norm": lambda: nn.BatchNorm2d(6),
+    "tanh": nn.Tanh,
+}
+
+
+DROPPING = ["residual", "channels", "few channels", "elements", "in place"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(names=st.lists(st.sampled_from(list(LAYERS)), min_size=1, max_size=7))
+def test_any_stack_of_layers_is_that_of_the_loop(names):
+    assume(sum(name in DROPPING for name in names) <= 3)  # after more of it all samples may be zero
+    assert_same_as_the_loop(made(lambda: images(*(LAYERS[name]() for name in names), nn.Dropout(0.2))), points(5))
 
 
 @pytest.mark.parametrize("working_set", [1, 20_000])
