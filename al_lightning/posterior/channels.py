@@ -19,9 +19,8 @@ from al_lightning.posterior.deferred import (
     computed,
     deferred_among,
     depends_on_sample,
-    outline,
 )
-from al_lightning.posterior.pooling import FASTER
+from al_lightning.posterior.pooling import FASTER, MAX_POOLS
 from al_lightning.posterior.responses import Convolution
 
 _METADATA: frozenset[Callable[..., Any]] = frozenset(
@@ -30,15 +29,15 @@ _METADATA: frozenset[Callable[..., Any]] = frozenset(
         *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "is_cuda")),
     )
 )
-# f(s x) = s f(x) for s >= 0, one factor for each channel
-_HOMOGENEOUS: frozenset[Callable[..., Any]] = frozenset(
-    (
-        *FASTER.values(),
-        *(functional.adaptive_max_pool1d, functional.adaptive_max_pool2d, functional.adaptive_max_pool3d),
-        *(functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d),
-        *(functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d),
-        *(torch.relu, Tensor.relu),
-    )
+# f(s x) = s f(x) for s >= 0, one factor for each channel, if the input has so many axes after that of channels
+_NUM_AXES: Mapping[Callable[..., Any], int | None] = MappingProxyType(
+    {
+        **{FASTER[pool]: num_axes for num_axes, pools in MAX_POOLS.items() for pool in pools},
+        **dict.fromkeys((functional.adaptive_max_pool1d, functional.avg_pool1d, functional.adaptive_avg_pool1d), 1),
+        **dict.fromkeys((functional.adaptive_max_pool2d, functional.avg_pool2d, functional.adaptive_avg_pool2d), 2),
+        **dict.fromkeys((functional.adaptive_max_pool3d, functional.avg_pool3d, functional.adaptive_avg_pool3d), 3),
+        **dict.fromkeys((torch.relu, Tensor.relu)),
+    }
 )
 _POSITION_OF_INPLACE: Mapping[Callable[..., Any], int] = MappingProxyType(
     {functional.relu: 1, functional.leaky_relu: 2}  # homogeneous as well
@@ -63,9 +62,9 @@ def applied(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     if isinstance(x, Deferred) and func in _METADATA:
         return func(*args, **kwargs)
     if isinstance(x, Deferred) and not x.is_computed and not list(deferred_among((*args[1:], *kwargs.values()))):
-        if func in _HOMOGENEOUS and not kwargs.get("return_indices"):
+        if func in _NUM_AXES and _NUM_AXES[func] in {None, x.dim() - 2}:
             result = _each_channel(lambda y: func(y, *args[1:], **kwargs), x)
-            if isinstance(result, Tensor):
+            if result is not None:
                 return result
         if func in _POSITION_OF_INPLACE:
             return _activated(func, x, args[1:], kwargs)
@@ -74,20 +73,24 @@ def applied(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     return func(*map_tensors(computed, list(args)), **map_tensors(computed, kwargs))  # type: ignore[misc, arg-type]
 
 
-def _each_channel(operation: Operation, x: Tensor) -> Tensor:
-    if isinstance(x, ScaledChannels):
-        result = _each_channel(operation, x.unscaled)
-        return ScaledChannels(result, x.scale) if isinstance(result, Tensor) else result
-    if isinstance(x, SharedConvolution) and not x.is_computed:
-        return x.followed_by(operation)
-    return operation(computed(x))
+def _each_channel(operation: Operation, x: Deferred) -> Deferred | None:
+    """The operation done later, or None if what it returns is no tensor of channels."""
+    inner = x.unscaled if isinstance(x, ScaledChannels) else x
+    if isinstance(inner, SharedConvolution) and not inner.is_computed:
+        result: Tensor | None = inner.followed_by(operation)
+    else:
+        result = operation(computed(inner))
+    if not isinstance(result, Tensor) or not isinstance(x, ScaledChannels):
+        return result if isinstance(result, Deferred) else None
+    return ScaledChannels(result, x.scale)
 
 
-def _activated(func: Callable[..., Any], x: Deferred, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _activated(func: Callable[..., Any], x: Deferred, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Deferred:
     position = _POSITION_OF_INPLACE[func] - 1
     in_place = kwargs.get("inplace", args[position] if len(args) > position else False)
     out_of_place = {**kwargs, "inplace": False}
     result = _each_channel(lambda y: func(y, *args[:position], **out_of_place), x)
+    assert result is not None  # noqa: S101 - an activation keeps the shape
     if not in_place:
         return result
     x.become(result)
@@ -111,5 +114,4 @@ def _convolved(func: Callable[..., Any], x: ScaledChannels, args: tuple[Any, ...
         result: Tensor = func(x.value(), *args, **kwargs)
         return result
     convolution = Convolution(weight, bias, given["stride"], given["padding"], given["dilation"])
-    like = outline((x.shape[0], len(weight), *convolution.positions(x.shape)), like=x.unscaled)
-    return SharedConvolution(like, ScaledChannels(x.unscaled, x.scale), convolution)
+    return SharedConvolution.of(x.unscaled, x.scale, convolution)

@@ -111,7 +111,7 @@ class _Samples:
             )
         inputs = model_inputs(batch) if self._predict is None else batch
         # Not inference_mode: what a model caches in `forward` must be of use in its next training.
-        with torch.no_grad(), evaluating(self._model):
+        with torch.inference_mode(mode=False), torch.no_grad(), evaluating(self._model):
             if self._replaced is not None:
                 with self._replaced.active():
                     return log_probs_of(self._stacked(self._output_by_replacement, inputs))
@@ -122,7 +122,12 @@ class _Samples:
 
     def preview(self, batch: object) -> Tensor:
         inputs = model_inputs(batch) if self._predict is None else batch
-        with torch.no_grad(), evaluating(self._model), self._masked.following(self._model):
+        with (
+            torch.inference_mode(mode=False),
+            torch.no_grad(),
+            evaluating(self._model),
+            self._masked.following(self._model),
+        ):
             log_probs_B_1_C = log_probs_of(self._output(inputs, 0).unsqueeze(1))
         refuse_no_masks(self._model, self._masked.masks)
         return log_probs_B_1_C.squeeze(1)

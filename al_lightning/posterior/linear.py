@@ -7,6 +7,8 @@ from torch.nn import functional
 
 from al_lightning.posterior.deferred import depends_on_sample
 
+_FEWEST_ROWS, _SMALLEST_WEIGHT = 16, 2**16  # below it a product for each sample costs more than the copy
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`, with fewer copies where the input differs by sample.
@@ -25,6 +27,7 @@ def _product_of_columns(x: Tensor, weight: Tensor) -> Tensor:
     """`x @ weight.t()`, read as it lies where the rows of `x` are columns in memory: torch would copy it first."""
     level = maybe_get_level(x)
     x_K = get_unwrapped(x).movedim(maybe_get_bdim(x), 0)
-    if depends_on_sample(weight) or x_K.dim() != 3 or x_K.stride(1) != 1 or x_K.stride(2) < x_K.shape[1]:  # noqa: PLR2004
+    is_large = x.dim() == 2 and len(x) >= _FEWEST_ROWS and weight.numel() >= _SMALLEST_WEIGHT  # noqa: PLR2004
+    if not is_large or depends_on_sample(weight) or x_K.stride(1) != 1 or x_K.stride(2) < x_K.shape[1]:
         return functional.linear(x, weight)
     return _add_batch_dim(torch.bmm(x_K, weight.t().expand(len(x_K), -1, -1)), 0, level)

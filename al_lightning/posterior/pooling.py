@@ -61,15 +61,16 @@ def _for_each(value: int | Sequence[int], num_axes: int) -> list[int]:
     return values * num_axes if len(values) == 1 else values
 
 
-FASTER: Mapping[Callable[..., Any], Callable[..., Any]] = MappingProxyType(
+MAX_POOLS: Mapping[int, Sequence[Callable[..., Any]]] = MappingProxyType(
     {
-        pool: functools.partial(max_pool, pool, num_axes)
-        for num_axes, pools in (
-            (1, (torch.max_pool1d, functional.max_pool1d)),
-            (2, (torch.max_pool2d, functional.max_pool2d)),
-            (3, (torch.max_pool3d, functional.max_pool3d)),
-        )
-        for pool in pools
+        1: (torch.max_pool1d, functional.max_pool1d),
+        2: (torch.max_pool2d, functional.max_pool2d),
+        3: (torch.max_pool3d, functional.max_pool3d),
     }
+)
+"""Torch's functions, by the number of axes over which they pool."""
+
+FASTER: Mapping[Callable[..., Any], Callable[..., Any]] = MappingProxyType(
+    {pool: functools.partial(max_pool, pool, num_axes) for num_axes, pools in MAX_POOLS.items() for pool in pools}
 )
 """What to call in place of torch's functions."""

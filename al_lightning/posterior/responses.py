@@ -130,7 +130,7 @@ def kept_responses(
     sample_O_K = (kept_O_K == 0).to(torch.uint8).argsort(dim=1, stable=True)
     scale_O_K_D = _with_bias(scale_K_C)[sample_O_K] * kept_O_K.gather(1, sample_O_K)[:, :, None]
     place_O_K = sample_O_K * num_out + order_O[:, None]
-    shape = then(torch.empty(1, num_rows, *positions, device="meta")).shape[2:]
+    shape = then(x_B_C.new_empty(1, 1, *positions)).shape[2:]
     results = x_B_C.new_zeros(num_samples * num_out, *shape, num_rows)
     for some, responses_D_o_P in _responses(windows_C_T_P, convolution, order_O):
         for few in _in_parts(some, numbers_each=num_samples * windows_C_T_P.shape[2], most=_MIXED_AT_ONCE):

@@ -18,20 +18,21 @@ class Results:
     def add(self, result: Tensor) -> None:
         """Count a result once, or as one of each sample."""
         size = result.numel() * result.element_size()
-        if isinstance(result, ScaledChannels) or not depends_on_sample(result):
+        if not depends_on_sample(result.unscaled if isinstance(result, ScaledChannels) else result):
             self.shared += size
-        else:
-            self.own += size
-            if not isinstance(result, SharedConvolution):
-                self.largest = max(self.largest, size)
+            return
+        self.own += size
+        if not isinstance(result, Deferred):
+            self.largest = max(self.largest, size)
 
     def add_computed(self, x: Deferred) -> None:
-        """Count a convolution whose whole result was needed after all."""
+        """Count what was deferred and has been computed after all: the whole of a convolution, if that was needed."""
+        if isinstance(x, ScaledChannels) and x.is_computed:
+            self.largest = max(self.largest, x.numel() * x.element_size())
         convolution = x.unscaled if isinstance(x, ScaledChannels) else x
-        if isinstance(convolution, SharedConvolution) and convolution.is_computed:
-            self.largest = max(self.largest, convolution.numel() * convolution.element_size())
+        if isinstance(convolution, SharedConvolution) and convolution.mixture.is_computed:
+            self.largest = max(self.largest, convolution.mixture.num_bytes)
 
-    def add_responses(self, x: Tensor, result: object) -> None:
-        """Count those of the channels of `x` to a convolution, if `result` is one's."""
-        if isinstance(result, Tensor) and depends_on_sample(result):
-            self.shared += x.shape[1] * result.numel() * result.element_size()
+    def add_responses(self, x: Tensor, result: SharedConvolution) -> None:
+        """Count those of the channels of `x` to a convolution."""
+        self.shared += x.shape[1] * result.mixture.num_bytes

@@ -1,6 +1,7 @@
 import torch
 
-from al_lightning.posterior.deferred import scaled_channels
+from al_lightning.posterior.deferred import SharedConvolution, scaled_channels
+from al_lightning.posterior.responses import Convolution
 from al_lightning.posterior.results import Results
 
 
@@ -29,7 +30,59 @@ def test_channels_that_are_not_multiplied_count_once():
     assert counted(lambda results, x: results.add(scaled_channels(torch.ones(2, 3), x))) == Results(shared=24)
 
 
+def convolution_of(scale):
+    """Of two rows and five channels to three channels of 4 x 4."""
+    return SharedConvolution.of(torch.ones(2, 5, 6, 6), scale, Convolution(torch.ones(3, 5, 3, 3), None))
+
+
+def counted_of_convolution(function, scale_K=None):
+    results = Results()
+
+    def counting(scale):
+        function(results, convolution_of(scale))
+        return scale
+
+    torch.vmap(counting)(torch.ones(4, 5, 1, 1) if scale_K is None else scale_K)
+    return results
+
+
+WHOLE = 2 * 3 * 16 * 4  # bytes
+
+
 def test_responses_are_one_result_for_each_input_channel():
-    inputs = torch.ones(2, 5, 1)
-    assert counted(lambda results, x: results.add_responses(inputs, x)) == Results(shared=5 * 24)
-    assert counted(lambda results, x: results.add_responses(inputs, (x, x))) == Results()
+    found = counted_of_convolution(lambda results, y: results.add_responses(torch.ones(2, 5, 6, 6), y))
+    assert found == Results(shared=5 * WHOLE)
+
+
+def test_a_convolution_is_of_each_sample_and_as_large_as_what_is_computed_of_it():
+    def awaiting(results, y):
+        results.add(y)
+        results.add_computed(y)
+
+    def pooled(results, y):
+        y = y.followed_by(lambda z: torch.max_pool2d(z, 4))
+        y.value()
+        results.add_computed(y)
+
+    def kept(results, y):
+        dropped = scaled_channels(y.followed_by(lambda z: torch.max_pool2d(z, 4)), torch.zeros(4, 3, 1, 1)[0])
+        assert dropped.value().shape == (2, 3, 1, 1)
+        results.add_computed(dropped)
+
+    assert counted_of_convolution(awaiting) == Results(own=WHOLE)
+    assert counted_of_convolution(pooled) == Results(largest=WHOLE)
+    assert counted_of_convolution(kept) == Results(largest=WHOLE)  # the same factors for all samples skip nothing
+
+
+def test_of_a_convolution_whose_channels_are_skipped_only_what_is_left_counts():
+    results = Results()
+
+    def counting(scale, kept):
+        pooled = convolution_of(scale).followed_by(lambda z: torch.max_pool2d(z, 2))
+        dropped = scaled_channels(pooled, kept)
+        dropped.value()
+        results.add_computed(dropped)
+        return scale
+
+    torch.vmap(counting)(torch.ones(4, 5, 1, 1), torch.zeros(4, 3, 1, 1))
+    assert results == Results(largest=WHOLE // 4)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from al_lightning.models import MLP, PaperCNN
-from al_lightning.posterior import MCDropout, vectorised
+from al_lightning.posterior import MCDropout, deferred, vectorised
 from al_lightning.posterior.vectorised import Slices
 
 K = 7
@@ -187,6 +187,114 @@ DROPPING = ["residual", "channels", "few channels", "elements", "in place"]
 def test_any_stack_of_layers_is_that_of_the_loop(names):
     assume(sum(name in DROPPING for name in names) <= 3)  # after more of it all samples may be zero
     assert_same_as_the_loop(made(lambda: images(*(LAYERS[name]() for name in names), nn.Dropout(0.2))), points(5))
+
+
+def scales(*factors):
+    """Batches that differ in scale and size, of which the first is the one that is checked."""
+    return [points(5) * factor for factor in factors]
+
+
+def clipped_in_place(parts, x):
+    h = parts["before"](x)
+    y = parts["conv"](parts["drop"](h))
+    functional.hardtanh(h, -3.0, 3.0, inplace=True)  # of no effect on small numbers
+    return y.tanh() + h
+
+
+def clipped_in_place_after_dropout(parts, x):
+    h = parts["before"](x)
+    dropped = parts["drop"](h)
+    functional.hardtanh(h, -3.0, 3.0, inplace=True)
+    return parts["conv"](dropped)
+
+
+def clipped_of_each_sample(parts, x):
+    h = parts["conv"](functional.dropout(x, 0.5))
+    dropped = parts["drop"](h)
+    functional.hardtanh(h, -3.0, 3.0, inplace=True)
+    return dropped
+
+
+def clipped_result(parts, x):
+    y = parts["conv"](parts["drop"](parts["before"](x)))
+    dropped = functional.dropout2d(y, 0.05)
+    functional.hardtanh(y, -3.0, 3.0, inplace=True)
+    return dropped + y
+
+
+def multiplied_in_place(parts, x):
+    weight = parts["conv"].weight * 1.0
+    y = functional.conv2d(parts["drop"](x), weight, padding=1)
+    weight.clamp_(-0.2, 0.2)
+    return y
+
+
+@pytest.mark.parametrize(
+    "function",
+    [clipped_in_place, clipped_in_place_after_dropout, clipped_of_each_sample, clipped_result, multiplied_in_place],
+)
+def test_what_is_written_in_place_while_a_result_is_awaited_is_never_read(function):
+    parts = {"before": nn.Conv2d(3, 6, 3, padding=1), "drop": nn.Dropout2d(0.5)}
+    num_channels = 3 if function in {clipped_of_each_sample, multiplied_in_place} else 6
+    model = made(lambda: of_function(function, conv=nn.Conv2d(num_channels, 6, 3, padding=1), **parts))
+    batches = scales(0.1, 10.0)
+    log_probs_N_K_C, _ = predictions(model, *batches)
+    expected_N_K_C, _ = predictions(model, *batches, by_loop=True)
+    assert (log_probs_N_K_C.exp() - expected_N_K_C.exp()).abs().max() <= 1e-5
+
+
+def test_pools_over_other_axes_than_those_of_the_image_are_left_alone():
+    def over_channels(parts, x):
+        y = functional.avg_pool3d(parts["conv"](parts["drop"](x)), (3, 1, 1), 1, (1, 0, 0))
+        return functional.adaptive_avg_pool2d(parts["drop"](y), 2)
+
+    model = made(lambda: of_function(over_channels, conv=nn.Conv2d(3, 6, 3, padding=1), drop=nn.Dropout2d(0.5)))
+    assert_same_as_the_loop(model, points(5)[..., :3, :3], points(5))
+
+
+def test_a_convolution_that_is_used_twice_is_computed_once(monkeypatch):
+    calls = []
+    mixed = deferred.mixed_responses
+    monkeypatch.setattr(deferred, "mixed_responses", lambda *args: calls.append(1) or mixed(*args))
+
+    def u_net(parts, x):
+        y = functional.relu(parts["conv"](parts["drop"](x)))
+        up = functional.interpolate(functional.max_pool2d(y, 2), scale_factor=2)
+        return torch.cat([up, y], dim=1)
+
+    model = made(lambda: of_function(u_net, conv=nn.Conv2d(3, 6, 3, padding=1), drop=nn.Dropout2d(0.5)))
+    batch = points(4)
+    with MCDropout().sample(model, K, seed=3) as samples:
+        samples(batch)
+        calls.clear()
+        samples(batch)
+        assert (len(calls), samples.path) == (1, "vmap")
+    assert_same_as_the_loop(model, batch)
+
+
+def test_a_convolution_is_of_the_precision_in_which_it_was_called():
+    def then_autocast(parts, x):
+        y = parts["conv"](parts["drop"](x))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return functional.dropout2d(y * 2, 0.5)
+
+    model = made(lambda: of_function(then_autocast, conv=nn.Conv2d(3, 6, 3, padding=1), drop=nn.Dropout2d(0.5)))
+    assert_same_as_the_loop(model, points(5), points(5) * 30)
+
+
+def test_a_nan_is_seen_in_all_samples_whatever_they_drop():
+    model = made(MODELS["channels dropped after a convolution"])
+    batch = points(5)
+    batch[2, 0, 4, 4] = torch.nan
+    log_probs_N_K_C, _ = predictions(model, points(5), batch)
+    assert log_probs_N_K_C[7].isnan().all()
+    assert not log_probs_N_K_C[8:].isnan().any()
+
+
+def test_inference_mode_takes_the_same_path():
+    model = made(MODELS["channels dropped after a convolution"])
+    with torch.inference_mode():
+        assert_same_as_the_loop(model, points(5), points(3))
 
 
 @pytest.mark.parametrize("working_set", [1, 20_000])
