@@ -183,7 +183,9 @@ class Chooser:
 
     def _warnings(self, batch: Batch, *, num_points: int) -> dict[str, str]:
         messages = {
-            "saturation": saturation_warning(batch, num_samples=self.num_samples),
+            "saturation": saturation_warning(
+                batch, num_samples=self.num_samples, more=self.posterior.way_to_more_samples
+            ),
             "certificates": uncertified_warning(batch, num_points=num_points),
         }
         return {subject: message for subject, message in messages.items() if message is not None}

@@ -67,7 +67,7 @@ def _search_numbers(batch: Batch) -> dict[str, float]:
     }
 
 
-def saturation_warning(batch: Batch, *, num_samples: int) -> str | None:
+def saturation_warning(batch: Batch, *, num_samples: int, more: str = "Raise `num_samples`") -> str | None:
     """What to do about a batch that BatchBALD filled with picks that K samples cannot tell apart, or None.
 
     Example:
@@ -80,7 +80,7 @@ def saturation_warning(batch: Batch, *, num_samples: int) -> str | None:
         return None
     return (
         f"The batch tells {batch.saturation[-1]:.0%} of log K = {math.log(num_samples):.2f} nats, the most that "
-        f"K = {num_samples} posterior samples can tell, so noise decides its last picks. Raise `num_samples`, lower "
+        f"K = {num_samples} posterior samples can tell, so noise decides its last picks. {more}, lower "
         "`query_size`, have another rule fill the batch up with `BatchBALD(fill=Random())`, or accept it."
     )
 

@@ -26,6 +26,11 @@ class Posterior(ABC):
         """The networks that a round trains one after another before `sample`; None if one fit is all it takes."""
         return None
 
+    @property
+    def way_to_more_samples(self) -> str:
+        """What to do where K samples are too few, as a sentence begins."""
+        return "Raise `num_samples`"
+
     def checked_num_samples(self, num_samples: int | None) -> int:
         """K, where `num_samples` was asked for, None being the usual number."""
         if num_samples is not None and num_samples < 2:  # noqa: PLR2004 - one network cannot disagree with itself

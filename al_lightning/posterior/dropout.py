@@ -41,9 +41,9 @@ class MCDropout(Posterior):
     What comes before the first dropout is computed once for all K, by `torch.vmap` over the masks. That is tried on the
     first batch and compared there with plain forward passes; a model that it cannot trace (`if` on values, custom
     functions without a rule) gets K of them, as does, on the CPU, one whose samples share little. `predict.path` tells
-    which, "vmap" or "loop", and `predict.reason` why. A convolution after dropped channels mixes the channels' responses,
-    which all samples share, and on the CPU computes no channel that dropout takes away right after it.
-    The results are the same up to the order of float32 sums.
+    which, "vmap" or "loop", and `predict.reason` why. A convolution after dropped channels mixes the responses of
+    channels, which all samples share, and on the CPU computes no channel that dropout takes away right after it. The
+    results are the same up to the order of float32 sums.
 
     Args:
         predict: How to get logits or log-probabilities (B, C) of a batch, `predict(module, batch)`. By default

@@ -88,6 +88,11 @@ class DeepEnsemble(Posterior):
         """The networks that a driver trains; None if they are given."""
         return None if self.num_members is None else Members(self.num_members, fresh=self.fresh, init=self.init)
 
+    @property
+    @override
+    def way_to_more_samples(self) -> str:
+        return "Raise `num_members`" if self.checkpoints is None else "Give more `checkpoints`"
+
     @override
     def checked_num_samples(self, num_samples: int | None) -> int:
         if num_samples not in {None, self._num_networks}:
