@@ -217,17 +217,19 @@ def test_a_saturated_batch_is_said_once_a_run_with_what_to_do(make_trainer, make
     assert sum("of log K" in str(warning.message) for warning in warned) == 1
 
 
-@pytest.mark.parametrize(
-    ("posterior", "way"),
-    [
-        (MCDropout(), "Raise `num_samples`"),
-        (DeepEnsemble(num_members=5), "Raise `num_members`"),
-        (DeepEnsemble(checkpoints=["a.ckpt", "b.ckpt"]), "Give more `checkpoints`"),
-    ],
-)
-def test_what_to_do_about_few_samples_depends_on_the_posterior(posterior, way):
+def test_what_to_do_about_few_samples_depends_on_the_posterior(tmp_path):
+    checkpoints = [tmp_path / "a.ckpt", tmp_path / "b.ckpt"]
+    for path in checkpoints:
+        path.touch()
+    ways = {
+        MCDropout(): "Raise `num_samples`",
+        DeepEnsemble(num_members=5): "Raise `num_members`",
+        DeepEnsemble(checkpoints=checkpoints): "Give more `checkpoints`",
+    }
     batch = Batch(torch.tensor([0]), torch.ones(1), saturation=torch.tensor([0.95]))
-    assert f"{way}, lower `query_size`" in saturation_warning(batch, num_samples=5, more=posterior.way_to_more_samples)
+    for posterior, way in ways.items():
+        said = saturation_warning(batch, num_samples=5, more=posterior.way_to_more_samples)
+        assert f"{way}, lower `query_size`" in said
 
 
 def test_the_record_of_batchbald_says_how_sure_its_picks_are(make_trainer, make_model, make_data, make_callback):
