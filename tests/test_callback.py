@@ -221,13 +221,13 @@ def test_what_to_do_about_few_samples_depends_on_the_posterior(tmp_path):
     checkpoints = [tmp_path / "a.ckpt", tmp_path / "b.ckpt"]
     for path in checkpoints:
         path.touch()
-    ways = {
-        MCDropout(): "Raise `num_samples`",
-        DeepEnsemble(num_members=5): "Raise `num_members`",
-        DeepEnsemble(checkpoints=checkpoints): "Give more `checkpoints`",
-    }
+    ways = [
+        (MCDropout(), "Raise `num_samples`"),
+        (DeepEnsemble(num_members=5), "Raise `num_members`"),
+        (DeepEnsemble(checkpoints=checkpoints), "Give more `checkpoints`"),
+    ]
     batch = Batch(torch.tensor([0]), torch.ones(1), saturation=torch.tensor([0.95]))
-    for posterior, way in ways.items():
+    for posterior, way in ways:
         said = saturation_warning(batch, num_samples=5, more=posterior.way_to_more_samples)
         assert f"{way}, lower `query_size`" in said
 
