@@ -14,6 +14,7 @@ from al_lightning.acquisition import (
     Margin,
     MeanSTD,
     Random,
+    Screening,
     VariationRatios,
 )
 from al_lightning.callback import ActiveLearning
@@ -37,6 +38,7 @@ __all__ = [
     "Margin",
     "MeanSTD",
     "Random",
+    "Screening",
     "VariationRatios",
     "DeepEnsemble",
     "LastLayerLaplace",

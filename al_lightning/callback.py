@@ -8,15 +8,14 @@ from typing import Literal
 import torch
 
 from al_lightning._lightning import Callback, LightningModule, Trainer, callbacks_of, logged_steps, rank_zero_warn
-from al_lightning.acquisition import Acquisition
+from al_lightning.acquisition import Acquisition, Screening
 from al_lightning.averages import Metrics, mean_metrics, with_test
 from al_lightning.checkpoints import best_checkpoint, load_best
-from al_lightning.choice import Chooser, check_sizes
+from al_lightning.choice import Chooser
 from al_lightning.data import wrapped_datamodule
 from al_lightning.journal import Round, finite_or_none
-from al_lightning.posterior import MCDropout, Posterior, tensors_of
+from al_lightning.posterior import MCDropout, Posterior
 from al_lightning.ranks import Ranks, check_strategy
-from al_lightning.resuming import States
 from al_lightning.run import Run, begin, check_checkpoint, check_stepped, described, keep_member, reason_to_stop
 from al_lightning.stopping import Limits
 from al_lightning.storage import Storage
@@ -52,6 +51,8 @@ class ActiveLearning(Callback):
             of b points can tell at most log K nats.
         max_predicted: How many points of the pool a round predicts and chooses from at most, drawn at random anew each
             round. By default the whole pool. `Random()` predicts none and chooses from the whole pool.
+        screening: A first look at these points by a few samples, which leaves those of largest BALD to `num_samples`
+            and the acquisition: `Screening(num_points=1000, num_samples=20)`. By default none.
         predictions_budget_mib: What the predictions of the pool, 4 N K C bytes, may take in memory, on the device that
             makes them. Beyond it they are kept in a file in the run folder while the acquisition chooses, on the CPU.
         max_labelled: The label budget, initial labels included.
@@ -61,8 +62,7 @@ class ActiveLearning(Callback):
         mode: Whether `monitor` is to rise ("max") or to fall ("min").
         weights: Whose weights acquire and are tested: those at the end of the fit ("last"), or those of the best
             checkpoint ("best", needs a ModelCheckpoint with a `monitor`).
-        warm_start: Continue from the weights of the round before (each member of an ensemble from its own), instead of
-            the model's first weights.
+        warm_start: Continue from the weights of the round before, each member from its own, not from the first weights.
         folder: Where the records go. If it holds those of this very run, which was killed, the run goes on after its
             last finished round; only the limits may have changed. By default the folder of the Trainer's first logger,
             which must be new. Of several processes only the first needs to see it.
@@ -83,6 +83,7 @@ class ActiveLearning(Callback):
         posterior: Posterior | None = None,
         num_samples: int | None = None,
         max_predicted: int | None = None,
+        screening: Screening | None = None,
         predictions_budget_mib: int = 4096,
         max_labelled: int | None = None,
         max_rounds: int | None = None,
@@ -99,6 +100,7 @@ class ActiveLearning(Callback):
         self.posterior = MCDropout() if posterior is None else posterior
         self.num_samples = self.posterior.checked_num_samples(num_samples)
         self.max_predicted = max_predicted
+        self.screening = screening
         self.predictions_budget_mib = predictions_budget_mib
         self.limits = Limits(max_labelled, max_rounds, monitor, target, mode)
         self.weights = weights
@@ -113,7 +115,7 @@ class ActiveLearning(Callback):
         self._fit_started, self._steps_before = 0.0, 0
         self._labels_due_N = torch.empty(0)
         self._warned_of: set[str] = set()
-        check_sizes(query_size, max_predicted=max_predicted, predictions_budget_mib=predictions_budget_mib)
+        self._chooser()  # refuses sizes that cannot be meant
         if weights not in {"last", "best"}:
             raise ValueError(f"`weights` is {weights!r}, but must be 'last' or 'best'.")
 
@@ -216,20 +218,18 @@ class ActiveLearning(Callback):
             record, warnings = self._chooser().choose(trainer, module, datamodule, record, batch_size=batch_size)
             self._warn_once(warnings)
         keep_images(trainer, self.run, datamodule, record)
-        self.run.commit(ranks, [*self.rounds, record], warm=self._states(module) if self.warm_start else None)
+        self.run.commit(ranks, [*self.rounds, record], warm=self.posterior.states(module) if self.warm_start else None)
         datamodule.label(record.acquired, round=record.round + 1)
         log_last_round(trainer, self.run)
-
-    def _states(self, module: LightningModule) -> States:
-        members = self.posterior.members
-        return [tensors_of(module)] if members is None else members.states
 
     def _chooser(self) -> Chooser:
         return Chooser(
             self.acquisition,
+            self.query_size,
             self.posterior,
             self.num_samples,
             self.max_predicted,
+            self.screening,
             Storage(self.predictions_budget_mib, self.run.folder),
             seed=self.seed or 0,
         )

@@ -1,7 +1,9 @@
 """The choice of the next batch with a trained model: the pool is predicted, and the acquisition asked."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -13,6 +15,8 @@ from al_lightning.acquisition import (
     Acquisition,
     Batch,
     Predictions,
+    Screened,
+    Screening,
     saturation_warning,
     summarise,
     uncertified_warning,
@@ -29,19 +33,17 @@ from al_lightning.storage import Storage
 NUM_PREVIEWED = 8
 
 
-def check_sizes(query_size: int, *, max_predicted: int | None, predictions_budget_mib: int) -> None:
-    """Refuse sizes of a choice that cannot be meant."""
-    for name, value, least in (
-        ("query_size", query_size, 1),
-        ("predictions_budget_mib", predictions_budget_mib, 0),
-    ):
-        if value < least:
-            raise ValueError(f"`{name}` is {value}, but must be at least {least}.")
-    if max_predicted is not None and max_predicted < query_size:
-        raise ValueError(
-            f"`max_predicted` is {max_predicted}, but must be at least `query_size`, {query_size}; None predicts the "
-            "whole pool."
-        )
+@dataclass(frozen=True)
+class Draw:
+    """Which samples of the posterior predict.
+
+    Args:
+        num_samples: How many.
+        seed: Decides which, and nothing else does.
+    """
+
+    num_samples: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,40 @@ class Chooser:
 
     Args:
         acquisition: Scores the points.
+        query_size: How many points a round chooses, unless fewer are left.
         posterior: What draws networks from the trained model.
         num_samples: K, how many it draws.
         max_predicted: How many points of the pool to predict at most, drawn at random; None for all. An acquisition
             that needs no predictions chooses from the whole pool.
+        screening: What leaves few of these points to the `num_samples` and the acquisition; None leaves all.
         storage: Where the predictions are kept.
         seed: Of all draws, together with the round.
     """
 
     acquisition: Acquisition
+    query_size: int
     posterior: Posterior
     num_samples: int
     max_predicted: int | None
+    screening: Screening | None
     storage: Storage
     seed: int
+
+    def __post_init__(self) -> None:
+        if self.query_size < 1:
+            raise ValueError(f"`query_size` is {self.query_size}, but must be at least 1.")
+        if self.max_predicted is not None and self.max_predicted < self.query_size:
+            raise ValueError(
+                f"`max_predicted` is {self.max_predicted}, but must be at least `query_size`, {self.query_size}; None "
+                "predicts the whole pool."
+            )
+        if self.screening is not None:
+            if self.screening.num_points < self.query_size:
+                raise ValueError(
+                    f"`screening` is {self.screening}, but must leave at least `query_size`, {self.query_size}; "
+                    "a thousand points are usual."
+                )
+            self.posterior.checked_num_samples(self.screening.num_samples)
 
     def preview(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> None:
         """Refuse before the first training what would fail after it."""
@@ -75,6 +97,9 @@ class Chooser:
         few = datamodule.pool_dataloader(datamodule.labels.pool_indices[:NUM_PREVIEWED])
         num_classes = preview_pool(trainer, module, few, self.posterior).shape[1]
         num_points = len(self._considered(datamodule.labels.pool_indices, round_index=0))
+        if self.screening is not None and num_points > self.screening.num_points:
+            self.storage.check((num_points, self.screening.num_samples, num_classes))
+            num_points = self.screening.num_points
         self.storage.check((num_points, self.num_samples, num_classes))
         datamodule.check_targets(datamodule.labels.labelled_indices, num_classes=num_classes)
 
@@ -92,7 +117,11 @@ class Chooser:
         indices_N = self._considered(datamodule.labels.pool_indices, round_index=record.round)
         ranks.same("the pool, whose ids have this fingerprint", blake2b(indices_N.numpy().tobytes()).hexdigest())
         started = time.perf_counter()
-        predictions = self._predictions(trainer, module, datamodule, indices_N, round_index=record.round)
+        predict = partial(self._predictions, trainer, module, datamodule)
+        screened = self._screened(indices_N, predict, ranks, round_index=record.round)
+        if screened is not None:
+            indices_N = indices_N[screened.kept]
+        predictions = predict(indices_N, Draw(self.num_samples, derived_seed(self.seed, record.round, "posterior")))
         predicted = time.perf_counter()
         batch = self.acquisition(
             predictions, batch_size, generator=self._generator(record.round, "acquisition"), exchange=ranks
@@ -104,8 +133,8 @@ class Chooser:
         warnings: dict[str, str] = {}
         if predictions.log_probs_N_K_C is not None:
             datamodule.check_targets(chosen, num_classes=predictions.log_probs_N_K_C.shape[2])
-            found = self._found(predictions, batch, ranks, round_index=record.round)
-            warnings = self._warnings(batch, num_points=len(indices_N))
+            found = self._found(predictions, batch, screened, ranks, round_index=record.round)
+            warnings = self._warnings(batch, screened, num_points=len(indices_N))
         seconds = {**record.seconds, "predict": predicted - started, "acquire": acquired - predicted}
         targets = datamodule.targets_of(chosen)
         record = replace(
@@ -121,28 +150,35 @@ class Chooser:
         drawn = torch.randperm(num_points, generator=self._generator(round_index, "pool"))[: self.max_predicted]
         return pool_indices_N[drawn.sort().values]
 
+    def _screened(
+        self, indices_N: Tensor, predict: Callable[[Tensor, Draw], Predictions], ranks: Ranks, *, round_index: int
+    ) -> Screened | None:
+        """What a first look at the points finds; None where all are left to the acquisition."""
+        screening = self.screening
+        if screening is None or not self.acquisition.needs_predictions or len(indices_N) <= screening.num_points:
+            return None
+        draw = Draw(screening.num_samples, derived_seed(self.seed, round_index, "screening"))
+        return screening(predict(indices_N, draw), exchange=ranks)
+
     def _predictions(
         self,
         trainer: Trainer,
         module: LightningModule,
         datamodule: ActiveLearningDataModule,
         indices_N: Tensor,
-        *,
-        round_index: int,
+        draw: Draw,
     ) -> Predictions:
-        """This rank's part of the pool, predicted if the acquisition wants that."""
+        """This rank's part of the points, predicted if the acquisition wants that."""
         ranks = Ranks(trainer)
         part = ranks.part(len(indices_N), datamodule.pool_dataloader(indices_N).batch_size or 1)
         indices_n = indices_N[part.start : part.stop]
         log_probs_n_K_C = None
         if self.acquisition.needs_predictions:
             ranks.send_buffers(module)
-            log_probs_n_K_C = ranks.together(
-                lambda: self._predicted(trainer, module, datamodule, indices_n, round_index=round_index)
-            )
+            log_probs_n_K_C = ranks.together(lambda: self._predicted(trainer, module, datamodule, indices_n, draw))
             num_classes = int(ranks.gather(torch.tensor(log_probs_n_K_C.shape[2])).max())
             if len(indices_n) == 0:  # of no points, a rank knows no number of classes
-                log_probs_n_K_C = log_probs_n_K_C.new_empty(0, self.num_samples, num_classes)
+                log_probs_n_K_C = log_probs_n_K_C.new_empty(0, draw.num_samples, num_classes)
         return Predictions(log_probs_n_K_C, indices_n, offset=part.start, total=len(indices_N))
 
     def _predicted(
@@ -151,11 +187,10 @@ class Chooser:
         module: LightningModule,
         datamodule: ActiveLearningDataModule,
         indices_n: Tensor,
-        *,
-        round_index: int,
+        draw: Draw,
     ) -> Tensor:
         if len(indices_n) == 0:
-            return torch.empty(0, self.num_samples, 0)
+            return torch.empty(0, draw.num_samples, 0)
         labelled = datamodule.pool_dataloader(datamodule.labels.labelled_indices)
         posterior = fitted_posterior(trainer, module, labelled, self.posterior)
         with predict_pool(
@@ -163,26 +198,32 @@ class Chooser:
             module,
             datamodule.pool_dataloader(indices_n),
             posterior,
-            num_samples=self.num_samples,
-            seed=derived_seed(self.seed, round_index, "posterior"),
+            num_samples=draw.num_samples,
+            seed=draw.seed,
         ) as chunks:
             return self.storage.filled(chunks, num_points=len(indices_n))
 
-    def _found(self, predictions: Predictions, batch: Batch, ranks: Ranks, *, round_index: int) -> dict[str, Any]:
+    def _found(
+        self, predictions: Predictions, batch: Batch, screened: Screened | None, ranks: Ranks, *, round_index: int
+    ) -> dict[str, Any]:
         """What the record says beside the samples chosen."""
         generator = self._generator(round_index, "information")
         kernel = None if predictions.log_probs_N_K_C is None else kernel_name(predictions.log_probs_N_K_C)
         rows_B_K_C = predictions.rows(batch.positions, exchange=ranks)
+        information = summarise(predictions, batch, generator=generator, exchange=ranks)
+        if screened is not None:
+            information |= screened.numbers(batch.positions)  # its mean BALD is that of the whole pool
         return {
             "bald": mutual_information(rows_B_K_C).tolist(),
             "predicted": rows_B_K_C.logsumexp(dim=1).argmax(dim=1).tolist(),
             "posterior": repr(self.posterior),
-            "information": summarise(predictions, batch, generator=generator, exchange=ranks),
+            "information": information,
             "kernel": None if batch.leads is None else kernel,
         }
 
-    def _warnings(self, batch: Batch, *, num_points: int) -> dict[str, str]:
+    def _warnings(self, batch: Batch, screened: Screened | None, *, num_points: int) -> dict[str, str]:
         messages = {
+            "screening": None if screened is None else screened.warning(batch.positions),
             "saturation": saturation_warning(
                 batch, num_samples=self.num_samples, more=self.posterior.way_to_more_samples
             ),

@@ -162,6 +162,7 @@ def described(
     return {
         **{name: re.sub(r" at 0x[0-9a-f]+", "", repr(settings[name])) for name in RULES_RECORDED},
         **{name: settings[name] for name in SETTINGS_RECORDED},
+        "screening": None if settings["screening"] is None else asdict(settings["screening"]),
         **asdict(settings["limits"]),
         "model": type(module).__name__,
         "datamodule": type(datamodule.inner).__name__,

@@ -30,6 +30,10 @@ class Storage:
     predictions_budget_mib: int
     folder: Path | None
 
+    def __post_init__(self) -> None:
+        if self.predictions_budget_mib < 0:
+            raise ValueError(f"`predictions_budget_mib` is {self.predictions_budget_mib}, but must be at least 0.")
+
     def check(self, shape_N_K_C: Shape, dtype: torch.dtype = torch.float32) -> None:
         """Refuse what there is no room for, before anything is predicted."""
         if self._fits(shape_N_K_C, dtype):

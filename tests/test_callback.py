@@ -5,7 +5,7 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from al_lightning import BALD, ActiveLearning, BatchBALD, DeepEnsemble, Margin, MCDropout, active_fit
+from al_lightning import BALD, ActiveLearning, BatchBALD, DeepEnsemble, Margin, MCDropout, Screening, active_fit
 from al_lightning.acquisition import Batch, saturation_warning
 from al_lightning.information import mutual_information
 from al_lightning.seeds import derived_seed
@@ -95,6 +95,14 @@ def test_a_checkpoint_of_a_round_holds_its_labels_and_loads_safely(
         ({"num_samples": 1}, "`num_samples` is 1, but must be at least 2"),
         ({"predictions_budget_mib": -1}, "`predictions_budget_mib` is -1, but must be at least 0"),
         ({"query_size": 4, "max_predicted": 3}, "`max_predicted` is 3, but must be at least `query_size`, 4"),
+        (
+            {"query_size": 4, "screening": Screening(3)},
+            r"`screening` is Screening\(num_points=3.*at least `query_size`, 4",
+        ),
+        (
+            {"posterior": DeepEnsemble(5), "screening": Screening()},
+            "`num_samples` is 20, but the ensemble has 5 members",
+        ),
         ({"max_labelled": 0}, "`max_labelled` is 0"),
         ({"monitor": "val_acc"}, "`monitor` is 'val_acc' and `target` is None"),
         ({"weights": "first"}, "`weights` is 'first'"),

@@ -1,14 +1,17 @@
 import gc
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from al_lightning import BALD, BatchBALD, Random, active_fit, read_journal
+from al_lightning import BALD, BatchBALD, MCDropout, Random, Screening, active_fit, read_journal
 from al_lightning.acquisition.base import ALONE, Acquisition
+from al_lightning.information import mutual_information
 from al_lightning.seeds import derived_seed
 
+from_the_end = pytest.mark.filterwarnings("ignore:A pick was number")
 needs_proc = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc to see what is mapped")
 
 
@@ -26,6 +29,21 @@ class Watched(Acquisition):
         if self.error is not None:
             raise self.error
         return BALD()(predictions, batch_size, generator=generator, exchange=exchange)
+
+
+class Remembering(MCDropout):
+    """MC dropout that remembers who was drawn, and what they predicted."""
+
+    def __init__(self):
+        super().__init__()
+        object.__setattr__(self, "draws", [])
+
+    @contextmanager
+    def sample(self, model, num_samples, *, seed):
+        chunks = []
+        self.draws.append((num_samples, seed, chunks))
+        with super().sample(model, num_samples, seed=seed) as predict:
+            yield lambda batch: chunks.append(predict(batch)) or chunks[-1]
 
 
 def num_mapped(folder):
@@ -109,6 +127,68 @@ def test_a_part_as_large_as_the_pool_is_the_pool(run):
 
 def test_random_chooses_from_the_whole_pool(run):
     assert untimed(run(Random(), max_predicted=4)) == untimed(run(Random()))
+
+
+@from_the_end
+def test_screening_leaves_the_points_of_largest_bald_by_samples_of_its_own(run):
+    acquisition, posterior, whole = Watched(), Remembering(), Watched()
+    run(whole)
+    rounds = run(acquisition, posterior=posterior, screening=Screening(num_points=10, num_samples=3))
+    pool = whole.seen[0]
+    for index, record in enumerate(rounds[:2]):
+        (few, few_seed, looked), (many, many_seed, chose) = posterior.draws[2 * index : 2 * index + 2]
+        assert (few, few_seed) == (3, derived_seed(0, index, "screening"))
+        assert (many, many_seed) == (8, derived_seed(0, index, "posterior"))
+        bald_N = mutual_information(torch.cat(looked))
+        assert len(bald_N) == len(pool)
+        ranking = sorted(range(len(pool)), key=lambda position: -bald_N[position].item())
+        left = [pool[position] for position in sorted(ranking[:10])]
+        assert acquisition.seen[index] == left
+        assert torch.cat(chose).shape == (10, 8, 3)
+        told = record.information
+        assert (told["n_screened"], told["n_predicted"], told["num_screening_samples"]) == (len(pool), 10, 3)
+        assert told["mean_bald_pool"] == pytest.approx(bald_N.mean().item())
+        places = [ranking.index(pool.index(sample)) + 1 for sample in record.acquired]
+        assert told["lowest_rank_picked"] == max(places)
+        pool = [sample for sample in pool if sample not in record.acquired]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"predictions_budget_mib": 0}])
+def test_a_screening_that_leaves_everything_is_none(arguments, run, tmp_path):
+    everything = run(screening=Screening(num_points=54), folder=tmp_path / "all", **arguments)[0]
+    assert replace(everything, seconds={}) == untimed(run())[0]
+
+
+@from_the_end
+def test_a_screened_run_beyond_the_budget_gives_the_same_records(run, tmp_path):
+    screening = Screening(num_points=10, num_samples=3)
+    in_file = run(BatchBALD(), screening=screening, folder=tmp_path / "file", predictions_budget_mib=0)
+    assert untimed(in_file) == untimed(run(BatchBALD(), screening=screening))
+
+
+@from_the_end
+def test_screening_is_after_the_random_part_and_not_for_random(run):
+    record = run(screening=Screening(num_points=10), max_predicted=20)[0]
+    assert (record.information["n_screened"], record.information["n_predicted"]) == (20, 10)
+    assert untimed(run(Random(), screening=Screening(num_points=10))) == untimed(run(Random()))
+
+
+def test_picks_from_the_end_of_the_screening_are_warned_of_once(run):
+    with pytest.warns(UserWarning, match=r"A pick was number 4 of the 4 points that the screening left") as caught:
+        run(screening=Screening(num_points=4))
+    assert sum("the screening left" in str(one.message) for one in caught) == 1
+
+
+def test_a_run_goes_on_only_with_its_own_screening(run, tmp_path):
+    folder = tmp_path / "run"
+    run(folder=folder, max_rounds=2)
+    with pytest.raises(ValueError, match=r"its `screening` is None, and this run's is {'num_points': 10"):
+        run(folder=folder, screening=Screening(num_points=10))
+    path = folder / "rounds.jsonl"
+    written = path.read_text()
+    assert '"screening": null, ' in written
+    path.write_text(written.replace('"screening": null, ', ""))  # as an older version wrote it
+    assert len(run(folder=folder)) == 3
 
 
 def test_the_record_says_what_predicted_how_many_points_and_what_they_tell(run):

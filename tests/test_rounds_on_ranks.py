@@ -12,7 +12,16 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from al_lightning import BALD, ActiveLearning, ActiveLearningDataModule, BatchBALD, MeanSTD, Random, active_fit
+from al_lightning import (
+    BALD,
+    ActiveLearning,
+    ActiveLearningDataModule,
+    BatchBALD,
+    MeanSTD,
+    Random,
+    Screening,
+    active_fit,
+)
 from al_lightning.journal import read_journal
 
 
@@ -121,6 +130,19 @@ def test_a_rank_may_have_no_part_of_the_pool(on_ranks, tmp_path):
     for ok, found in on_ranks(3, __file__, "run", folder=str(tmp_path / "many"), num_ranks=3, **settings):
         assert ok, found
         assert found[:2] == expected
+
+
+def screened(folder, num_ranks):
+    screening = Screening(num_points=9, num_samples=4)  # fewer than a rank's part: the points left are shared out anew
+    return run(folder, num_ranks=num_ranks, screening=screening, max_rounds=2)[:2]
+
+
+def test_screening_leaves_the_same_points_on_several_ranks(on_ranks, tmp_path):
+    expected = screened(tmp_path / "one", 1)
+    assert expected[0] != on_one(tmp_path / "unscreened", max_rounds=2)[0]
+    for ok, found in on_ranks(3, __file__, "screened", folder=str(tmp_path / "many"), num_ranks=3):
+        assert ok, found
+        assert found == expected
 
 
 def stopping_early(folder, num_ranks):

@@ -382,7 +382,8 @@ def test_functions_in_the_settings_are_the_same_in_the_next_process(make_model, 
     data = make_data()
     data.setup("fit")
     settings = dict.fromkeys(run_module.SETTINGS_RECORDED, 1)
-    settings |= {"acquisition": Random(), "posterior": DeepEnsemble(3, init=init), "limits": Limits(max_rounds=2)}
+    rules = {"acquisition": Random(), "posterior": DeepEnsemble(3, init=init), "screening": None}
+    settings |= {**rules, "limits": Limits(max_rounds=2)}
     header = described(settings, make_model(), data)
     assert header["posterior"].endswith(".<locals>.init>, predict=None)")
     assert (header["acquisition"], header["max_rounds"], header["query_size"]) == ("Random()", 2, 1)

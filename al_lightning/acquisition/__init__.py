@@ -15,6 +15,7 @@ from al_lightning.acquisition.pointwise import (
     mean_std,
     variation_ratios,
 )
+from al_lightning.acquisition.screening import Screened, Screening
 from al_lightning.acquisition.summary import saturation_warning, summarise, uncertified_warning
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
     "VariationRatios",
     "MeanSTD",
     "Random",
+    "Screening",
+    "Screened",
     "batchbald",
     "least_confidence",
     "margin",

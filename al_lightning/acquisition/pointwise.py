@@ -84,9 +84,10 @@ def mean_std(log_probs_N_K_C: Tensor) -> Tensor:
     return at_least_single(log_probs_N_K_C).exp().std(dim=1, correction=0).mean(dim=1)
 
 
-def _choose(
+def highest(
     score: Callable[[Tensor], Tensor], predictions: Predictions, batch_size: int, *, exchange: Exchange
 ) -> Batch:
+    """The points of the highest score, which is a function of some points' log-probabilities (n, K, C)."""
     check_batch_size(batch_size, predictions.num_points)
     log_probs_N_K_C = checked_log_probs(predictions, exchange=exchange)
     # Computed in double and rounded to single, so that equal points score equally wherever they lie, on whichever rank.
@@ -118,7 +119,7 @@ class Entropy(Acquisition):
     def __call__(
         self, predictions: Predictions, batch_size: int, *, generator: torch.Generator, exchange: Exchange = ALONE
     ) -> Batch:
-        return _choose(entropy, predictions, batch_size, exchange=exchange)
+        return highest(entropy, predictions, batch_size, exchange=exchange)
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class LeastConfidence(Acquisition):
     def __call__(
         self, predictions: Predictions, batch_size: int, *, generator: torch.Generator, exchange: Exchange = ALONE
     ) -> Batch:
-        return _choose(least_confidence, predictions, batch_size, exchange=exchange)
+        return highest(least_confidence, predictions, batch_size, exchange=exchange)
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Margin(Acquisition):
     def __call__(
         self, predictions: Predictions, batch_size: int, *, generator: torch.Generator, exchange: Exchange = ALONE
     ) -> Batch:
-        return _choose(margin, predictions, batch_size, exchange=exchange)
+        return highest(margin, predictions, batch_size, exchange=exchange)
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class VariationRatios(Acquisition):
     def __call__(
         self, predictions: Predictions, batch_size: int, *, generator: torch.Generator, exchange: Exchange = ALONE
     ) -> Batch:
-        return _choose(variation_ratios, predictions, batch_size, exchange=exchange)
+        return highest(variation_ratios, predictions, batch_size, exchange=exchange)
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class MeanSTD(Acquisition):
     def __call__(
         self, predictions: Predictions, batch_size: int, *, generator: torch.Generator, exchange: Exchange = ALONE
     ) -> Batch:
-        return _choose(mean_std, predictions, batch_size, exchange=exchange)
+        return highest(mean_std, predictions, batch_size, exchange=exchange)
 
 
 @dataclass(frozen=True)
@@ -173,4 +174,4 @@ class BALD(Acquisition):
     def __call__(
         self, predictions: Predictions, batch_size: int, *, generator: torch.Generator, exchange: Exchange = ALONE
     ) -> Batch:
-        return _choose(mutual_information, predictions, batch_size, exchange=exchange)
+        return highest(mutual_information, predictions, batch_size, exchange=exchange)

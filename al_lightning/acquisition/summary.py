@@ -37,15 +37,15 @@ def summarise(
         "num_samples": num_samples,
         "joint_mi": joint,
         "joint_mi_over_log_k": joint / math.log(num_samples),
-        "mean_bald_pool": _mean_bald(predictions, exchange=exchange),
+        "mean_bald_pool": mean_bald(predictions, exchange=exchange),
         "mean_bald_picked": mutual_information(rows_B_K_C).mean().item(),
         "n_evaluated": batch.num_evaluated,
         **_search_numbers(batch),
     }
 
 
-def _mean_bald(predictions: Predictions, *, exchange: Exchange) -> float:
-    """The mean over all parts of the pool; the same on each rank, and on one rank but for rounding."""
+def mean_bald(predictions: Predictions, *, exchange: Exchange) -> float:
+    """The mean BALD of all parts of the pool (nats); the same on each rank, and on one rank but for rounding."""
     log_probs_N_K_C = predictions.log_probs_N_K_C
     if log_probs_N_K_C is None:
         raise ValueError("`log_probs_N_K_C` is None: the pool was not predicted, so there is nothing to summarise.")

@@ -1,13 +1,13 @@
 """What we do not know about the weights, as a function from a batch to the predictions of K networks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
 
-from al_lightning.posterior.members import Members
+from al_lightning.posterior.members import Members, tensors_of
 
 USUAL_NUM_SAMPLES = 100
 
@@ -36,6 +36,10 @@ class Posterior(ABC):
         if num_samples is not None and num_samples < 2:  # noqa: PLR2004 - one network cannot disagree with itself
             raise ValueError(f"`num_samples` is {num_samples}, but must be at least 2.")
         return USUAL_NUM_SAMPLES if num_samples is None else num_samples
+
+    def states(self, model: nn.Module) -> Sequence[Mapping[str, Tensor]]:
+        """Parameters and buffers by name, as a round leaves them: of the model, or of each member."""
+        return [tensors_of(model)] if self.members is None else self.members.states
 
     @abstractmethod
     def preview(self, model: nn.Module, batch: object) -> Tensor:

@@ -1,0 +1,107 @@
+"""A first look at the whole pool by few samples, so that many need to predict only the points that can matter."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from al_lightning.acquisition.base import ALONE, Exchange, Predictions
+from al_lightning.acquisition.pointwise import highest
+from al_lightning.acquisition.summary import mean_bald
+from al_lightning.information import mutual_information
+
+LAST_TENTH = 0.9
+
+
+@dataclass(frozen=True)
+class Screening:
+    """Leaves the points of largest BALD, by a few samples of its own, to the acquisition and its `num_samples`.
+
+    A point of small BALD adds little to any batch, and few samples see which those are. The record says how near to the
+    end of their ranking a pick was.
+
+    Args:
+        num_points: How many points to leave: far more than a batch, and the copies of a point count.
+        num_samples: How many samples look. They are drawn apart from those that choose, so that what the first
+            over-rate the others do not.
+    """
+
+    num_points: int = 1000
+    num_samples: int = 20
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("num_points", self.num_points, 1), ("num_samples", self.num_samples, 2)):
+            if value < least:
+                raise ValueError(f"`Screening({name}=...)` is {value}, but must be at least {least}.")
+
+    def __call__(self, predictions: Predictions, *, exchange: Exchange = ALONE) -> "Screened":
+        """The points that are left, given the predictions of `num_samples` for the pool.
+
+        Example:
+            >>> import torch
+            >>> unsure, certain = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]
+            >>> predictions = Predictions(torch.tensor([certain, unsure, certain]).log(), torch.arange(3))
+            >>> Screening(num_points=1)(predictions).kept
+            tensor([1])
+        """
+        batch = highest(mutual_information, predictions, self.num_points, exchange=exchange)
+        return Screened(batch.positions, mean_bald(predictions, exchange=exchange), predictions.num_points, self)
+
+
+@dataclass(frozen=True)
+class Screened:
+    """What a screening found; the same on every rank.
+
+    Args:
+        ranking: Positions in the pool of the points left, that of largest BALD first.
+        mean_bald: The mean BALD of the whole pool.
+        num_points: How many points the pool holds.
+        screening: What looked.
+    """
+
+    ranking: Tensor
+    mean_bald: float
+    num_points: int
+    screening: Screening
+
+    @property
+    def kept(self) -> Tensor:
+        """Positions in the pool of the points left, in the order of the pool."""
+        return self.ranking.sort().values
+
+    def lowest_rank(self, positions_B: Tensor) -> int:
+        """The place in the ranking, from 1, of that of the picks which came last; they are numbered as `kept` is.
+
+        Example:
+            >>> import torch
+            >>> screened = Screened(torch.tensor([7, 2, 5]), 0.1, 9, Screening(num_points=3))
+            >>> screened.lowest_rank(torch.tensor([2, 0]))  # 7 came first and 2 second
+            2
+        """
+        is_pick_B_n = self.kept[positions_B][:, None] == self.ranking
+        return int(is_pick_B_n.nonzero()[:, 1].max()) + 1
+
+    def numbers(self, positions_B: Tensor) -> dict[str, float]:
+        """What the record says of it, given the picks among the points left."""
+        return {
+            "mean_bald_pool": self.mean_bald,
+            "n_screened": self.num_points,
+            "num_screening_samples": self.screening.num_samples,
+            "lowest_rank_picked": self.lowest_rank(positions_B),
+        }
+
+    def warning(self, positions_B: Tensor) -> str | None:
+        """What to do about picks from the end of the ranking, beyond which better ones may be, or None.
+
+        Example:
+            >>> import torch
+            >>> screened = Screened(torch.tensor([7, 2, 5]), 0.1, 9, Screening(num_points=3))
+            >>> screened.warning(torch.tensor([2])), screened.warning(torch.tensor([1]))[:62]
+            (None, 'A pick was number 3 of the 3 points that the screening left, s')
+        """
+        lowest, num_kept = self.lowest_rank(positions_B), len(self.ranking)
+        if lowest <= LAST_TENTH * num_kept:
+            return None
+        return (
+            f"A pick was number {lowest} of the {num_kept} points that the screening left, so that better ones may be "
+            f"among the {self.num_points - num_kept} others. Raise `Screening(num_points=...)`."
+        )

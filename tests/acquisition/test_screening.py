@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+from al_lightning.acquisition import Predictions, Screened, Screening
+from al_lightning.information import mutual_information
+
+
+def pool(num_points=40, num_samples=6):
+    logits = torch.randn(num_points, num_samples, 3, generator=torch.Generator().manual_seed(0))
+    return logits.mul(2).log_softmax(dim=2)
+
+
+def test_the_points_of_largest_bald_are_left_in_the_order_of_the_pool():
+    log_probs_N_K_C = pool()
+    screened = Screening(num_points=7, num_samples=6)(Predictions(log_probs_N_K_C, torch.arange(40)))
+    bald = mutual_information(log_probs_N_K_C)
+    by_hand = sorted(range(40), key=lambda position: -bald[position].item())[:7]
+    assert screened.ranking.tolist() == by_hand
+    assert screened.kept.tolist() == sorted(by_hand)
+    assert screened.mean_bald == pytest.approx(bald.mean().item())
+
+
+def test_ranks_with_parts_of_the_pool_leave_the_same_points_as_one(on_rank_threads):
+    log_probs_N_K_C, screening = pool(), Screening(num_points=7)
+    alone = screening(Predictions(log_probs_N_K_C, torch.arange(40)))
+    parts = [slice(0, 3), slice(3, 3), slice(3, 40)]
+
+    def on_rank(rank, exchange):
+        part = parts[rank]
+        predictions = Predictions(log_probs_N_K_C[part], torch.arange(40)[part], offset=part.start, total=40)
+        return screening(predictions, exchange=exchange)
+
+    for screened in on_rank_threads(on_rank, 3):
+        assert screened.ranking.tolist() == alone.ranking.tolist()
+        assert (screened.num_points, screened.mean_bald) == (40, pytest.approx(alone.mean_bald))
+
+
+def test_the_record_counts_ranks_from_one_by_the_last_of_the_picks():
+    screened = Screened(torch.tensor([9, 4, 7]), 0.25, 40, Screening(num_points=3, num_samples=6))
+    assert screened.numbers(torch.tensor([2])) == {  # of 4, 7 and 9 the last, which was first
+        "mean_bald_pool": 0.25,
+        "n_screened": 40,
+        "num_screening_samples": 6,
+        "lowest_rank_picked": 1,
+    }
+    assert [screened.lowest_rank(torch.tensor(picks)) for picks in ([0], [1], [2, 0, 1])] == [2, 3, 3]
+
+
+@pytest.mark.parametrize(("pick", "is_warned_of"), [(17, False), (18, True)])
+def test_picks_from_the_last_tenth_are_warned_of(pick, is_warned_of):
+    screened = Screened(torch.arange(20), 0.1, 40, Screening(num_points=20))
+    warning = screened.warning(torch.tensor([0, pick]))
+    assert (warning is not None) == is_warned_of
+    if warning is not None:
+        assert "number 19 of the 20 points" in warning
+        assert "the 20 others. Raise `Screening(num_points=...)`" in warning
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"num_points": 0}, r"`Screening\(num_points=...\)` is 0, but must be at least 1"),
+        ({"num_samples": 1}, r"`Screening\(num_samples=...\)` is 1, but must be at least 2"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        Screening(**arguments)
