@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from al_lightning._lightning import Callback, LightningModule, Trainer
-from al_lightning.callback import active_learning_callback
+from al_lightning.callback import ActiveLearning, active_learning_callback
 from al_lightning.data import wrapped_datamodule
 from al_lightning.inference import fitted_posterior
 from al_lightning.posterior import Predict
@@ -32,21 +32,28 @@ class MeanPrediction(Callback):
     The samples are K new ones of the posterior that the Trainer's ActiveLearning callback acquires with. Logged are
     `test_mean_acc` and `test_mean_loss`, beside what the model logs of itself, usually without dropout. Test batches
     are (inputs, integer targets).
+
+    Args:
+        num_samples: K. By default that of the ActiveLearning callback. Runs that are compared are to be tested with one
+            K, whatever they acquire with.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_samples: int | None = None) -> None:
+        self.num_samples = num_samples
         self._predict: Predict | None = None
         self._open = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """Refuse before the first training what is tested one network at a time."""
-        posterior = active_learning_callback(trainer).posterior
+        callback = active_learning_callback(trainer)
+        posterior = callback.posterior
         if posterior.members is not None:
             raise ValueError(
                 f"`posterior` is {posterior!r}, whose members are tested one by one, each right after its fit, so "
                 "MeanPrediction cannot test them together. Leave MeanPrediction out; the test metrics are then the "
                 "members' means."
             )
+        posterior.checked_num_samples(self._num_samples(callback))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the samples of this round."""
@@ -56,7 +63,10 @@ class MeanPrediction(Callback):
         posterior = fitted_posterior(trainer, pl_module, labelled, callback.posterior)
         seed = derived_seed(callback.seed or 0, len(callback.rounds), "test")
         self._open = ExitStack()
-        self._predict = self._open.enter_context(posterior.sample(pl_module, callback.num_samples, seed=seed))
+        self._predict = self._open.enter_context(posterior.sample(pl_module, self._num_samples(callback), seed=seed))
+
+    def _num_samples(self, callback: ActiveLearning) -> int:
+        return callback.num_samples if self.num_samples is None else self.num_samples
 
     def on_test_batch_end(
         self,

@@ -50,6 +50,11 @@ def _repeated(repeat: int, *, num_samples: int, **reference: str) -> Experiment:
 
 EXPERIMENTS = {
     "mnist": _mnist(10, 290, BatchBALD="mnist_multibald_bald_k100_b10", BALD="mnist_independent_bald_k100_b10"),
+    "mnist, screened": Experiment(
+        "mnist",
+        "mnist",
+        [f"{CALLBACK}num_samples=1000", f"{CALLBACK}screening.num_points=1000", f"{CALLBACK}screening.num_samples=20"],
+    ),
     "mnist, b = 1": _mnist(1, 290, BALD="mnist_independent_bald_k100_b1"),
     "mnist, b = 5": _mnist(5, 235, BatchBALD="mnist_multibald_bald_k100_b5"),
     "mnist, b = 40": _mnist(40, 300, BatchBALD="mnist_multibald_bald_k100_b40"),

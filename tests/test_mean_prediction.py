@@ -59,10 +59,12 @@ def test_a_posterior_that_learns_from_the_labelled_points_is_fitted_first(
 class Recorded(MCDropout):
     def sample(self, model: nn.Module, num_samples: int, *, seed: int):
         seeds.append(seed)
+        sizes.append(num_samples)
         return super().sample(model, num_samples, seed=seed)
 
 
 seeds: list[int] = []
+sizes: list[int] = []
 
 
 def test_each_round_has_samples_of_its_own_and_none_is_left_open(make_trainer, make_model, make_data, make_callback):
@@ -71,6 +73,16 @@ def test_each_round_has_samples_of_its_own_and_none_is_left_open(make_trainer, m
     _, trainer, *_ = run(make_trainer, make_model, make_data, make_callback, posterior=posterior, rounds=3)
     assert seeds == [derived_seed(5, number, "test") for number in (1, 2, 3)]
     assert trainer.callbacks[0]._predict is None
+
+
+def test_it_may_have_a_number_of_samples_of_its_own(make_trainer, make_model, make_data, make_callback):
+    for own, expected in ((None, 8), (3, 3)):
+        sizes.clear()
+        trainer = make_trainer(MeanPrediction(own), make_callback(Random(), posterior=Recorded(), max_rounds=1))
+        active_fit(trainer, make_model(), make_data())
+        assert sizes == [expected]
+    with pytest.raises(ValueError, match="`num_samples` is 1, but must be at least 2"):
+        active_fit(make_trainer(MeanPrediction(1), make_callback()), make_model(), make_data())
 
 
 def test_an_error_in_a_test_lets_go_of_the_samples(make_trainer, make_model, make_data, make_callback):
