@@ -51,10 +51,10 @@ class ActiveLearning(Callback):
             of b points can tell at most log K nats.
         max_predicted: How many points of the pool a round predicts and chooses from at most, drawn at random anew each
             round. By default the whole pool. `Random()` predicts none and chooses from the whole pool.
-        screening: A first look at these points by a few samples, which leaves those of largest BALD to `num_samples`
-            and the acquisition: `Screening(num_points=1000, num_samples=20)`. By default none.
-        predictions_budget_mib: What the predictions of the pool, 4 N K C bytes, may take in memory, on the device that
-            makes them. Beyond it they are kept in a file in the run folder while the acquisition chooses, on the CPU.
+        screening: A look at these points by a few samples, which leaves only those of largest BALD to the K samples and
+            the acquisition: `Screening(num_points=1000, num_samples=20)`. By default none.
+        predictions_budget_mib: What predictions of the pool, 4 N K C bytes, may take in memory, where they are made.
+            Beyond it they are kept in a file in the run folder while the acquisition chooses, on the CPU.
         max_labelled: The label budget, initial labels included.
         max_rounds: The number of rounds.
         monitor: A metric logged during the fit, e.g. "val_acc"; ends the rounds once it reaches `target`.
@@ -62,11 +62,11 @@ class ActiveLearning(Callback):
         mode: Whether `monitor` is to rise ("max") or to fall ("min").
         weights: Whose weights acquire and are tested: those at the end of the fit ("last"), or those of the best
             checkpoint ("best", needs a ModelCheckpoint with a `monitor`).
-        warm_start: Continue from the weights of the round before, each member from its own, not from the first weights.
-        folder: Where the records go. If it holds those of this very run, which was killed, the run goes on after its
-            last finished round; only the limits may have changed. By default the folder of the Trainer's first logger,
-            which must be new. Of several processes only the first needs to see it.
-        seed: Of the posterior samples and of the acquisition's draws. By default that of `active_fit`, else 0.
+        warm_start: Continue from the weights of the round before (each member from its own), not from the first ones.
+        folder: Where the records go. If it holds those of this very run, it goes on after its last finished round; only
+            the limits may have changed. By default that of the Trainer's first logger, which must be new. Of several
+            processes only the first needs to see it.
+        seed: Of posterior samples and the acquisition's draws. By default that of `active_fit`, else 0.
 
     Attributes:
         run: The records of the finished rounds, and where they are kept.
@@ -170,8 +170,7 @@ class ActiveLearning(Callback):
         if self.weights == "best":
             metrics |= load_best(trainer, pl_module)
         self._fits[self.member] = metrics, time.perf_counter() - self._fit_started
-        members = self.posterior.members
-        if members is not None and self.member is not None:
+        if (members := self.posterior.members) is not None and self.member is not None:
             keep_member(trainer, pl_module, members, self.member)
             if self.member < members.num - 1:
                 return
@@ -218,7 +217,8 @@ class ActiveLearning(Callback):
             record, warnings = self._chooser().choose(trainer, module, datamodule, record, batch_size=batch_size)
             self._warn_once(warnings)
         keep_images(trainer, self.run, datamodule, record)
-        self.run.commit(ranks, [*self.rounds, record], warm=self.posterior.states(module) if self.warm_start else None)
+        states = self.posterior.states(module)
+        self.run.commit(ranks, [*self.rounds, record], states=states, is_warm=self.warm_start)
         datamodule.label(record.acquired, round=record.round + 1)
         log_last_round(trainer, self.run)
 

@@ -3,6 +3,7 @@
 * `first_weights.pt`: the weights that every round starts from; another process initialises others.
 * `warm_weights-NNN.pt`: with `warm_start`, the weights at the end of round NNN; of the last three rounds, because two
   of them may be run again (see `still_finished`).
+* `last_weights.pt`: of an ended run, the model of its last round, or each member; the same command loads them again.
 * `.lock`: held by the process that writes; the system frees it when that process ends, however it ends.
 """
 

@@ -19,7 +19,7 @@ from al_lightning.resuming import States, load_states, locked, opened, save_stat
 from al_lightning.stopping import Limits
 
 FAST_DEV_ROUNDS = 2  # enough to see a fit, an acquisition, and a fit on what was acquired
-FIRST_WEIGHTS = "first_weights.pt"
+FIRST_WEIGHTS, LAST_WEIGHTS = "first_weights.pt", "last_weights.pt"
 RULES_RECORDED = ("acquisition", "posterior")
 SETTINGS_RECORDED = ("query_size", "num_samples", "max_predicted", "weights", "warm_start", "seed", "fit_seed")
 NUM_WARM_KEPT = 3  # two rounds may be run again, and the first of them continues from the one before
@@ -75,13 +75,16 @@ class Run:
         self.rounds = list(rounds)
         self.ended_before = bool(rounds) and rounds[-1].stopped is not None
 
-    def commit(self, ranks: Ranks, rounds: Sequence[Round], *, warm: States | None = None) -> None:
+    def commit(
+        self, ranks: Ranks, rounds: Sequence[Round], *, states: States | None = None, is_warm: bool = False
+    ) -> None:
         """Let these be the rounds: on disk first, so that what is done with them afterwards is never lost.
 
         Args:
             ranks: All processes.
             rounds: All rounds so far.
-            warm: The weights at the end of the last one, if the next continues from them.
+            states: The weights at the end of the last one, which are kept if the run ends with it; None if they are.
+            is_warm: Whether the next round continues from them, so that they are kept for it.
         """
 
         def written() -> None:
@@ -89,10 +92,12 @@ class Run:
                 return
             number = len(rounds) - 1
             with writing_into(self._journal.folder):
-                if warm is not None:
-                    save_states(self._warm_weights(number), warm)
+                if states is not None and is_warm:
+                    save_states(self._warm_weights(number), states)
+                if states is not None and rounds[-1].stopped is not None:
+                    save_states(self._journal.folder / LAST_WEIGHTS, states)
                 self._journal.write(rounds)
-            if warm is not None and number >= NUM_WARM_KEPT:
+            if is_warm and number >= NUM_WARM_KEPT:
                 self._warm_weights(number - NUM_WARM_KEPT).unlink(missing_ok=True)
 
         ranks.together(written)
@@ -116,10 +121,14 @@ class Run:
         """What the next round continues from with `warm_start`; None before the first round."""
         return self._read(ranks, lambda _: self._warm_weights(len(self.rounds) - 1))
 
-    def _read(self, ranks: Ranks, find: Callable[[Path], Path]) -> States | None:
+    def last_weights(self, ranks: Ranks) -> States | None:
+        """What an ended run ended with; None if that was by a version that did not keep it."""
+        return self._read(ranks, lambda folder: folder / LAST_WEIGHTS, is_always_there=False)
+
+    def _read(self, ranks: Ranks, find: Callable[[Path], Path], *, is_always_there: bool = True) -> States | None:
         def read() -> States | None:
             path = None if self._journal is None else find(self._journal.folder)
-            if path is None or not (path.exists() or self.rounds):
+            if path is None or not (path.exists() or (is_always_there and self.rounds)):
                 return None
             return load_states(path)
 

@@ -1,6 +1,9 @@
 """What the driver does at the start of a fit: in every process that trains, for a strategy may start them only then."""
 
+from collections.abc import Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from al_lightning._lightning import Callback, LightningModule, Trainer, is_overridden, pl, rank_zero_info
 from al_lightning.callback import ActiveLearning, active_learning_callback
@@ -62,15 +65,9 @@ class Start(Callback):
                 f"({callback.stopped}), so no round is due. Leave it out, or raise the limit."
             )
         ranks, members = Ranks(trainer), callback.posterior.members
-        saved = callback.run.first_weights(ranks)
-        if callback.warm_start and callback.rounds:
-            warm = callback.run.warm_weights(ranks)
-            if members is None:
-                saved = warm
-            elif warm is not None:
-                members.restore(warm)
+        saved = _saved(callback, ranks)
         if saved is not None:
-            first_states.take(module, saved[0])
+            first_states.take(module, saved)
         elif members is not None:
             _say_whose_weights(members)
         is_mid_round = self._ckpt_path is not None or members is not None
@@ -83,6 +80,25 @@ class Start(Callback):
             return
         states: States = [self.first_states.weights.tensors]
         active_learning_callback(trainer).run.save_first_weights(Ranks(trainer), states)
+
+
+def _saved(callback: ActiveLearning, ranks: Ranks) -> Mapping[str, Tensor] | None:
+    """What an earlier process of this run left to the model, and to an ensemble's members; None if there was none."""
+    run, members = callback.run, callback.posterior.members
+    first, last, warm = run.first_weights(ranks), None, None
+    if run.ended_before:
+        last = run.last_weights(ranks)
+        rank_zero_info(f"The model has the weights that the run {'began' if last is None else 'ended'} with.")
+    elif callback.warm_start and callback.rounds:
+        warm = run.warm_weights(ranks)
+    later = last or warm
+    if members is not None and later is not None:
+        members.restore(later)
+    if last is not None:
+        return last[-1]  # an ensemble trains its last member last
+    if warm is not None and members is None:
+        return warm[0]
+    return None if first is None else first[0]
 
 
 def _may_be_unfinished(module: LightningModule) -> bool:

@@ -113,8 +113,10 @@ def measured(
                 began = time.perf_counter()
                 positions = choose(some_N_K_C, torch.Generator().manual_seed(repeat))
                 chosen.append((name, num_samples, repeat, positions, time.perf_counter() - began))
+    union = torch.cat([positions for *_, positions, _ in chosen]).unique()
+    judged_n_K_C = predicted(model, images_N[union], JUDGES, seed=1)
     for name, num_samples, repeat, positions, seconds in chosen:
-        judged_B_K_C = predicted(model, images_N[positions], JUDGES, seed=1)
+        judged_B_K_C = judged_n_K_C[torch.searchsorted(union, positions)]
         gains_B = batch_information(judged_B_K_C, generator=torch.Generator().manual_seed(0))
         yield {
             "acquisition": name,
@@ -132,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder of the data, which holds mnist/")
     parser.add_argument("--run", type=Path, required=True, help="a finished run of paper.py on MNIST")
-    parser.add_argument("--labelled", type=int, nargs="+", default=[20, 60, 100, 140])
+    parser.add_argument("--labelled", type=int, nargs="+", default=[20, 60, 140])
     parser.add_argument("--pool", type=int, default=10_000, help="points drawn from the pool")
     parser.add_argument("--repeats", type=int, default=5, help="batches for each number of samples, if they suffice")
     parser.add_argument("--results", type=Path, default=RESULTS)

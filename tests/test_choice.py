@@ -82,7 +82,7 @@ def test_the_file_is_in_the_run_folder_while_the_acquisition_chooses_and_gone_af
     run(acquisition, folder=tmp_path / "run", predictions_budget_mib=budget)
     assert acquisition.num_mapped == expected
     assert num_mapped(tmp_path) == 0
-    kept = {".lock", "first_weights.pt", "rounds.jsonl", "rounds.csv", "acquisitions.csv"}
+    kept = {".lock", "first_weights.pt", "last_weights.pt", "rounds.jsonl", "rounds.csv", "acquisitions.csv"}
     assert {path.name for path in (tmp_path / "run").iterdir()} == kept
 
 

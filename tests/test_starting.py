@@ -117,6 +117,51 @@ def test_all_fits_start_from_the_first_weights_of_the_first_process(fits, make_m
     assert {name: value.tolist() for name, value in saved.items()} == expected
 
 
+def plain(weights):
+    return {name: value.tolist() for name, value in weights.items()}
+
+
+@pytest.mark.parametrize("kind", ["last", "best", "ensemble", "warm", "late"])
+def test_a_run_that_has_ended_gives_its_model_back(
+    kind, make_model, make_late, make_trainer, make_data, make_callback, tmp_path, caplog
+):
+    def active(*, max_rounds=2):
+        model = make_late("setup", num_built=2, seed=0) if kind == "late" else make_model(0)
+        best = ModelCheckpoint(tmp_path / "checkpoints", monitor="val_loss")
+        settings = {"weights": "best"} if kind == "best" else {}
+        settings |= {"posterior": DeepEnsemble(2), "num_samples": None} if kind == "ensemble" else {}
+        settings |= {"warm_start": True} if kind == "warm" else {}
+        callback = make_callback(folder=tmp_path / "run", max_rounds=max_rounds, **settings)
+        trainer = make_trainer(best, callback, enable_checkpointing=True)
+        active_fit(trainer, model, make_data(), seed=3)
+        return plain(model.state_dict()), callback
+
+    at_the_end, before = active()
+    with caplog.at_level(logging.INFO):
+        again, after = active()
+    assert again == at_the_end
+    if kind == "ensemble":
+        states = zip(after.posterior.members.states, before.posterior.members.states, strict=True)
+        assert all(plain(given_back) == plain(state) for given_back, state in states)
+    assert "The model has the weights that the run ended with." in caplog.text
+    assert active(max_rounds=3)[0] != at_the_end
+    (tmp_path / "run" / "last_weights.pt").unlink()  # as an older version would have left the folder
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        first = active(max_rounds=3)[0]
+    assert first == plain(load_states(tmp_path / "run" / "first_weights.pt")[0])
+    assert "The model has the weights that the run began with." in caplog.text
+
+
+def test_only_a_run_that_has_ended_keeps_its_model_and_goes_on_without_it(fits, make_model, tmp_path):
+    fits(tmp_path, model=make_model(1), dies_in_fit=2)
+    assert not (tmp_path / "last_weights.pt").exists()
+    first, *_ = fits(tmp_path, model=make_model(1), max_rounds=2)
+    assert (tmp_path / "last_weights.pt").exists()
+    (more,) = fits(tmp_path, model=make_model(1), max_rounds=3)[-1:]
+    assert more[0] == first[0]  # the first weights, not the last
+
+
 def test_each_round_has_its_seed_in_any_process(fits, make_model, tmp_path):
     before = fits(tmp_path, model=make_model(1), dies_in_fit=2)
     after = fits(tmp_path, model=make_model(2))
