@@ -1,6 +1,7 @@
 """Tiny real parts: a model, a data module and a Trainer with which a round takes a few milliseconds."""
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,11 @@ collect_ignore = [
     "existing_script",
     "processes",
 ]  # scripts, which the search for doctests would run in the current folder
+
+
+def pytest_configure() -> None:
+    """One thread for each of the processes that share the cores: with more they wait for each other."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 class TinyModule(LightningModule):
