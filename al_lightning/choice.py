@@ -83,7 +83,7 @@ class Chooser:
             if self.screening.num_points < self.query_size:
                 raise ValueError(
                     f"`screening` is {self.screening}, but must leave at least `query_size`, {self.query_size}; "
-                    "a thousand points are usual."
+                    "2000 are usual."
                 )
             self.posterior.checked_num_samples(self.screening.num_samples)
 

@@ -53,7 +53,7 @@ EXPERIMENTS = {
     "mnist, screened": Experiment(
         "mnist",
         "mnist",
-        [f"{CALLBACK}num_samples=1000", f"{CALLBACK}screening.num_points=1000", f"{CALLBACK}screening.num_samples=20"],
+        [f"{CALLBACK}num_samples=1000", f"{CALLBACK}screening.num_points=2000", f"{CALLBACK}screening.num_samples=20"],
     ),
     "mnist, b = 1": _mnist(1, 290, BALD="mnist_independent_bald_k100_b1"),
     "mnist, b = 5": _mnist(5, 235, BatchBALD="mnist_multibald_bald_k100_b5"),

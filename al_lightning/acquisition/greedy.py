@@ -92,7 +92,7 @@ class Greedy:
 
     def _best_two(self) -> tuple[int, Tensor]:
         """The position of the best point, and the rows of it and of the next best, if there is one (2, K, C)."""
-        scores_n = self._search.scores(self._configurations)
+        scores_n = self._search.scores(self._configurations, generator=self._generator)
         best = top(scores_n, 2, positions_N=self._candidates.positions_n, exchange=self._exchange)
         rows = self._candidates.rows(best.positions[best.scores.isfinite()], exchange=self._exchange)
         return int(best.positions[0]), rows

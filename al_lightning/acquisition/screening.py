@@ -25,7 +25,7 @@ class Screening:
             over-rate the others do not.
     """
 
-    num_points: int = 1000
+    num_points: int = 2000
     num_samples: int = 20
 
     def __post_init__(self) -> None:

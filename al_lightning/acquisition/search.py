@@ -31,16 +31,17 @@ class Search:
         """Take a chosen point out of the candidates; it may be another rank's, or none."""
         self._is_free_n[self._candidates.positions_n == position] = False
 
-    def scores(self, configurations: Configurations) -> Tensor:
+    def scores(self, configurations: Configurations, *, generator: torch.Generator) -> Tensor:
         """The gains of the points that can be among this part's best two, minus infinity for all others (n, double).
 
         The search rounds as it likes: whatever is within `slack` of the second best is scored again, one by one and in
         double precision, so that the choice depends neither on the search nor on where a point lies. Once less than
-        that is left to learn, the samples are told apart and all points count as equal.
+        that is left to learn, the samples are told apart, all points are equal, and chance decides: pools often lie
+        sorted by class, and their first points would be a batch of one class.
         """
         scores_n = torch.full((len(self._is_free_n),), -torch.inf, dtype=torch.float64)
         if configurations.remaining() < self.slack:
-            return scores_n.masked_fill(self._is_free_n.cpu(), 0.0)
+            return torch.where(self._is_free_n, by_chance(self._candidates.positions_n, generator), -torch.inf).cpu()
         gains_n = self._search(configurations)
         contenders = (gains_n.isfinite() & (gains_n >= self._least(gains_n))).nonzero().squeeze(1)
         known: dict[bytes, Tensor] = {}  # equal points are scored once
@@ -101,6 +102,19 @@ class Search:
         probs_n_C_K, entropies_n_K = self._candidates.probs_n_C_K, self._candidates.entropies_n_K
         blocks = [_slice_or(some) for some in torch.split(rows, self._candidates.rows_per_block)]
         return torch.cat([gains(probs_n_C_K[some], entropies_n_K[some]) for some in blocks])
+
+
+def by_chance(positions_n: Tensor, generator: torch.Generator) -> Tensor:
+    """Numbers in [0, 1) for positions of the whole pool (n, double), the same on whichever rank a position lies.
+
+    A hash with a key from the generator: a rank cannot draw for others' positions. Products wrap around at 2^64; one
+    alone would leave the multiples of a factor, whose largest is more often a late position than an early one.
+    """
+    first, second = (torch.randint(2**62, (2,), generator=generator) | 1).tolist()
+    mixed_n = (positions_n + 1) * first
+    mixed_n = (mixed_n ^ (mixed_n >> 32)) * second
+    chance_n: Tensor = (mixed_n >> 10 & 2**53 - 1).double() / 2**53
+    return chance_n
 
 
 def _slice_or(rows: Tensor) -> slice | Tensor:

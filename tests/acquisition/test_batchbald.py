@@ -52,7 +52,7 @@ def plain_greedy(log_probs_N_K_C, batch_size):
 
 
 def full_greedy(log_probs_N_K_C, batch_size, *, num_configs, seed):
-    """Score every candidate over all configurations, one by one; the first, if less than rounding is left to learn."""
+    """Score every candidate over all configurations, one by one; by chance, if less than rounding is left to learn."""
     rounding = 64 * torch.finfo(log_probs_N_K_C.dtype).eps * (1 + math.log(log_probs_N_K_C.shape[2]))
     generator = seeded(seed)
     configurations = Configurations.start(log_probs_N_K_C.shape[1])
@@ -64,7 +64,11 @@ def full_greedy(log_probs_N_K_C, batch_size, *, num_configs, seed):
         left = [n for n in range(len(log_probs_N_K_C)) if n not in chosen]
         gain_of = {n: configurations.mean(configurations.information(log_probs_N_K_C[n])).item() for n in left}
         is_known = configurations.mean(torch.special.entr(configurations.weights_M_K).sum(dim=1)) < rounding
-        chosen.append(left[0] if is_known else max(left, key=gain_of.__getitem__))  # the first of equals
+        if is_known:
+            luck_N = search.by_chance(torch.arange(len(log_probs_N_K_C)), generator)
+            chosen.append(max(left, key=luck_N.tolist().__getitem__))
+        else:
+            chosen.append(max(left, key=gain_of.__getitem__))  # the first of equals
         gains.append(gain_of[chosen[-1]])
     return chosen, gains
 
@@ -186,11 +190,16 @@ def test_a_lead_over_a_copy_is_nothing_and_a_drawn_lead_has_an_error():
     assert batch.lead_errors[5] > 0
 
 
-def test_once_the_samples_are_told_apart_the_lowest_positions_are_taken():
-    certain_N_K_C = torch.eye(3, 4).log().repeat(5, 1, 1)  # the first label says which of three samples it is
-    batch = batchbald(certain_N_K_C, 5, generator=seeded())
-    assert batch.positions.tolist() == [0, 1, 2, 3, 4]
-    assert_close(batch.scores, torch.tensor([math.log(3), 0, 0, 0, 0]).double())
+def test_once_the_samples_are_told_apart_chance_decides_and_not_the_order_of_the_pool():
+    certain_N_K_C = torch.eye(3, 4).log().repeat(1000, 1, 1)  # the first label says which of three samples it is
+    batch = batchbald(certain_N_K_C, 101, generator=seeded())
+    assert batch.positions[0] == 0
+    assert_close(batch.scores, torch.tensor([math.log(3)] + [0.0] * 100).double())
+    tenths = (batch.positions[1:] // 100).bincount(minlength=10)
+    assert tenths.sum() == len(batch.positions.unique()) - 1 == 100
+    assert ((tenths >= 3) & (tenths <= 20)).all()  # ten each, give or take three standard deviations
+    others = batchbald(certain_N_K_C, 101, generator=seeded(1))
+    assert len(set(others.positions.tolist()) & set(batch.positions.tolist())) < 30
 
 
 def test_replaying_the_picks_gives_their_scores():
@@ -361,7 +370,7 @@ def test_filling_at_random_takes_no_point_twice():
 def test_one_sample_knows_everything():
     log_probs_N_K_C = random_log_probs(18, 5, num_samples=1)
     batch = batchbald(log_probs_N_K_C, 2, generator=seeded())
-    assert batch.positions.tolist() == [0, 1]
+    assert len(set(batch.positions.tolist())) == 2
     assert batch.saturation.tolist() == [1.0, 1.0]
 
 

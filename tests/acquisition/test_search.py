@@ -4,8 +4,12 @@ from torch.testing import assert_close
 
 from al_lightning.acquisition.candidates import candidates_of_tensor
 from al_lightning.acquisition.plan import Plan
-from al_lightning.acquisition.search import Search, largest_ratio
+from al_lightning.acquisition.search import Search, by_chance, largest_ratio
 from al_lightning.information import Configurations, mutual_information
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 def random_log_probs(num_points=40, num_samples=6, *, seed=0):
@@ -32,7 +36,7 @@ def test_the_best_two_have_their_gains_and_what_is_taken_has_none(num_configs):
     gains_N = torch.stack([configurations.mean(configurations.information(row)) for row in log_probs_N_K_C])
     search = search_of(log_probs_N_K_C)
     for _ in range(5):
-        scores_N = search.scores(configurations)
+        scores_N = search.scores(configurations, generator=seeded())
         best = gains_N.topk(2).indices
         assert torch.equal(scores_N.topk(2).indices, best)
         assert torch.equal(scores_N[best], gains_N[best])
@@ -43,20 +47,39 @@ def test_the_best_two_have_their_gains_and_what_is_taken_has_none(num_configs):
 def test_a_point_of_another_part_is_none_of_ours():
     search = search_of(random_log_probs())
     search.take(40)
-    assert (search.scores(Configurations.start(6)).isfinite()).any()
+    assert (search.scores(Configurations.start(6), generator=seeded()).isfinite()).any()
 
 
 def test_an_empty_part_has_no_scores():
     search = search_of(random_log_probs()[:0])
-    assert search.scores(after(random_log_probs()[:6], num_configs=30)).tolist() == []
+    assert search.scores(after(random_log_probs()[:6], num_configs=30), generator=seeded()).tolist() == []
 
 
 def test_stale_bounds_of_drawn_configurations_are_forgotten_when_all_are_enumerated_again():
     log_probs_N_K_C = random_log_probs(seed=1)
     drawn, exact = (after(log_probs_N_K_C[:4], num_configs=num_configs) for num_configs in (2, 256))
     search, fresh = search_of(log_probs_N_K_C), search_of(log_probs_N_K_C)
-    search.scores(drawn)
-    assert torch.equal(search.scores(exact).topk(2).values, fresh.scores(exact).topk(2).values)
+    search.scores(drawn, generator=seeded())
+    found, expected = (each.scores(exact, generator=seeded()).topk(2).values for each in (search, fresh))
+    assert torch.equal(found, expected)
+
+
+def test_chance_is_that_of_the_position_whoever_asks():
+    everywhere_N = by_chance(torch.arange(100_000), seeded())
+    assert torch.equal(by_chance(torch.tensor([7, 99_999]), seeded()), everywhere_N[[7, 99_999]])
+    assert everywhere_N.min() >= 0
+    assert everywhere_N.max() < 1
+    assert len(everywhere_N.unique()) == 100_000
+    assert everywhere_N.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert not torch.equal(by_chance(torch.arange(100_000), seeded(1)), everywhere_N)
+
+
+@pytest.mark.parametrize("num_points", [10, 1000, 1003])
+def test_every_part_of_the_pool_has_the_same_chance(num_points):
+    generator = seeded()
+    winners = [int(by_chance(torch.arange(num_points), generator).argmax()) for _ in range(2000)]
+    tenths = torch.tensor(winners).mul(10).div(num_points, rounding_mode="floor").bincount(minlength=10)
+    assert ((tenths - 200).abs() < 4 * (2000 * 0.1 * 0.9) ** 0.5).all(), tenths
 
 
 @pytest.mark.parametrize("num_configs", [1, 20, 10_000])
