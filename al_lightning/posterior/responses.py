@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_RESPONSES_AT_ONCE = 2**21  # numbers: these in the last cache,
+_WINDOWS_AT_ONCE = 2**21  # numbers: they are read anew for every few output channels,
+_RESPONSES_AT_ONCE = 2**21  # these too are to be in the last cache,
 _MIXED_AT_ONCE = 2**20  # and these nearer; flat within a twentieth
 # Measured on one and two threads, K of 10 to 100, 8 to 512 channels, results of 2 x 2 to 30 x 30.
 _MOST_KEPT, _FEWEST_POSITIONS = 0.75, 16
@@ -120,9 +121,8 @@ def kept_responses(
         tensor([[ 0.,  0.],
                 [ 6., 12.]])
     """
-    (num_samples, num_out), num_rows = kept_K_O.shape, len(x_B_C)
+    num_samples, num_out = kept_K_O.shape
     positions = convolution.positions(x_B_C.shape)
-    windows_C_T_P = _windows_of_taps(x_B_C, positions, convolution)
     # Channels that about equally many samples keep are computed together. One that fewer keep is computed as zero for
     # some that drop it, which is what it is.
     num_kept_O, order_O = kept_K_O.count_nonzero(dim=0).sort()
@@ -131,15 +131,19 @@ def kept_responses(
     scale_O_K_D = _with_bias(scale_K_C)[sample_O_K] * kept_O_K.gather(1, sample_O_K)[:, :, None]
     place_O_K = sample_O_K * num_out + order_O[:, None]
     shape = then(x_B_C.new_empty(1, 1, *positions)).shape[2:]
-    results = x_B_C.new_zeros(num_samples * num_out, *shape, num_rows)
-    for some, responses_D_o_P in _responses(windows_C_T_P, convolution, order_O):
-        for few in _in_parts(some, numbers_each=num_samples * windows_C_T_P.shape[2], most=_MIXED_AT_ONCE):
-            num_kept = int(num_kept_O[few.stop - 1])
-            responses_o_D_P = responses_D_o_P[:, few.start - some.start : few.stop - some.start].transpose(0, 1)
-            mixed_o_k_P = scale_O_K_D[few, :num_kept] @ responses_o_D_P
-            result = then(mixed_o_k_P.view(-1, *positions, num_rows).movedim(-1, 1)).movedim(1, -1)
-            results.index_copy_(0, place_O_K[few, :num_kept].flatten(), result)
-    return results.view(num_samples, num_out, *shape, num_rows).movedim(-1, 0)
+    results = x_B_C.new_zeros(num_samples * num_out, *shape, len(x_B_C))
+    numbers_each = convolution.weight[0].numel() * math.prod(positions)
+    for rows in _in_parts(slice(0, len(x_B_C)), numbers_each=numbers_each, most=_WINDOWS_AT_ONCE):
+        windows_C_T_P = _windows_of_taps(x_B_C[rows], positions, convolution)
+        num_rows, num_positions = rows.stop - rows.start, windows_C_T_P.shape[2]
+        for some, responses_D_o_P in _responses(windows_C_T_P, convolution, order_O):
+            for few in _in_parts(some, numbers_each=num_samples * num_positions, most=_MIXED_AT_ONCE):
+                num_kept = int(num_kept_O[few.stop - 1])
+                responses_o_D_P = responses_D_o_P[:, few.start - some.start : few.stop - some.start].transpose(0, 1)
+                mixed_o_k_P = scale_O_K_D[few, :num_kept] @ responses_o_D_P
+                result = then(mixed_o_k_P.view(-1, *positions, num_rows).movedim(-1, 1)).movedim(1, -1)
+                results[..., rows].index_copy_(0, place_O_K[few, :num_kept].flatten(), result)
+    return results.view(num_samples, num_out, *shape, len(x_B_C)).movedim(-1, 0)
 
 
 def _responses(windows_C_T_P: Tensor, convolution: Convolution, order_O: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -160,10 +164,10 @@ def _with_bias(scale_K_C: Tensor) -> Tensor:
     return functional.pad(scale_K_C, (0, 1), value=1.0)
 
 
-def _in_parts(channels: slice, *, numbers_each: int, most: int) -> Iterator[slice]:
-    """As many channels at a time as need at most so many numbers, or one."""
+def _in_parts(whole: slice, *, numbers_each: int, most: int) -> Iterator[slice]:
+    """As many channels or rows at a time as need at most so many numbers, or one."""
     size = max(1, most // numbers_each)
-    return (slice(first, min(first + size, channels.stop)) for first in range(channels.start, channels.stop, size))
+    return (slice(first, min(first + size, whole.stop)) for first in range(whole.start, whole.stop, size))
 
 
 def _padded(x: Tensor, convolution: Convolution) -> Tensor:

@@ -54,10 +54,14 @@ def kept_or_not(num_samples, num_out, *, seed=4):
 
 @pytest.mark.parametrize(("num_axes", "geometry"), GEOMETRIES)
 @pytest.mark.parametrize("has_bias", [False, True])
-@pytest.mark.parametrize(("responses", "mixed"), [(2**21, 2**20), (1, 1), (2**21, 400)])
+@pytest.mark.parametrize(
+    ("windows", "responses", "mixed"),
+    [(2**21, 2**21, 2**20), (1, 1, 1), (2**21, 2**21, 400), (1500, 2**21, 2**20)],  # mostly two rows of three at a time
+)
 def test_kept_responses_are_the_scaled_convolutions_of_the_scaled_inputs(
-    num_axes, geometry, has_bias, responses, mixed, monkeypatch
+    num_axes, geometry, has_bias, windows, responses, mixed, monkeypatch
 ):
+    monkeypatch.setattr("al_lightning.posterior.responses._WINDOWS_AT_ONCE", windows)
     monkeypatch.setattr("al_lightning.posterior.responses._RESPONSES_AT_ONCE", responses)
     monkeypatch.setattr("al_lightning.posterior.responses._MIXED_AT_ONCE", mixed)
     x = normal(3, 4, *(9, 8, 7)[:num_axes])
