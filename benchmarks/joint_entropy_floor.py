@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from al_lightning.information import mean_mixture_entropy
+from al_lightning.information.products import product_of_rows
 
 # Blocks of an (m, K) by (K, r) product and lengths of a buffer of logarithms; the best of them is the machine's rate.
 CPU_BLOCKS = ((256, 512), (256, 1024), (256, 2048), (512, 1024), (512, 2048), (1024, 4096))
@@ -42,7 +43,10 @@ def product_flops(num_samples: int, device: torch.device) -> float:
     for rows, columns in GPU_BLOCKS if device.type == "cuda" else CPU_BLOCKS:
         left, right = torch.rand(rows, num_samples, device=device), torch.rand(columns, num_samples, device=device)
         product = torch.empty(rows, columns, device=device)
-        seconds = best_seconds(lambda a=left, b=right, out=product: torch.mm(a, b.t(), out=out), device)
+        libraries = [lambda a=left, b=right, out=product: torch.mm(a, b.t(), out=out)]
+        if device.type == "cpu":
+            libraries.append(lambda a=left, b=right, out=product: product_of_rows(a, b, out_M_R=out))
+        seconds = min(best_seconds(library, device) for library in libraries)
         rates.append(2 * rows * columns * num_samples / seconds)
     return max(rates)
 

@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from al_lightning.information import products
+from al_lightning.information.products import product_of_rows
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+
+
+def normal(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@pytest.mark.parametrize("has_onednn", [False, True])
+@pytest.mark.parametrize("shape", [(3, 5, 7), (1, 1, 1), (0, 5, 3), (3, 5, 0), (256, 100, 2048), (2, 1000, 3)])
+def test_the_product_is_that_of_double_precision(shape, has_onednn, monkeypatch):
+    monkeypatch.setattr(products, "HAS_ONEDNN", has_onednn and products.HAS_ONEDNN)
+    num_left, num_samples, num_right = shape
+    left, right = normal(num_left, num_samples), normal(num_right, num_samples, seed=1)
+    found = product_of_rows(left, right, out_M_R=torch.empty(num_left, num_right))
+    torch.testing.assert_close(found.double(), left.double() @ right.double().t(), rtol=1e-5, atol=1e-4)
+
+
+def test_views_and_double_precision_are_multiplied_too():
+    left, right = normal(6, 4).t(), normal(10, 12)[:, ::2]
+    torch.testing.assert_close(product_of_rows(left, right, out_M_R=torch.empty(4, 10)), left @ right.t())
+    left, right = left.double(), right.double()
+    out = torch.empty(4, 10, dtype=torch.float64)
+    assert product_of_rows(left, right, out_M_R=out) is out
+    assert torch.equal(out, left @ right.t())
+
+
+@needs_onednn
+def test_torch_has_the_operation_as_it_was_when_this_was_written():
+    arguments = "(Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, str? algorithm) -> Tensor Y"
+    assert str(torch.ops.mkldnn._linear_pointwise.default._schema) == f"mkldnn::_linear_pointwise{arguments}"
+    assert products.HAS_ONEDNN
