@@ -13,6 +13,7 @@ from al_lightning.information.products import product_of_rows
 # Measured for M = 10,000, K = 100, C = 10 on one and two threads: flat within 5 % around these sizes.
 CONFIGURATIONS_PER_BLOCK = 256
 ELEMENTS_PER_BLOCK = 2**19  # two buffers of this size
+MOST_CONFIGURATIONS, ELEMENTS_OF_FEW = 2048, 2**18  # of few candidates: there a call costs more than what it computes
 ELEMENTS_PER_BLOCK_CUDA = 2**25
 
 
@@ -78,7 +79,8 @@ def mean_mixture_entropy_in_blocks(weights_M_K: Tensor, probs_M: Tensor, probs_B
     entropies_R = torch.zeros(len(rows_R_K), dtype=torch.float64, device=rows_R_K.device)
     if num_points == 0:
         return entropies_R.to(rows_R_K.dtype)
-    block_m = min(CONFIGURATIONS_PER_BLOCK, len(weights_M_K))
+    most = min(max(ELEMENTS_OF_FEW // len(rows_R_K), CONFIGURATIONS_PER_BLOCK), MOST_CONFIGURATIONS)
+    block_m = min(most, len(weights_M_K))
     elements = ELEMENTS_PER_BLOCK_CUDA if rows_R_K.is_cuda else ELEMENTS_PER_BLOCK
     block_r = min(elements // block_m, len(rows_R_K))
     buffers = rows_R_K.new_empty(2, block_m * block_r)
@@ -99,5 +101,8 @@ def _add_block(entropies_r: Tensor, weights_m_K: Tensor, probs_m: Tensor, rows_r
     # log of a clamped q, because 0 * log(tiny) = 0 is exact and torch.special.entr takes more than twice as long.
     torch.clamp(q_m_r, min=torch.finfo(q_m_r.dtype).tiny, out=log_m_r)
     q_m_r.mul_(log_m_r.log_())
-    # `entropies_r` is double: thousands of like terms added one by one in single precision drift by up to 1e-4.
-    entropies_r.sub_(torch.mv(q_m_r.t(), probs_m))
+    # In parts, and `entropies_r` is double: thousands of like terms added one by one in single precision drift by up to
+    # 1e-4.
+    size = CONFIGURATIONS_PER_BLOCK
+    for terms_m_r, probs_some in zip(torch.split(q_m_r, size), torch.split(probs_m, size), strict=True):
+        entropies_r.sub_(torch.mv(terms_m_r.t(), probs_some))

@@ -50,9 +50,11 @@ def test_equals_loops_in_plain_python(function, dtype):
     assert_close(function(*inputs), plain(*inputs).to(dtype), atol=TOLERANCE[dtype], rtol=0)
 
 
+@pytest.mark.parametrize("most", [3, 8])
 @pytest.mark.parametrize(("num_configs", "num_points"), [(1, 1), (3, 4), (10, 5), (11, 7)])
-def test_every_way_to_cut_blocks_gives_the_same(num_configs, num_points, monkeypatch):
+def test_every_way_to_cut_blocks_gives_the_same(num_configs, num_points, most, monkeypatch):
     monkeypatch.setattr(kernel, "CONFIGURATIONS_PER_BLOCK", 3)
+    monkeypatch.setattr(kernel, "MOST_CONFIGURATIONS", most)
     monkeypatch.setattr(kernel, "ELEMENTS_PER_BLOCK", 15)
     inputs = problem(num_configs, num_points)
     assert_close(mean_mixture_entropy(*inputs), mean_mixture_entropy_reference(*inputs))
