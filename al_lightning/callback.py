@@ -13,10 +13,11 @@ from al_lightning.averages import Metrics, mean_metrics, with_test
 from al_lightning.checkpoints import best_checkpoint, load_best
 from al_lightning.choice import Chooser
 from al_lightning.data import wrapped_datamodule
+from al_lightning.header import described
 from al_lightning.journal import Round, finite_or_none
 from al_lightning.posterior import MCDropout, Posterior
 from al_lightning.ranks import Ranks, check_strategy
-from al_lightning.run import Run, begin, check_checkpoint, check_stepped, described, keep_member, reason_to_stop
+from al_lightning.run import Run, begin, check_checkpoint, check_stepped, keep_member, reason_to_stop
 from al_lightning.stopping import Limits
 from al_lightning.storage import Storage
 from al_lightning.tracking import begin_tracking, keep_images, log_last_round, open_loggers
@@ -235,10 +236,9 @@ class ActiveLearning(Callback):
         )
 
     def _warn_once(self, warnings: dict[str, str]) -> None:
-        for subject, message in warnings.items():
-            if subject not in self._warned_of:
-                self._warned_of.add(subject)
-                rank_zero_warn(f"{message} This is said once a run.")
+        for subject in [subject for subject in warnings if subject not in self._warned_of]:
+            self._warned_of.add(subject)
+            rank_zero_warn(f"{warnings[subject]} This is said once a run.")
 
     def add_test_metrics(self, trainer: Trainer, metrics: Metrics, seconds: float) -> None:
         """Complete the record of the last round by its test, which runs after the fit."""

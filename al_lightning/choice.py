@@ -85,7 +85,11 @@ class Chooser:
                     f"`screening` is {self.screening}, but must leave at least `query_size`, {self.query_size}; "
                     "2000 are usual."
                 )
-            self.posterior.checked_num_samples(self.screening.num_samples)
+            if not self.posterior.draws_anew:
+                raise ValueError(
+                    f"`screening` is {self.screening}, but {self.posterior!r} has no samples besides those that "
+                    "choose. Leave `screening` out (null in YAML)."
+                )
 
     def preview(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> None:
         """Refuse before the first training what would fail after it."""
@@ -212,7 +216,7 @@ class Chooser:
         rows_B_K_C = predictions.rows(batch.positions, exchange=ranks)
         information = summarise(predictions, batch, generator=generator, exchange=ranks)
         if screened is not None:
-            information |= screened.numbers(batch.positions)  # its mean BALD is that of the whole pool
+            information |= screened.numbers(batch.by_score)  # its mean BALD is that of the whole pool
         return {
             "bald": mutual_information(rows_B_K_C).tolist(),
             "predicted": rows_B_K_C.logsumexp(dim=1).argmax(dim=1).tolist(),
@@ -223,7 +227,7 @@ class Chooser:
 
     def _warnings(self, batch: Batch, screened: Screened | None, *, num_points: int) -> dict[str, str]:
         messages = {
-            "screening": None if screened is None else screened.warning(batch.positions),
+            "screening": None if screened is None else screened.warning(batch.by_score),
             "saturation": saturation_warning(
                 batch, num_samples=self.num_samples, more=self.posterior.way_to_more_samples
             ),

@@ -46,8 +46,9 @@ class Round:
         predicted: The class that the posterior's mean gives each the most probability.
         metrics: The fit's last callback metrics and the test metrics.
         posterior: What drew the networks that predicted.
-        information: Numbers about the acquisition: points predicted, K, joint information of the batch and its share of
-            log K, mean BALD of points predicted and of those chosen.
+        information: Numbers about the acquisition: points predicted by K samples, K, joint information of the batch and
+            its share of log K, mean BALD of points predicted and of those chosen. After a screening also the points and
+            samples of that, by which the pool's mean BALD is then taken.
         seconds: Wall time of fit, predict, acquire and test.
         kernel: What evaluated the gains, "torch" or "triton"; None where the acquisition computes none.
         stopped: Why no round follows, or None.

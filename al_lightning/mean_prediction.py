@@ -35,7 +35,7 @@ class MeanPrediction(Callback):
 
     Args:
         num_samples: K. By default that of the ActiveLearning callback. Runs that are compared are to be tested with one
-            K, whatever they acquire with.
+            K, whatever they acquire with, and so are all rounds of a run: no record says K, so leave it as it is.
     """
 
     def __init__(self, num_samples: int | None = None) -> None:

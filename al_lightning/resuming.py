@@ -19,6 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from al_lightning._lightning import rank_zero_warn
 from al_lightning.journal import Journal, Round, read_journal
 from al_lightning.stopping import Limits
 
@@ -115,7 +116,7 @@ def writing_into(folder: Path) -> Iterator[None]:
 
 def save_states(path: Path, states: States) -> None:
     """Either the old file or the whole new one survives a crash."""
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = _partial(path)
     with temporary.open("wb") as file:
         torch.save([dict(state) for state in states], file)
         file.flush()
@@ -123,15 +124,31 @@ def save_states(path: Path, states: States) -> None:
     temporary.replace(path)
 
 
-def load_states(path: Path) -> States:
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def save_last_states(path: Path, states: States) -> None:
+    """`save_states` of a run whose records are whole: where the disk is full, the model itself still has them."""
+    try:
+        save_states(path, states)
+    except OSError as error:
+        _partial(path).unlink(missing_ok=True)
+        rank_zero_warn(
+            f"{path} cannot be written ({error}), so another process cannot load the weights that the run ended with. "
+            "The records are whole, and the model of this process has them: save it elsewhere."
+        )
+
+
+START_AGAIN = "start again in another folder with `ActiveLearning(folder=...)`: the run cannot go on as it began"
+
+
+def load_states(path: Path, *, or_else: str = START_AGAIN) -> States:
     """What `save_states` wrote."""
     try:
         states: States = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}), and without these weights the run cannot go on as it began. Restore the "
-            "file, or start again in another folder with `ActiveLearning(folder=...)`."
-        ) from error
+        raise ValueError(f"{path} cannot be read ({error}). Restore the file, or {or_else}.") from error
     return states
 
 

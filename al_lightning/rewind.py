@@ -146,8 +146,8 @@ class FirstWeights:
         if shapes != saved:
             different = sorted(name for name in shapes.keys() | saved.keys() if shapes.get(name) != saved.get(name))
             raise ValueError(
-                f"The run began with another model: {', '.join(different[:5])} (of {len(different)} parameters and "
-                "buffers) have other shapes or are missing. Give this model a folder of its own with "
+                f"The run folder holds weights of another model: {', '.join(different[:5])} (of {len(different)} "
+                "parameters and buffers) have other shapes or are missing. Give this model a folder of its own with "
                 "`ActiveLearning(folder=...)`."
             )
         self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}

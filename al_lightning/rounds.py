@@ -41,8 +41,8 @@ def active_fit(
     Every round is a complete, ordinary fit on what is labelled by then, and the same as that fit on a Trainer, a model
     and callbacks of its own: weights, optimizers, schedulers, counters of callbacks and loops start afresh. Where the
     data module has test data and the model a `test_step`, `trainer.test` follows it. The given objects stay valid and
-    hold the last round's state (of a run that an earlier process has ended, its records and labels, but not its
-    weights); the global random generators are given back as they were.
+    hold the last round's state, also of a run that an earlier process has ended; the global random generators are given
+    back as they were.
 
     With `ActiveLearning(folder=...)` the same call goes on where a killed process was: after its last finished round,
     and with the weights that it began with. The round that was interrupted starts anew, or goes on inside with

@@ -1,8 +1,6 @@
 """The rounds of a run: known to every rank, kept on disk by rank 0, and found again by the next process."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,22 @@ from al_lightning.data import ActiveLearningDataModule, Labels
 from al_lightning.journal import Journal, Round, read_journal, run_folder
 from al_lightning.posterior import Members
 from al_lightning.ranks import Ranks
-from al_lightning.resuming import States, load_states, locked, opened, save_states, still_finished, writing_into
+from al_lightning.resuming import (
+    START_AGAIN,
+    States,
+    load_states,
+    locked,
+    opened,
+    save_last_states,
+    save_states,
+    still_finished,
+    writing_into,
+)
 from al_lightning.stopping import Limits
 
 FAST_DEV_ROUNDS = 2  # enough to see a fit, an acquisition, and a fit on what was acquired
 FIRST_WEIGHTS, LAST_WEIGHTS = "first_weights.pt", "last_weights.pt"
-RULES_RECORDED = ("acquisition", "posterior")
-SETTINGS_RECORDED = ("query_size", "num_samples", "max_predicted", "weights", "warm_start", "seed", "fit_seed")
+BEGIN_ANEW = "delete it: the model then has the weights that the run began with"
 NUM_WARM_KEPT = 3  # two rounds may be run again, and the first of them continues from the one before
 
 
@@ -90,13 +97,16 @@ class Run:
         def written() -> None:
             if self._journal is None:
                 return
-            number = len(rounds) - 1
+            number, last = len(rounds) - 1, self._journal.folder / LAST_WEIGHTS
+            has_ended = states is not None and rounds[-1].stopped is not None
             with writing_into(self._journal.folder):
                 if states is not None and is_warm:
                     save_states(self._warm_weights(number), states)
-                if states is not None and rounds[-1].stopped is not None:
-                    save_states(self._journal.folder / LAST_WEIGHTS, states)
+                if has_ended:
+                    last.unlink(missing_ok=True)  # of an earlier end, with fewer labels
                 self._journal.write(rounds)
+            if states is not None and has_ended:
+                save_last_states(last, states)
             if is_warm and number >= NUM_WARM_KEPT:
                 self._warm_weights(number - NUM_WARM_KEPT).unlink(missing_ok=True)
 
@@ -122,15 +132,17 @@ class Run:
         return self._read(ranks, lambda _: self._warm_weights(len(self.rounds) - 1))
 
     def last_weights(self, ranks: Ranks) -> States | None:
-        """What an ended run ended with; None if that was by a version that did not keep it."""
-        return self._read(ranks, lambda folder: folder / LAST_WEIGHTS, is_always_there=False)
+        """What an ended run ended with; None if the folder has it no more, or an older version did not keep it."""
+        return self._read(ranks, lambda folder: folder / LAST_WEIGHTS, or_else=BEGIN_ANEW, is_needed=False)
 
-    def _read(self, ranks: Ranks, find: Callable[[Path], Path], *, is_always_there: bool = True) -> States | None:
+    def _read(
+        self, ranks: Ranks, find: Callable[[Path], Path], *, or_else: str = START_AGAIN, is_needed: bool = True
+    ) -> States | None:
         def read() -> States | None:
             path = None if self._journal is None else find(self._journal.folder)
-            if path is None or not (path.exists() or (is_always_there and self.rounds)):
+            if path is None or not (path.exists() or (is_needed and self.rounds)):
                 return None
-            return load_states(path)
+            return load_states(path, or_else=or_else)
 
         return ranks.first(ranks.together(read))
 
@@ -154,31 +166,6 @@ class Run:
         """Let a process that this one is going to start open the run."""
         self.release()
         self._journal, self.is_open = None, False
-
-
-def described(
-    settings: Mapping[str, Any], module: LightningModule, datamodule: ActiveLearningDataModule
-) -> dict[str, Any]:
-    """What a header says of a run, so that another of its settings, models or data is noticed.
-
-    Args:
-        settings: Those of the callback by name. Rules are told by their repr, without the addresses of functions in it,
-            which are others in every process.
-        module: The model, told by its class.
-        datamodule: The data, told by the samples labelled to begin with.
-    """
-    initial = datamodule.labels.initial_indices.tolist()
-    return {
-        **{name: re.sub(r" at 0x[0-9a-f]+", "", repr(settings[name])) for name in RULES_RECORDED},
-        **{name: settings[name] for name in SETTINGS_RECORDED},
-        "screening": None if settings["screening"] is None else asdict(settings["screening"]),
-        **asdict(settings["limits"]),
-        "model": type(module).__name__,
-        "datamodule": type(datamodule.inner).__name__,
-        "num_points": len(datamodule.labels),
-        "initial": initial,
-        "initial_targets": datamodule.targets_of(initial),
-    }
 
 
 def begin(

@@ -85,12 +85,10 @@ class Start(Callback):
 def _saved(callback: ActiveLearning, ranks: Ranks) -> Mapping[str, Tensor] | None:
     """What an earlier process of this run left to the model, and to an ensemble's members; None if there was none."""
     run, members = callback.run, callback.posterior.members
-    first, last, warm = run.first_weights(ranks), None, None
+    last = run.last_weights(ranks) if run.ended_before else None
     if run.ended_before:
-        last = run.last_weights(ranks)
         rank_zero_info(f"The model has the weights that the run {'began' if last is None else 'ended'} with.")
-    elif callback.warm_start and callback.rounds:
-        warm = run.warm_weights(ranks)
+    warm = run.warm_weights(ranks) if callback.warm_start and callback.rounds and not run.ended_before else None
     later = last or warm
     if members is not None and later is not None:
         members.restore(later)
@@ -98,6 +96,7 @@ def _saved(callback: ActiveLearning, ranks: Ranks) -> Mapping[str, Tensor] | Non
         return last[-1]  # an ensemble trains its last member last
     if warm is not None and members is None:
         return warm[0]
+    first = run.first_weights(ranks)
     return None if first is None else first[0]
 
 

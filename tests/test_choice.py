@@ -179,6 +179,13 @@ def test_picks_from_the_end_of_the_screening_are_warned_of_once(run):
     assert sum("the screening left" in str(one.message) for one in caught) == 1
 
 
+def test_picks_that_chance_made_are_not_warned_of(run):
+    screening = Screening(num_points=40, num_samples=3)
+    record = run(BatchBALD(fill=Random(), saturated_at=1e-9), screening=screening, query_size=20, max_rounds=2)[0]
+    assert record.information["n_filled"] == 19  # of forty points some are from the last four
+    assert record.information["lowest_rank_picked"] <= 36
+
+
 def test_a_run_goes_on_only_with_its_own_screening(run, tmp_path):
     folder = tmp_path / "run"
     run(folder=folder, max_rounds=2)

@@ -12,6 +12,7 @@ from al_lightning.resuming import (
     locked,
     opened,
     refuse_other_run,
+    save_last_states,
     save_states,
     still_finished,
     writing_into,
@@ -96,6 +97,16 @@ def test_states_come_back_bit_for_bit_in_their_precision(tmp_path):
             assert again[name].dtype == tensor.dtype
             assert torch.equal(again[name], tensor)
     assert os.listdir(tmp_path) == ["first_weights.pt"]
+
+
+def test_a_full_disk_at_the_end_of_a_run_is_a_warning_because_the_model_has_its_weights(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.warns(UserWarning, match=r"last_weights.pt cannot be written .*No space.* save it elsewhere"):
+        save_last_states(tmp_path / "last_weights.pt", [{"w": torch.zeros(3)}])
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_broken_file_of_weights_is_refused_with_its_path(tmp_path):

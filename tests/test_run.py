@@ -15,8 +15,7 @@ from al_lightning import ActiveLearningDataModule, BatchBALD, DeepEnsemble, Rand
 from al_lightning import run as run_module
 from al_lightning.data import Labels
 from al_lightning.journal import Journal
-from al_lightning.run import check_checkpoint, check_stepped, described
-from al_lightning.stopping import Limits
+from al_lightning.run import check_checkpoint, check_stepped
 
 KINDS = {
     "afresh": {},
@@ -306,7 +305,7 @@ def other_shapes(make_model, make_data):
         (lambda _, make_data: {"data": make_data(initial=[0, 1, 2])}, "its `initial` is"),
         (other_targets, "(?i)target"),
         (other_class, "its `model` is 'TinyModule', and this run's is 'Another'"),
-        (other_shapes, "The run began with another model: net.0.bias, net.0.weight"),
+        (other_shapes, "The run folder holds weights of another model: net.0.bias, net.0.weight"),
     ],
 )
 def test_another_run_is_refused_and_nothing_on_disk_is_changed(start, tmp_path, make_model, make_data, change, words):
@@ -373,20 +372,6 @@ def test_a_fast_development_run_leaves_no_folder(make_trainer, make_model, make_
     active_fit(make_trainer(callback, fast_dev_run=True), make_model(), make_data())
     assert len(callback.rounds) == 2
     assert not (tmp_path / "run").exists()
-
-
-def test_functions_in_the_settings_are_the_same_in_the_next_process(make_model, make_data):
-    def init(module):
-        raise NotImplementedError
-
-    data = make_data()
-    data.setup("fit")
-    settings = dict.fromkeys(run_module.SETTINGS_RECORDED, 1)
-    rules = {"acquisition": Random(), "posterior": DeepEnsemble(3, init=init), "screening": None}
-    settings |= {**rules, "limits": Limits(max_rounds=2)}
-    header = described(settings, make_model(), data)
-    assert header["posterior"].endswith(".<locals>.init>, predict=None)")
-    assert (header["acquisition"], header["max_rounds"], header["query_size"]) == ("Random()", 2, 1)
 
 
 def test_a_checkpoint_is_told_by_its_labels():

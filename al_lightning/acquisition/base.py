@@ -32,6 +32,7 @@ class Alone:
 
 
 ALONE = Alone()
+BY_CHANCE_BELOW = 1e-4  # nats that a pick of BatchBALD adds; rounding is a quarter of it
 REFUSED = (-1, -1, -1, -1, -1)  # in place of a rank's report of offset, rows, total, K and C
 
 
@@ -123,6 +124,12 @@ class Batch:
     num_filled: int = 0
     num_candidates: int = 0
     is_certified: Tensor | None = None
+
+    @property
+    def by_score(self) -> Tensor:
+        """The picks that their score decided: not filled in, and not by chance because K samples were told apart."""
+        chosen = self.positions[: len(self.positions) - self.num_filled]
+        return chosen if self.leads is None else chosen[self.scores[: len(chosen)].cpu() > BY_CHANCE_BELOW]
 
 
 class Acquisition(ABC):

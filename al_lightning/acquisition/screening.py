@@ -40,11 +40,19 @@ class Screening:
             >>> import torch
             >>> unsure, certain = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]
             >>> predictions = Predictions(torch.tensor([certain, unsure, certain]).log(), torch.arange(3))
-            >>> Screening(num_points=1)(predictions).kept
+            >>> Screening(num_points=1, num_samples=2)(predictions).kept
             tensor([1])
         """
+        num_pool, log_probs_N_K_C = predictions.num_points, predictions.log_probs_N_K_C
+        if self.num_points > num_pool:
+            raise ValueError(f"`num_points` is {self.num_points}, but the pool holds {num_pool}. Do without screening.")
+        if log_probs_N_K_C is not None and log_probs_N_K_C.shape[1] != self.num_samples:
+            raise ValueError(
+                f"`num_samples` is {self.num_samples}, but `predictions` are by {log_probs_N_K_C.shape[1]}. Pass those "
+                "of as many."
+            )
         batch = highest(mutual_information, predictions, self.num_points, exchange=exchange)
-        return Screened(batch.positions, mean_bald(predictions, exchange=exchange), predictions.num_points, self)
+        return Screened(batch.positions, mean_bald(predictions, exchange=exchange), num_pool, self)
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Screened:
         return self.ranking.sort().values
 
     def lowest_rank(self, positions_B: Tensor) -> int:
-        """The place in the ranking, from 1, of that of the picks which came last; they are numbered as `kept` is.
+        """The place in the ranking, from 1, of that of the picks which came last; 0 of none. Numbered as `kept` is.
 
         Example:
             >>> import torch
@@ -77,11 +85,11 @@ class Screened:
             >>> screened.lowest_rank(torch.tensor([2, 0]))  # 7 came first and 2 second
             2
         """
-        is_pick_B_n = self.kept[positions_B][:, None] == self.ranking
-        return int(is_pick_B_n.nonzero()[:, 1].max()) + 1
+        is_pick_B_n = self.kept[positions_B.cpu()][:, None] == self.ranking
+        return max((place + 1 for place in is_pick_B_n.nonzero()[:, 1].tolist()), default=0)
 
     def numbers(self, positions_B: Tensor) -> dict[str, float]:
-        """What the record says of it, given the picks among the points left."""
+        """What the record says of it, given the picks among the points left that their score decided."""
         return {
             "mean_bald_pool": self.mean_bald,
             "n_screened": self.num_points,

@@ -9,7 +9,7 @@ from typing import Any
 from al_lightning.journal import Round, read_journal
 
 EQUAL = ("datamodule", "num_points", "model", "query_size")  # else their curves are not of one task
-BESIDES = ("posterior", "num_samples", "max_predicted", "weights", "warm_start")  # said where they differ
+BESIDES = ("posterior", "num_samples", "max_predicted", "screening", "weights", "warm_start")  # said where they differ
 
 Curve = list[tuple[int, float]]
 

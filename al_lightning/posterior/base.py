@@ -27,6 +27,11 @@ class Posterior(ABC):
         return None
 
     @property
+    def draws_anew(self) -> bool:
+        """Whether another seed draws other networks."""
+        return True
+
+    @property
     def way_to_more_samples(self) -> str:
         """What to do where K samples are too few, as a sentence begins."""
         return "Raise `num_samples`"

@@ -90,6 +90,11 @@ class DeepEnsemble(Posterior):
 
     @property
     @override
+    def draws_anew(self) -> bool:
+        return False
+
+    @property
+    @override
     def way_to_more_samples(self) -> str:
         return "Raise `num_members`" if self.checkpoints is None else "Give more `checkpoints`"
 

@@ -11,7 +11,8 @@ from al_lightning.curves import labels_to_target
 from al_lightning.journal import Round, read_journal
 
 # What makes runs of one dataset comparable; seeds, initial labels and budgets may differ within a group.
-SETTINGS = ("posterior", "query_size", "num_samples", "max_predicted", "weights", "warm_start", "model")
+SETTINGS = ("posterior", "query_size", "num_samples", "max_predicted", "screening", "weights", "warm_start", "model")
+MAY_BE_ABSENT = ("screening",)  # older versions had none, and did not say so
 UNKNOWN = "not recorded"
 
 
@@ -23,6 +24,10 @@ class Run:
     folder: Path
     header: Mapping[str, Any]
     rounds: Sequence[Round]
+
+    def setting(self, name: str) -> str:
+        """What the header records under a name."""
+        return str(self.header.get(name, None if name in MAY_BE_ABSENT else UNKNOWN))
 
     @property
     def dataset(self) -> str:
@@ -128,7 +133,7 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
         raise ValueError(f"`runs` are of different datasets, which cannot be compared: {'; '.join(datasets)}.")
     members: dict[Hashable, list[Run]] = {}
     for run in runs:
-        settings = tuple(str(run.header.get(name, UNKNOWN)) for name in SETTINGS)
+        settings = tuple(run.setting(name) for name in SETTINGS)
         members.setdefault((run.acquisition, settings), []).append(run)
     firsts = [group[0] for group in members.values()]
     return [Group(_label(first, firsts), group) for first, group in zip(firsts, members.values(), strict=True)]
@@ -137,10 +142,10 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 def _label(run: Run, others: Sequence[Run]) -> str:
     namesakes = {other.acquisition for other in others if short(other.acquisition) == short(run.acquisition)}
     arguments = {acquisition: arguments_of(acquisition) for acquisition in namesakes}
-    own = {**arguments[run.acquisition], **{name: str(run.header.get(name, UNKNOWN)) for name in SETTINGS}}
+    own = {**arguments[run.acquisition], **{name: run.setting(name) for name in SETTINGS}}
     varying = [
         *(name for name in arguments[run.acquisition] if len({each.get(name) for each in arguments.values()}) > 1),
-        *(name for name in SETTINGS if len({str(other.header.get(name, UNKNOWN)) for other in others}) > 1),
+        *(name for name in SETTINGS if len({other.setting(name) for other in others}) > 1),
     ]
     return ", ".join([short(run.acquisition), *(f"{name}={own[name]}" for name in varying)])
 

@@ -198,6 +198,7 @@ def test_once_the_samples_are_told_apart_chance_decides_and_not_the_order_of_the
     tenths = (batch.positions[1:] // 100).bincount(minlength=10)
     assert tenths.sum() == len(batch.positions.unique()) - 1 == 100
     assert ((tenths >= 3) & (tenths <= 20)).all()  # ten each, give or take three standard deviations
+    assert batch.by_score.tolist() == [0]
     others = batchbald(certain_N_K_C, 101, generator=seeded(1))
     assert len(set(others.positions.tolist()) & set(batch.positions.tolist())) < 30
 

@@ -21,7 +21,7 @@ def test_the_points_of_largest_bald_are_left_in_the_order_of_the_pool():
 
 
 def test_ranks_with_parts_of_the_pool_leave_the_same_points_as_one(on_rank_threads):
-    log_probs_N_K_C, screening = pool(), Screening(num_points=7)
+    log_probs_N_K_C, screening = pool(), Screening(num_points=7, num_samples=6)
     alone = screening(Predictions(log_probs_N_K_C, torch.arange(40)))
     parts = [slice(0, 3), slice(3, 3), slice(3, 40)]
 
@@ -54,6 +54,24 @@ def test_picks_from_the_last_tenth_are_warned_of(pick, is_warned_of):
     if warning is not None:
         assert "number 19 of the 20 points" in warning
         assert "the 20 others. Raise `Screening(num_points=...)`" in warning
+
+
+def test_of_no_pick_there_is_no_rank_and_no_warning():
+    screened = Screened(torch.tensor([9, 4, 7]), 0.25, 40, Screening(num_points=3))
+    none = torch.empty(0, dtype=torch.long)
+    assert (screened.lowest_rank(none), screened.warning(none)) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("screening", "words"),
+    [
+        (Screening(num_points=41, num_samples=6), "`num_points` is 41, but the pool holds 40"),
+        (Screening(num_points=7), "`num_samples` is 20, but `predictions` are by 6"),
+    ],
+)
+def test_predictions_that_do_not_fit_are_refused(screening, words):
+    with pytest.raises(ValueError, match=words):
+        screening(Predictions(pool(), torch.arange(40)))
 
 
 @pytest.mark.parametrize(

@@ -78,10 +78,11 @@ def test_a_run_that_is_left_out_need_not_have_the_metric_nor_be_long(make_run):
 def test_what_else_differs_between_the_runs_is_said(make_run):
     folders = [
         make_run("a", SHORT),
-        make_run("b", SHORT, acquisition="Random()", num_samples=20, initial=[1, 2, 5]),
+        make_run("b", SHORT, acquisition="Random()", num_samples=20, screening={"num_points": 9}, initial=[1, 2, 5]),
     ]
     assert caveats_of(folders) == [
         "The runs differ in `num_samples` as well (100, 20), which may be what made a difference.",
+        "The runs differ in `screening` as well (None, {'num_points': 9}), which may be what made a difference.",
         "Not the same initial labels in both runs of a pair: seeds 0.",
     ]
 

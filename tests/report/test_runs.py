@@ -47,6 +47,11 @@ def test_groups_are_named_by_what_tells_them_apart(make_run):
         "BatchBALD, query_size=2",
         "BatchBALD, query_size=5",
     ]
+    looked = make_run("looked", screening={"num_points": 9, "num_samples": 3})
+    assert labels(grouped([make_run("older"), make_run("newer", screening=None), looked])) == [
+        "BatchBALD, screening=None",
+        "BatchBALD, screening={'num_points': 9, 'num_samples': 3}",
+    ]
 
 
 def test_acquisitions_of_another_version_or_without_a_readable_repr_are_told_apart_too(make_run):
