@@ -176,7 +176,7 @@ def draw(path: Path, ended: Ended, references: Mapping[tuple[str, str], Referenc
     of_pool = "" if pool is None else f", pool of {pool}"
     experiments = list(dict.fromkeys(name for name, _ in ended))
     figure, panels = plt.subplots(
-        1, len(experiments), figsize=(6.5 * len(experiments), 4.4), dpi=150, layout="constrained", squeeze=False
+        1, len(experiments), figsize=(8.5 * len(experiments), 4.4), dpi=150, layout="constrained", squeeze=False
     )
     for axes, experiment in zip(panels[0], experiments, strict=True):
         for (name, acquisition), runs in ended.items():
@@ -199,7 +199,7 @@ def draw(path: Path, ended: Ended, references: Mapping[tuple[str, str], Referenc
         title = f"{experiment}{of_pool}: mean and quartiles"
         axes.set(xlabel="labels", ylabel="test accuracy (%)", title=title)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="lower right")
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path)
     plt.close(figure)
 
