@@ -18,11 +18,6 @@ def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def lazy(*, shape=(2, 4, 6, 6)):
-    scale = torch.tensor([0.0, 2.0, 1.0, 0.5]).reshape(4, *(1 for _ in shape[2:]))
-    return scaled_channels(normal(*shape), scale)
-
-
 def of_all_samples(function, x, scale_K):
     """`function(x * scale)` by vmap, where `function` gets the channels unmultiplied."""
     return torch.vmap(lambda scale: computed(function(scaled_channels(x, scale))))(scale_K)
@@ -42,7 +37,7 @@ def of_all_samples(function, x, scale_K):
         (functional.adaptive_max_pool2d, (2,), {}),
     ],
 )
-def test_homogeneous_operations_leave_the_factors_outside(func, arguments, options):
+def test_homogeneous_operations_leave_the_factors_outside(func, arguments, options, lazy):
     x = lazy()
     result = applied(func, (x, *arguments), options)
     assert isinstance(result, ScaledChannels)
@@ -60,7 +55,7 @@ def test_homogeneous_operations_leave_the_factors_outside(func, arguments, optio
         (torch.flatten, (1,), {}),
     ],
 )
-def test_any_other_operation_gets_the_product(func, arguments, options):
+def test_any_other_operation_gets_the_product(func, arguments, options, lazy):
     x = lazy()
     torch.testing.assert_close(
         applied(func, (x, *arguments), options), func(x.unscaled * x.scale, *arguments, **options)
@@ -68,7 +63,7 @@ def test_any_other_operation_gets_the_product(func, arguments, options):
     assert x.is_computed
 
 
-def test_products_are_formed_inside_lists_and_keyword_arguments():
+def test_products_are_formed_inside_lists_and_keyword_arguments(lazy):
     x = lazy()
     assert list(deferred_among(([x],))) == [x]
     assert not list(deferred_among(([x.unscaled], 1, None)))
@@ -86,7 +81,7 @@ def test_products_are_formed_inside_lists_and_keyword_arguments():
         (functional.leaky_relu, (), {"negative_slope": 0.01, "inplace": True}),
     ],
 )
-def test_an_activation_in_place_is_seen_through_other_names_but_not_by_what_was_dropped(func, arguments, options):
+def test_an_activation_in_place_is_seen_through_other_names_but_not_by_what_was_dropped(func, arguments, options, lazy):
     x = lazy()
     before, other_name = x.unscaled, x
     kept = before.clone()
@@ -97,7 +92,7 @@ def test_an_activation_in_place_is_seen_through_other_names_but_not_by_what_was_
     assert torch.equal(before, kept)
 
 
-def test_what_was_written_on_the_product_is_not_lost():
+def test_what_was_written_on_the_product_is_not_lost(lazy):
     x = lazy()
     applied(torch.Tensor.add_, (x, 1.0), {})
     torch.testing.assert_close(applied(functional.relu, (x,), {}), (x.unscaled * x.scale + 1).relu())

@@ -18,12 +18,7 @@ def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def lazy(*, shape=(2, 4, 6, 6)):
-    scale = torch.tensor([0.0, 2.0, 1.0, 0.5]).reshape(4, *(1 for _ in shape[2:]))
-    return scaled_channels(normal(*shape), scale)
-
-
-def test_the_product_is_formed_once():
+def test_the_product_is_formed_once(lazy):
     x = lazy()
     assert not x.is_computed
     assert torch.equal(x.value(), x.unscaled * x.scale)
@@ -31,14 +26,14 @@ def test_the_product_is_formed_once():
     assert x.is_computed
 
 
-def test_shape_and_type_are_known_without_the_product():
+def test_shape_and_type_are_known_without_the_product(lazy):
     x = lazy()
     assert (x.shape, x.dtype, x.device) == (torch.Size([2, 4, 6, 6]), torch.float32, torch.device("cpu"))
     assert applied(torch.Tensor.size, (x, 1), {}) == 4
     assert not x.is_computed
 
 
-def test_factors_of_two_dropouts_are_multiplied_with_each_other():
+def test_factors_of_two_dropouts_are_multiplied_with_each_other(lazy):
     x = lazy()
     twice = scaled_channels(x, torch.tensor([3.0]))
     assert twice.unscaled is x.unscaled
@@ -47,7 +42,7 @@ def test_factors_of_two_dropouts_are_multiplied_with_each_other():
     assert torch.equal(scaled_channels(x, torch.tensor([3.0])).value(), torch.zeros(2, 4, 6, 6))
 
 
-def test_code_that_no_function_mode_sees_gets_an_error_and_no_wrong_number():
+def test_code_that_no_function_mode_sees_gets_an_error_and_no_wrong_number(lazy):
     with pytest.raises(NotImplementedError, match="got a tensor that is not computed yet"):
         torch.sigmoid(lazy())
 
@@ -63,7 +58,7 @@ def test_factors_that_no_sample_has_of_its_own_are_multiplied_as_ever():
     torch.testing.assert_close(torch.vmap(one)(scale_K), expected)
 
 
-def test_deferred_tensors_are_found_in_lists_and_tuples():
+def test_deferred_tensors_are_found_in_lists_and_tuples(lazy):
     x = lazy()
     assert list(deferred_among(([x, None], 1, (x.unscaled, (x,))))) == [x, x]
     assert depends_on_sample(x)
