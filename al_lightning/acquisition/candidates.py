@@ -171,7 +171,7 @@ def _prepared(
     dtype = torch.promote_types(source_N_K_C.dtype, torch.float32)
     probs_n_C_K = torch.empty(num_rows, num_classes, num_samples, dtype=dtype, device=source_N_K_C.device)
     entropies_n_K, bald_n = probs_n_C_K.new_empty(num_rows, num_samples), probs_n_C_K.new_empty(num_rows)
-    is_whole = num_rows == len(source_N_K_C) and positions_n.diff().eq(1).all()
+    is_whole = num_rows == len(source_N_K_C) and rows_n.diff().eq(1).all()
     for start in range(0, num_rows, plan.rows_per_block):
         some = slice(start, start + plan.rows_per_block)
         log_probs = source_N_K_C[some] if is_whole else source_N_K_C[rows_n[some]]

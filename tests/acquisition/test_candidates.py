@@ -54,6 +54,15 @@ def test_the_points_of_largest_bald_are_kept(num_kept, cuts):
     assert torch.equal(candidates.rows(kept.flip(0)), log_probs_N_K_C[kept.flip(0)].double())
 
 
+def test_points_next_to_each_other_are_not_mixed_up_when_a_stream_kept_them_in_another_order():
+    sharpness = torch.linspace(0, 3, 10)[:, None, None]
+    log_probs_N_K_C = (random_log_probs(1).repeat(10, 1, 1) * sharpness).log_softmax(dim=2)  # ever more informative
+    candidates = candidates_of_chunks(log_probs_N_K_C.split(1), lambda chunk: keeping(4))
+    assert candidates.positions_n.tolist() == [6, 7, 8, 9]
+    assert candidates.rows_n.tolist() == [2, 3, 0, 1]
+    assert torch.equal(candidates.bald_n, candidates_of_tensor(log_probs_N_K_C, keeping(10)).bald_n[6:])
+
+
 def test_a_stream_may_end_before_the_memory_does():
     log_probs_N_K_C = random_log_probs()
     candidates = candidates_of_chunks(iter(log_probs_N_K_C.split(8)), lambda chunk: keeping(1000))
