@@ -162,7 +162,8 @@ class Chooser:
         if screening is None or not self.acquisition.needs_predictions or len(indices_N) <= screening.num_points:
             return None
         draw = Draw(screening.num_samples, derived_seed(self.seed, round_index, "screening"))
-        return screening(predict(indices_N, draw), exchange=ranks)
+        generator = self._generator(round_index, "screened")
+        return screening(predict(indices_N, draw), generator=generator, exchange=ranks)
 
     def _predictions(
         self,

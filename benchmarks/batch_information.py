@@ -93,7 +93,7 @@ def screened_by(few: int, kept: int) -> Chooser:
 
     def choose(log_probs_N_K_C: Tensor, generator: torch.Generator) -> Tensor:
         look = Predictions(log_probs_N_K_C[:, :few], torch.arange(len(log_probs_N_K_C)))
-        left = Screening(num_points=kept, num_samples=few)(look).kept
+        left = Screening(num_points=kept, num_samples=few)(look, generator=torch.Generator().manual_seed(0)).kept
         return left[by(BatchBALD())(log_probs_N_K_C[left], generator)]
 
     return choose

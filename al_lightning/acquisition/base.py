@@ -211,28 +211,3 @@ def _check_parts(reports_R: list[list[int]]) -> None:
         raise ValueError(
             f"`predictions` are of {next_offset} points on all ranks together, but `total` is {first_total}."
         )
-
-
-def top(scores_N: Tensor, batch_size: int, *, positions_N: Tensor | None = None, exchange: Exchange = ALONE) -> Batch:
-    """The `batch_size` highest scores of the pool, over all ranks; of equal scores the lowest position comes first.
-
-    Args:
-        scores_N: This process's part; it may hold fewer points than the batch.
-        batch_size: How many to choose from all parts.
-        positions_N: Their positions in the whole pool, ascending; by default this process holds all of it.
-        exchange: How ranks agree.
-
-    Example:
-        >>> top(torch.tensor([0.1, 0.7, 0.7]), 2).positions
-        tensor([1, 2])
-    """
-    own_N = scores_N.cpu().double()
-    positions_N = torch.arange(len(own_N)) if positions_N is None else positions_N.cpu()
-    order = own_N.argsort(descending=True, stable=True)[:batch_size]
-    padding = batch_size - len(order)
-    offered_scores = torch.nn.functional.pad(own_N[order], (0, padding), value=-torch.inf)
-    offered_positions = torch.nn.functional.pad(positions_N[order].double(), (0, padding), value=-1)
-    offer = torch.stack([offered_scores, offered_positions])
-    scores, positions = exchange.gather(offer).transpose(0, 1).flatten(1)  # by rank, so equal scores are by position
-    best = scores.argsort(descending=True, stable=True)[:batch_size]
-    return Batch(positions[best].long(), scores[best])

@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from al_lightning.acquisition.base import Batch, Exchange, top
+from al_lightning.acquisition.base import Batch, Exchange
 from al_lightning.acquisition.candidates import Candidates
+from al_lightning.acquisition.ranking import top
 from al_lightning.acquisition.search import Search, largest_ratio
 from al_lightning.information import Configurations
 

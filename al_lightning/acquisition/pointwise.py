@@ -19,9 +19,9 @@ from al_lightning.acquisition.base import (
     Predictions,
     check_batch_size,
     checked_log_probs,
-    top,
 )
 from al_lightning.acquisition.blocks import in_blocks
+from al_lightning.acquisition.ranking import by_chance, top
 from al_lightning.information import check_log_probs, entropy, mutual_information
 from al_lightning.information.entropy import at_least_single
 
@@ -85,15 +85,25 @@ def mean_std(log_probs_N_K_C: Tensor) -> Tensor:
 
 
 def highest(
-    score: Callable[[Tensor], Tensor], predictions: Predictions, batch_size: int, *, exchange: Exchange
+    score: Callable[[Tensor], Tensor],
+    predictions: Predictions,
+    batch_size: int,
+    *,
+    generator: torch.Generator,
+    exchange: Exchange,
 ) -> Batch:
-    """The points of the highest score, which is a function of some points' log-probabilities (n, K, C)."""
+    """The points of the highest score, which is a function of some points' log-probabilities (n, K, C).
+
+    Chance decides between equal scores: votes of K samples know few values, and the first points of a pool that lies
+    sorted by class would be a batch of one class.
+    """
     check_batch_size(batch_size, predictions.num_points)
     log_probs_N_K_C = checked_log_probs(predictions, exchange=exchange)
     # Computed in double and rounded to single, so that equal points score equally wherever they lie, on whichever rank.
     scores_N = in_blocks(lambda rows: score(at_least_single(rows).double()), log_probs_N_K_C)
     positions_N = torch.arange(len(scores_N)) + predictions.offset
-    return top(scores_N, batch_size, positions_N=positions_N, exchange=exchange)
+    luck_N = by_chance(positions_N, generator)
+    return top(scores_N, batch_size, luck_N=luck_N, positions_N=positions_N, exchange=exchange)
 
 
 @dataclass(frozen=True)
@@ -119,7 +129,7 @@ class Entropy(Acquisition):
     def __call__(
         self, predictions: Predictions, batch_size: int, *, generator: torch.Generator, exchange: Exchange = ALONE
     ) -> Batch:
-        return highest(entropy, predictions, batch_size, exchange=exchange)
+        return highest(entropy, predictions, batch_size, generator=generator, exchange=exchange)
 
 
 @dataclass(frozen=True)
@@ -130,7 +140,7 @@ class LeastConfidence(Acquisition):
     def __call__(
         self, predictions: Predictions, batch_size: int, *, generator: torch.Generator, exchange: Exchange = ALONE
     ) -> Batch:
-        return highest(least_confidence, predictions, batch_size, exchange=exchange)
+        return highest(least_confidence, predictions, batch_size, generator=generator, exchange=exchange)
 
 
 @dataclass(frozen=True)
@@ -141,7 +151,7 @@ class Margin(Acquisition):
     def __call__(
         self, predictions: Predictions, batch_size: int, *, generator: torch.Generator, exchange: Exchange = ALONE
     ) -> Batch:
-        return highest(margin, predictions, batch_size, exchange=exchange)
+        return highest(margin, predictions, batch_size, generator=generator, exchange=exchange)
 
 
 @dataclass(frozen=True)
@@ -152,7 +162,7 @@ class VariationRatios(Acquisition):
     def __call__(
         self, predictions: Predictions, batch_size: int, *, generator: torch.Generator, exchange: Exchange = ALONE
     ) -> Batch:
-        return highest(variation_ratios, predictions, batch_size, exchange=exchange)
+        return highest(variation_ratios, predictions, batch_size, generator=generator, exchange=exchange)
 
 
 @dataclass(frozen=True)
@@ -163,7 +173,7 @@ class MeanSTD(Acquisition):
     def __call__(
         self, predictions: Predictions, batch_size: int, *, generator: torch.Generator, exchange: Exchange = ALONE
     ) -> Batch:
-        return highest(mean_std, predictions, batch_size, exchange=exchange)
+        return highest(mean_std, predictions, batch_size, generator=generator, exchange=exchange)
 
 
 @dataclass(frozen=True)
@@ -174,4 +184,4 @@ class BALD(Acquisition):
     def __call__(
         self, predictions: Predictions, batch_size: int, *, generator: torch.Generator, exchange: Exchange = ALONE
     ) -> Batch:
-        return highest(mutual_information, predictions, batch_size, exchange=exchange)
+        return highest(mutual_information, predictions, batch_size, generator=generator, exchange=exchange)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from al_lightning.acquisition.base import ALONE, Exchange, Predictions
@@ -33,14 +34,21 @@ class Screening:
             if value < least:
                 raise ValueError(f"`Screening({name}=...)` is {value}, but must be at least {least}.")
 
-    def __call__(self, predictions: Predictions, *, exchange: Exchange = ALONE) -> "Screened":
+    def __call__(
+        self, predictions: Predictions, *, generator: torch.Generator, exchange: Exchange = ALONE
+    ) -> "Screened":
         """The points that are left, given the predictions of `num_samples` for the pool.
+
+        Args:
+            predictions: This process's part of the pool.
+            generator: On the CPU, in the same state on every rank; decides between points of equal BALD.
+            exchange: How ranks agree.
 
         Example:
             >>> import torch
             >>> unsure, certain = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]
             >>> predictions = Predictions(torch.tensor([certain, unsure, certain]).log(), torch.arange(3))
-            >>> Screening(num_points=1, num_samples=2)(predictions).kept
+            >>> Screening(num_points=1, num_samples=2)(predictions, generator=torch.Generator()).kept
             tensor([1])
         """
         num_pool, log_probs_N_K_C = predictions.num_points, predictions.log_probs_N_K_C
@@ -51,7 +59,7 @@ class Screening:
                 f"`num_samples` is {self.num_samples}, but `predictions` are by {log_probs_N_K_C.shape[1]}. Pass those "
                 "of as many."
             )
-        batch = highest(mutual_information, predictions, self.num_points, exchange=exchange)
+        batch = highest(mutual_information, predictions, self.num_points, generator=generator, exchange=exchange)
         return Screened(batch.positions, mean_bald(predictions, exchange=exchange), num_pool, self)
 
 

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from al_lightning.acquisition.bounds import coarse_to_fine, typical_moment
 from al_lightning.acquisition.candidates import Candidates
+from al_lightning.acquisition.ranking import by_chance
 from al_lightning.information import Configurations
 
-GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - 2**64
-SPLIT_MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))  # as torch's integers have a sign
 FIRST_CHUNK, PROMISING, LARGEST_CHUNK = 8, 3, 256
 
 
@@ -104,19 +103,6 @@ class Search:
         probs_n_C_K, entropies_n_K = self._candidates.probs_n_C_K, self._candidates.entropies_n_K
         blocks = [_slice_or(some) for some in torch.split(rows, self._candidates.rows_per_block)]
         return torch.cat([gains(probs_n_C_K[some], entropies_n_K[some]) for some in blocks])
-
-
-def by_chance(positions_n: Tensor, generator: torch.Generator) -> Tensor:
-    """Numbers in [0, 1) for positions of the whole pool (n, double), the same on whichever rank a position lies.
-
-    A hash with a key from the generator, because a rank cannot draw for others' positions: SplitMix64 (Steele, Lea,
-    Flood 2014), whose products wrap around at 2^64.
-    """
-    mixed_n = (positions_n + 1) * GOLDEN_GAMMA + int(torch.randint(2**62, (), generator=generator))
-    for shift, factor in SPLIT_MIX:
-        mixed_n = (mixed_n ^ (mixed_n >> shift & 2 ** (64 - shift) - 1)) * factor
-    chance_n: Tensor = ((mixed_n ^ (mixed_n >> 31 & 2**33 - 1)) & 2**53 - 1).double() / 2**53
-    return chance_n
 
 
 def _slice_or(rows: Tensor) -> slice | Tensor:

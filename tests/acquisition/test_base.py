@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 import al_lightning.acquisition
 from al_lightning.acquisition import Acquisition, Alone, BatchBALD, Predictions
-from al_lightning.acquisition.base import prepared_on_all_ranks, top
+from al_lightning.acquisition.base import prepared_on_all_ranks
 
 EVERY_ACQUISITION = [
     member()
@@ -105,15 +105,22 @@ def test_the_order_of_the_pool_does_not_matter(acquisition):
 
 
 @every_that_predicts
-def test_of_equal_points_the_lowest_position_is_chosen_first(acquisition):
+def test_equal_points_are_equal_wherever_they_lie(acquisition):
+    """BatchBALD takes the first of them, and chance decides where points are scored by themselves."""
     log_probs_N_K_C = pool_of(40).repeat(3, 1, 1)[torch.randperm(120, generator=seeded(2))]
     batch = acquisition(whole(log_probs_N_K_C), 12, generator=seeded())
-    is_told_apart = batch.scores < 1e-3 if batch.leads is not None else torch.zeros(12)  # then chance decides
+    is_jointly = batch.leads is not None
+    is_told_apart = batch.scores < 1e-3 if is_jointly else torch.zeros(12)  # then chance decides
     positions = batch.positions[: 12 - int(is_told_apart.sum())].tolist()
     assert len(positions) > 4
+    are_first = []
     for number, position in enumerate(positions):
         copies = (log_probs_N_K_C == log_probs_N_K_C[position]).flatten(1).all(dim=1).nonzero().squeeze(1).tolist()
-        assert position == min(set(copies) - set(positions[:number]))
+        are_first.append(position == min(set(copies) - set(positions[:number])))
+        if not is_jointly and number % 3 > 0:
+            assert batch.scores[number] == batch.scores[number - 1]
+            assert "VariationRatios" in repr(acquisition) or positions[number - 1] in copies
+    assert all(are_first) == is_jointly
 
 
 @every_acquisition
@@ -226,17 +233,6 @@ def test_rows_are_found_on_whichever_rank_holds_them(on_rank_threads):
 def test_a_pool_that_was_not_predicted_has_no_rows():
     with pytest.raises(ValueError, match="was not predicted"):
         Predictions(None, torch.arange(3)).rows(torch.tensor([0]))
-
-
-def test_top_breaks_ties_by_position_over_ranks(on_rank_threads):
-    parts = [torch.tensor([0.5]), torch.tensor([]), torch.tensor([0.5, 0.9, 0.5])]
-    for batch in on_rank_threads(
-        lambda rank, exchange: top(
-            parts[rank], 3, positions_N=torch.arange(len(parts[rank])) + min(rank, 1), exchange=exchange
-        ),
-        3,
-    ):
-        assert batch.positions.tolist() == [2, 0, 1]
 
 
 def test_alone_is_one_rank():

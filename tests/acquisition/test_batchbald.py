@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from al_lightning.acquisition import BALD, Acquisition, BatchBALD, Predictions, Random, batchbald, bounds, plan, search
+from al_lightning.acquisition.ranking import by_chance
 from al_lightning.information import Configurations, batch_information, mutual_information
 from al_lightning.information.entropy import at_least_single
 
@@ -65,7 +66,7 @@ def full_greedy(log_probs_N_K_C, batch_size, *, num_configs, seed):
         gain_of = {n: configurations.mean(configurations.information(log_probs_N_K_C[n])).item() for n in left}
         is_known = configurations.mean(torch.special.entr(configurations.weights_M_K).sum(dim=1)) < rounding
         if is_known:
-            luck_N = search.by_chance(torch.arange(len(log_probs_N_K_C)), generator)
+            luck_N = by_chance(torch.arange(len(log_probs_N_K_C)), generator)
             chosen.append(max(left, key=luck_N.tolist().__getitem__))
         else:
             chosen.append(max(left, key=gain_of.__getitem__))  # the first of equals
@@ -347,8 +348,8 @@ def whole(log_probs_N_K_C):
 
 def test_a_saturated_batch_is_filled_up_by_the_named_rule():
     log_probs_N_K_C = random_log_probs(16, 30, sharpness=4.0)
-    accepted = BatchBALD()(whole(log_probs_N_K_C), 10, generator=seeded())
-    filled = BatchBALD(fill=BALD(), saturated_at=0.8)(whole(log_probs_N_K_C), 10, generator=seeded())
+    accepted = BatchBALD(20_000)(whole(log_probs_N_K_C), 10, generator=seeded())
+    filled = BatchBALD(20_000, fill=BALD(), saturated_at=0.8)(whole(log_probs_N_K_C), 10, generator=seeded())
     kept = 10 - filled.num_filled
     assert 0 < kept < 10
     assert accepted.num_filled == 0
@@ -357,7 +358,7 @@ def test_a_saturated_batch_is_filled_up_by_the_named_rule():
     by_bald = mutual_information(log_probs_N_K_C).argsort(descending=True).tolist()
     expected = [position for position in by_bald if position not in filled.positions[:kept].tolist()]
     assert filled.positions[kept:].tolist() == expected[: filled.num_filled]
-    replayed = batch_information(log_probs_N_K_C[filled.positions], generator=seeded())
+    replayed = batch_information(log_probs_N_K_C[filled.positions], num_configs=20_000, generator=seeded())
     assert torch.equal(filled.scores, replayed)
     assert filled.saturation[-1].item() == pytest.approx(replayed.sum().item() / math.log(4))
 

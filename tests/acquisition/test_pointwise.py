@@ -106,3 +106,17 @@ def test_random_reaches_every_point_and_every_seed_is_another_draw():
     assert set(torch.cat([batch.positions for batch in batches]).tolist()) == set(range(8))
     assert len({tuple(batch.positions.tolist()) for batch in batches}) > 20
     assert all((batch.scores == 0).all() for batch in batches)
+
+
+def test_chance_decides_between_equal_votes_and_not_the_order_of_the_pool():
+    votes_N_K = torch.zeros(1000, 4, dtype=torch.long)
+    votes_N_K[::2, :2] = 1  # every other point divides the samples in halves
+    log_probs_N_K_C = torch.nn.functional.one_hot(votes_N_K, 2).double().log()
+    predictions = Predictions(log_probs_N_K_C, torch.arange(1000))
+    batch = VariationRatios()(predictions, 100, generator=torch.Generator().manual_seed(0))
+    assert (batch.scores == 0.5).all()
+    assert (batch.positions % 2 == 0).all()
+    assert 400 < batch.positions.double().mean() < 600  # five standard errors are 145
+    again, other = (VariationRatios()(predictions, 100, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    assert torch.equal(again.positions, batch.positions)
+    assert not torch.equal(other.positions, batch.positions)

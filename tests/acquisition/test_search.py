@@ -4,7 +4,7 @@ from torch.testing import assert_close
 
 from al_lightning.acquisition.candidates import candidates_of_tensor
 from al_lightning.acquisition.plan import Plan
-from al_lightning.acquisition.search import Search, by_chance, largest_ratio
+from al_lightning.acquisition.search import Search, largest_ratio
 from al_lightning.information import Configurations, mutual_information
 
 
@@ -62,27 +62,6 @@ def test_stale_bounds_of_drawn_configurations_are_forgotten_when_all_are_enumera
     search.scores(drawn, generator=seeded())
     found, expected = (each.scores(exact, generator=seeded()).topk(2).values for each in (search, fresh))
     assert torch.equal(found, expected)
-
-
-def test_chance_is_that_of_the_position_whoever_asks():
-    everywhere_N = by_chance(torch.arange(100_000), seeded())
-    assert torch.equal(by_chance(torch.tensor([7, 99_999]), seeded()), everywhere_N[[7, 99_999]])
-    assert everywhere_N.min() >= 0
-    assert everywhere_N.max() < 1
-    assert len(everywhere_N.unique()) == 100_000
-    assert everywhere_N.mean().item() == pytest.approx(0.5, abs=0.01)
-    assert not torch.equal(by_chance(torch.arange(100_000), seeded(1)), everywhere_N)
-
-
-@pytest.mark.parametrize(("num_points", "num_parts"), [(3, 3), (10, 10), (100, 10), (1003, 10)])
-def test_every_part_of_the_pool_has_the_same_chance(num_points, num_parts):
-    generator, num_draws = seeded(), 20_000
-    winners = [int(by_chance(torch.arange(num_points), generator).argmax()) for _ in range(num_draws)]
-    parts = torch.tensor(winners).mul(num_parts).div(num_points, rounding_mode="floor").bincount(minlength=num_parts)
-    expected = torch.arange(num_points).mul(num_parts).div(num_points, rounding_mode="floor").bincount()
-    expected = expected * num_draws / num_points
-    chi_square = ((parts - expected).square() / expected).sum() / (num_parts - 1)
-    assert chi_square < 3.5, parts  # one in two thousand are above
 
 
 @pytest.mark.parametrize("num_configs", [1, 20, 10_000])
