@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -30,6 +30,7 @@ class Experiment:
         flags: What differs from the configuration.
         max_labelled: Labels at the end.
         reference: The name of each acquisition's trials in the authors' raw results.
+        overlay: The name of a configuration that replaces some of the first.
     """
 
     config: str
@@ -37,6 +38,12 @@ class Experiment:
     flags: Sequence[str] = ()
     max_labelled: int = LABELS[1]
     reference: Mapping[str, str] = field(default_factory=dict)
+    overlay: str | None = None
+
+    @property
+    def configs(self) -> list[Path]:
+        """The files of its configurations, each of which replaces some of those before it."""
+        return [CONFIGS / f"{name}.yaml" for name in (self.config, self.overlay) if name is not None]
 
 
 def _mnist(query_size: int, max_labelled: int, **reference: str) -> Experiment:
@@ -89,6 +96,9 @@ EXPERIMENTS = {
             "Random": "emnist_balanced_independent_random_k10_b5",
         },
     ),
+}
+EXPERIMENTS |= {
+    f"{name}, likelihood": replace(EXPERIMENTS[name], overlay="stop_on_likelihood") for name in ("mnist", "repeated x3")
 }
 
 
@@ -166,8 +176,8 @@ def start(job: Job, place: Place, *, gpu: str | None) -> bool:
     folder = job.folder(place.root)
     folder.mkdir(parents=True, exist_ok=True)
     started_in = folder / f"start-{len(list(folder.glob('start-*')))}"  # Lightning saves a configuration but once
-    config = CONFIGS / f"{EXPERIMENTS[job.experiment].config}.yaml"
-    command = [sys.executable, "-m", "al_lightning", "fit", "--config", str(config), *job.flags]
+    configs = EXPERIMENTS[job.experiment].configs
+    command = [sys.executable, "-m", "al_lightning", "fit", *(f"--config={path}" for path in configs), *job.flags]
     command += [f"--data.datamodule.root={place.data / EXPERIMENTS[job.experiment].data}"]
     command += [f"{CALLBACK}folder={folder}", "--trainer.logger=false", f"--trainer.default_root_dir={started_in}"]
     command += ["--trainer.enable_progress_bar=false", f"--trainer.accelerator={'cpu' if gpu is None else 'gpu'}"]
@@ -175,7 +185,7 @@ def start(job: Job, place: Place, *, gpu: str | None) -> bool:
     environment = {**os.environ, "OMP_NUM_THREADS": str(place.threads)}
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
-    note(job, place, config)
+    note(job, place, configs)
     started = time.perf_counter()
     with (folder / "log.txt").open("a") as log:
         code = subprocess.run(command, check=False, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
@@ -188,11 +198,11 @@ def start(job: Job, place: Place, *, gpu: str | None) -> bool:
     return True
 
 
-def note(job: Job, place: Place, config: Path) -> None:
+def note(job: Job, place: Place, configs: Sequence[Path]) -> None:
     """Add to the run's folder what it is made of now; a run that is taken up again may have several such lines."""
     entry = {
         **asdict(place.provenance),
-        "config": f"{config.name}@{digest([config])}",
+        "config": " ".join(f"{config.name}@{digest([config])}" for config in configs),
         "flags": " ".join(job.flags),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
