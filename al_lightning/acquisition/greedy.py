@@ -7,7 +7,7 @@ from torch import Tensor
 
 from al_lightning.acquisition.base import Batch, Exchange
 from al_lightning.acquisition.candidates import Candidates
-from al_lightning.acquisition.ranking import top
+from al_lightning.acquisition.ranking import by_chance, top
 from al_lightning.acquisition.search import Search, largest_ratio
 from al_lightning.information import Configurations
 
@@ -30,6 +30,8 @@ class Greedy:
         self._num_configs, self._max_configs = num_configs, max_configs or num_configs
         self._first_state = generator.get_state()
         self._search = Search(candidates)
+        # One key a batch, from a copy: ties change nothing of what the generator draws.
+        self._luck_n = by_chance(candidates.positions_n, generator.clone_state())
         self._num_samples = candidates.source_N_K_C.shape[1]
         self._configurations = Configurations.start(self._num_samples)
         self._rows: list[Tensor] = []
@@ -92,11 +94,30 @@ class Greedy:
         return joint_B / math.log(self._num_samples) if self._num_samples > 1 else torch.ones_like(joint_B)
 
     def _best_two(self) -> tuple[int, Tensor]:
-        """The position of the best point, and the rows of it and of the next best, if there is one (2, K, C)."""
-        scores_n = self._search.scores(self._configurations, generator=self._generator)
-        best = top(scores_n, 2, positions_N=self._candidates.positions_n, exchange=self._exchange)
+        """The position of the best point, and the rows of it and of the next best, if there is one (2, K, C).
+
+        Once less than rounding is left to learn, or to be learnt from any point, all points are equal. Chance decides
+        between equal points: pools often lie sorted by class, and their first points would be a batch of one class.
+        """
+        best = top(
+            self._scores_n(),
+            2,
+            luck_N=self._luck_n,
+            positions_N=self._candidates.positions_n,
+            exchange=self._exchange,
+        )
         rows = self._candidates.rows(best.positions[best.scores.isfinite()], exchange=self._exchange)
         return int(best.positions[0]), rows
+
+    def _scores_n(self) -> Tensor:
+        search, configurations = self._search, self._configurations
+        if configurations.remaining() < search.slack:
+            return search.equal_scores()
+        gains_n = search.gains(configurations)
+        best_two = top(gains_n, 2, exchange=self._exchange).scores
+        if best_two[0] < 2 * search.slack:
+            return search.equal_scores()
+        return search.scores(gains_n, best_two, configurations)
 
     def _judged(self, rows_2_K_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The first row's gain, its lead over the second's, if there is one, and the standard error of that lead."""

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from al_lightning.acquisition.bounds import coarse_to_fine, typical_moment
 from al_lightning.acquisition.candidates import Candidates
-from al_lightning.acquisition.ranking import by_chance
 from al_lightning.information import Configurations
+from al_lightning.information.kernel import full_precision_products
 
 FIRST_CHUNK, PROMISING, LARGEST_CHUNK = 8, 3, 256
 
@@ -21,7 +21,8 @@ class Search:
         self.num_evaluated = 0
         self._candidates = candidates
         self._is_free_n = torch.ones_like(candidates.bald_n, dtype=torch.bool)
-        self._typical_K_K = typical_moment(candidates.probs_n_C_K)
+        with full_precision_products():
+            self._typical_K_K = typical_moment(candidates.probs_n_C_K)
         self._known_n = candidates.bald_n.clone()  # the last gain or bound of each
         self._is_bound = True  # whether it bounds later gains too: in the exact regime no gain grows from pick to pick
         # More than rounding adds to the difference of two gains: the most seen, over many shapes, is a tenth of it.
@@ -32,19 +33,32 @@ class Search:
         """Take a chosen point out of the candidates; it may be another rank's, or none."""
         self._is_free_n[self._candidates.positions_n == position] = False
 
-    def scores(self, configurations: Configurations, *, generator: torch.Generator) -> Tensor:
-        """The gains of the points that can be among this part's best two, minus infinity for all others (n, double).
+    def gains(self, configurations: Configurations) -> Tensor:
+        """The gains of the points that can be among this part's best two, minus infinity for all others (n).
 
-        The search rounds as it likes: whatever is within `slack` of the second best is scored again, one by one and in
-        double precision, so that the choice depends neither on the search nor on where a point lies. Once less than
-        that is left to learn, the samples are told apart, all points are equal, and chance decides: pools often lie
-        sorted by class, and their first points would be a batch of one class.
+        Rounded as the search likes: only what differs by more than `slack` does differ.
         """
-        scores_n = torch.full((len(self._is_free_n),), -torch.inf, dtype=torch.float64)
-        if configurations.remaining() < self.slack:
-            return torch.where(self._is_free_n, by_chance(self._candidates.positions_n, generator), -torch.inf).cpu()
-        gains_n = self._search(configurations)
-        contenders = (gains_n.isfinite() & (gains_n >= self._least(gains_n))).nonzero().squeeze(1)
+        with full_precision_products():
+            return self._search(configurations)
+
+    def scores(self, gains_n: Tensor, best_two: Tensor, configurations: Configurations) -> Tensor:
+        """What `gains` found, so that the choice depends neither on the search nor on where a point lies (n, double).
+
+        Whatever is within `slack` of the second best is scored again, one by one and in double precision. Points that
+        add nothing but rounding are equal, with a score of 0; there may be as many as the pool has.
+
+        Args:
+            gains_n: See `gains`.
+            best_two: The two best gains of the whole pool.
+            configurations: Those of `gains`.
+        """
+        scores_n = torch.full((len(gains_n),), -torch.inf, dtype=torch.float64)
+        best, second = best_two.tolist()
+        least = second - self.slack
+        if second < self.slack:
+            scores_n[self._is_free_n.cpu()] = 0
+            least = best - self.slack
+        contenders = (gains_n.isfinite() & (gains_n >= least)).nonzero().squeeze(1)
         known: dict[bytes, Tensor] = {}  # equal points are scored once
         for number, log_probs_K_C in self._log_probs_of(contenders):
             key = log_probs_K_C.numpy().tobytes()
@@ -52,6 +66,10 @@ class Search:
                 known[key] = configurations.mean(configurations.information(log_probs_K_C))
             scores_n[number] = known[key]
         return scores_n
+
+    def equal_scores(self) -> Tensor:
+        """0 for each point that is not yet chosen, minus infinity for the others (n, double)."""
+        return torch.where(self._is_free_n.cpu(), 0.0, -torch.inf).double()
 
     def _log_probs_of(self, numbers: Tensor) -> Iterator[tuple[int, Tensor]]:
         for some in torch.split(numbers, self._candidates.rows_per_block):

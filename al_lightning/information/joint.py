@@ -42,8 +42,13 @@ class Configurations:
         return self.counts_M is None
 
     def to(self, like: Tensor) -> "Configurations":
-        """The same with the precision and on the device of `like`."""
-        return Configurations(self.probs_M.to(like), self.weights_M_K.to(like), self.counts_M)
+        """The same with the precision and on the device of `like`, less the configurations too improbable for it."""
+        probs_M = self.probs_M.to(like)
+        is_normal_M = probs_M >= torch.finfo(like.dtype).tiny  # what is less rounds to 0 or to a few digits
+        if is_normal_M.all():
+            return Configurations(probs_M, self.weights_M_K.to(like), self.counts_M)
+        counts_M = None if self.counts_M is None else self.counts_M[is_normal_M]
+        return Configurations(probs_M[is_normal_M], self.weights_M_K.to(like)[is_normal_M], counts_M)
 
     def gains(self, log_probs_B_K_C: Tensor) -> Tensor:
         """I[y_b; w | y_S], what the label of each candidate would add (B, nats): a mean over configurations.

@@ -53,9 +53,10 @@ def plain_greedy(log_probs_N_K_C, batch_size):
 
 
 def full_greedy(log_probs_N_K_C, batch_size, *, num_configs, seed):
-    """Score every candidate over all configurations, one by one; by chance, if less than rounding is left to learn."""
+    """Score every candidate over all configurations, one by one; by chance, if none adds more than rounding."""
     rounding = 64 * torch.finfo(log_probs_N_K_C.dtype).eps * (1 + math.log(log_probs_N_K_C.shape[2]))
     generator = seeded(seed)
+    luck_N = by_chance(torch.arange(len(log_probs_N_K_C)), seeded(seed)).tolist()
     configurations = Configurations.start(log_probs_N_K_C.shape[1])
     chosen, gains = [], []
     for number in range(batch_size):
@@ -64,12 +65,9 @@ def full_greedy(log_probs_N_K_C, batch_size, *, num_configs, seed):
             configurations = configurations.extended(last, num_configs=num_configs, generator=generator)
         left = [n for n in range(len(log_probs_N_K_C)) if n not in chosen]
         gain_of = {n: configurations.mean(configurations.information(log_probs_N_K_C[n])).item() for n in left}
-        is_known = configurations.mean(torch.special.entr(configurations.weights_M_K).sum(dim=1)) < rounding
-        if is_known:
-            luck_N = by_chance(torch.arange(len(log_probs_N_K_C)), generator)
-            chosen.append(max(left, key=luck_N.tolist().__getitem__))
-        else:
-            chosen.append(max(left, key=gain_of.__getitem__))  # the first of equals
+        unknown = configurations.mean(torch.special.entr(configurations.weights_M_K).sum(dim=1))
+        is_known = unknown < rounding or max(gain_of.values()) < 2 * rounding
+        chosen.append(max(left, key=lambda n: (0 if is_known else gain_of[n], luck_N[n])))
         gains.append(gain_of[chosen[-1]])
     return chosen, gains
 
@@ -194,14 +192,35 @@ def test_a_lead_over_a_copy_is_nothing_and_a_drawn_lead_has_an_error():
 def test_once_the_samples_are_told_apart_chance_decides_and_not_the_order_of_the_pool():
     certain_N_K_C = torch.eye(3, 4).log().repeat(1000, 1, 1)  # the first label says which of three samples it is
     batch = batchbald(certain_N_K_C, 101, generator=seeded())
-    assert batch.positions[0] == 0
     assert_close(batch.scores, torch.tensor([math.log(3)] + [0.0] * 100).double())
     tenths = (batch.positions[1:] // 100).bincount(minlength=10)
     assert tenths.sum() == len(batch.positions.unique()) - 1 == 100
     assert ((tenths >= 3) & (tenths <= 20)).all()  # ten each, give or take three standard deviations
-    assert batch.by_score.tolist() == [0]
+    assert torch.equal(batch.by_score, batch.positions[:1])
     others = batchbald(certain_N_K_C, 101, generator=seeded(1))
     assert len(set(others.positions.tolist()) & set(batch.positions.tolist())) < 30
+
+
+def test_once_the_points_in_doubt_are_chosen_chance_decides_though_samples_are_not_told_apart():
+    certain_N_K_C = torch.eye(10)[torch.arange(1000) // 100].log()[:, None, :].expand(1000, 100, 10).clone()
+    in_doubt = torch.tensor([31, 202, 546, 831, 911])
+    certain_N_K_C[in_doubt] = random_log_probs(3, 5, 100, 10).float()
+    batch = batchbald(certain_N_K_C, 105, generator=seeded())
+    assert batch.positions[:5].sort().values.equal(in_doubt)
+    assert batch.saturation[4] < 0.9
+    assert_close(batch.scores[5:], torch.zeros(100).double(), atol=1e-9, rtol=0)
+    classes = (batch.positions[5:] // 100).bincount(minlength=10)
+    assert ((classes >= 3) & (classes <= 20)).all()
+    assert torch.equal(batch.by_score, batch.positions[:5])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_configurations_that_are_impossible_in_single_precision_mix_nothing_up(seed):
+    log_probs_N_K_C = torch.randn(10, 20, 10, generator=seeded(seed)).mul(20).log_softmax(dim=2)
+    batch = batchbald(log_probs_N_K_C, 4, generator=seeded())
+    chosen, gains = full_greedy(log_probs_N_K_C, 4, num_configs=10_000, seed=0)
+    assert batch.positions.tolist() == chosen
+    assert_close(batch.scores, torch.tensor(gains).double())
 
 
 def test_replaying_the_picks_gives_their_scores():

@@ -22,6 +22,12 @@ def search_of(log_probs_N_K_C):
     return Search(candidates_of_tensor(log_probs_N_K_C, plan))
 
 
+def scores_of(search, configurations):
+    gains_n = search.gains(configurations)
+    best_two = torch.cat([gains_n, torch.full((2,), -torch.inf)]).topk(2).values
+    return search.scores(gains_n, best_two, configurations)
+
+
 def after(picks_B_K_C, *, num_configs):
     configurations, generator = Configurations.start(picks_B_K_C.shape[1]), torch.Generator().manual_seed(0)
     for log_probs_K_C in picks_B_K_C:
@@ -36,7 +42,7 @@ def test_the_best_two_have_their_gains_and_what_is_taken_has_none(num_configs):
     gains_N = torch.stack([configurations.mean(configurations.information(row)) for row in log_probs_N_K_C])
     search = search_of(log_probs_N_K_C)
     for _ in range(5):
-        scores_N = search.scores(configurations, generator=seeded())
+        scores_N = scores_of(search, configurations)
         best = gains_N.topk(2).indices
         assert torch.equal(scores_N.topk(2).indices, best)
         assert torch.equal(scores_N[best], gains_N[best])
@@ -47,20 +53,20 @@ def test_the_best_two_have_their_gains_and_what_is_taken_has_none(num_configs):
 def test_a_point_of_another_part_is_none_of_ours():
     search = search_of(random_log_probs())
     search.take(40)
-    assert (search.scores(Configurations.start(6), generator=seeded()).isfinite()).any()
+    assert (scores_of(search, Configurations.start(6)).isfinite()).any()
 
 
 def test_an_empty_part_has_no_scores():
     search = search_of(random_log_probs()[:0])
-    assert search.scores(after(random_log_probs()[:6], num_configs=30), generator=seeded()).tolist() == []
+    assert scores_of(search, after(random_log_probs()[:6], num_configs=30)).tolist() == []
 
 
 def test_stale_bounds_of_drawn_configurations_are_forgotten_when_all_are_enumerated_again():
     log_probs_N_K_C = random_log_probs(seed=1)
     drawn, exact = (after(log_probs_N_K_C[:4], num_configs=num_configs) for num_configs in (2, 256))
     search, fresh = search_of(log_probs_N_K_C), search_of(log_probs_N_K_C)
-    search.scores(drawn, generator=seeded())
-    found, expected = (each.scores(exact, generator=seeded()).topk(2).values for each in (search, fresh))
+    scores_of(search, drawn)
+    found, expected = (scores_of(each, exact).topk(2).values for each in (search, fresh))
     assert torch.equal(found, expected)
 
 
@@ -75,3 +81,14 @@ def test_no_gain_exceeds_the_ratio_times_bald(num_configs):
 def test_the_ratio_is_one_where_all_configurations_are_here():
     assert largest_ratio(after(random_log_probs()[:3], num_configs=64)) == 1
     assert_close(largest_ratio(after(random_log_probs()[:3], num_configs=63)), 1.0, atol=0.5, rtol=0)
+
+
+def test_points_that_add_nothing_are_equal_and_are_not_scored_one_by_one():
+    certain = torch.eye(4)[torch.arange(30) % 4].log()[:, None, :].expand(30, 6, 4)
+    search = search_of(torch.cat([random_log_probs(2), certain]))
+    search.take(0)
+    scores_N = scores_of(search, Configurations.start(6))
+    assert scores_N[0] == -torch.inf
+    assert scores_N[1] > 0.1
+    assert (scores_N[2:] == 0).all()
+    assert search.equal_scores().tolist() == [-torch.inf] + [0] * 31

@@ -194,3 +194,16 @@ def test_batch_information_of_many_certain_points_is_the_log_of_the_number_of_sa
     gains_B = batch_information(certain_B_K_C, num_configs=4, generator=torch.Generator().manual_seed(0))
     assert_close(gains_B[:3], torch.full((3,), math.log(2)).double())
     assert_close(gains_B.sum().item(), math.log(8))
+
+
+def test_configurations_too_improbable_for_single_precision_are_left_out_with_their_counts():
+    """Kept with probability 0 they would be in no group, and the numbers of groups would name other ones."""
+    probs_M = torch.tensor([0.5, 1e-60, 0.5, 1e-42], dtype=torch.float64)
+    weights_M_K, counts_M = torch.eye(4, dtype=torch.float64), torch.tensor([5, 1, 4, 2])
+    single = Configurations(probs_M, weights_M_K, counts_M).to(torch.zeros(1))
+    assert torch.equal(single.probs_M, torch.tensor([0.5, 0.5]))
+    assert torch.equal(single.weights_M_K, torch.eye(4)[[0, 2]])
+    assert torch.equal(single.counts_M, counts_M[[0, 2]])
+    double = Configurations(probs_M, weights_M_K).to(torch.zeros(1, dtype=torch.float64))
+    assert torch.equal(double.probs_M, probs_M)
+    assert double.counts_M is None
