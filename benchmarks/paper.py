@@ -9,7 +9,8 @@ acquisition, seed) is an ordinary run of `al-lightning fit` in a folder of its o
 its last finished round, and one that has ended is not run again: start the same command again to go on. A higher
 `--max-labelled` goes on too. Arguments after `--` go to every run; give such runs a `--folder` of their own.
 
-Writes paper.csv and paper.png. The authors' raw results, a JSON file, are compared with if `--reference` names it.
+Writes paper.csv and paper.png, or paper_EXPERIMENT.csv and .png of other experiments than MNIST's. The authors' raw
+results, a JSON file, are compared with if `--reference` names it.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from queue import SimpleQueue
 
 from joint_entropy_record import find_provenance
 from paper_report import draw, paired, read_references, states, table, write_csv
-from paper_runs import EXPERIMENTS, Job, Place, start
+from paper_runs import EXPERIMENTS, Job, Place, filename, start
 
 RESULTS = Path(__file__).parent / "results"
 ACQUISITIONS = ("BatchBALD", "BALD", "Random")
@@ -112,7 +113,8 @@ def main() -> None:
     if ended:
         references = read_references(asked.reference)
         asked.results.mkdir(parents=True, exist_ok=True)
-        suffix = "" if asked.pool is None else f"_pool{asked.pool}"
+        names = [] if asked.experiments == ["mnist"] else [filename(name) for name in asked.experiments]
+        suffix = "".join(f"_{part}" for part in [*names, *([] if asked.pool is None else [f"pool{asked.pool}"])])
         write_csv(asked.results / f"paper{suffix}.csv", jobs, place.root)
         draw(asked.results / f"paper{suffix}.png", ended, references, pool=asked.pool)
         print(table(ended, references), paired(ended), sep="\n\n")

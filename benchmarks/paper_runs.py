@@ -102,6 +102,11 @@ EXPERIMENTS |= {
 }
 
 
+def filename(experiment: str) -> str:
+    """What its files and folders are called."""
+    return "".join(letter for letter in experiment if letter.isalnum())
+
+
 @dataclass(frozen=True)
 class Job:
     """One run of the command line; all that it does depends on these fields.
@@ -128,9 +133,8 @@ class Job:
 
     def folder(self, root: Path) -> Path:
         """Where it runs."""
-        name = "".join(letter for letter in self.experiment if letter.isalnum())
         pool = "" if self.pool is None else f"-pool{self.pool}"
-        return root / f"{name}{pool}" / self.acquisition / f"seed-{self.seed}"
+        return root / f"{filename(self.experiment)}{pool}" / self.acquisition / f"seed-{self.seed}"
 
     @property
     def flags(self) -> list[str]:

@@ -84,6 +84,7 @@ def mean_std(log_probs_N_K_C: Tensor) -> Tensor:
     return at_least_single(log_probs_N_K_C).exp().std(dim=1, correction=0).mean(dim=1)
 
 
+@torch.no_grad()
 def highest(
     score: Callable[[Tensor], Tensor],
     predictions: Predictions,

@@ -36,7 +36,7 @@ def summarise(
         "n_predicted": predictions.num_points,
         "num_samples": num_samples,
         "joint_mi": joint,
-        "joint_mi_over_log_k": joint / math.log(num_samples),
+        "joint_mi_over_log_k": joint / math.log(num_samples) if num_samples > 1 else 1.0,  # one leaves nothing to learn
         "mean_bald_pool": mean_bald(predictions, exchange=exchange),
         "mean_bald_picked": mutual_information(rows_B_K_C).mean().item(),
         "n_evaluated": batch.num_evaluated,

@@ -108,7 +108,7 @@ def _refuse_anything_between(found: LastLayerPass, output_B_C: Tensor) -> None:
             f"output comes from with `layer=`, or choose another posterior."
         )
     once_B_C, again_B_C = log_probs_of(output_B_C), log_probs_of(logits_B_C)
-    coarsest = max(torch.finfo(tensor.dtype).eps for tensor in (output_B_C, logits_B_C))
+    coarsest = max(torch.finfo(tensor.dtype).eps for tensor in (output_B_C, logits_B_C, once_B_C))
     tolerance_B_1 = ROUNDINGS * coarsest * (1 + logits_B_C.float().abs().amax(dim=1, keepdim=True))
     is_other_B_C = ((once_B_C - again_B_C).abs() > tolerance_B_1) | (once_B_C.isnan() != again_B_C.isnan())
     if bool(is_other_B_C.any()):

@@ -62,3 +62,10 @@ def test_only_picks_that_could_have_been_beaten_are_warned_of():
     assert message.startswith(
         "BatchBALD searched 4 of 9 points, those of largest BALD, and 1 of 2 picks might have been"
     )
+
+
+def test_one_sample_leaves_nothing_to_learn():
+    predictions = Predictions(torch.full((5, 1, 2), 0.5).log(), torch.arange(5))
+    batch = BALD()(predictions, 2, generator=torch.Generator().manual_seed(0))
+    numbers = summarise(predictions, batch, generator=torch.Generator().manual_seed(0))
+    assert (numbers["joint_mi"], numbers["joint_mi_over_log_k"]) == (0.0, 1.0)

@@ -170,3 +170,9 @@ def test_model_and_batch_are_left_as_they_were_after_an_error_too():
         run(model, x)
     assert torch.equal(x, points())
     assert all(module.training and not module._forward_hooks for module in model.modules())
+
+
+def test_log_softmax_in_double_precision_is_served():
+    model = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 4), nn.LogSoftmax(dim=1)).double()
+    found = last_layer_pass(model, torch.randn(50, 3).double(), predict=None, layer=None)
+    assert found.logits_B_C.dtype == torch.float64
