@@ -32,7 +32,7 @@ class Alone:
 
 
 ALONE = Alone()
-BY_CHANCE_BELOW = 1e-4  # nats that a pick of BatchBALD adds; rounding is a quarter of it
+BY_CHANCE_BELOW = 2e-4  # nats that a pick of BatchBALD adds; less than that may be rounding, even of 10,000 classes
 REFUSED = (-1, -1, -1, -1, -1)  # in place of a rank's report of offset, rows, total, K and C
 
 
