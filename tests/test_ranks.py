@@ -15,6 +15,7 @@ def ranks_of(num_ranks):
         accelerator="cpu", devices=num_ranks, strategy="ddp", logger=False, enable_progress_bar=False, barebones=False
     )
     trainer.strategy.setup_environment()
+    torch.distributed.barrier()  # a rank that left at once would close the connections that the others still make
     return Ranks(trainer)
 
 
