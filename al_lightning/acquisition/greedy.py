@@ -40,6 +40,7 @@ class Greedy:
         self._leads: list[tuple[Tensor, Tensor]] = []
         self._is_certified: list[bool] = []
         self._num_filled = 0
+        self._is_over = False  # whether nothing is left to learn: labels that tell nothing make no other tell more
 
     @property
     def positions(self) -> Tensor:
@@ -111,13 +112,13 @@ class Greedy:
 
     def _scores_n(self) -> Tensor:
         search, configurations = self._search, self._configurations
-        if configurations.remaining() < search.slack:
-            return search.equal_scores()
-        gains_n = search.gains(configurations)
-        best_two = top(gains_n, 2, exchange=self._exchange).scores
-        if best_two[0] < 2 * search.slack:
-            return search.equal_scores()
-        return search.scores(gains_n, best_two, configurations)
+        if not self._is_over:
+            self._is_over = bool(configurations.remaining() < search.slack)
+        if not self._is_over:
+            gains_n = search.gains(configurations)
+            best_two = top(gains_n, 2, exchange=self._exchange).scores
+            self._is_over = bool(best_two[0] < 2 * search.slack)
+        return search.equal_scores() if self._is_over else search.scores(gains_n, best_two, configurations)
 
     def _judged(self, rows_2_K_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The first row's gain, its lead over the second's, if there is one, and the standard error of that lead."""

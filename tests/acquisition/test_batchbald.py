@@ -58,7 +58,7 @@ def full_greedy(log_probs_N_K_C, batch_size, *, num_configs, seed):
     generator = seeded(seed)
     luck_N = by_chance(torch.arange(len(log_probs_N_K_C)), seeded(seed)).tolist()
     configurations = Configurations.start(log_probs_N_K_C.shape[1])
-    chosen, gains = [], []
+    chosen, gains, is_known = [], [], False
     for number in range(batch_size):
         if number > 0:
             last = log_probs_N_K_C[chosen[-1]]
@@ -66,7 +66,7 @@ def full_greedy(log_probs_N_K_C, batch_size, *, num_configs, seed):
         left = [n for n in range(len(log_probs_N_K_C)) if n not in chosen]
         gain_of = {n: configurations.mean(configurations.information(log_probs_N_K_C[n])).item() for n in left}
         unknown = configurations.mean(torch.special.entr(configurations.weights_M_K).sum(dim=1))
-        is_known = unknown < rounding or max(gain_of.values()) < 2 * rounding
+        is_known = is_known or unknown < rounding or max(gain_of.values()) < 2 * rounding
         chosen.append(max(left, key=lambda n: (0 if is_known else gain_of[n], luck_N[n])))
         gains.append(gain_of[chosen[-1]])
     return chosen, gains
