@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from al_lightning.information import Configurations
+from al_lightning.information.products import product_of_rows
 
 FEWEST, FEW = 32, 200
 KEPT_APART = (500, 2000)
@@ -29,12 +30,14 @@ class Bound:
     """
 
     means: Configurations
-    spread_K_R: Tensor
+    spread_R_K: Tensor
 
     def gains(self, probs_n_C_K: Tensor, entropies_n_K: Tensor) -> Tensor:
         """What no candidate's gain exceeds (n, nats), up to rounding."""
         gains_n = self.means.gains_of_probs(probs_n_C_K, entropies_n_K)
-        return gains_n.sub_((probs_n_C_K @ self.spread_K_R).square_().sum(dim=(1, 2)))
+        rows_r_K = probs_n_C_K.flatten(0, 1)
+        deviations_r_R = product_of_rows(rows_r_K, self.spread_R_K, out_M_R=rows_r_K.new_empty(len(rows_r_K), len(self.spread_R_K)))
+        return gains_n.sub_(deviations_r_R.view(len(gains_n), -1).square_().sum(dim=1))
 
 
 def coarse_to_fine(configurations: Configurations, typical_K_K: Tensor) -> Iterator[Bound]:
@@ -131,8 +134,8 @@ def _spread(second_moment_K_K: Tensor, means: Configurations, typical_K_K: Tenso
     # The covariance is the difference of two moments in single precision: less than that is rounding, not spread.
     is_wide_R = values_R > 1e-5 * second_moment_K_K.diagonal().max()
     scales_R = torch.where(is_wide_R, values_R, 1.0).rsqrt() * is_wide_R
-    spread_K_R: Tensor = images_K_R @ (vectors_R_R * scales_R)
-    return spread_K_R.to(means.weights_M_K)
+    spread_R_K: Tensor = (images_K_R @ (vectors_R_R * scales_R)).t()
+    return spread_R_K.to(means.weights_M_K).contiguous()
 
 
 def _second_moment(configurations: Configurations) -> Tensor:

@@ -12,6 +12,7 @@ from al_lightning.information import Configurations
 from al_lightning.information.kernel import full_precision_products
 
 FIRST_CHUNK, PROMISING, LARGEST_CHUNK = 8, 3, 256
+FEW_GAPS = 1.25
 
 
 class Search:
@@ -119,14 +120,14 @@ class Search:
 
     def _in_blocks(self, gains: Callable[[Tensor, Tensor], Tensor], rows: Tensor) -> Tensor:
         probs_n_C_K, entropies_n_K = self._candidates.probs_n_C_K, self._candidates.entropies_n_K
-        blocks = [_slice_or(some) for some in torch.split(rows, self._candidates.rows_per_block)]
-        return torch.cat([gains(probs_n_C_K[some], entropies_n_K[some]) for some in blocks])
-
-
-def _slice_or(rows: Tensor) -> slice | Tensor:
-    """Ascending rows without a gap as a slice, which copies nothing."""
-    is_whole = len(rows) > 1 and bool((rows.diff() == 1).all())
-    return slice(int(rows[0]), int(rows[-1]) + 1) if is_whole else rows
+        parts = []
+        for some in torch.split(rows, self._candidates.rows_per_block):
+            first, end = int(some.min()), int(some.max()) + 1
+            if end - first <= FEW_GAPS * len(some):  # a slice copies nothing
+                parts.append(gains(probs_n_C_K[first:end], entropies_n_K[first:end])[some - first])
+            else:
+                parts.append(gains(probs_n_C_K[some], entropies_n_K[some]))
+        return torch.cat(parts)
 
 
 def _highest(values_n: Tensor, rows: Tensor, number: int) -> Tensor:
@@ -137,5 +138,5 @@ def largest_ratio(configurations: Configurations) -> float:
     """How many times its BALD a point's gain may be: K max_k wbar_k, which is 1 where all configurations are here."""
     if configurations.is_exact:
         return 1.0
-    mean_weights_K = configurations.probs_M @ configurations.weights_M_K
+    mean_weights_K = configurations.mean_weights_K
     return (mean_weights_K.max() * len(mean_weights_K)).item()

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -41,6 +42,11 @@ class Configurations:
         """Whether all configurations are here, rather than a sample."""
         return self.counts_M is None
 
+    @cached_property
+    def mean_weights_K(self) -> Tensor:
+        """wbar = sum_m pi_m w_m (K), 1/K each where all configurations are here."""
+        return (self.probs_M[:, None] * self.weights_M_K).sum(dim=0)
+
     def to(self, like: Tensor) -> "Configurations":
         """The same with the precision and on the device of `like`, less the configurations too improbable for it."""
         probs_M = self.probs_M.to(like)
@@ -70,9 +76,8 @@ class Configurations:
 
     def gains_of_probs(self, probs_B_C_K: Tensor, entropies_B_K: Tensor) -> Tensor:
         """`gains` from probabilities and their entropies H[p_k(.|b)], of the precision and on the device of `self`."""
-        mean_weights_K = (self.probs_M[:, None] * self.weights_M_K).sum(dim=0)
         mixed_B = mean_mixture_entropy(self.weights_M_K, self.probs_M, probs_B_C_K.transpose(1, 2))
-        return mixed_B - (entropies_B_K * mean_weights_K).sum(dim=1)
+        return mixed_B - (entropies_B_K * self.mean_weights_K).sum(dim=1)
 
     def information(self, log_probs_K_C: Tensor) -> Tensor:
         """I[y; w | s_m] of one point for each configuration (M, nats), in the precision and on the device of `self`.
