@@ -12,7 +12,7 @@ from al_lightning.information.products import product_of_rows
 FEWEST, FEW = 32, 200
 KEPT_APART = (500, 2000)
 DIRECTIONS, TURNS = 16, 3  # twice as many directions exclude a tenth more, and cost twice as much
-STILL_UNKNOWN = 2.0  # nats about the sample: once less is unknown, the fewest groups exclude next to nothing
+MOSTLY_UNKNOWN = 0.57  # mean doubt about the sample: once it is less, the fewest groups exclude next to nothing
 WORTHWHILE = 1.5  # a bound costs as many rows as it has: it must be clearly cheaper than what it bounds
 
 
@@ -26,7 +26,7 @@ class Bound:
 
     Args:
         means: The mean configuration of each group.
-        spread_K_R: S is at least the product of this with its transpose.
+        spread_R_K: S is at least the product of its transpose with it.
     """
 
     means: Configurations
@@ -36,7 +36,8 @@ class Bound:
         """What no candidate's gain exceeds (n, nats), up to rounding."""
         gains_n = self.means.gains_of_probs(probs_n_C_K, entropies_n_K)
         rows_r_K = probs_n_C_K.flatten(0, 1)
-        deviations_r_R = product_of_rows(rows_r_K, self.spread_R_K, out_M_R=rows_r_K.new_empty(len(rows_r_K), len(self.spread_R_K)))
+        into_r_R = rows_r_K.new_empty(len(rows_r_K), len(self.spread_R_K))
+        deviations_r_R = product_of_rows(rows_r_K, self.spread_R_K, out_M_R=into_r_R)
         return gains_n.sub_(deviations_r_R.view(len(gains_n), -1).square_().sum(dim=1))
 
 
@@ -56,12 +57,12 @@ def coarse_to_fine(configurations: Configurations, typical_K_K: Tensor) -> Itera
     def bound(means: Configurations) -> Bound:
         return Bound(means, _spread(second_moment_K_K, means, typical_K_K))
 
-    likeliest_M = configurations.weights_M_K.argmax(dim=1)
+    trust_M, likeliest_M = configurations.likeliest
     by_sample = configurations.merged(likeliest_M)
     num_samples = len(by_sample.probs_M)
     if num_configs < WORTHWHILE * num_samples:
         return
-    if num_samples > WORTHWHILE * FEWEST and configurations.remaining() > STILL_UNKNOWN:
+    if num_samples > WORTHWHILE * FEWEST and configurations.mean(1 - trust_M) > MOSTLY_UNKNOWN:
         yield bound(by_sample.merged(by_similarity(by_sample, FEWEST)))
     yield bound(by_sample)
     if num_configs < WORTHWHILE * (num_samples + FEW):
@@ -80,14 +81,16 @@ def coarse_to_fine(configurations: Configurations, typical_K_K: Tensor) -> Itera
 
 
 def by_likeliest_sample(configurations: Configurations, num_groups: int) -> Tensor:
-    """At most `num_groups` + K groups, numbered from 0 without a gap, by the likeliest sample and the trust in it."""
-    trust_M, likeliest_M = configurations.weights_M_K.max(dim=1)
+    """At most `num_groups` + K groups, numbered from 0 without a gap, by the likeliest sample and the trust in it.
+
+    The less trust, the fewer configurations are in a group: what is nearly certain adds little to a gain.
+    """
+    trust_M, likeliest_M = configurations.likeliest
     order_M = (2 * likeliest_M - trust_M).argsort()
-    probs_M = configurations.probs_M[order_M]
-    cumulated_M = (
-        probs_M.cpu().cumsum(dim=0).to(probs_M.device)
-    )  # on CUDA it is refused where Trainer(deterministic=True)
-    part_M = ((cumulated_M - probs_M / 2) * num_groups).long()
+    doubt_M = configurations.probs_M[order_M] * (1 - trust_M[order_M]).clamp_min(0).sqrt()
+    # On the CPU, because where Trainer(deterministic=True) CUDA refuses it.
+    cumulated_M = doubt_M.double().cpu().cumsum(dim=0).to(doubt_M.device)
+    part_M = ((cumulated_M - doubt_M / 2) * (num_groups / cumulated_M[-1].clamp_min(1e-300))).long()
     _, sorted_M = torch.unique_consecutive(likeliest_M[order_M] * (num_groups + 1) + part_M, return_inverse=True)
     return torch.empty_like(sorted_M).scatter_(0, order_M, sorted_M)
 
@@ -116,7 +119,7 @@ def typical_moment(probs_n_C_K: Tensor) -> Tensor:
 
 
 def _spread(second_moment_K_K: Tensor, means: Configurations, typical_K_K: Tensor) -> Tensor:
-    """The `DIRECTIONS` of the covariance S within groups that matter most for typical candidates (K, R).
+    """The `DIRECTIONS` of the covariance S within groups that matter most for typical candidates (R, K).
 
     With any Y, S Y (Y' S Y)^-1 Y' S is at most S (Nystrom's approximation). The best Y are the leading eigenvectors of
     the typical moment times S, to which a few multiplications turn any start.
@@ -139,8 +142,7 @@ def _spread(second_moment_K_K: Tensor, means: Configurations, typical_K_K: Tenso
 
 
 def _second_moment(configurations: Configurations) -> Tensor:
-    weights_M_K = configurations.weights_M_K
-    return (weights_M_K.t() @ (configurations.probs_M[:, None] * weights_M_K)).double()
+    return (configurations.weights_M_K.t() @ configurations.joint).double()
 
 
 def _loss(configurations: Configurations, merged: Configurations, group_M: Tensor) -> Tensor:

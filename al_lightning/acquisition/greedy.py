@@ -113,7 +113,7 @@ class Greedy:
     def _scores_n(self) -> Tensor:
         search, configurations = self._search, self._configurations
         if not self._is_over:
-            self._is_over = bool(configurations.remaining() < search.slack)
+            self._is_over = bool(configurations.doubt() < search.slack and configurations.remaining() < search.slack)
         if not self._is_over:
             gains_n = search.gains(configurations)
             best_two = top(gains_n, 2, exchange=self._exchange).scores

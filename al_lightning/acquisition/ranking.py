@@ -36,19 +36,22 @@ def top(
     own_N = scores_N.cpu().double()
     luck_N = torch.zeros_like(own_N) if luck_N is None else luck_N.cpu().double()
     positions_N = torch.arange(len(own_N)) if positions_N is None else positions_N.cpu()
-    order = _order(own_N, luck_N)[:batch_size]
+    order = _first(own_N, luck_N, batch_size)
     padding = batch_size - len(order)
     own = ((own_N, -torch.inf), (luck_N, 0), (positions_N.double(), -1))
     offer = torch.stack([torch.nn.functional.pad(row_N[order], (0, padding), value=value) for row_N, value in own])
     scores, luck, positions = exchange.gather(offer).transpose(0, 1).flatten(1)  # by rank, so equals are by position
-    best = _order(scores, luck)[:batch_size]
+    best = _first(scores, luck, batch_size)
     return Batch(positions[best].long(), scores[best])
 
 
-def _order(scores_N: Tensor, luck_N: Tensor) -> Tensor:
-    """From the highest score to the lowest, equals from the highest luck to the lowest, then as they are."""
-    by_luck = luck_N.argsort(descending=True, stable=True)
-    return by_luck[scores_N[by_luck].argsort(descending=True, stable=True)]
+def _first(scores_N: Tensor, luck_N: Tensor, number: int) -> Tensor:
+    """The first from the highest score to the lowest, equals from the highest luck to the lowest, then as they are."""
+    number = min(number, len(scores_N))
+    least = scores_N.topk(number).values[-1:]  # sorting all of a pool takes much longer
+    contenders = (~(scores_N < least)).nonzero().squeeze(1)
+    by_luck = contenders[luck_N[contenders].argsort(descending=True, stable=True)]
+    return by_luck[scores_N[by_luck].argsort(descending=True, stable=True)[:number]]
 
 
 def by_chance(positions_n: Tensor, generator: torch.Generator) -> Tensor:

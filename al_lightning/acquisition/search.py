@@ -87,13 +87,14 @@ class Search:
         least = self._evaluate(like, _highest(self._known_n, free, FIRST_CHUNK), gains_n)
         bounds_n[gains_n.isfinite()] = -torch.inf
         waiting = ((bounds_n >= least) & bounds_n.isfinite()).nonzero().squeeze(1)
-        for bound in coarse_to_fine(like, self._typical_K_K):
+        for number, bound in enumerate(coarse_to_fine(like, self._typical_K_K)):
             if len(waiting) <= FIRST_CHUNK:
                 break
             bounds_n[waiting] = torch.minimum(bounds_n[waiting], self._in_blocks(bound.gains, waiting))
-            promising = _highest(bounds_n, waiting, PROMISING)  # the higher the second best, the fewer pass
-            least = self._evaluate(like, promising, gains_n)
-            bounds_n[promising] = -torch.inf
+            if number == 0:
+                promising = _highest(bounds_n, waiting, PROMISING)  # the higher the second best, the fewer pass
+                least = self._evaluate(like, promising, gains_n)
+                bounds_n[promising] = -torch.inf
             waiting = waiting[bounds_n[waiting] >= least]
         waiting = waiting[bounds_n[waiting].argsort(descending=True)]
         size = FIRST_CHUNK
@@ -122,12 +123,17 @@ class Search:
         probs_n_C_K, entropies_n_K = self._candidates.probs_n_C_K, self._candidates.entropies_n_K
         parts = []
         for some in torch.split(rows, self._candidates.rows_per_block):
-            first, end = int(some.min()), int(some.max()) + 1
-            if end - first <= FEW_GAPS * len(some):  # a slice copies nothing
-                parts.append(gains(probs_n_C_K[first:end], entropies_n_K[first:end])[some - first])
+            stretch = _stretch(some)
+            if stretch.stop - stretch.start <= FEW_GAPS * len(some):  # a slice copies nothing
+                parts.append(gains(probs_n_C_K[stretch], entropies_n_K[stretch])[some - stretch.start])
             else:
                 parts.append(gains(probs_n_C_K[some], entropies_n_K[some]))
         return torch.cat(parts)
+
+
+def _stretch(rows: Tensor) -> slice:
+    """From the lowest to the highest row."""
+    return slice(int(rows.min()), int(rows.max()) + 1) if len(rows) > 0 else slice(0, 0)
 
 
 def _highest(values_n: Tensor, rows: Tensor, number: int) -> Tensor:
@@ -138,5 +144,5 @@ def largest_ratio(configurations: Configurations) -> float:
     """How many times its BALD a point's gain may be: K max_k wbar_k, which is 1 where all configurations are here."""
     if configurations.is_exact:
         return 1.0
-    mean_weights_K = configurations.mean_weights_K
+    mean_weights_K = configurations.mean_weights
     return (mean_weights_K.max() * len(mean_weights_K)).item()

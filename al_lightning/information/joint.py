@@ -43,9 +43,20 @@ class Configurations:
         return self.counts_M is None
 
     @cached_property
-    def mean_weights_K(self) -> Tensor:
-        """wbar = sum_m pi_m w_m (K), 1/K each where all configurations are here."""
-        return (self.probs_M[:, None] * self.weights_M_K).sum(dim=0)
+    def joint(self) -> Tensor:
+        """pi_m w_mk, the probability of each configuration and sample (M, K)."""
+        return self.probs_M[:, None] * self.weights_M_K
+
+    @cached_property
+    def mean_weights(self) -> Tensor:
+        """The mean weights sum_m pi_m w_m (K): 1/K each where all configurations are here."""
+        return self.joint.sum(dim=0)
+
+    @cached_property
+    def likeliest(self) -> tuple[Tensor, Tensor]:
+        """The weight of each configuration's likeliest sample, and which that is (M each)."""
+        trust_M, sample_M = self.weights_M_K.max(dim=1)
+        return trust_M, sample_M
 
     def to(self, like: Tensor) -> "Configurations":
         """The same with the precision and on the device of `like`, less the configurations too improbable for it."""
@@ -77,7 +88,7 @@ class Configurations:
     def gains_of_probs(self, probs_B_C_K: Tensor, entropies_B_K: Tensor) -> Tensor:
         """`gains` from probabilities and their entropies H[p_k(.|b)], of the precision and on the device of `self`."""
         mixed_B = mean_mixture_entropy(self.weights_M_K, self.probs_M, probs_B_C_K.transpose(1, 2))
-        return mixed_B - (entropies_B_K * self.mean_weights_K).sum(dim=1)
+        return mixed_B - (entropies_B_K * self.mean_weights).sum(dim=1)
 
     def information(self, log_probs_K_C: Tensor) -> Tensor:
         """I[y; w | s_m] of one point for each configuration (M, nats), in the precision and on the device of `self`.
@@ -96,6 +107,10 @@ class Configurations:
         """H[w | y_S], what is still unknown about which sample it is (scalar, nats): no label can add more."""
         logs_M_K = self.weights_M_K.clamp_min(torch.finfo(self.weights_M_K.dtype).tiny).log_()
         return -self.mean(logs_M_K.mul_(self.weights_M_K).sum(dim=1))
+
+    def doubt(self) -> Tensor:
+        """The mean probability of all samples but the likeliest (scalar): `remaining` is never less, and costs more."""
+        return self.mean(1 - self.weights_M_K.amax(dim=1))
 
     def mean(self, values_M: Tensor) -> Tensor:
         """The mean of a value over configurations (scalar)."""
@@ -121,7 +136,7 @@ class Configurations:
         num_groups = int(group_M.max()) + 1
         probs_G = self.probs_M.new_zeros(num_groups).index_add_(0, group_M, self.probs_M)
         sums_G_K = self.weights_M_K.new_zeros(num_groups, self.weights_M_K.shape[1])
-        sums_G_K.index_add_(0, group_M, self.probs_M[:, None] * self.weights_M_K)
+        sums_G_K.index_add_(0, group_M, self.joint)
         is_group_G = probs_G > 0
         return Configurations(probs_G[is_group_G], sums_G_K[is_group_G] / probs_G[is_group_G][:, None])
 

@@ -100,7 +100,7 @@ def test_the_bounded_search_chooses_what_full_evaluation_chooses(
     log_probs_N_K_C = distinct[order]  # ties: some points are there several times
     expected = full_greedy(at_least_single(log_probs_N_K_C), 6, num_configs=num_configs, seed=seed)
     with pytest.MonkeyPatch.context() as patch:  # so small that all of the search is used
-        small = {"FEWEST": 3, "FEW": 6, "KEPT_APART": (4, 9), "WORTHWHILE": 1.0, "STILL_UNKNOWN": 0.0}
+        small = {"FEWEST": 3, "FEW": 6, "KEPT_APART": (4, 9), "WORTHWHILE": 1.0, "MOSTLY_UNKNOWN": 0.0}
         for name, value in small.items():
             patch.setattr(bounds, name, value)
         patch.setattr(search, "FIRST_CHUNK", 2)

@@ -55,7 +55,7 @@ def test_what_the_means_leave_out_lowers_the_bound_but_never_below_the_gain(shar
     configurations, log_probs_N_K_C = sampled(3, 2000, sharpness=sharpness, num_samples=DIRECTIONS)
     candidates = prepared(log_probs_N_K_C)
     level = next(coarse_to_fine(configurations, typical_moment(candidates[0])))
-    without = Bound(level.means, torch.zeros_like(level.spread_K_R))
+    without = Bound(level.means, torch.zeros_like(level.spread_R_K))
     gains = configurations.gains(log_probs_N_K_C)
     assert (level.gains(*candidates) >= gains - 1e-9).all()
     assert (level.gains(*candidates) < without.gains(*candidates)).all()
@@ -72,7 +72,7 @@ def test_with_all_directions_the_bound_falls_by_the_variance_of_what_group_membe
         mean_K = (probs_m[:, None] * weights_m_K).sum(dim=0) / probs_m.sum()
         for prob, deviation_K in zip(probs_m, weights_m_K - mean_K, strict=True):
             variance += prob * (probs_N_C_K @ deviation_K).square().sum(dim=1)
-    without = Bound(level.means, torch.zeros_like(level.spread_K_R))
+    without = Bound(level.means, torch.zeros_like(level.spread_R_K))
     assert_close(without.gains(probs_N_C_K, entropies_N_K) - level.gains(probs_N_C_K, entropies_N_K), variance)
 
 
@@ -102,17 +102,22 @@ def test_the_spread_never_exceeds_the_covariance_whatever_is_typical(num_samples
     means = configurations.merged(group_M)
     moment = _second_moment(configurations)
     for typical_K_K in (typical_moment(prepared(log_probs_N_K_C)[0]), torch.zeros(num_samples, num_samples).double()):
-        spread_K_R = _spread(moment, means, typical_K_K)
-        left_K_K = moment - _second_moment(means) - spread_K_R @ spread_K_R.t()
-        assert spread_K_R.isfinite().all()
+        spread_R_K = _spread(moment, means, typical_K_K)
+        left_K_K = moment - _second_moment(means) - spread_R_K.t() @ spread_R_K
+        assert spread_R_K.isfinite().all()
         assert torch.linalg.eigvalsh(left_K_K).min() >= -1e-12
 
 
-def test_configurations_that_trust_one_sample_alike_are_one_group():
+def test_nearly_certain_configurations_share_a_group_and_doubtful_ones_do_not():
     trust_M = torch.tensor([0.99, 0.55, 0.98, 0.56]).double()
     configurations = Configurations(torch.full((4,), 0.25).double(), torch.stack([trust_M, 1 - trust_M], dim=1))
-    group_M = by_likeliest_sample(configurations, 2)
-    assert_close(configurations.merged(group_M).weights_M_K[:, 0], torch.tensor([0.985, 0.555]).double())
+    group_M = by_likeliest_sample(configurations, 3)
+    assert_close(configurations.merged(group_M).weights_M_K[:, 0], torch.tensor([0.985, 0.56, 0.55]).double())
+
+
+def test_certain_configurations_are_one_group_for_each_sample():
+    configurations = Configurations(torch.full((4,), 0.25).double(), torch.eye(2).double().repeat(2, 1))
+    assert by_likeliest_sample(configurations, 3).tolist() == [0, 1, 0, 1]
 
 
 def test_groups_by_likeliest_sample_are_numbered_without_a_gap_and_share_it():
