@@ -55,17 +55,16 @@ class Configurations:
     @cached_property
     def likeliest(self) -> tuple[Tensor, Tensor]:
         """The weight of each configuration's likeliest sample, and which that is (M each)."""
-        trust_M, sample_M = self.weights_M_K.max(dim=1)
-        return trust_M, sample_M
+        return self.weights_M_K.max(dim=1)
 
     def to(self, like: Tensor) -> "Configurations":
         """The same with the precision and on the device of `like`, less the configurations too improbable for it."""
-        probs_M = self.probs_M.to(like)
+        probs_M, weights_M_K = self.probs_M.to(like), self.weights_M_K.to(like)
         is_normal_M = probs_M >= torch.finfo(like.dtype).tiny  # what is less rounds to 0 or to a few digits
         if is_normal_M.all():
-            return Configurations(probs_M, self.weights_M_K.to(like), self.counts_M)
+            return Configurations(probs_M, weights_M_K, self.counts_M)
         counts_M = None if self.counts_M is None else self.counts_M[is_normal_M]
-        return Configurations(probs_M[is_normal_M], self.weights_M_K.to(like)[is_normal_M], counts_M)
+        return Configurations(probs_M[is_normal_M], weights_M_K[is_normal_M], counts_M)
 
     def gains(self, log_probs_B_K_C: Tensor) -> Tensor:
         """I[y_b; w | y_S], what the label of each candidate would add (B, nats): a mean over configurations.
@@ -100,8 +99,7 @@ class Configurations:
         noise_M = self.weights_M_K @ torch.special.entr(probs_K_C).sum(dim=1)
         mixtures_M_C = self.weights_M_K @ probs_K_C
         logs_M_C = mixtures_M_C.clamp_min(torch.finfo(mixtures_M_C.dtype).tiny).log_()
-        information_M: Tensor = -(mixtures_M_C * logs_M_C).sum(dim=1) - noise_M
-        return information_M
+        return (mixtures_M_C * logs_M_C).sum(dim=1).add_(noise_M).neg_()
 
     def remaining(self) -> Tensor:
         """H[w | y_S], what is still unknown about which sample it is (scalar, nats): no label can add more."""

@@ -180,6 +180,19 @@ def test_whatever_is_merged_bounds_every_gain_from_above(seed, num_configs, shar
     assert (merged.gains(log_probs_N_K_C) >= configurations.gains(log_probs_N_K_C) - 1e-9).all()
 
 
+@given(seed=seeds, sharpness=st.sampled_from([0.5, 3.0, 30.0]), num_picks=st.integers(0, 6))
+def test_what_remains_unknown_is_never_less_than_the_doubt(seed, sharpness, num_picks):
+    configurations = extended_by(random_log_probs(seed, num_picks, sharpness=sharpness), num_configs=50, seed=seed)
+    assert 0 <= configurations.doubt() <= configurations.remaining() + 1e-12
+
+
+def test_the_doubt_is_what_the_likeliest_samples_leave():
+    configurations = Configurations(torch.tensor([0.25, 0.75]), torch.tensor([[0.5, 0.5], [0.9, 0.1]]))
+    assert_close(configurations.doubt(), torch.tensor(0.25 * 0.5 + 0.75 * 0.1))
+    assert_close(configurations.mean_weights, torch.tensor([0.8, 0.2]))
+    assert configurations.likeliest[1].tolist() == [0, 0]
+
+
 def test_batch_information_adds_up_to_the_joint_information():
     log_probs_B_K_C = random_log_probs(8, 5)
     gains_B = batch_information(log_probs_B_K_C, num_configs=243, generator=torch.Generator())
