@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from al_lightning.information import Configurations
-from al_lightning.information.products import product_of_rows
+from al_lightning.information.products import product_of_rows, recurring_size
 
 FEWEST, FEW = 32, 200
 KEPT_APART = (500, 2000)
@@ -55,7 +55,7 @@ def coarse_to_fine(configurations: Configurations, typical_K_K: Tensor) -> Itera
     second_moment_K_K = _second_moment(configurations)
 
     def bound(means: Configurations) -> Bound:
-        return Bound(means, _spread(second_moment_K_K, means, typical_K_K))
+        return Bound(padded(means), _spread(second_moment_K_K, means, typical_K_K))
 
     trust_M, likeliest_M = configurations.likeliest
     by_sample = configurations.merged(likeliest_M)
@@ -78,6 +78,18 @@ def coarse_to_fine(configurations: Configurations, typical_K_K: Tensor) -> Itera
         finer_M = group_M.clone()
         finer_M[apart] = torch.arange(num_apart, device=apart.device) + len(few.probs_M)
         yield bound(configurations.merged(finer_M))
+
+
+def padded(configurations: Configurations) -> Configurations:
+    """The same gains by a number of configurations that recurs from pick to pick: those added have no probability."""
+    num_configs = len(configurations.probs_M)
+    missing = recurring_size(num_configs, like=configurations.weights_M_K) - num_configs
+    if missing == 0:
+        return configurations
+    pad = torch.nn.functional.pad
+    return Configurations(
+        pad(configurations.probs_M, (0, missing)), pad(configurations.weights_M_K, (0, 0, 0, missing))
+    )
 
 
 def by_likeliest_sample(configurations: Configurations, num_groups: int) -> Tensor:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from al_lightning.acquisition.bounds import coarse_to_fine, typical_moment
+from al_lightning.acquisition.bounds import coarse_to_fine, padded, typical_moment
 from al_lightning.acquisition.candidates import Candidates
 from al_lightning.information import Configurations
 from al_lightning.information.kernel import full_precision_products
+from al_lightning.information.products import recurring_size
 
 FIRST_CHUNK, PROMISING, LARGEST_CHUNK = 8, 3, 256
-FEW_GAPS = 1.25
+NEARLY_ALL = 0.7  # of the candidates: fewer are copied before their gains are computed or bounded
 
 
 class Search:
@@ -84,7 +85,8 @@ class Search:
         bounds_n[~self._is_free_n] = -torch.inf
         free = self._is_free_n.nonzero().squeeze(1)
         like = configurations.to(self._candidates.probs_n_C_K)
-        least = self._evaluate(like, _highest(self._known_n, free, FIRST_CHUNK), gains_n)
+        whole = padded(like)
+        least = self._evaluate(whole, _highest(self._known_n, free, FIRST_CHUNK), gains_n)
         bounds_n[gains_n.isfinite()] = -torch.inf
         waiting = ((bounds_n >= least) & bounds_n.isfinite()).nonzero().squeeze(1)
         for number, bound in enumerate(coarse_to_fine(like, self._typical_K_K)):
@@ -93,14 +95,14 @@ class Search:
             bounds_n[waiting] = torch.minimum(bounds_n[waiting], self._in_blocks(bound.gains, waiting))
             if number == 0:
                 promising = _highest(bounds_n, waiting, PROMISING)  # the higher the second best, the fewer pass
-                least = self._evaluate(like, promising, gains_n)
+                least = self._evaluate(whole, promising, gains_n)
                 bounds_n[promising] = -torch.inf
             waiting = waiting[bounds_n[waiting] >= least]
         waiting = waiting[bounds_n[waiting].argsort(descending=True)]
         size = FIRST_CHUNK
         while len(waiting) > 0:
             rows, waiting = waiting[:size], waiting[size:]
-            least = self._evaluate(like, rows, gains_n)
+            least = self._evaluate(whole, rows, gains_n)
             waiting = waiting[bounds_n[waiting] >= least]
             size = min(2 * size, LARGEST_CHUNK)
         self._known_n, self._is_bound = torch.where(gains_n.isfinite(), gains_n, bounds_n), configurations.is_exact
@@ -121,19 +123,16 @@ class Search:
 
     def _in_blocks(self, gains: Callable[[Tensor, Tensor], Tensor], rows: Tensor) -> Tensor:
         probs_n_C_K, entropies_n_K = self._candidates.probs_n_C_K, self._candidates.entropies_n_K
+        size = self._candidates.rows_per_block
+        if len(rows) > NEARLY_ALL * len(probs_n_C_K):  # slices copy nothing
+            blocks = zip(torch.split(probs_n_C_K, size), torch.split(entropies_n_K, size), strict=True)
+            return torch.cat([gains(*block) for block in blocks])[rows]
         parts = []
-        for some in torch.split(rows, self._candidates.rows_per_block):
-            stretch = _stretch(some)
-            if stretch.stop - stretch.start <= FEW_GAPS * len(some):  # a slice copies nothing
-                parts.append(gains(probs_n_C_K[stretch], entropies_n_K[stretch])[some - stretch.start])
-            else:
-                parts.append(gains(probs_n_C_K[some], entropies_n_K[some]))
+        for some in torch.split(rows, size):
+            padding = min(recurring_size(len(some), like=probs_n_C_K), size) - len(some)
+            more = torch.nn.functional.pad(some, (0, padding))  # with the first candidate
+            parts.append(gains(probs_n_C_K[more], entropies_n_K[more])[: len(some)])
         return torch.cat(parts)
-
-
-def _stretch(rows: Tensor) -> slice:
-    """From the lowest to the highest row."""
-    return slice(int(rows.min()), int(rows.max()) + 1) if len(rows) > 0 else slice(0, 0)
 
 
 def _highest(values_n: Tensor, rows: Tensor, number: int) -> Tensor:

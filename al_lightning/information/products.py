@@ -9,6 +9,24 @@ _IS_BUILT_WITH_IT: bool = torch.backends.mkldnn.is_available()  # type: ignore[n
 HAS_ONEDNN = _IS_BUILT_WITH_IT and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+STEPS_PER_DOUBLING = 16
+
+
+def recurring_size(size: int, *, like: Tensor) -> int:
+    """`size` or a little more, so that the sizes of products on `like` recur.
+
+    oneDNN compiles a kernel for each new shape, which takes longer than a small product itself, and keeps a thousand.
+
+    Example:
+        >>> [recurring_size(size, like=torch.empty(0, dtype=torch.float64)) for size in (99, 9_990)]  # not oneDNN's
+        [99, 9990]
+    """
+    if not _goes_to_onednn(like) or size <= STEPS_PER_DOUBLING:
+        return size
+    step = (1 << (size - 1).bit_length() - 1) // STEPS_PER_DOUBLING
+    return -(-size // step) * step
+
+
 def product_of_rows(left_M_K: Tensor, right_R_K: Tensor, *, out_M_R: Tensor) -> Tensor:
     """left_M_K @ right_R_K.T, in `out_M_R` or in a tensor of its own, whichever the library wants; no gradient.
 
@@ -17,7 +35,11 @@ def product_of_rows(left_M_K: Tensor, right_R_K: Tensor, *, out_M_R: Tensor) -> 
         >>> product_of_rows(left_M_K, right_R_K, out_M_R=torch.empty(1, 2))
         tensor([[11.,  2.]])
     """
-    if HAS_ONEDNN and left_M_K.device.type == "cpu" and left_M_K.dtype == torch.float32:
+    if _goes_to_onednn(left_M_K):
         product_M_R: Tensor = torch.ops.mkldnn._linear_pointwise(left_M_K, right_R_K, None, "none", [], "")
         return product_M_R
     return torch.mm(left_M_K, right_R_K.t(), out=out_M_R)
+
+
+def _goes_to_onednn(operand: Tensor) -> bool:
+    return HAS_ONEDNN and operand.device.type == "cpu" and operand.dtype == torch.float32

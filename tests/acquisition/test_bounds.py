@@ -12,6 +12,7 @@ from al_lightning.acquisition.bounds import (
     by_likeliest_sample,
     by_similarity,
     coarse_to_fine,
+    padded,
     regrouped,
     typical_moment,
 )
@@ -106,6 +107,16 @@ def test_the_spread_never_exceeds_the_covariance_whatever_is_typical(num_samples
         left_K_K = moment - _second_moment(means) - spread_R_K.t() @ spread_R_K
         assert spread_R_K.isfinite().all()
         assert torch.linalg.eigvalsh(left_K_K).min() >= -1e-12
+
+
+def test_padding_changes_no_gain():
+    configurations, log_probs_N_K_C = sampled(2, 3000)
+    single = configurations.to(torch.empty(0, dtype=torch.float32))
+    probs_N_C_K, entropies_N_K = (values.float() for values in prepared(log_probs_N_K_C))
+    more = padded(single)
+    assert padded(configurations) is configurations  # no kernel is compiled for double precision
+    assert_close(more.gains_of_probs(probs_N_C_K, entropies_N_K), single.gains_of_probs(probs_N_C_K, entropies_N_K))
+    assert_close(more.probs_M.sum(), torch.tensor(1.0))
 
 
 def test_nearly_certain_configurations_share_a_group_and_doubtful_ones_do_not():

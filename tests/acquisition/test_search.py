@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from al_lightning.acquisition import batchbald, bounds, search
 from al_lightning.acquisition.candidates import candidates_of_tensor
 from al_lightning.acquisition.plan import Plan
 from al_lightning.acquisition.search import Search, largest_ratio
-from al_lightning.information import Configurations, mutual_information
+from al_lightning.information import Configurations, kernel, mutual_information, products
 
 
 def seeded(seed=0):
@@ -92,3 +93,29 @@ def test_points_that_add_nothing_are_equal_and_are_not_scored_one_by_one():
     assert scores_N[1] > 0.1
     assert (scores_N[2:] == 0).all()
     assert search.equal_scores().tolist() == [-torch.inf] + [0] * 31
+
+
+@pytest.mark.skipif(not products.HAS_ONEDNN, reason="only oneDNN compiles a kernel for each shape")
+def test_the_shapes_of_products_recur_from_batch_to_batch(monkeypatch):
+    log_probs_N_K_C = random_log_probs(num_points=1500, num_samples=30)
+
+    def num_new_shapes():
+        """In the last four of eight batches."""
+        shapes: set[tuple[int, ...]] = set()
+
+        def product(left_M_K, right_R_K, *, out_M_R):
+            shapes.add((len(left_M_K), len(right_R_K)))
+            return products.product_of_rows(left_M_K, right_R_K, out_M_R=out_M_R)
+
+        for module in (kernel, bounds):
+            monkeypatch.setattr(module, "product_of_rows", product)
+        counts = []
+        for seed in range(8):
+            batchbald(log_probs_N_K_C, 12, num_configs=3000, generator=seeded(seed))
+            counts.append(len(shapes))
+        return counts[-1] - counts[3]
+
+    rounded = num_new_shapes()
+    for module in (search, bounds):
+        monkeypatch.setattr(module, "recurring_size", lambda size, *, like: size)
+    assert rounded < num_new_shapes() / 2

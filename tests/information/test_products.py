@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from al_lightning.information import products
-from al_lightning.information.products import product_of_rows
+from al_lightning.information.products import product_of_rows, recurring_size
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 
@@ -35,3 +35,18 @@ def test_torch_has_the_operation_as_it_was_when_this_was_written():
     arguments = "(Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, str? algorithm) -> Tensor Y"
     assert str(torch.ops.mkldnn._linear_pointwise.default._schema) == f"mkldnn::_linear_pointwise{arguments}"
     assert products.HAS_ONEDNN
+
+
+@needs_onednn
+def test_few_sizes_recur_and_none_is_much_larger_than_what_was_asked_for():
+    sizes = [recurring_size(size, like=torch.empty(0)) for size in range(20_000)]
+    assert all(size <= found <= size + size // 16 + 1 for size, found in enumerate(sizes))
+    assert [recurring_size(size, like=torch.empty(0)) for size in sizes] == sizes
+    assert len(set(sizes)) < 200
+    assert [sizes[size] for size in (0, 1, 16, 17, 99, 100, 9_990)] == [0, 1, 16, 17, 100, 100, 10_240]
+
+
+def test_where_no_kernel_is_compiled_a_size_stays(monkeypatch):
+    assert recurring_size(99, like=torch.empty(0).double()) == 99
+    monkeypatch.setattr(products, "HAS_ONEDNN", False)
+    assert recurring_size(99, like=torch.empty(0)) == 99
