@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from al_lightning.acquisition.bounds import coarse_to_fine, padded, typical_moment
+from al_lightning.acquisition.bounds import coarse_to_fine, typical_moment
 from al_lightning.acquisition.candidates import Candidates
 from al_lightning.information import Configurations
 from al_lightning.information.kernel import full_precision_products
@@ -85,8 +85,7 @@ class Search:
         bounds_n[~self._is_free_n] = -torch.inf
         free = self._is_free_n.nonzero().squeeze(1)
         like = configurations.to(self._candidates.probs_n_C_K)
-        whole = padded(like)
-        least = self._evaluate(whole, _highest(self._known_n, free, FIRST_CHUNK), gains_n)
+        least = self._evaluate(like, _highest(self._known_n, free, FIRST_CHUNK), gains_n)
         bounds_n[gains_n.isfinite()] = -torch.inf
         waiting = ((bounds_n >= least) & bounds_n.isfinite()).nonzero().squeeze(1)
         for number, bound in enumerate(coarse_to_fine(like, self._typical_K_K)):
@@ -95,14 +94,14 @@ class Search:
             bounds_n[waiting] = torch.minimum(bounds_n[waiting], self._in_blocks(bound.gains, waiting))
             if number == 0:
                 promising = _highest(bounds_n, waiting, PROMISING)  # the higher the second best, the fewer pass
-                least = self._evaluate(whole, promising, gains_n)
+                least = self._evaluate(like, promising, gains_n)
                 bounds_n[promising] = -torch.inf
             waiting = waiting[bounds_n[waiting] >= least]
         waiting = waiting[bounds_n[waiting].argsort(descending=True)]
         size = FIRST_CHUNK
         while len(waiting) > 0:
             rows, waiting = waiting[:size], waiting[size:]
-            least = self._evaluate(whole, rows, gains_n)
+            least = self._evaluate(like, rows, gains_n)
             waiting = waiting[bounds_n[waiting] >= least]
             size = min(2 * size, LARGEST_CHUNK)
         self._known_n, self._is_bound = torch.where(gains_n.isfinite(), gains_n, bounds_n), configurations.is_exact
