@@ -2,11 +2,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from al_lightning.acquisition import batchbald, bounds, search
 from al_lightning.acquisition.candidates import candidates_of_tensor
 from al_lightning.acquisition.plan import Plan
 from al_lightning.acquisition.search import Search, largest_ratio
-from al_lightning.information import Configurations, kernel, mutual_information, products
+from al_lightning.information import Configurations, mutual_information, products
 
 
 def seeded(seed=0):
@@ -95,27 +94,18 @@ def test_points_that_add_nothing_are_equal_and_are_not_scored_one_by_one():
     assert search.equal_scores().tolist() == [-torch.inf] + [0] * 31
 
 
-@pytest.mark.skipif(not products.HAS_ONEDNN, reason="only oneDNN compiles a kernel for each shape")
-def test_the_shapes_of_products_recur_from_batch_to_batch(monkeypatch):
-    log_probs_N_K_C = random_log_probs(num_points=1500, num_samples=30)
+def test_gains_are_those_of_the_rows_and_the_numbers_of_candidates_at_once_recur():
+    log_probs_N_K_C = random_log_probs(num_points=500)
+    searching = Search(candidates_of_tensor(log_probs_N_K_C, Plan(500, rows_per_block=300, num_bytes=0)))
+    sums_N, sizes = log_probs_N_K_C.exp().square().sum(dim=(1, 2)), set()
 
-    def num_new_shapes():
-        """In the last four of eight batches."""
-        shapes: set[tuple[int, ...]] = set()
+    def gains(probs_n_C_K, entropies_n_K):
+        assert len(probs_n_C_K) == len(entropies_n_K)
+        sizes.add(len(probs_n_C_K))
+        return probs_n_C_K.square().sum(dim=(1, 2))
 
-        def product(left_M_K, right_R_K, *, out_M_R):
-            shapes.add((len(left_M_K), len(right_R_K)))
-            return products.product_of_rows(left_M_K, right_R_K, out_M_R=out_M_R)
-
-        for module in (kernel, bounds):
-            monkeypatch.setattr(module, "product_of_rows", product)
-        counts = []
-        for seed in range(8):
-            batchbald(log_probs_N_K_C, 12, num_configs=3000, generator=seeded(seed))
-            counts.append(len(shapes))
-        return counts[-1] - counts[3]
-
-    rounded = num_new_shapes()
-    for module in (search, bounds):
-        monkeypatch.setattr(module, "recurring_size", lambda size, *, like: size)
-    assert rounded < num_new_shapes() / 2
+    order = torch.randperm(500, generator=seeded())
+    for number in range(501):
+        assert_close(searching._in_blocks(gains, order[:number]), sums_N[order[:number]])
+    assert max(sizes) == 300
+    assert len(sizes) < 100 or not products.HAS_ONEDNN  # only oneDNN compiles a kernel for each
