@@ -61,12 +61,17 @@ class Search:
             scores_n[self._is_free_n.cpu()] = 0
             least = best - self.slack
         contenders = (gains_n.isfinite() & (gains_n >= least)).nonzero().squeeze(1)
+        contenders = contenders[gains_n[contenders].argsort(descending=True, stable=True)]
         known: dict[bytes, Tensor] = {}  # equal points are scored once
+        second_score = -math.inf
         for number, log_probs_K_C in self._log_probs_of(contenders):
+            if gains_n[number] < second_score - self.slack / 2:  # half of it is one gain's, and a score has none
+                break
             key = log_probs_K_C.numpy().tobytes()
             if key not in known:
                 known[key] = configurations.mean(configurations.information(log_probs_K_C))
             scores_n[number] = known[key]
+            second_score = scores_n.topk(min(2, len(scores_n))).values[-1].item()
         return scores_n
 
     def equal_scores(self) -> Tensor:
@@ -117,8 +122,9 @@ class Search:
         return self._least(gains_n)
 
     def _least(self, gains_n: Tensor) -> float:
+        """What may be the second best, and is more than rounding: all that is not is equal for `scores`."""
         best = gains_n.topk(min(2, len(gains_n))).values
-        return best[-1].item() - self.slack if len(best) > 0 else math.inf
+        return max(best[-1].item() - self.slack, self.slack / 2) if len(best) > 0 else math.inf
 
     def _in_blocks(self, gains: Callable[[Tensor, Tensor], Tensor], rows: Tensor) -> Tensor:
         probs_n_C_K, entropies_n_K = self._candidates.probs_n_C_K, self._candidates.entropies_n_K

@@ -4,7 +4,7 @@ from torch.testing import assert_close
 
 from al_lightning.acquisition.candidates import candidates_of_tensor
 from al_lightning.acquisition.plan import Plan
-from al_lightning.acquisition.search import Search, largest_ratio
+from al_lightning.acquisition.search import FIRST_CHUNK, PROMISING, Search, largest_ratio
 from al_lightning.information import Configurations, mutual_information, products
 
 
@@ -92,6 +92,30 @@ def test_points_that_add_nothing_are_equal_and_are_not_scored_one_by_one():
     assert scores_N[1] > 0.1
     assert (scores_N[2:] == 0).all()
     assert search.equal_scores().tolist() == [-torch.inf] + [0] * 31
+
+
+def test_points_that_can_add_nothing_but_rounding_are_not_evaluated():
+    log_probs_N_K_C = random_log_probs(num_points=500)
+    weights_M_K = torch.full((300, 6), 1e-8, dtype=torch.float64)
+    weights_M_K[torch.arange(300), torch.arange(300) % 6] = 1 - 5e-8  # which sample it is, is as good as known
+    configurations = Configurations(torch.full((300,), 1 / 300).double(), weights_M_K, torch.ones(300).long())
+    searching = search_of(log_probs_N_K_C)
+    scores_N = scores_of(searching, configurations)
+    assert (scores_N < searching.slack).all()
+    assert searching.num_evaluated <= FIRST_CHUNK + PROMISING
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_best_two_of_many_alike_are_found_though_not_all_are_scored(seed):
+    row_K_C = random_log_probs(num_points=1, seed=seed)
+    noise = torch.randn(300, 6, 4, generator=seeded(seed)) * 1e-4  # the search cannot tell the best apart
+    log_probs_N_K_C = (row_K_C + noise).log_softmax(dim=2)
+    configurations = after(random_log_probs(num_points=3, seed=seed + 100), num_configs=10_000)
+    scores_N = scores_of(search_of(log_probs_N_K_C), configurations)
+    expected_N = torch.stack([configurations.mean(configurations.information(row)) for row in log_probs_N_K_C])
+    assert torch.equal(scores_N.topk(2).indices, expected_N.topk(2).indices)
+    assert torch.equal(scores_N.topk(2).values, expected_N.topk(2).values)
+    assert 8 < scores_N.isfinite().sum() < 300
 
 
 def test_gains_are_those_of_the_rows_and_the_numbers_of_candidates_at_once_recur():
