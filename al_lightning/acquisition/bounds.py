@@ -131,7 +131,7 @@ def typical_moment(probs_n_C_K: Tensor) -> Tensor:
 
 
 def _spread(second_moment_K_K: Tensor, means: Configurations, typical_K_K: Tensor) -> Tensor:
-    """The `DIRECTIONS` of the covariance S within groups that matter most for typical candidates (R, K).
+    """The `DIRECTIONS` of the covariance S within groups that matter most to typical candidates; (R, K).
 
     With any Y, S Y (Y' S Y)^-1 Y' S is at most S (Nystrom's approximation). The best Y are the leading eigenvectors of
     the typical moment times S, to which a few multiplications turn any start.

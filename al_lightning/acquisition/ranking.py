@@ -48,7 +48,9 @@ def top(
 def _first(scores_N: Tensor, luck_N: Tensor, number: int) -> Tensor:
     """The first from the highest score to the lowest, equals from the highest luck to the lowest, then as they are."""
     number = min(number, len(scores_N))
-    least = scores_N.topk(number).values[-1:]  # sorting all of a pool takes much longer
+    if number == 0:
+        return torch.empty(0, dtype=torch.long)
+    least = scores_N.topk(number).values[-1]  # sorting all of a pool takes much longer
     contenders = (~(scores_N < least)).nonzero().squeeze(1)
     by_luck = contenders[luck_N[contenders].argsort(descending=True, stable=True)]
     return by_luck[scores_N[by_luck].argsort(descending=True, stable=True)[:number]]

@@ -13,7 +13,7 @@ from al_lightning.information.kernel import full_precision_products
 from al_lightning.information.products import recurring_size
 
 FIRST_CHUNK, PROMISING, LARGEST_CHUNK = 8, 3, 256
-NEARLY_ALL = 0.7  # of the candidates: fewer are copied before their gains are computed or bounded
+NEARLY_ALL = 0.7  # of the candidates: then all are bounded where they lie, otherwise those asked for are copied
 
 
 class Search:
@@ -38,6 +38,7 @@ class Search:
     def gains(self, configurations: Configurations) -> Tensor:
         """The gains of the points that can be among this part's best two, minus infinity for all others (n).
 
+        Points that can add nothing but rounding are among the others: `scores` makes them equal.
         Rounded as the search likes: only what differs by more than `slack` does differ.
         """
         with full_precision_products():
@@ -46,8 +47,8 @@ class Search:
     def scores(self, gains_n: Tensor, best_two: Tensor, configurations: Configurations) -> Tensor:
         """What `gains` found, so that the choice depends neither on the search nor on where a point lies (n, double).
 
-        Whatever is within `slack` of the second best is scored again, one by one and in double precision. Points that
-        add nothing but rounding are equal, with a score of 0; there may be as many as the pool has.
+        Whatever may be one of the best two is scored again, one by one and in double precision; the rest is minus
+        infinity. Points that add only rounding are equal, with a score of 0; there may be as many as the pool has.
 
         Args:
             gains_n: See `gains`.
@@ -63,15 +64,16 @@ class Search:
         contenders = (gains_n.isfinite() & (gains_n >= least)).nonzero().squeeze(1)
         contenders = contenders[gains_n[contenders].argsort(descending=True, stable=True)]
         known: dict[bytes, Tensor] = {}  # equal points are scored once
-        second_score = -math.inf
-        for number, log_probs_K_C in self._log_probs_of(contenders):
-            if gains_n[number] < second_score - self.slack / 2:  # half of it is one gain's, and a score has none
+        two_scores = [-math.inf, -math.inf]
+        gains = gains_n[contenders].tolist()
+        for gain, (number, log_probs_K_C) in zip(gains, self._log_probs_of(contenders), strict=True):
+            if gain < two_scores[1] - self.slack / 2:  # `slack` is for two gains, and a score is hardly rounded
                 break
             key = log_probs_K_C.numpy().tobytes()
             if key not in known:
                 known[key] = configurations.mean(configurations.information(log_probs_K_C))
             scores_n[number] = known[key]
-            second_score = scores_n.topk(min(2, len(scores_n))).values[-1].item()
+            two_scores = sorted([*two_scores, known[key].item()], reverse=True)[:2]
         return scores_n
 
     def equal_scores(self) -> Tensor:
@@ -122,9 +124,12 @@ class Search:
         return self._least(gains_n)
 
     def _least(self, gains_n: Tensor) -> float:
-        """What may be the second best, and is more than rounding: all that is not is equal for `scores`."""
+        """What may be the second best, and is more than rounding: `scores` makes equal what is less than `slack`.
+
+        A quarter of it, so that no rounding of a bound hides a gain of as much.
+        """
         best = gains_n.topk(min(2, len(gains_n))).values
-        return max(best[-1].item() - self.slack, self.slack / 2) if len(best) > 0 else math.inf
+        return max(best[-1].item() - self.slack, self.slack / 4) if len(best) > 0 else math.inf
 
     def _in_blocks(self, gains: Callable[[Tensor, Tensor], Tensor], rows: Tensor) -> Tensor:
         probs_n_C_K, entropies_n_K = self._candidates.probs_n_C_K, self._candidates.entropies_n_K

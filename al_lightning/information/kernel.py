@@ -79,6 +79,7 @@ def mean_mixture_entropy_in_blocks(weights_M_K: Tensor, probs_M: Tensor, probs_B
     entropies_R = torch.zeros(len(rows_R_K), dtype=torch.float64, device=rows_R_K.device)
     if num_points == 0:
         return entropies_R.to(rows_R_K.dtype)
+    # A power of two, so that the shapes of products recur.
     affordable = max(ELEMENTS_OF_FEW // len(rows_R_K), 1)
     most = min(max(2 ** (affordable.bit_length() - 1), CONFIGURATIONS_PER_BLOCK), MOST_CONFIGURATIONS)
     block_m = min(most, len(weights_M_K))

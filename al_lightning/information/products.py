@@ -6,16 +6,14 @@ from torch import Tensor
 # An operation that torch keeps for its own compiler. `torch.mm` goes to MKL, which on processors of AMD does without
 # AVX-512: on one of them 97 GFLOP/s a thread, where oneDNN, by this operation, has 216. No public call leads there.
 _IS_BUILT_WITH_IT: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-HAS_ONEDNN = _IS_BUILT_WITH_IT and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
 STEPS_PER_DOUBLING = 16
+HAS_ONEDNN = _IS_BUILT_WITH_IT and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def recurring_size(size: int, *, like: Tensor) -> int:
     """`size` or a little more, so that the sizes of products on `like` recur.
 
-    oneDNN compiles a kernel for each new shape, which takes longer than a small product itself, and keeps a thousand.
+    oneDNN compiles a kernel for each new shape, which takes longer than a small product, and keeps a thousand of them.
 
     Example:
         >>> [recurring_size(size, like=torch.empty(0, dtype=torch.float64)) for size in (99, 9_990)]  # not oneDNN's
@@ -23,7 +21,7 @@ def recurring_size(size: int, *, like: Tensor) -> int:
     """
     if not _goes_to_onednn(like) or size <= STEPS_PER_DOUBLING:
         return size
-    step = (1 << (size - 1).bit_length() - 1) // STEPS_PER_DOUBLING
+    step = (1 << ((size - 1).bit_length() - 1)) // STEPS_PER_DOUBLING
     return -(-size // step) * step
 
 

@@ -105,6 +105,22 @@ def test_points_that_can_add_nothing_but_rounding_are_not_evaluated():
     assert searching.num_evaluated <= FIRST_CHUNK + PROMISING
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_of_points_that_add_little_more_than_rounding_the_second_best_is_found_too(seed):
+    base_1_1_C = torch.randn(1, 1, 4, generator=seeded(seed))
+    deviations = torch.randn(400, 6, 4, generator=seeded(seed + 1)) * 10 ** (-2.7 + seed / 40)
+    log_probs_N_K_C = (base_1_1_C + deviations).log_softmax(dim=2)
+    configurations = after(random_log_probs(num_points=2, seed=seed), num_configs=10_000)
+    searching = search_of(log_probs_N_K_C)
+    scores_N = scores_of(searching, configurations)
+    expected_N = torch.stack([configurations.mean(configurations.information(row)) for row in log_probs_N_K_C])
+    best_two = expected_N.topk(2)
+    if best_two.values[1] > 1.1 * searching.slack:
+        assert torch.equal(scores_N.topk(2).indices, best_two.indices)
+    elif best_two.values[1] < 0.9 * searching.slack:
+        assert scores_N.isfinite().all()  # all but the best are equal
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_the_best_two_of_many_alike_are_found_though_not_all_are_scored(seed):
     row_K_C = random_log_probs(num_points=1, seed=seed)
