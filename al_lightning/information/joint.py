@@ -50,7 +50,7 @@ class Configurations:
     @cached_property
     def mean_weights(self) -> Tensor:
         """The mean weights sum_m pi_m w_m (K): 1/K each where all configurations are here."""
-        return (self.probs_M[:, None] * self.weights_M_K).sum(dim=0)
+        return (self.probs_M[:, None] * self.weights_M_K).sum(dim=0)  # not of `joint`, which would be kept
 
     @cached_property
     def likeliest(self) -> tuple[Tensor, Tensor]:

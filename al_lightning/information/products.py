@@ -6,8 +6,8 @@ from torch import Tensor
 # An operation that torch keeps for its own compiler. `torch.mm` goes to MKL, which on processors of AMD does without
 # AVX-512: on one of them 97 GFLOP/s a thread, where oneDNN, by this operation, has 216. No public call leads there.
 _IS_BUILT_WITH_IT: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-STEPS_PER_DOUBLING = 16
 HAS_ONEDNN = _IS_BUILT_WITH_IT and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+STEPS_PER_DOUBLING = 16  # of sizes: more steps add less to a product, fewer make fewer kernels
 
 
 def recurring_size(size: int, *, like: Tensor) -> int:
