@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from al_lightning.information import Configurations
-from al_lightning.information.products import product_of_rows, recurring_size
+from al_lightning.information import Configurations, mean_mixture_entropy
+from al_lightning.information.products import recurring_size
 
 FEWEST, FEW = 32, 200
 KEPT_APART = (500, 2000)
 DIRECTIONS, TURNS = 16, 3  # twice as many directions exclude a tenth more, and cost twice as much
 MOSTLY_UNKNOWN = 0.57  # mean doubt about the sample: once it is less, the fewest groups exclude next to nothing
+ELEMENTS_IN_CACHE = 2**18
 WORTHWHILE = 1.5  # a bound costs as many rows as it has: it must be clearly cheaper than what it bounds
 
 
@@ -34,11 +35,9 @@ class Bound:
 
     def gains(self, probs_n_C_K: Tensor, entropies_n_K: Tensor) -> Tensor:
         """What no candidate's gain exceeds (n, nats), up to rounding."""
-        gains_n = self.means.gains_of_probs(probs_n_C_K, entropies_n_K)
-        rows_r_K = probs_n_C_K.flatten(0, 1)
-        into_r_R = rows_r_K.new_empty(len(rows_r_K), len(self.spread_R_K))
-        deviations_r_R = product_of_rows(rows_r_K, self.spread_R_K, out_M_R=into_r_R)
-        return gains_n.sub_(deviations_r_R.view(len(gains_n), -1).square_().sum(dim=1))
+        means, probs_n_K_C = self.means, probs_n_C_K.transpose(1, 2)
+        mixed_n = mean_mixture_entropy(means.weights_M_K, means.probs_M, probs_n_K_C, less_squares_R_K=self.spread_R_K)
+        return mixed_n - entropies_n_K @ means.mean_weights
 
 
 def coarse_to_fine(configurations: Configurations, typical_K_K: Tensor) -> Iterator[Bound]:
@@ -159,7 +158,14 @@ def _second_moment(configurations: Configurations) -> Tensor:
 
 def _loss(configurations: Configurations, merged: Configurations, group_M: Tensor) -> Tensor:
     """pi_m KL(w_m || mean of its group) (M): all that any candidate's bound can lose by this configuration."""
-    weights_M_K, tiny = configurations.weights_M_K, torch.finfo(torch.float32).tiny
-    logs_M_K = weights_M_K.clamp_min(tiny).log_()
-    logs_M_K -= merged.weights_M_K.clamp_min(tiny).log_()[group_M]
-    return configurations.probs_M * logs_M_K.mul_(weights_M_K).sum(dim=1)
+    tiny = torch.finfo(torch.float32).tiny
+    logs_G_K = merged.weights_M_K.clamp_min(tiny).log_()
+    rows = max(1, ELEMENTS_IN_CACHE // logs_G_K.shape[1])
+    losses = []
+    for weights_m_K, group_m in zip(
+        torch.split(configurations.weights_M_K, rows), torch.split(group_M, rows), strict=True
+    ):
+        logs_m_K = weights_m_K.clamp_min(tiny).log_()
+        logs_m_K -= logs_G_K.index_select(0, group_m)
+        losses.append(logs_m_K.mul_(weights_m_K).sum(dim=1))
+    return configurations.probs_M * torch.cat(losses)

@@ -12,6 +12,7 @@ from al_lightning.acquisition.search import Search, largest_ratio
 from al_lightning.information import Configurations
 
 SIGNIFICANT = 2  # standard errors
+REMEMBERED = 8
 
 
 class Greedy:
@@ -34,6 +35,7 @@ class Greedy:
         self._luck_n = by_chance(candidates.positions_n, generator.clone_state())
         self._num_samples = candidates.source_N_K_C.shape[1]
         self._configurations = Configurations.start(self._num_samples)
+        self._informations: dict[bytes, Tensor] = {}
         self._rows: list[Tensor] = []
         self._scores: list[Tensor] = []
         self._positions: list[int] = []
@@ -118,18 +120,21 @@ class Greedy:
             gains_n = search.gains(configurations)
             best_two = top(gains_n, 2, exchange=self._exchange).scores
             self._is_over = bool(best_two[0] < 2 * search.slack)
-        return search.equal_scores() if self._is_over else search.scores(gains_n, best_two, configurations)
+        return search.equal_scores() if self._is_over else search.scores(gains_n, best_two, self._score)
 
     def _judged(self, rows_2_K_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The first row's gain, its lead over the second's, if there is one, and the standard error of that lead."""
-        first_M, *second_M = (self._configurations.information(log_probs_K_C) for log_probs_K_C in rows_2_K_C)
+        first_M, *second_M = (self._information(row_K_C) for row_K_C in rows_2_K_C)
         lead_M = first_M - second_M[0] if second_M else first_M
         configurations = self._configurations
         return configurations.mean(first_M), configurations.mean(lead_M), configurations.standard_error(lead_M)
 
     def _add(self, position: int, row_K_C: Tensor, score: Tensor, *, lead: tuple[Tensor, Tensor]) -> None:
-        ratio, dropped = largest_ratio(self._configurations), self._candidates.largest_dropped
-        self._is_certified.append(score.item() > ratio * (dropped + self._search.slack) + self._search.slack)
+        dropped, slack = self._candidates.largest_dropped, self._search.slack
+        most_dropped = (
+            largest_ratio(self._configurations) * (dropped + slack) + slack if dropped > -math.inf else dropped
+        )
+        self._is_certified.append(score.item() > most_dropped)
         self._positions.append(position)
         self._rows.append(row_K_C)
         self._scores.append(score)
@@ -137,11 +142,25 @@ class Greedy:
         self._search.take(position)
 
     def _score(self, row_K_C: Tensor) -> Tensor:
-        return self._configurations.mean(self._configurations.information(row_K_C))
+        return self._configurations.mean(self._information(row_K_C))
+
+    def _information(self, row_K_C: Tensor) -> Tensor:
+        """A point's information for each configuration (M); that of the first few is kept: two are asked for twice."""
+        key = row_K_C.double().numpy().tobytes()
+        if key in self._informations:
+            return self._informations[key]
+        information_M = self._configurations.information(row_K_C)
+        if len(self._informations) < REMEMBERED:
+            self._informations[key] = information_M
+        return information_M
 
     def _learn_last(self) -> None:
         if self._rows:
-            self._configurations = self._extended(self._rows[-1])
+            self._know(self._extended(self._rows[-1]))
+
+    def _know(self, configurations: Configurations) -> None:
+        self._configurations = configurations
+        self._informations.clear()
 
     def _extended(self, row_K_C: Tensor) -> Configurations:
         return self._configurations.extended(row_K_C, num_configs=self._num_configs, generator=self._generator)
@@ -150,7 +169,7 @@ class Greedy:
         """Draw anew, twice as many configurations, as if that number had been asked for; scores are estimated anew."""
         self._num_configs = min(2 * self._num_configs, self._max_configs)
         self._generator.set_state(self._first_state)
-        self._configurations = Configurations.start(self._num_samples)
+        self._know(Configurations.start(self._num_samples))
         for number, row_K_C in enumerate(self._rows):
             self._scores[number] = self._score(row_K_C)
-            self._configurations = self._extended(row_K_C)
+            self._know(self._extended(row_K_C))

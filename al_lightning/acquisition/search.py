@@ -13,6 +13,7 @@ from al_lightning.information.kernel import full_precision_products
 from al_lightning.information.products import recurring_size
 
 FIRST_CHUNK, PROMISING, LARGEST_CHUNK = 8, 3, 256
+ROWS_PER_LEVEL = 300  # candidates times classes: evaluating as many takes as long as making one more level of bounds
 NEARLY_ALL = 0.7  # of the candidates: then all are bounded where they lie, otherwise those asked for are copied
 
 
@@ -44,7 +45,7 @@ class Search:
         with full_precision_products():
             return self._search(configurations)
 
-    def scores(self, gains_n: Tensor, best_two: Tensor, configurations: Configurations) -> Tensor:
+    def scores(self, gains_n: Tensor, best_two: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
         """What `gains` found, so that the choice depends neither on the search nor on where a point lies (n, double).
 
         Whatever may be one of the best two is scored again, one by one and in double precision; the rest is minus
@@ -53,7 +54,7 @@ class Search:
         Args:
             gains_n: See `gains`.
             best_two: The two best gains of the whole pool.
-            configurations: Those of `gains`.
+            score: The gain of one point, given its log-probabilities, under the configurations of `gains`.
         """
         scores_n = torch.full((len(gains_n),), -torch.inf, dtype=torch.float64)
         best, second = best_two.tolist()
@@ -71,7 +72,7 @@ class Search:
                 break
             key = log_probs_K_C.numpy().tobytes()
             if key not in known:
-                known[key] = configurations.mean(configurations.information(log_probs_K_C))
+                known[key] = score(log_probs_K_C)
             scores_n[number] = known[key]
             two_scores = sorted([*two_scores, known[key].item()], reverse=True)[:2]
         return scores_n
@@ -86,17 +87,17 @@ class Search:
 
     def _search(self, configurations: Configurations) -> Tensor:
         """The gains of the candidates whose upper bounds all reach the second best, minus infinity for all others."""
-        gains_n = torch.full_like(self._known_n, -torch.inf)
+        gains_n, num_classes = torch.full_like(self._known_n, -torch.inf), self._candidates.probs_n_C_K.shape[1]
         is_bound = self._is_bound and configurations.is_exact
-        bounds_n = self._known_n.clone() if is_bound else self._bald_bounds(configurations)
+        like = configurations.to(self._candidates.probs_n_C_K)
+        bounds_n = self._known_n.clone() if is_bound else self._bald_bounds(like)
         bounds_n[~self._is_free_n] = -torch.inf
         free = self._is_free_n.nonzero().squeeze(1)
-        like = configurations.to(self._candidates.probs_n_C_K)
-        least = self._evaluate(like, _highest(self._known_n, free, FIRST_CHUNK), gains_n)
+        least = self._evaluate(like, _highest(self._known_n, free, PROMISING), gains_n)
         bounds_n[gains_n.isfinite()] = -torch.inf
         waiting = ((bounds_n >= least) & bounds_n.isfinite()).nonzero().squeeze(1)
         for number, bound in enumerate(coarse_to_fine(like, self._typical_K_K)):
-            if len(waiting) <= FIRST_CHUNK:
+            if len(waiting) * num_classes <= ROWS_PER_LEVEL:
                 break
             bounds_n[waiting] = torch.minimum(bounds_n[waiting], self._in_blocks(bound.gains, waiting))
             if number == 0:
@@ -135,13 +136,16 @@ class Search:
         probs_n_C_K, entropies_n_K = self._candidates.probs_n_C_K, self._candidates.entropies_n_K
         size = self._candidates.rows_per_block
         if len(rows) > NEARLY_ALL * len(probs_n_C_K):  # slices copy nothing
-            blocks = zip(torch.split(probs_n_C_K, size), torch.split(entropies_n_K, size), strict=True)
-            return torch.cat([gains(*block) for block in blocks])[rows]
+            many = 4 * size  # what a call takes by itself shows in a whole pool
+            blocks = zip(torch.split(probs_n_C_K, many), torch.split(entropies_n_K, many), strict=True)
+            return torch.cat([gains(*block) for block in blocks]).index_select(0, rows)
         parts = []
         for some in torch.split(rows, size):
             padding = min(recurring_size(len(some), like=probs_n_C_K), size) - len(some)
             more = torch.nn.functional.pad(some, (0, padding))  # with the first candidate
-            parts.append(gains(probs_n_C_K[more], entropies_n_K[more])[: len(some)])
+            parts.append(
+                gains(probs_n_C_K.index_select(0, more), entropies_n_K.index_select(0, more))[: len(some)]
+            )  # faster than [more]
         return torch.cat(parts)
 
 

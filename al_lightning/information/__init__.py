@@ -5,7 +5,8 @@ batch. Upper case is a whole axis, lower case a chunk of it.
 """
 
 from al_lightning.information.entropy import check_log_probs, conditional_entropy, entropy, mutual_information
-from al_lightning.information.joint import Configurations, batch_information, joint_entropy
+from al_lightning.information.enumeration import joint_entropy
+from al_lightning.information.joint import Configurations, batch_information
 from al_lightning.information.kernel import kernel_name, mean_mixture_entropy
 
 __all__ = [

@@ -10,8 +10,8 @@ from torch import Tensor
 from al_lightning.information.entropy import at_least_single, check_log_probs
 from al_lightning.information.kernel import mean_mixture_entropy
 
-MOST_LABELLINGS = 10_000_000
 ELEMENTS_PER_BLOCK = 2**22
+ELEMENTS_IN_CACHE = 2**17
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,11 @@ class Configurations:
         equal bits, wherever they lie.
         """
         probs_K_C = log_probs_K_C.to(self.weights_M_K).exp()
-        rows_K_R = torch.cat([probs_K_C, torch.special.entr(probs_K_C).sum(dim=1, keepdim=True)], dim=1)
-        mixed_R_M = rows_K_R.t().contiguous() @ self.weights_M_K.t()  # the other way round it takes half as long again
-        mixtures_C_M, noise_M = mixed_R_M[:-1], mixed_R_M[-1]
+        num_classes = probs_K_C.shape[1]
+        rows_R_K = probs_K_C.new_zeros(-(-(num_classes + 1) // 4) * 4, len(probs_K_C))  # in fours it is a third faster
+        rows_R_K[:num_classes], rows_R_K[num_classes] = probs_K_C.t(), torch.special.entr(probs_K_C).sum(dim=1)
+        mixed_R_M = rows_R_K @ self.weights_M_K.t()  # the other way round it takes half as long again
+        mixtures_C_M, noise_M = mixed_R_M[:num_classes], mixed_R_M[num_classes]
         logs_C_M = mixtures_C_M.clamp_min(torch.finfo(mixtures_C_M.dtype).tiny).log_()
         return mixtures_C_M.mul_(logs_C_M).sum(dim=0).add_(noise_M).neg_()
 
@@ -183,9 +185,12 @@ class Configurations:
             for some, uniform_some in zip(torch.split(parents, rows), torch.split(uniform, rows), strict=True)
         ]
         children, counts = torch.unique(parents * num_classes + torch.cat(labels), return_counts=True)
-        weights = self.weights_M_K[children // num_classes]
-        weights *= probs_K_C.t().contiguous()[children % num_classes]
-        weights /= weights.sum(dim=1, keepdim=True)
+        weights, probs_C_K = self.weights_M_K.new_empty(len(children), len(probs_K_C)), probs_K_C.t().contiguous()
+        rows = max(1, ELEMENTS_IN_CACHE // len(probs_K_C))
+        for some, weights_m_K in zip(torch.split(children, rows), torch.split(weights, rows), strict=True):
+            before_m_K = self.weights_M_K.index_select(0, some // num_classes)
+            torch.mul(before_m_K, probs_C_K.index_select(0, some % num_classes), out=weights_m_K)
+            weights_m_K.div_(weights_m_K.sum(dim=1, keepdim=True))
         return Configurations(counts.to(weights) / len(parents), weights, counts)
 
 
@@ -215,36 +220,3 @@ def batch_information(log_probs_B_K_C: Tensor, *, num_configs: int = 10_000, gen
         if position + 1 < len(rows_B_K_C):
             configurations = configurations.extended(log_probs_K_C, num_configs=num_configs, generator=generator)
     return torch.stack(gains)
-
-
-def joint_entropy(log_probs_N_K_C: Tensor) -> Tensor:
-    """H[y_1 ... y_N] = H[E_w prod_n p(y_n|w)] of all points together (scalar, nats), by enumerating all C^N labellings.
-
-    Example:
-        >>> opposite = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).log()
-        >>> joint_entropy(opposite.repeat(3, 1, 1))  # the second and third label are the first
-        tensor(0.6931)
-    """
-    check_log_probs(log_probs_N_K_C)
-    num_points, num_samples, num_classes = log_probs_N_K_C.shape
-    if num_classes**num_points > MOST_LABELLINGS:
-        raise ValueError(
-            f"`log_probs_N_K_C` has {num_points} points of {num_classes} classes: more than {MOST_LABELLINGS} joint "
-            "labellings. Pass fewer points, or use `batch_information`, which samples."
-        )
-    full_N_K_C = at_least_single(log_probs_N_K_C)
-    probs_N_K_C = full_N_K_C.double().exp()
-    left_M_K, right_M_K = (_joint_probs(half) for half in probs_N_K_C.tensor_split(2))  # their product is the table
-    rows = max(1, ELEMENTS_PER_BLOCK // len(right_M_K))
-    blocks = [
-        torch.special.entr(left_m_K @ right_M_K.t() / num_samples).sum() for left_m_K in torch.split(left_M_K, rows)
-    ]
-    return torch.stack(blocks).sum().to(full_N_K_C.dtype)
-
-
-def _joint_probs(probs_N_K_C: Tensor) -> Tensor:
-    """prod_n p(y_n | w_k) of each of the C^N labellings under each of K samples (C^N, K)."""
-    joint_M_K = probs_N_K_C.new_ones(1, probs_N_K_C.shape[1])
-    for probs_K_C in probs_N_K_C:
-        joint_M_K = (joint_M_K[:, None, :] * probs_K_C.t()).flatten(0, 1)
-    return joint_M_K

@@ -40,11 +40,20 @@ def mean_mixture_entropy_reference(weights_M_K: Tensor, probs_M: Tensor, probs_B
     return entropies_B
 
 
-def mean_mixture_entropy(weights_M_K: Tensor, probs_M: Tensor, probs_B_K_C: Tensor) -> Tensor:
+@torch.no_grad()
+def mean_mixture_entropy(
+    weights_M_K: Tensor, probs_M: Tensor, probs_B_K_C: Tensor, *, less_squares_R_K: Tensor | None = None
+) -> Tensor:
     """sum_m probs_m H[sum_k w_mk p_k(.|b)] of each candidate b (B, nats), without ever storing the (B, M, C) table.
 
     All of one precision, on one device; no gradient. Fastest when `probs_B_K_C` is a transposed view of a contiguous
     (B, C, K) tensor.
+
+    Args:
+        weights_M_K: w_mk, rows sum to one.
+        probs_M: The probability of each mixture.
+        probs_B_K_C: p_k(c|b).
+        less_squares_R_K: If passed, sum_rc (sum_k s_rk p_k(c|b))^2 is subtracted, which costs least in the same call.
 
     Example:
         >>> weights_M_K = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
@@ -52,8 +61,13 @@ def mean_mixture_entropy(weights_M_K: Tensor, probs_M: Tensor, probs_B_K_C: Tens
         >>> mean_mixture_entropy(weights_M_K, torch.tensor([0.5, 0.5]), opposite_B_K_C)  # log(2) / 2, and entr(0) = 0
         tensor([0.3466])
     """
-    fused, blocked = kernel_triton.mean_mixture_entropy, mean_mixture_entropy_in_blocks
-    return (fused if kernel_name(probs_B_K_C) == "triton" else blocked)(weights_M_K, probs_M, probs_B_K_C)
+    if kernel_name(probs_B_K_C) == "torch":
+        return mean_mixture_entropy_in_blocks(weights_M_K, probs_M, probs_B_K_C, less_squares_R_K=less_squares_R_K)
+    entropies_B = kernel_triton.mean_mixture_entropy(weights_M_K, probs_M, probs_B_K_C)
+    if less_squares_R_K is None:
+        return entropies_B
+    with full_precision_products():
+        return entropies_B - (less_squares_R_K @ probs_B_K_C).square().sum(dim=(1, 2))
 
 
 def kernel_name(probs_B_K_C: Tensor) -> Literal["triton", "torch"]:
@@ -68,7 +82,9 @@ def kernel_name(probs_B_K_C: Tensor) -> Literal["triton", "torch"]:
 
 
 @torch.no_grad()
-def mean_mixture_entropy_in_blocks(weights_M_K: Tensor, probs_M: Tensor, probs_B_K_C: Tensor) -> Tensor:
+def mean_mixture_entropy_in_blocks(
+    weights_M_K: Tensor, probs_M: Tensor, probs_B_K_C: Tensor, *, less_squares_R_K: Tensor | None = None
+) -> Tensor:
     """`mean_mixture_entropy` in torch, on any device and in any precision.
 
     One wide product over a block of configurations and a block of candidates times classes, and its entropy while it
@@ -85,21 +101,29 @@ def mean_mixture_entropy_in_blocks(weights_M_K: Tensor, probs_M: Tensor, probs_B
     block_m = min(most, len(weights_M_K))
     elements = ELEMENTS_PER_BLOCK_CUDA if rows_R_K.is_cuda else ELEMENTS_PER_BLOCK
     block_r = min(elements // block_m, len(rows_R_K))
-    buffers = rows_R_K.new_empty(2, block_m * block_r)
+    factors = list(torch.split(weights_M_K, block_m))
+    if less_squares_R_K is not None:
+        factors[0] = torch.cat([factors[0], less_squares_R_K])
+    buffers = rows_R_K.new_empty(2, len(factors[0]) * block_r)
     row_blocks = zip(torch.split(rows_R_K, block_r), torch.split(entropies_R, block_r), strict=True)
-    configuration_blocks = list(zip(torch.split(weights_M_K, block_m), torch.split(probs_M, block_m), strict=True))
+    factor_blocks = list(zip(factors, torch.split(probs_M, block_m), strict=True))
     with full_precision_products() if rows_R_K.is_cuda else nullcontext():
         for rows_r_K, entropies_r in row_blocks:
-            for weights_m_K, probs_m in configuration_blocks:
-                _add_block(entropies_r, weights_m_K, probs_m, rows_r_K, buffers)
+            for factors_f_K, probs_m in factor_blocks:
+                _add_block(entropies_r, factors_f_K, probs_m, rows_r_K, buffers)
     return entropies_R.view(num_points, num_classes).sum(dim=1).to(rows_R_K.dtype)
 
 
-def _add_block(entropies_r: Tensor, weights_m_K: Tensor, probs_m: Tensor, rows_r_K: Tensor, buffers: Tensor) -> None:
-    """Add sum_m probs_m (-q log q), q = weights_m_K @ rows_r_K.T, to `entropies_r` in place."""
-    shape = (len(weights_m_K), len(rows_r_K))
-    q_m_r, log_m_r = (buffer[: shape[0] * shape[1]].view(shape) for buffer in buffers)
-    q_m_r = product_of_rows(weights_m_K, rows_r_K, out_M_R=q_m_r)
+def _add_block(entropies_r: Tensor, factors_f_K: Tensor, probs_m: Tensor, rows_r_K: Tensor, buffers: Tensor) -> None:
+    """Add sum_m probs_m (-q log q), q = factors @ rows.T, to `entropies_r` in place.
+
+    Where there are more factors than probabilities, the squares of what they give are subtracted.
+    """
+    num_configs, num_rows = len(probs_m), len(rows_r_K)
+    q_f_r = buffers[0, : len(factors_f_K) * num_rows].view(len(factors_f_K), num_rows)
+    log_m_r = buffers[1, : num_configs * num_rows].view(num_configs, num_rows)
+    q_f_r = product_of_rows(factors_f_K, rows_r_K, out_M_R=q_f_r)
+    q_m_r, roots_R_r = q_f_r[:num_configs], q_f_r[num_configs:]
     # log of a clamped q, because 0 * log(tiny) = 0 is exact and torch.special.entr takes more than twice as long.
     torch.clamp(q_m_r, min=torch.finfo(q_m_r.dtype).tiny, out=log_m_r)
     q_m_r.mul_(log_m_r.log_())
@@ -108,3 +132,5 @@ def _add_block(entropies_r: Tensor, weights_m_K: Tensor, probs_m: Tensor, rows_r
     size = CONFIGURATIONS_PER_BLOCK
     for terms_m_r, probs_some in zip(torch.split(q_m_r, size), torch.split(probs_m, size), strict=True):
         entropies_r.sub_(torch.mv(terms_m_r.t(), probs_some))
+    if len(roots_R_r) > 0:
+        entropies_r.sub_(roots_R_r.square_().sum(dim=0))

@@ -60,6 +60,29 @@ def test_every_way_to_cut_blocks_gives_the_same(num_configs, num_points, most, m
     assert_close(mean_mixture_entropy(*inputs), mean_mixture_entropy_reference(*inputs))
 
 
+@pytest.mark.parametrize("name", ["triton", "torch"])
+@pytest.mark.parametrize("num_configs", [1, 5, 11])
+def test_squares_are_subtracted_once_whatever_kernel_runs_and_however_blocks_are_cut(num_configs, name, monkeypatch):
+    monkeypatch.setattr(kernel, "kernel_name", lambda probs_B_K_C: name)
+    monkeypatch.setattr(kernel.kernel_triton, "mean_mixture_entropy", mean_mixture_entropy_reference)
+    monkeypatch.setattr(kernel, "CONFIGURATIONS_PER_BLOCK", 3)
+    monkeypatch.setattr(kernel, "MOST_CONFIGURATIONS", 3)
+    monkeypatch.setattr(kernel, "ELEMENTS_PER_BLOCK", 15)
+    inputs = problem(num_configs, 7)
+    roots_R_K = torch.tensor([[1.0, -2.0, 0.5], [0.0, 0.3, -0.3]], dtype=torch.float64).requires_grad_()
+    sums = [
+        sum(
+            sum(s * p for s, p in zip(root_K, c, strict=True)) ** 2
+            for root_K in roots_R_K.tolist()
+            for c in zip(*probs_K_C, strict=True)
+        )
+        for probs_K_C in inputs[2].tolist()
+    ]
+    found = mean_mixture_entropy(*inputs, less_squares_R_K=roots_R_K)
+    assert_close(found, plain(*inputs) - torch.tensor(sums, dtype=torch.float64))
+    assert not found.requires_grad
+
+
 def test_the_layout_of_the_predictions_does_not_matter():
     weights_M_K, probs_M, probs_B_K_C = problem(20, 6)
     transposed_B_K_C = probs_B_K_C.transpose(1, 2).contiguous().transpose(1, 2)
@@ -129,5 +152,5 @@ def test_the_fused_kernel_is_for_gpus_with_triton_below_double_precision(
 def test_the_kernel_that_runs_is_the_one_that_is_named(name, monkeypatch):
     monkeypatch.setattr(kernel, "kernel_name", lambda probs_B_K_C: name)
     monkeypatch.setattr(kernel.kernel_triton, "mean_mixture_entropy", lambda *inputs: "triton")
-    monkeypatch.setattr(kernel, "mean_mixture_entropy_in_blocks", lambda *inputs: "torch")
+    monkeypatch.setattr(kernel, "mean_mixture_entropy_in_blocks", lambda *inputs, less_squares_R_K: "torch")
     assert kernel.mean_mixture_entropy(*problem(1, 1)) == name
