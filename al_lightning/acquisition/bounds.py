@@ -37,7 +37,7 @@ class Bound:
         """What no candidate's gain exceeds (n, nats), up to rounding."""
         means, probs_n_K_C = self.means, probs_n_C_K.transpose(1, 2)
         mixed_n = mean_mixture_entropy(means.weights_M_K, means.probs_M, probs_n_K_C, less_squares_R_K=self.spread_R_K)
-        return mixed_n - entropies_n_K @ means.mean_weights
+        return mixed_n - (entropies_n_K * means.mean_weights).sum(dim=1)
 
 
 def coarse_to_fine(configurations: Configurations, typical_K_K: Tensor) -> Iterator[Bound]:

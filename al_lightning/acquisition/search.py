@@ -136,7 +136,8 @@ class Search:
         probs_n_C_K, entropies_n_K = self._candidates.probs_n_C_K, self._candidates.entropies_n_K
         size = self._candidates.rows_per_block
         if len(rows) > NEARLY_ALL * len(probs_n_C_K):  # slices copy nothing
-            many = 4 * size  # what a call takes by itself shows in a whole pool
+            # What a call takes by itself shows in a whole pool; its sums are not more than a block of candidates.
+            many = min(16, probs_n_C_K.shape[2]) * size
             blocks = zip(torch.split(probs_n_C_K, many), torch.split(entropies_n_K, many), strict=True)
             return torch.cat([gains(*block) for block in blocks]).index_select(0, rows)
         parts = []

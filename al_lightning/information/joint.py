@@ -179,9 +179,10 @@ class Configurations:
         num_classes = probs_K_C.shape[1]
         parents = torch.repeat_interleave(counts_M)
         uniform = torch.rand(len(parents), dtype=torch.float64, generator=generator).to(parents.device)
+        label_probs_M_C = self.weights_M_K @ probs_K_C
         rows = max(1, ELEMENTS_PER_BLOCK // num_classes)
         labels = [
-            _draw_labels(self.weights_M_K[some] @ probs_K_C, uniform_some)
+            _draw_labels(label_probs_M_C.index_select(0, some), uniform_some)
             for some, uniform_some in zip(torch.split(parents, rows), torch.split(uniform, rows), strict=True)
         ]
         children, counts = torch.unique(parents * num_classes + torch.cat(labels), return_counts=True)

@@ -98,7 +98,8 @@ def mean_mixture_entropy_in_blocks(
     # A power of two, so that the shapes of products recur.
     affordable = max(ELEMENTS_OF_FEW // len(rows_R_K), 1)
     most = min(max(2 ** (affordable.bit_length() - 1), CONFIGURATIONS_PER_BLOCK), MOST_CONFIGURATIONS)
-    block_m = min(most, len(weights_M_K))
+    num_blocks = -(-len(weights_M_K) // most)
+    block_m = -(-len(weights_M_K) // num_blocks)  # alike, as a narrow product takes longer than its share
     elements = ELEMENTS_PER_BLOCK_CUDA if rows_R_K.is_cuda else ELEMENTS_PER_BLOCK
     block_r = min(elements // block_m, len(rows_R_K))
     factors = list(torch.split(weights_M_K, block_m))
