@@ -116,11 +116,20 @@ class Greedy:
         search, configurations = self._search, self._configurations
         if not self._is_over:
             self._is_over = bool(configurations.doubt() < search.slack and configurations.remaining() < search.slack)
-        if not self._is_over:
-            gains_n = search.gains(configurations)
-            best_two = top(gains_n, 2, exchange=self._exchange).scores
-            self._is_over = bool(best_two[0] < 2 * search.slack)
-        return search.equal_scores() if self._is_over else search.scores(gains_n, best_two, self._score)
+        if self._is_over:
+            return search.equal_scores()
+        # Where less than twice the slack is left, thousands of points are alike, and none need be told from the others.
+        gains_n, best_two = self._best_gains(at_least=1.75 * search.slack)
+        self._is_over = bool(best_two[0] < 2 * search.slack)
+        if self._is_over:
+            return search.equal_scores()
+        if best_two[1] < 2.75 * search.slack:  # what was left out may lie within the slack of the second best
+            gains_n, best_two = self._best_gains(at_least=search.slack / 4)
+        return search.scores(gains_n, best_two, self._score)
+
+    def _best_gains(self, *, at_least: float) -> tuple[Tensor, Tensor]:
+        gains_n = self._search.gains(self._configurations, at_least=at_least)
+        return gains_n, top(gains_n, 2, exchange=self._exchange).scores
 
     def _judged(self, rows_2_K_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The first row's gain, its lead over the second's, if there is one, and the standard error of that lead."""

@@ -14,7 +14,7 @@ from al_lightning.information.products import recurring_size
 
 FIRST_CHUNK, PROMISING, LARGEST_CHUNK = 8, 3, 256
 ROWS_PER_LEVEL = 300  # candidates times classes: evaluating as many takes as long as making one more level of bounds
-NEARLY_ALL = 0.7  # of the candidates: then all are bounded where they lie, otherwise those asked for are copied
+NEARLY_ALL = 0.9  # of the candidates: then all are bounded where they lie, otherwise those asked for are copied
 
 
 class Search:
@@ -36,14 +36,17 @@ class Search:
         """Take a chosen point out of the candidates; it may be another rank's, or none."""
         self._is_free_n[self._candidates.positions_n == position] = False
 
-    def gains(self, configurations: Configurations) -> Tensor:
+    def gains(self, configurations: Configurations, *, at_least: float) -> Tensor:
         """The gains of the points that can be among this part's best two, minus infinity for all others (n).
 
-        Points that can add nothing but rounding are among the others: `scores` makes them equal.
         Rounded as the search likes: only what differs by more than `slack` does differ.
+
+        Args:
+            configurations: What is known from the points chosen so far.
+            at_least: Points that cannot add as much are among the others. The lower, the more are alike, and evaluated.
         """
         with full_precision_products():
-            return self._search(configurations)
+            return self._search(configurations, at_least)
 
     def scores(self, gains_n: Tensor, best_two: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
         """What `gains` found, so that the choice depends neither on the search nor on where a point lies (n, double).
@@ -85,7 +88,7 @@ class Search:
         for some in torch.split(numbers, self._candidates.rows_per_block):
             yield from zip(some.tolist(), self._candidates.log_probs(some).cpu(), strict=True)
 
-    def _search(self, configurations: Configurations) -> Tensor:
+    def _search(self, configurations: Configurations, at_least: float) -> Tensor:
         """The gains of the candidates whose upper bounds all reach the second best, minus infinity for all others."""
         gains_n, num_classes = torch.full_like(self._known_n, -torch.inf), self._candidates.probs_n_C_K.shape[1]
         is_bound = self._is_bound and configurations.is_exact
@@ -93,7 +96,7 @@ class Search:
         bounds_n = self._known_n.clone() if is_bound else self._bald_bounds(like)
         bounds_n[~self._is_free_n] = -torch.inf
         free = self._is_free_n.nonzero().squeeze(1)
-        least = self._evaluate(like, _highest(self._known_n, free, PROMISING), gains_n)
+        least = max(at_least, self._evaluate(like, _highest(self._known_n, free, PROMISING), gains_n))
         bounds_n[gains_n.isfinite()] = -torch.inf
         waiting = ((bounds_n >= least) & bounds_n.isfinite()).nonzero().squeeze(1)
         for number, bound in enumerate(coarse_to_fine(like, self._typical_K_K)):
@@ -102,14 +105,14 @@ class Search:
             bounds_n[waiting] = torch.minimum(bounds_n[waiting], self._in_blocks(bound.gains, waiting))
             if number == 0:
                 promising = _highest(bounds_n, waiting, PROMISING)  # the higher the second best, the fewer pass
-                least = self._evaluate(like, promising, gains_n)
+                least = max(at_least, self._evaluate(like, promising, gains_n))
                 bounds_n[promising] = -torch.inf
             waiting = waiting[bounds_n[waiting] >= least]
         waiting = waiting[bounds_n[waiting].argsort(descending=True)]
         size = FIRST_CHUNK
         while len(waiting) > 0:
             rows, waiting = waiting[:size], waiting[size:]
-            least = self._evaluate(like, rows, gains_n)
+            least = max(at_least, self._evaluate(like, rows, gains_n))
             waiting = waiting[bounds_n[waiting] >= least]
             size = min(2 * size, LARGEST_CHUNK)
         self._known_n, self._is_bound = torch.where(gains_n.isfinite(), gains_n, bounds_n), configurations.is_exact
@@ -119,18 +122,11 @@ class Search:
         return largest_ratio(configurations) * (self._candidates.bald_n + self.slack)
 
     def _evaluate(self, configurations: Configurations, rows: Tensor, gains_n: Tensor) -> float:
-        """Fill in the gains of some candidates, and return what a further one must reach."""
+        """Fill in the gains of some candidates, and return what a further one must reach to be the second best."""
         gains_n[rows] = self._in_blocks(configurations.gains_of_probs, rows)
         self.num_evaluated += len(rows)
-        return self._least(gains_n)
-
-    def _least(self, gains_n: Tensor) -> float:
-        """What may be the second best, and is more than rounding: `scores` makes equal what is less than `slack`.
-
-        A quarter of it, so that no rounding of a bound hides a gain of as much.
-        """
         best = gains_n.topk(min(2, len(gains_n))).values
-        return max(best[-1].item() - self.slack, self.slack / 4) if len(best) > 0 else math.inf
+        return best[-1].item() - self.slack if len(best) > 0 else math.inf
 
     def _in_blocks(self, gains: Callable[[Tensor, Tensor], Tensor], rows: Tensor) -> Tensor:
         probs_n_C_K, entropies_n_K = self._candidates.probs_n_C_K, self._candidates.entropies_n_K

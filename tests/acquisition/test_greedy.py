@@ -9,6 +9,7 @@ from al_lightning.acquisition.base import ALONE
 from al_lightning.acquisition.candidates import candidates_of_tensor
 from al_lightning.acquisition.greedy import Greedy
 from al_lightning.acquisition.plan import Plan
+from al_lightning.acquisition.search import PROMISING
 
 
 def seeded(seed=0):
@@ -88,3 +89,23 @@ def test_what_another_rule_chose_is_scored_but_has_no_lead():
     assert batch.num_filled == 1
     assert batch.scores[1] > 0
     assert batch.leads[1] == batch.lead_errors[1] == 0
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_where_little_more_than_rounding_is_left_the_best_two_are_those_of_evaluating_all(seed):
+    base_1_1_C = torch.randn(1, 1, 4, generator=seeded(seed))
+    deviations = torch.randn(200, 6, 4, generator=seeded(seed + 1))
+    deviations *= torch.logspace(-4, -2.5 + seed / 60, 200)[torch.randperm(200, generator=seeded(seed))][:, None, None]
+    log_probs_N_K_C = (base_1_1_C + deviations).log_softmax(dim=2)
+    greedy = greedy_of(log_probs_N_K_C, num_kept=200)
+    slack = greedy._search.slack
+    scores_N = torch.stack([greedy._score(row_K_C) for row_K_C in log_probs_N_K_C])
+    best_two = scores_N.topk(2)
+    greedy.pick()
+    if best_two.values[0] < 1.9 * slack:  # all points are equal
+        assert greedy.positions.tolist() == [greedy._luck_n.argmax().item()]
+        assert greedy._search.num_evaluated <= 2 * PROMISING
+    if best_two.values[0] > 2.1 * slack:
+        assert greedy.positions.tolist() == best_two.indices[:1].tolist()
+    if best_two.values[0] > 2.1 * slack and best_two.values[1] > 1.1 * slack:
+        assert greedy.batch().leads.tolist() == [best_two.values[0] - best_two.values[1]]

@@ -23,7 +23,7 @@ def search_of(log_probs_N_K_C):
 
 
 def scores_of(search, configurations):
-    gains_n = search.gains(configurations)
+    gains_n = search.gains(configurations, at_least=search.slack / 4)
     best_two = torch.cat([gains_n, torch.full((2,), -torch.inf)]).topk(2).values
     return search.scores(gains_n, best_two, lambda row: configurations.mean(configurations.information(row)))
 
