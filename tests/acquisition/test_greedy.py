@@ -93,8 +93,8 @@ def test_what_another_rule_chose_is_scored_but_has_no_lead():
 
 @pytest.mark.parametrize("seed", range(120))
 def test_where_little_more_than_rounding_is_left_the_best_two_are_those_of_evaluating_all(seed):
-    opposite_1_K_C = torch.tensor([[[1.0, 0.0, 0.0, 0.0]] * 3 + [[0.0, 1.0, 0.0, 0.0]] * 3]).log()
-    deviations = torch.randn(40, 6, 4, generator=seeded(seed + 1))
+    opposite_1_K_C = torch.tensor([[[1.0, 0.0, 0.0, 0.0]] * 15 + [[0.0, 1.0, 0.0, 0.0]] * 15]).log()
+    deviations = torch.randn(40, 30, 4, generator=seeded(seed + 1))
     deviations *= torch.logspace(-4, -2.6 + seed / 120, 40)[torch.randperm(40, generator=seeded(seed))][:, None, None]
     little_40_K_C = (torch.randn(1, 1, 4, generator=seeded(seed)) + deviations).log_softmax(dim=2)
     log_probs_N_K_C = torch.cat([opposite_1_K_C.repeat(10, 1, 1), little_40_K_C])  # once known, nine say nothing new
