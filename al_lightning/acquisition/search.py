@@ -132,17 +132,17 @@ class Search:
         probs_n_C_K, entropies_n_K = self._candidates.probs_n_C_K, self._candidates.entropies_n_K
         size = self._candidates.rows_per_block
         if len(rows) > NEARLY_ALL * len(probs_n_C_K):  # slices copy nothing
-            # What a call takes by itself shows in a whole pool; its sums are not more than a block of candidates.
-            many = min(16, probs_n_C_K.shape[2]) * size
-            blocks = zip(torch.split(probs_n_C_K, many), torch.split(entropies_n_K, many), strict=True)
-            return torch.cat([gains(*block) for block in blocks]).index_select(0, rows)
+            # What a call takes by itself shows in a whole pool. So many, as what it holds for each (n, C) or (n, K) is
+            # no more than a block then.
+            many = size * min(16, *probs_n_C_K.shape[1:])
+            slices = zip(torch.split(probs_n_C_K, many), torch.split(entropies_n_K, many), strict=True)
+            return torch.cat([gains(*some) for some in slices]).index_select(0, rows)
         parts = []
         for some in torch.split(rows, size):
             padding = min(recurring_size(len(some), like=probs_n_C_K), size) - len(some)
             more = torch.nn.functional.pad(some, (0, padding))  # with the first candidate
-            parts.append(
-                gains(probs_n_C_K.index_select(0, more), entropies_n_K.index_select(0, more))[: len(some)]
-            )  # faster than [more]
+            copies = (values_n.index_select(0, more) for values_n in (probs_n_C_K, entropies_n_K))  # [more] is slower
+            parts.append(gains(*copies)[: len(some)])
         return torch.cat(parts)
 
 

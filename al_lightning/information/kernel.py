@@ -101,10 +101,10 @@ def mean_mixture_entropy_in_blocks(
     num_blocks = -(-len(weights_M_K) // most)
     block_m = -(-len(weights_M_K) // num_blocks)  # alike, as a narrow product takes longer than its share
     elements = ELEMENTS_PER_BLOCK_CUDA if rows_R_K.is_cuda else ELEMENTS_PER_BLOCK
-    block_r = min(elements // block_m, len(rows_R_K))
+    squares_R_K = weights_M_K[:0] if less_squares_R_K is None else less_squares_R_K
+    block_r = min(elements // max(block_m, len(squares_R_K)), len(rows_R_K))
     factors = list(torch.split(weights_M_K, block_m))
-    if less_squares_R_K is not None:
-        factors[0] = torch.cat([factors[0], less_squares_R_K])
+    factors[0] = torch.cat([factors[0], squares_R_K])
     buffers = rows_R_K.new_empty(2, len(factors[0]) * block_r)
     row_blocks = zip(torch.split(rows_R_K, block_r), torch.split(entropies_R, block_r), strict=True)
     factor_blocks = list(zip(factors, torch.split(probs_M, block_m), strict=True))
