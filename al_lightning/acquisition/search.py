@@ -133,8 +133,8 @@ class Search:
         size = self._candidates.rows_per_block
         if len(rows) > NEARLY_ALL * len(probs_n_C_K):  # slices copy nothing
             # What a call takes by itself shows in a whole pool. So many, as what it holds for each (n, C) or (n, K) is
-            # no more than a block then.
-            many = size * min(16, *probs_n_C_K.shape[1:])
+            # no more than half a block then.
+            many = size * max(1, min(16, *probs_n_C_K.shape[1:]) // 2)
             slices = zip(torch.split(probs_n_C_K, many), torch.split(entropies_n_K, many), strict=True)
             return torch.cat([gains(*some) for some in slices]).index_select(0, rows)
         parts = []
