@@ -12,7 +12,8 @@ from al_lightning.acquisition.search import Search, largest_ratio
 from al_lightning.information import Configurations
 
 SIGNIFICANT = 2  # standard errors
-REMEMBERED = 8
+LEAST_TO_LEARN = 2  # times the slack of a search: what is less may be rounding
+REMEMBERED = 8  # the best two are among the points of the highest gains but for rounding
 
 
 class Greedy:
@@ -118,12 +119,14 @@ class Greedy:
             self._is_over = bool(configurations.doubt() < search.slack and configurations.remaining() < search.slack)
         if self._is_over:
             return search.equal_scores()
-        # Where less than twice the slack is left, thousands of points are alike, and none need be told from the others.
-        gains_n, best_two = self._best_gains(at_least=1.75 * search.slack)
-        self._is_over = bool(best_two[0] < 2 * search.slack)
+        # Where less than that is left, thousands of points are alike, and none need be told from the others.
+        least = LEAST_TO_LEARN * search.slack
+        almost = least - search.slack / 4  # so that no rounding of a bound hides as much as the least
+        gains_n, best_two = self._best_gains(at_least=almost)
+        self._is_over = bool(best_two[0] < least)
         if self._is_over:
             return search.equal_scores()
-        if best_two[1] < 2.75 * search.slack:  # what was left out may lie within the slack of the second best
+        if best_two[1] < almost + search.slack:  # what was left out may lie within the slack of the second best
             gains_n, best_two = self._best_gains(at_least=search.slack / 4)
         return search.scores(gains_n, best_two, self._score)
 

@@ -19,7 +19,7 @@ class Plan:
 
     Args:
         num_kept: How many candidates can be kept; the pool's size if all can.
-        rows_per_block: How many points are read, prepared and bounded at once.
+        rows_per_block: How many points are read and prepared at once, or copied to be bounded.
         num_bytes: What all that takes at most.
     """
 

@@ -90,7 +90,8 @@ class Search:
 
     def _search(self, configurations: Configurations, at_least: float) -> Tensor:
         """The gains of the candidates whose upper bounds all reach the second best, minus infinity for all others."""
-        gains_n, num_classes = torch.full_like(self._known_n, -torch.inf), self._candidates.probs_n_C_K.shape[1]
+        gains_n = torch.full_like(self._known_n, -torch.inf)
+        num_classes = self._candidates.probs_n_C_K.shape[1]
         is_bound = self._is_bound and configurations.is_exact
         like = configurations.to(self._candidates.probs_n_C_K)
         bounds_n = self._known_n.clone() if is_bound else self._bald_bounds(like)
