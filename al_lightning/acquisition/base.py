@@ -98,8 +98,8 @@ class Batch:
         positions: Rows of the whole pool (B, long).
         scores: What each was chosen for (B, double), higher is better; for BatchBALD the nats that it adds to the
             picks before it, so that their cumulative sum is the joint mutual information of the batch.
-        num_evaluated: How many candidates BatchBALD evaluated in full over all picks, because no bound excluded them; 0
-            where that means nothing.
+        num_evaluated: How many candidates BatchBALD evaluated in full over all picks, because no bound excluded them
+            (for a pick twice where it adds little more than rounding); 0 where that means nothing.
         leads: For BatchBALD, by how much each pick's gain exceeds the next best candidate's (B, nats); if no candidate
             is left, the gain itself.
         lead_errors: The standard error of each lead from drawing configurations (B); 0 where all were enumerated.
