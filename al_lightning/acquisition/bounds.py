@@ -11,9 +11,9 @@ from al_lightning.information.products import recurring_size
 
 FEWEST, FEW = 32, 200
 KEPT_APART = (500, 2000)
-DIRECTIONS, TURNS = 16, 3  # twice as many directions exclude a tenth more, and cost twice as much
+DIRECTIONS, TURNS = 16, 3  # twice as many directions exclude a tenth more, and cost what that saves
 MOSTLY_UNKNOWN = 0.57  # mean doubt about the sample: once it is less, the fewest groups exclude next to nothing
-ELEMENTS_IN_CACHE = 2**18
+ELEMENTS_IN_CACHE = 2**18  # in single precision
 WORTHWHILE = 1.5  # a bound costs as many rows as it has: it must be clearly cheaper than what it bounds
 
 

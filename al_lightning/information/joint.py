@@ -11,7 +11,7 @@ from al_lightning.information.entropy import at_least_single, check_log_probs
 from al_lightning.information.kernel import mean_mixture_entropy
 
 ELEMENTS_PER_BLOCK = 2**22
-ELEMENTS_IN_CACHE = 2**17
+ELEMENTS_IN_CACHE = 2**17  # in double precision
 
 
 @dataclass(frozen=True)
