@@ -37,38 +37,43 @@ class Bound:
         """What no candidate's gain exceeds (n, nats), up to rounding."""
         means, probs_n_K_C = self.means, probs_n_C_K.transpose(1, 2)
         mixed_n = mean_mixture_entropy(means.weights_M_K, means.probs_M, probs_n_K_C, less_squares_R_K=self.spread_R_K)
-        return mixed_n - (entropies_n_K * means.mean_weights).sum(dim=1)
+        return mixed_n - entropies_n_K @ means.mean_weights
 
 
-def coarse_to_fine(configurations: Configurations, typical_K_K: Tensor) -> Iterator[Bound]:
+def coarse_to_fine(configurations: Configurations, typical_K_K: Tensor, *, num_in_full: int) -> Iterator[Bound]:
     """Ever more groups, and ever tighter bounds; each is made when it is asked for.
 
     A group costs least where it is alike: configurations with the same most likely sample, then those with similar
-    weights. The finest bounds leave those configurations by themselves that lose most in their group.
+    weights. The finest bounds leave those configurations by themselves that lose most in their group, or all.
 
     Args:
         configurations: What is to be bounded.
         typical_K_K: See `typical_moment`.
+        num_in_full: How many configurations a gain takes that is evaluated, not bounded.
     """
-    num_configs = len(configurations.probs_M)
     second_moment_K_K = _second_moment(configurations)
+    for means in _merged_coarse_to_fine(configurations):
+        yield Bound(padded(means), _spread(second_moment_K_K, means, typical_K_K))
+    if num_in_full >= WORTHWHILE * len(configurations.probs_M):
+        nothing_R_K = configurations.weights_M_K[:0]
+        yield Bound(configurations, nothing_R_K)
 
-    def bound(means: Configurations) -> Bound:
-        return Bound(padded(means), _spread(second_moment_K_K, means, typical_K_K))
 
+def _merged_coarse_to_fine(configurations: Configurations) -> Iterator[Configurations]:
+    num_configs = len(configurations.probs_M)
     trust_M, likeliest_M = configurations.likeliest
     by_sample = configurations.merged(likeliest_M)
     num_samples = len(by_sample.probs_M)
     if num_configs < WORTHWHILE * num_samples:
         return
     if num_samples > WORTHWHILE * FEWEST and configurations.mean(1 - trust_M) > MOSTLY_UNKNOWN:
-        yield bound(by_sample.merged(by_similarity(by_sample, FEWEST)))
-    yield bound(by_sample)
+        yield by_sample.merged(by_similarity(by_sample, FEWEST))
+    yield by_sample
     if num_configs < WORTHWHILE * (num_samples + FEW):
         return
     group_M = by_likeliest_sample(configurations, FEW)
     few = configurations.merged(group_M)
-    yield bound(few)
+    yield few
     loss_M = _loss(configurations, few, group_M)
     for num_apart in KEPT_APART:
         if num_configs < WORTHWHILE * (num_samples + FEW + num_apart):
@@ -76,7 +81,7 @@ def coarse_to_fine(configurations: Configurations, typical_K_K: Tensor) -> Itera
         apart = loss_M.topk(num_apart).indices
         finer_M = group_M.clone()
         finer_M[apart] = torch.arange(num_apart, device=apart.device) + len(few.probs_M)
-        yield bound(configurations.merged(finer_M))
+        yield configurations.merged(finer_M)
 
 
 def padded(configurations: Configurations) -> Configurations:

@@ -13,6 +13,9 @@ from al_lightning.information.kernel import full_precision_products
 from al_lightning.information.products import recurring_size
 
 FIRST_CHUNK, PROMISING, LARGEST_CHUNK = 8, 3, 256
+# The most certain configurations are left out: of gains, those that add no more than this share of the slack; of
+# bounds, this share of the second best gain. A larger one leaves out more, and excludes fewer candidates.
+NEGLIGIBLE_TO_GAIN, NEGLIGIBLE_TO_BOUND = 1 / 8, 1 / 100
 ROWS_PER_LEVEL = 300  # candidates times classes: evaluating as many takes as long as making one more level of bounds
 NEARLY_ALL = 0.9  # of the candidates: then all are bounded where they lie, otherwise those asked for are copied
 
@@ -28,9 +31,10 @@ class Search:
             self._typical_K_K = typical_moment(candidates.probs_n_C_K)
         self._known_n = candidates.bald_n.clone()  # the last gain or bound of each
         self._is_bound = True  # whether it bounds later gains too: in the exact regime no gain grows from pick to pick
-        # More than rounding adds to the difference of two gains: the most seen, over many shapes, is a tenth of it.
+        # More than rounding adds to the difference of two gains: the most seen, over many shapes, is a tenth of it. And
+        # twice what the logarithm of improbable classes may cost.
         precision, num_classes = torch.finfo(candidates.bald_n.dtype), candidates.probs_n_C_K.shape[1]
-        self.slack = 64 * precision.eps * (1 + math.log(num_classes))
+        self.slack = precision.eps * (64 * (1 + math.log(num_classes)) + num_classes / 2)
 
     def take(self, position: int) -> None:
         """Take a chosen point out of the candidates; it may be another rank's, or none."""
@@ -93,17 +97,20 @@ class Search:
         gains_n = torch.full_like(self._known_n, -torch.inf)
         num_classes = self._candidates.probs_n_C_K.shape[1]
         is_bound = self._is_bound and configurations.is_exact
-        like = configurations.to(self._candidates.probs_n_C_K)
+        single = configurations.to(self._candidates.probs_n_C_K)
+        like = single.doubtful(negligible=NEGLIGIBLE_TO_GAIN * self.slack)
         bounds_n = self._known_n.clone() if is_bound else self._bald_bounds(like)
         bounds_n[~self._is_free_n] = -torch.inf
         free = self._is_free_n.nonzero().squeeze(1)
         least = max(at_least, self._evaluate(like, _highest(self._known_n, free, PROMISING), gains_n))
         bounds_n[gains_n.isfinite()] = -torch.inf
         waiting = ((bounds_n >= least) & bounds_n.isfinite()).nonzero().squeeze(1)
-        for number, bound in enumerate(coarse_to_fine(like, self._typical_K_K)):
+        left_out = NEGLIGIBLE_TO_BOUND * least
+        doubtful = single.doubtful(negligible=left_out)
+        for number, bound in enumerate(coarse_to_fine(doubtful, self._typical_K_K, num_in_full=len(like.probs_M))):
             if len(waiting) * num_classes <= ROWS_PER_LEVEL:
                 break
-            bounds_n[waiting] = torch.minimum(bounds_n[waiting], self._in_blocks(bound.gains, waiting))
+            bounds_n[waiting] = torch.minimum(bounds_n[waiting], self._in_blocks(bound.gains, waiting) + left_out)
             if number == 0:
                 promising = _highest(bounds_n, waiting, PROMISING)  # the higher the second best, the fewer pass
                 least = max(at_least, self._evaluate(like, promising, gains_n))

@@ -126,3 +126,20 @@ def mutual_information(log_probs_N_K_C: Tensor) -> Tensor:
     check_log_probs(log_probs_N_K_C)
     full_N_K_C = at_least_single(log_probs_N_K_C)
     return _entropy(full_N_K_C) - _conditional_entropy(full_N_K_C)
+
+
+def fano_bound(doubt: Tensor, num_outcomes: int) -> Tensor:
+    """H[d] + d log(K - 1), the largest entropy of K outcomes whose likeliest has probability 1 - d (nats).
+
+    Fano's inequality (Cover and Thomas 2006, "Elements of Information Theory", section 2.10).
+
+    Args:
+        doubt: d, of any shape.
+        num_outcomes: K.
+
+    Example:
+        >>> fano_bound(torch.tensor([0.0, 0.5, 0.75]), 4)  # nothing unknown, half of it, and nothing known: log(4)
+        tensor([0.0000, 1.2425, 1.3863])
+    """
+    binary_entropy: Tensor = torch.special.entr(doubt) + torch.special.entr(1 - doubt)
+    return binary_entropy + doubt * math.log(max(1, num_outcomes - 1))

@@ -7,8 +7,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from al_lightning.information.entropy import at_least_single, check_log_probs
+from al_lightning.information.entropy import at_least_single, check_log_probs, fano_bound
 from al_lightning.information.kernel import mean_mixture_entropy
+from al_lightning.information.products import recurring_size
 
 ELEMENTS_PER_BLOCK = 2**22
 ELEMENTS_IN_CACHE = 2**17  # in double precision
@@ -59,12 +60,38 @@ class Configurations:
 
     def to(self, like: Tensor) -> "Configurations":
         """The same with the precision and on the device of `like`, less the configurations too improbable for it."""
-        probs_M, weights_M_K = self.probs_M.to(like), self.weights_M_K.to(like)
-        is_normal_M = probs_M >= torch.finfo(like.dtype).tiny  # what is less rounds to 0 or to a few digits
-        if is_normal_M.all():
-            return Configurations(probs_M, weights_M_K, self.counts_M)
-        counts_M = None if self.counts_M is None else self.counts_M[is_normal_M]
-        return Configurations(probs_M[is_normal_M], weights_M_K[is_normal_M], counts_M)
+        converted = Configurations(self.probs_M.to(like), self.weights_M_K.to(like), self.counts_M)
+        is_normal_M = converted.probs_M >= torch.finfo(like.dtype).tiny  # what is less rounds to 0 or to a few digits
+        return converted if is_normal_M.all() else converted._only(is_normal_M.nonzero().squeeze(1))
+
+    def doubtful(self, *, negligible: float) -> "Configurations":
+        """Less the most certain, which add no more than is unknown: `negligible` to any gain, all together (nats).
+
+        After many points nearly all configurations are certain. The probabilities no longer sum to one.
+
+        Example:
+            >>> weights_M_K = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
+            >>> Configurations(torch.tensor([0.1, 0.9]), weights_M_K).doubtful(negligible=1e-6).weights_M_K
+            tensor([[0.5000, 0.5000]])
+        """
+        order_M, cumulated_M = self._from_most_certain
+        num_doubtful = max(1, int((cumulated_M > negligible).sum()))
+        num_left_out = len(order_M) - recurring_size(num_doubtful, like=self.weights_M_K)
+        return self._only(order_M[num_left_out:]) if num_left_out > 0 else self
+
+    def _only(self, numbers: Tensor) -> "Configurations":
+        counts_M = None if self.counts_M is None else self.counts_M[numbers]
+        return Configurations(self.probs_M[numbers], self.weights_M_K.index_select(0, numbers), counts_M)
+
+    @cached_property
+    def _from_most_certain(self) -> tuple[Tensor, Tensor]:
+        """The order of certainty (M), and what each and all before it add at most to any gain (M, nats)."""
+        trust_M = self.weights_M_K.amax(dim=1)
+        doubt_M = (1 - trust_M).clamp_min(0) + torch.finfo(trust_M.dtype).eps / 2  # what rounding may hide
+        unknown_M = self.probs_M * fano_bound(doubt_M, self.weights_M_K.shape[1])
+        sorted_M, order_M = unknown_M.sort()
+        # On the CPU, because where Trainer(deterministic=True) CUDA refuses it.
+        return order_M, sorted_M.double().cpu().cumsum(dim=0)
 
     def gains(self, log_probs_B_K_C: Tensor) -> Tensor:
         """I[y_b; w | y_S], what the label of each candidate would add (B, nats): a mean over configurations.
@@ -87,7 +114,7 @@ class Configurations:
     def gains_of_probs(self, probs_B_C_K: Tensor, entropies_B_K: Tensor) -> Tensor:
         """`gains` from probabilities and their entropies H[p_k(.|b)], of the precision and on the device of `self`."""
         mixed_B = mean_mixture_entropy(self.weights_M_K, self.probs_M, probs_B_C_K.transpose(1, 2))
-        return mixed_B - (entropies_B_K * self.mean_weights).sum(dim=1)
+        return mixed_B - entropies_B_K @ self.mean_weights
 
     def information(self, log_probs_K_C: Tensor) -> Tensor:
         """I[y; w | s_m] of one point for each configuration (M, nats), in the precision and on the device of `self`.

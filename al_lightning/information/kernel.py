@@ -125,9 +125,10 @@ def _add_block(entropies_r: Tensor, factors_f_K: Tensor, probs_m: Tensor, rows_r
     log_m_r = buffers[1, : num_configs * num_rows].view(num_configs, num_rows)
     q_f_r = product_of_rows(factors_f_K, rows_r_K, out_M_R=q_f_r)
     q_m_r, roots_R_r = q_f_r[:num_configs], q_f_r[num_configs:]
-    # log of a clamped q, because 0 * log(tiny) = 0 is exact and torch.special.entr takes more than twice as long.
-    torch.clamp(q_m_r, min=torch.finfo(q_m_r.dtype).tiny, out=log_m_r)
-    q_m_r.mul_(log_m_r.log_())
+    # log q as log1p(q - 1), which took 0.6 of the time of log where it was measured, and is wrong where q is near the
+    # rounding of q - 1: by eps / 4 at most in q log q. It is clamped, because 0 * log(something) = 0 is exact.
+    torch.sub(q_m_r, 1, out=log_m_r)
+    q_m_r.mul_(log_m_r.clamp_min_(torch.finfo(q_m_r.dtype).eps / 2 - 1).log1p_())
     # In parts, and `entropies_r` is double: thousands of like terms added one by one in single precision drift by up to
     # 1e-4.
     size = CONFIGURATIONS_PER_BLOCK

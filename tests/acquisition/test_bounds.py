@@ -29,6 +29,10 @@ def sampled(seed, num_configs, *, num_samples=60, sharpness=1.0, num_picks=6):
     return configurations, log_probs_N_K_C
 
 
+def levels_of(configurations, probs_n_C_K, *, num_in_full=0):
+    return coarse_to_fine(configurations, typical_moment(probs_n_C_K), num_in_full=num_in_full)
+
+
 def prepared(log_probs_N_K_C):
     probs_N_C_K = log_probs_N_K_C.exp().transpose(1, 2).contiguous()
     return probs_N_C_K, torch.special.entr(probs_N_C_K).sum(dim=1)
@@ -40,7 +44,7 @@ def test_every_level_bounds_every_gain_and_each_more_tightly(seed, sharpness):
     configurations, log_probs_N_K_C = sampled(seed, 3000, sharpness=sharpness)
     gains, candidates = configurations.gains(log_probs_N_K_C), prepared(log_probs_N_K_C)
     sizes, means = [], []
-    for level in coarse_to_fine(configurations, typical_moment(candidates[0])):
+    for level in levels_of(configurations, candidates[0]):
         bounds = level.gains(*candidates)
         assert (bounds >= gains - 1e-9).all()
         assert_close(level.means.probs_M.sum().item(), 1.0)
@@ -55,7 +59,7 @@ def test_every_level_bounds_every_gain_and_each_more_tightly(seed, sharpness):
 def test_what_the_means_leave_out_lowers_the_bound_but_never_below_the_gain(sharpness):
     configurations, log_probs_N_K_C = sampled(3, 2000, sharpness=sharpness, num_samples=DIRECTIONS)
     candidates = prepared(log_probs_N_K_C)
-    level = next(coarse_to_fine(configurations, typical_moment(candidates[0])))
+    level = next(levels_of(configurations, candidates[0]))
     without = Bound(level.means, torch.zeros_like(level.spread_R_K))
     gains = configurations.gains(log_probs_N_K_C)
     assert (level.gains(*candidates) >= gains - 1e-9).all()
@@ -65,7 +69,7 @@ def test_what_the_means_leave_out_lowers_the_bound_but_never_below_the_gain(shar
 def test_with_all_directions_the_bound_falls_by_the_variance_of_what_group_members_predict():
     configurations, log_probs_N_K_C = sampled(4, 500, num_samples=DIRECTIONS)
     probs_N_C_K, entropies_N_K = prepared(log_probs_N_K_C)
-    level = next(coarse_to_fine(configurations, typical_moment(probs_N_C_K)))
+    level = next(levels_of(configurations, probs_N_C_K))
     group_M = configurations.weights_M_K.argmax(dim=1)
     variance = 0.0
     for group in group_M.unique():
@@ -79,8 +83,8 @@ def test_with_all_directions_the_bound_falls_by_the_variance_of_what_group_membe
 
 def test_the_levels_exist_where_they_are_cheaper_and_may_exclude():
     def sizes(configurations, log_probs_N_K_C):
-        typical_K_K = typical_moment(prepared(log_probs_N_K_C)[0])
-        return [len(level.means.probs_M) for level in coarse_to_fine(configurations, typical_K_K)]
+        levels = levels_of(configurations, prepared(log_probs_N_K_C)[0])
+        return [len(level.means.probs_M) for level in levels]
 
     unknown = sizes(*sampled(0, 3000, sharpness=0.5))
     known = sizes(*sampled(0, 3000, sharpness=2.0, num_picks=12))
@@ -88,6 +92,17 @@ def test_the_levels_exist_where_they_are_cheaper_and_may_exclude():
     assert unknown[0] <= 32 < unknown[1] <= 60
     assert len(known) == 3  # the coarsest excludes nothing once the samples are told apart
     assert sizes(*sampled(0, 40)) == []
+
+
+@pytest.mark.parametrize("num_samples", [5, 60])
+def test_where_more_configurations_are_evaluated_those_that_are_bounded_are_the_last_level(num_samples):
+    """Few that are doubtful make no groups, and without a bound each candidate would be evaluated with all."""
+    configurations, log_probs_N_K_C = sampled(0, 60, num_samples=num_samples)
+    candidates, num_configs = prepared(log_probs_N_K_C), len(configurations.probs_M)
+    *_, last = levels_of(configurations, candidates[0], num_in_full=2 * num_configs)
+    assert_close(last.gains(*candidates), configurations.gains(log_probs_N_K_C))
+    others = list(levels_of(configurations, candidates[0], num_in_full=num_configs))
+    assert all(len(level.means.probs_M) < num_configs for level in others)
 
 
 def test_the_typical_moment_is_that_of_the_candidates_predictions():

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from al_lightning.acquisition.bounds import Bound
 from al_lightning.acquisition.candidates import candidates_of_tensor
 from al_lightning.acquisition.plan import Plan
 from al_lightning.acquisition.search import FIRST_CHUNK, PROMISING, Search, largest_ratio
@@ -103,6 +104,35 @@ def test_points_that_can_add_nothing_but_rounding_are_not_evaluated():
     scores_N = scores_of(searching, configurations)
     assert (scores_N < searching.slack).all()
     assert searching.num_evaluated <= FIRST_CHUNK + PROMISING
+
+
+def test_what_is_certain_is_left_out_of_bounds_and_evaluations(monkeypatch):
+    log_probs_N_K_C = random_log_probs(num_points=300)
+    weights_M_K = torch.full((3000, 6), 1e-9, dtype=torch.float64)
+    weights_M_K[torch.arange(3000), torch.arange(3000) % 6] = 1 - 5e-9
+    weights_M_K[:100] = torch.rand(100, 6, generator=seeded(), dtype=torch.float64)
+    weights_M_K[100:600] = weights_M_K[100:600] + 1e-4  # in doubt, but by less than counts in a bound
+    weights_M_K /= weights_M_K.sum(dim=1, keepdim=True)
+    configurations = Configurations(torch.full((3000,), 1 / 3000).double(), weights_M_K, torch.ones(3000).long())
+    evaluated, bounded = set(), set()
+    gains_of_probs, gains_of_bound = Configurations.gains_of_probs, Bound.gains
+
+    def recorded(self, *args):
+        evaluated.add(len(self.probs_M))
+        return gains_of_probs(self, *args)
+
+    def recorded_bound(self, *args):
+        bounded.add(len(self.means.probs_M))
+        return gains_of_bound(self, *args)
+
+    monkeypatch.setattr(Configurations, "gains_of_probs", recorded)
+    monkeypatch.setattr(Bound, "gains", recorded_bound)
+    scores_N = scores_of(search_of(log_probs_N_K_C), configurations)
+    expected_N = torch.stack([configurations.mean(configurations.information(row)) for row in log_probs_N_K_C])
+    assert torch.equal(scores_N.topk(2).indices, expected_N.topk(2).indices)
+    assert torch.equal(scores_N.topk(2).values, expected_N.topk(2).values)
+    assert 600 <= min(evaluated) <= max(evaluated) < 700
+    assert 100 <= max(bounded) < 200  # the last level are the configurations themselves
 
 
 @pytest.mark.parametrize("seed", range(40))

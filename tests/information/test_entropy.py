@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from al_lightning.information import check_log_probs, conditional_entropy, entropy, mutual_information
+from al_lightning.information.entropy import fano_bound
 
 
 def plain_entropy(probs):
@@ -110,3 +111,14 @@ def test_rounding_to_any_precision_passes_and_one_tenth_too_much_does_not(dtype)
     check_log_probs(log_probs_N_K_C.to(dtype))
     with pytest.raises(ValueError, match="not normalised"):
         check_log_probs((log_probs_N_K_C + math.log(1.1)).to(dtype))
+
+
+@given(seed=st.integers(0, 2**31), sharpness=st.sampled_from([0.1, 3.0, 30.0]), num_outcomes=st.integers(1, 6))
+def test_fanos_bound_is_reached_where_the_others_are_alike_and_never_exceeded(seed, sharpness, num_outcomes):
+    generator = torch.Generator().manual_seed(seed)
+    probs_K = (torch.randn(num_outcomes, dtype=torch.float64, generator=generator) * sharpness).softmax(dim=0)
+    doubt = 1 - probs_K.max()
+    bound = fano_bound(doubt, num_outcomes)
+    assert bound >= plain_entropy(probs_K.tolist()) - 1e-12
+    rest_K = torch.full((max(1, num_outcomes - 1),), doubt.item() / max(1, num_outcomes - 1), dtype=torch.float64)
+    assert_close(bound.item(), plain_entropy([1 - doubt.item(), *rest_K.tolist()]))

@@ -181,3 +181,34 @@ def test_configurations_too_improbable_for_single_precision_are_left_out_with_th
     double = Configurations(probs_M, weights_M_K).to(torch.zeros(1, dtype=torch.float64))
     assert torch.equal(double.probs_M, probs_M)
     assert double.counts_M is None
+
+
+@given(seed=seeds, sharpness=st.sampled_from([0.5, 3.0, 12.0]), dtype=st.sampled_from([torch.float32, torch.float64]))
+@settings(max_examples=30, deadline=None)
+def test_doubtful_configurations_have_all_of_a_gain_but_what_is_negligible(seed, sharpness, dtype):
+    log_probs_N_K_C = random_log_probs(seed, 12, sharpness=sharpness).to(dtype)
+    configurations = extended_by(log_probs_N_K_C[:8], num_configs=150, seed=seed).to(log_probs_N_K_C)
+    gains_N, rounding = configurations.gains(log_probs_N_K_C), 100 * torch.finfo(dtype).eps
+    for negligible in (0.0, 1e-4, 0.01, 0.1, 1.0, math.inf):
+        some = configurations.doubtful(negligible=negligible)
+        missing_N = gains_N - some.gains(log_probs_N_K_C)
+        assert (missing_N >= -rounding).all()
+        assert (missing_N <= negligible + rounding).all()
+        assert len(some.probs_M) == len(some.counts_M) >= 1
+    assert len(some.probs_M) <= 16  # whatever recurs: one is kept
+
+
+def test_the_most_certain_configurations_are_left_out_first_and_by_their_probability():
+    weights_M_K = torch.tensor([[0.5, 0.5], [0.9, 0.1], [1.0, 0.0], [0.999, 0.001]], dtype=torch.float64)
+    probs_M, counts_M = torch.tensor([1e-6, 0.3, 0.5, 0.2], dtype=torch.float64), torch.tensor([1, 2, 3, 4])
+    unknown_M = probs_M * torch.special.entr(weights_M_K).sum(dim=1)
+    configurations = Configurations(probs_M, weights_M_K, counts_M)
+    order = [2, 0, 3, 1]
+    for number in range(1, 4):
+        left_out = unknown_M[order[:number]].sum().item()
+        assert sorted(configurations.doubtful(negligible=left_out * 0.99).counts_M.tolist()) == sorted(
+            counts_M[order[number - 1 :]].tolist()
+        )
+        assert sorted(configurations.doubtful(negligible=left_out * 1.01 + 1e-12).counts_M.tolist()) == sorted(
+            counts_M[order[number:]].tolist()
+        )
