@@ -52,7 +52,7 @@ def product_flops(num_samples: int, device: torch.device) -> float:
 
 
 def logarithms_per_second(device: torch.device) -> float:
-    """Natural logarithms in float32: of a buffer in cache on the CPU, by the faster function, or in registers on a GPU."""
+    """Natural logarithms in float32: of a cached buffer by the faster function on the CPU, in registers on a GPU."""
     if device.type == "cuda":
         from joint_entropy_gpu_logs import LOGARITHMS, take_logarithms  # noqa: PLC0415  needs Triton
 

@@ -135,6 +135,18 @@ def test_what_is_certain_is_left_out_of_bounds_and_evaluations(monkeypatch):
     assert 100 <= max(bounded) < 200  # the last level are the configurations themselves
 
 
+@pytest.mark.parametrize("num_classes", [10, 1000])
+def test_the_slack_is_more_than_many_improbable_classes_cost(num_classes):
+    """Of two gains one may have such a tail, and the other none: then all of what it costs is between them."""
+    probs_N_K_C = torch.rand(20, 6, num_classes, generator=seeded(), dtype=torch.float64) * 8e-8
+    probs_N_K_C[:, :, :2] += torch.rand(20, 6, 2, generator=seeded(1), dtype=torch.float64)
+    log_probs_N_K_C = (probs_N_K_C / probs_N_K_C.sum(dim=2, keepdim=True)).log().float()
+    configurations = after(log_probs_N_K_C[:2], num_configs=50)
+    expected_N = torch.stack([configurations.mean(configurations.information(row)) for row in log_probs_N_K_C])
+    missed = (configurations.gains(log_probs_N_K_C) - expected_N).abs().max()
+    assert missed < search_of(log_probs_N_K_C).slack / 4
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_of_points_that_add_little_more_than_rounding_the_second_best_is_found_too(seed):
     base_1_1_C = torch.randn(1, 1, 4, generator=seeded(seed))
