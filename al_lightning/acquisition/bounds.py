@@ -158,7 +158,12 @@ def _spread(second_moment_K_K: Tensor, means: Configurations, typical_K_K: Tenso
 
 
 def _second_moment(configurations: Configurations) -> Tensor:
-    return (configurations.weights_M_K.t() @ configurations.joint).double()
+    weights_M_K, joint_M_K = configurations.weights_M_K, configurations.joint
+    moment_K_K = torch.zeros(weights_M_K.shape[1], weights_M_K.shape[1], dtype=torch.float64, device=joint_M_K.device)
+    # In parts: what thousands of like terms drift in single precision would be taken for spread.
+    for weights_m_K, joint_m_K in zip(torch.split(weights_M_K, 512), torch.split(joint_M_K, 512), strict=True):
+        moment_K_K += weights_m_K.t() @ joint_m_K
+    return moment_K_K
 
 
 def _loss(configurations: Configurations, merged: Configurations, group_M: Tensor) -> Tensor:

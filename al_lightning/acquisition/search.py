@@ -14,8 +14,8 @@ from al_lightning.information.products import recurring_size
 
 FIRST_CHUNK, PROMISING, LARGEST_CHUNK = 8, 3, 256
 # The most certain configurations are left out: of gains, those that add no more than this share of the slack; of
-# bounds, this share of the second best gain. A larger one leaves out more, and excludes fewer candidates.
-NEGLIGIBLE_TO_GAIN, NEGLIGIBLE_TO_BOUND = 1 / 8, 1 / 100
+# bounds, this share of what a candidate must reach. A larger one leaves out more, and excludes fewer candidates.
+NEGLIGIBLE_TO_GAIN, NEGLIGIBLE_TO_BOUND = 1 / 16, 1 / 100
 ROWS_PER_LEVEL = 300  # candidates times classes: evaluating as many takes as long as making one more level of bounds
 NEARLY_ALL = 0.9  # of the candidates: then all are bounded where they lie, otherwise those asked for are copied
 
@@ -31,10 +31,9 @@ class Search:
             self._typical_K_K = typical_moment(candidates.probs_n_C_K)
         self._known_n = candidates.bald_n.clone()  # the last gain or bound of each
         self._is_bound = True  # whether it bounds later gains too: in the exact regime no gain grows from pick to pick
-        # More than rounding adds to the difference of two gains: the most seen, over many shapes, is a tenth of it. And
-        # twice what the logarithm of improbable classes may cost.
+        # More than rounding, a fifth of it at most over many shapes, and what is left out add to two gains' difference.
         precision, num_classes = torch.finfo(candidates.bald_n.dtype), candidates.probs_n_C_K.shape[1]
-        self.slack = precision.eps * (64 * (1 + math.log(num_classes)) + num_classes / 2)
+        self.slack = 64 * precision.eps * (1 + math.log(num_classes))
 
     def take(self, position: int) -> None:
         """Take a chosen point out of the candidates; it may be another rank's, or none."""
@@ -95,7 +94,6 @@ class Search:
     def _search(self, configurations: Configurations, at_least: float) -> Tensor:
         """The gains of the candidates whose upper bounds all reach the second best, minus infinity for all others."""
         gains_n = torch.full_like(self._known_n, -torch.inf)
-        num_classes = self._candidates.probs_n_C_K.shape[1]
         is_bound = self._is_bound and configurations.is_exact
         single = configurations.to(self._candidates.probs_n_C_K)
         like = single.doubtful(negligible=NEGLIGIBLE_TO_GAIN * self.slack)
@@ -105,17 +103,18 @@ class Search:
         least = max(at_least, self._evaluate(like, _highest(self._known_n, free, PROMISING), gains_n))
         bounds_n[gains_n.isfinite()] = -torch.inf
         waiting = ((bounds_n >= least) & bounds_n.isfinite()).nonzero().squeeze(1)
-        left_out = NEGLIGIBLE_TO_BOUND * least
-        doubtful = single.doubtful(negligible=left_out)
-        for number, bound in enumerate(coarse_to_fine(doubtful, self._typical_K_K, num_in_full=len(like.probs_M))):
-            if len(waiting) * num_classes <= ROWS_PER_LEVEL:
-                break
-            bounds_n[waiting] = torch.minimum(bounds_n[waiting], self._in_blocks(bound.gains, waiting) + left_out)
-            if number == 0:
-                promising = _highest(bounds_n, waiting, PROMISING)  # the higher the second best, the fewer pass
-                least = max(at_least, self._evaluate(like, promising, gains_n))
-                bounds_n[promising] = -torch.inf
-            waiting = waiting[bounds_n[waiting] >= least]
+        if self._is_worth_a_bound(waiting):
+            left_out = NEGLIGIBLE_TO_BOUND * least
+            doubtful = single.doubtful(negligible=left_out)
+            for number, bound in enumerate(coarse_to_fine(doubtful, self._typical_K_K, num_in_full=len(like.probs_M))):
+                bounds_n[waiting] = torch.minimum(bounds_n[waiting], self._in_blocks(bound.gains, waiting) + left_out)
+                if number == 0:
+                    promising = _highest(bounds_n, waiting, PROMISING)  # the higher the second best, the fewer pass
+                    least = max(at_least, self._evaluate(like, promising, gains_n))
+                    bounds_n[promising] = -torch.inf
+                waiting = waiting[bounds_n[waiting] >= least]
+                if not self._is_worth_a_bound(waiting):
+                    break
         waiting = waiting[bounds_n[waiting].argsort(descending=True)]
         size = FIRST_CHUNK
         while len(waiting) > 0:
@@ -125,6 +124,9 @@ class Search:
             size = min(2 * size, LARGEST_CHUNK)
         self._known_n, self._is_bound = torch.where(gains_n.isfinite(), gains_n, bounds_n), configurations.is_exact
         return gains_n
+
+    def _is_worth_a_bound(self, rows: Tensor) -> bool:
+        return len(rows) * self._candidates.probs_n_C_K.shape[1] > ROWS_PER_LEVEL
 
     def _bald_bounds(self, configurations: Configurations) -> Tensor:
         return largest_ratio(configurations) * (self._candidates.bald_n + self.slack)

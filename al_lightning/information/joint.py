@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from al_lightning.information.entropy import at_least_single, check_log_probs, fano_bound
+from al_lightning.information.entropy import at_least_single, fano_bound
 from al_lightning.information.kernel import mean_mixture_entropy
 from al_lightning.information.products import recurring_size
 
@@ -65,7 +65,7 @@ class Configurations:
         return converted if is_normal_M.all() else converted._only(is_normal_M.nonzero().squeeze(1))
 
     def doubtful(self, *, negligible: float) -> "Configurations":
-        """Less the most certain, which add no more than is unknown: `negligible` to any gain, all together (nats).
+        """Without the most certain, under which no more than `negligible` is unknown in all: no gain loses more (nats).
 
         After many points nearly all configurations are certain. The probabilities no longer sum to one.
 
@@ -162,10 +162,16 @@ class Configurations:
             tensor([[0.5000, 0.5000]])
         """
         num_groups = int(group_M.max()) + 1
-        probs_G = self.probs_M.new_zeros(num_groups).index_add_(0, group_M, self.probs_M)
-        sums_G_K = self.weights_M_K.new_zeros(num_groups, self.weights_M_K.shape[1]).index_add_(0, group_M, self.joint)
+        # In double precision: thousands of like terms that are added one by one drift, and a bound would be too low.
+        probs_G = torch.zeros(num_groups, dtype=torch.float64, device=group_M.device)
+        probs_G.index_add_(0, group_M, self.probs_M.double())
+        sums_G_K = probs_G.new_zeros(num_groups, self.weights_M_K.shape[1])
+        rows = max(1, ELEMENTS_IN_CACHE // sums_G_K.shape[1])
+        for group_m, joint_m_K in zip(torch.split(group_M, rows), torch.split(self.joint, rows), strict=True):
+            sums_G_K.index_add_(0, group_m, joint_m_K.double())
         is_group_G = probs_G > 0
-        return Configurations(probs_G[is_group_G], sums_G_K[is_group_G] / probs_G[is_group_G][:, None])
+        weights_G_K = sums_G_K[is_group_G] / probs_G[is_group_G][:, None]
+        return Configurations(probs_G[is_group_G].to(self.probs_M), weights_G_K.to(self.weights_M_K))
 
     def extended(self, log_probs_K_C: Tensor, *, num_configs: int, generator: torch.Generator) -> "Configurations":
         """The configurations after one more point is chosen.
@@ -226,25 +232,3 @@ def _draw_labels(probs_n_C: Tensor, uniform_n: Tensor) -> Tensor:
     """The first label whose cumulated probability exceeds the quantile, hence never one of probability zero."""
     cumulated_n_C = probs_n_C.double().cumsum(dim=1)
     return torch.searchsorted(cumulated_n_C, uniform_n[:, None] * cumulated_n_C[:, -1:], right=True).squeeze(1)
-
-
-def batch_information(log_probs_B_K_C: Tensor, *, num_configs: int = 10_000, generator: torch.Generator) -> Tensor:
-    """Nats that each point of a batch adds to those before it (B, double): I[y_b; w | y_1 ... y_(b-1)].
-
-    The cumulative sum is the joint mutual information of the batch, at most log K: a batch that comes near it has told
-    the K samples apart, and the order of its last points is noise.
-
-    Example:
-        >>> opposite = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).log()
-        >>> batch_information(opposite.repeat(2, 1, 1), generator=torch.Generator())  # a copy adds nothing
-        tensor([0.6931, 0.0000], dtype=torch.float64)
-    """
-    check_log_probs(log_probs_B_K_C, name="log_probs_B_K_C")
-    rows_B_K_C = at_least_single(log_probs_B_K_C).cpu()
-    configurations = Configurations.start(rows_B_K_C.shape[1])
-    gains = []
-    for position, log_probs_K_C in enumerate(rows_B_K_C):
-        gains.append(configurations.mean(configurations.information(log_probs_K_C)))
-        if position + 1 < len(rows_B_K_C):
-            configurations = configurations.extended(log_probs_K_C, num_configs=num_configs, generator=generator)
-    return torch.stack(gains)

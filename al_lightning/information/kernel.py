@@ -15,6 +15,7 @@ CONFIGURATIONS_PER_BLOCK = 256
 ELEMENTS_PER_BLOCK = 2**19  # two buffers of this size, or of twice as much where squares are subtracted too
 MOST_CONFIGURATIONS, ELEMENTS_OF_FEW = 2048, 2**18  # of few candidates: there a call costs more than what it computes
 ELEMENTS_PER_BLOCK_CUDA = 2**25
+FEW_CLASSES = 100  # what a coarser logarithm costs for each is then far less than what differs in a search
 
 
 @contextmanager
@@ -111,11 +112,13 @@ def mean_mixture_entropy_in_blocks(
     with full_precision_products() if rows_R_K.is_cuda else nullcontext():
         for rows_r_K, entropies_r in row_blocks:
             for factors_f_K, probs_m in factor_blocks:
-                _add_block(entropies_r, factors_f_K, probs_m, rows_r_K, buffers)
+                _add_block(entropies_r, factors_f_K, probs_m, rows_r_K, buffers, num_classes)
     return entropies_R.view(num_points, num_classes).sum(dim=1).to(rows_R_K.dtype)
 
 
-def _add_block(entropies_r: Tensor, factors_f_K: Tensor, probs_m: Tensor, rows_r_K: Tensor, buffers: Tensor) -> None:
+def _add_block(
+    entropies_r: Tensor, factors_f_K: Tensor, probs_m: Tensor, rows_r_K: Tensor, buffers: Tensor, num_classes: int
+) -> None:
     """Add sum_m probs_m (-q log q), q = factors @ rows.T, to `entropies_r` in place.
 
     Where there are more factors than probabilities, the squares of what they give are subtracted.
@@ -125,10 +128,7 @@ def _add_block(entropies_r: Tensor, factors_f_K: Tensor, probs_m: Tensor, rows_r
     log_m_r = buffers[1, : num_configs * num_rows].view(num_configs, num_rows)
     q_f_r = product_of_rows(factors_f_K, rows_r_K, out_M_R=q_f_r)
     q_m_r, roots_R_r = q_f_r[:num_configs], q_f_r[num_configs:]
-    # log q as log1p(q - 1), which took 0.6 of the time of log where it was measured, and is wrong where q is near the
-    # rounding of q - 1: by eps / 4 at most in q log q. It is clamped, because 0 * log(something) = 0 is exact.
-    torch.sub(q_m_r, 1, out=log_m_r)
-    q_m_r.mul_(log_m_r.clamp_min_(torch.finfo(q_m_r.dtype).eps / 2 - 1).log1p_())
+    q_m_r.mul_(_logarithms(q_m_r, num_classes, out=log_m_r))
     # In parts, and `entropies_r` is double: thousands of like terms added one by one in single precision drift by up to
     # 1e-4.
     size = CONFIGURATIONS_PER_BLOCK
@@ -136,3 +136,15 @@ def _add_block(entropies_r: Tensor, factors_f_K: Tensor, probs_m: Tensor, rows_r
         entropies_r.sub_(torch.mv(terms_m_r.t(), probs_some))
     if len(roots_R_r) > 0:
         entropies_r.sub_(roots_R_r.square_().sum(dim=0))
+
+
+def _logarithms(q_m_r: Tensor, num_classes: int, *, out: Tensor) -> Tensor:
+    """The factor of q in q log q, finite for 0: 0 * log(something) = 0 is exact (and entr takes twice as long).
+
+    Of few classes log q is log1p(q - 1), which takes 0.6 of the time of log where it was measured. Where q is no more
+    than the rounding of q - 1, that costs up to a third of this rounding in q log q, for each class.
+    """
+    kind = torch.finfo(q_m_r.dtype)
+    if num_classes > FEW_CLASSES:
+        return torch.clamp(q_m_r, min=kind.tiny, out=out).log_()
+    return torch.sub(q_m_r, 1, out=out).clamp_min_(kind.eps / 2 - 1).log1p_()

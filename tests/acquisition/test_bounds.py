@@ -55,6 +55,21 @@ def test_every_level_bounds_every_gain_and_each_more_tightly(seed, sharpness):
     assert means == sorted(means, reverse=True)
 
 
+@pytest.mark.parametrize("num_configs", [3000, 20_000])
+def test_thousands_of_like_configurations_do_not_drift_below_the_gain_in_single_precision(num_configs):
+    generator = torch.Generator().manual_seed(0)
+    weights_M_K = torch.tensor([[0.6, 0.4], [0.3, 0.7]]).repeat(num_configs // 2, 1)
+    weights_M_K = (weights_M_K.log() + 1e-4 * torch.randn(num_configs, 2, generator=generator)).softmax(dim=1)
+    configurations = Configurations(torch.full((num_configs,), 1 / num_configs), weights_M_K)
+    candidates = prepared(torch.randn(50, 2, 3, generator=generator).mul(3).log_softmax(dim=2))
+    double = Configurations(configurations.probs_M.double(), weights_M_K.double())
+    gains = double.gains_of_probs(candidates[0].double(), candidates[1].double())
+    levels = list(levels_of(configurations, candidates[0]))
+    assert len(levels) > 1
+    for level in levels:
+        assert (level.gains(*candidates) >= gains - 3e-6).all()
+
+
 @pytest.mark.parametrize("sharpness", [0.3, 1.0, 4.0])
 def test_what_the_means_leave_out_lowers_the_bound_but_never_below_the_gain(sharpness):
     configurations, log_probs_N_K_C = sampled(3, 2000, sharpness=sharpness, num_samples=DIRECTIONS)

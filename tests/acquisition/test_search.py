@@ -106,6 +106,23 @@ def test_points_that_can_add_nothing_but_rounding_are_not_evaluated():
     assert searching.num_evaluated <= FIRST_CHUNK + PROMISING
 
 
+def test_what_bounds_leave_out_is_added_to_them():
+    """Half the configurations doubt between samples 0 and 1, the others hardly: only two points tell these apart."""
+
+    def point(a, b, c):
+        half_K = torch.tensor([a, -a, b, -b, c, -c], dtype=torch.float64)
+        return torch.stack([0.5 + half_K, 0.5 - half_K], dim=1).log().float()
+
+    weights_M_K = torch.zeros(2000, 6, dtype=torch.float64)
+    weights_M_K[:1000, :2] = 0.5
+    weights_M_K[1000:, 2:4] = torch.tensor([1 - 3.5e-4, 3.5e-4], dtype=torch.float64)
+    configurations = Configurations(torch.full((2000,), 1 / 2000).double(), weights_M_K, torch.ones(2000).long())
+    others = [point(0.4 + 1e-6 * n, 0.0, 0.4999) for n in range(300)]
+    log_probs_N_K_C = torch.stack([*others, point(0.3995, 0.4999, 0.0), point(0.3994, 0.4999, 0.0)])
+    scores_N = scores_of(search_of(log_probs_N_K_C), configurations)
+    assert scores_N.topk(2).indices.tolist() == [300, 301]
+
+
 def test_what_is_certain_is_left_out_of_bounds_and_evaluations(monkeypatch):
     log_probs_N_K_C = random_log_probs(num_points=300)
     weights_M_K = torch.full((3000, 6), 1e-9, dtype=torch.float64)
@@ -135,7 +152,7 @@ def test_what_is_certain_is_left_out_of_bounds_and_evaluations(monkeypatch):
     assert 100 <= max(bounded) < 200  # the last level are the configurations themselves
 
 
-@pytest.mark.parametrize("num_classes", [10, 1000])
+@pytest.mark.parametrize("num_classes", [10, 100, 1000, 5000])
 def test_the_slack_is_more_than_many_improbable_classes_cost(num_classes):
     """Of two gains one may have such a tail, and the other none: then all of what it costs is between them."""
     probs_N_K_C = torch.rand(20, 6, num_classes, generator=seeded(), dtype=torch.float64) * 8e-8

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from al_lightning.information import Configurations, batch_information, joint_entropy, mutual_information
+from al_lightning.information import Configurations, joint_entropy
 
 OPPOSITE = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]], dtype=torch.float64).log()  # two certain models that disagree
 seeds = st.integers(0, 2**31)
@@ -152,22 +152,6 @@ def test_the_doubt_is_what_the_likeliest_samples_leave():
     assert_close(configurations.doubt(), torch.tensor(0.25 * 0.5 + 0.75 * 0.1))
     assert_close(configurations.mean_weights, torch.tensor([0.8, 0.2]))
     assert configurations.likeliest[1].tolist() == [0, 0]
-
-
-def test_batch_information_adds_up_to_the_joint_information():
-    log_probs_B_K_C = random_log_probs(8, 5)
-    gains_B = batch_information(log_probs_B_K_C, num_configs=243, generator=torch.Generator())
-    assert_close(gains_B.sum().item(), enumerated_information(log_probs_B_K_C))
-    assert_close(gains_B[:1], mutual_information(log_probs_B_K_C[:1]))
-    assert_close(gains_B[:3].sum().item(), enumerated_information(log_probs_B_K_C[:3]))
-
-
-def test_batch_information_of_many_certain_points_is_the_log_of_the_number_of_samples():
-    bits = torch.tensor([[(k >> n) & 1 for k in range(8)] for n in range(3)])
-    certain_B_K_C = torch.nn.functional.one_hot(bits.repeat(10, 1), 2).double().log()
-    gains_B = batch_information(certain_B_K_C, num_configs=4, generator=torch.Generator().manual_seed(0))
-    assert_close(gains_B[:3], torch.full((3,), math.log(2)).double())
-    assert_close(gains_B.sum().item(), math.log(8))
 
 
 def test_configurations_too_improbable_for_single_precision_are_left_out_with_their_counts():

@@ -96,9 +96,9 @@ def test_certain_mixtures_have_exactly_no_entropy():
 
 
 @pytest.mark.parametrize("tail", [1e-5, 1e-7, 4e-8, 1e-8, 1e-12, 0.0])
-@pytest.mark.parametrize("num_classes", [10, 1000])
+@pytest.mark.parametrize("num_classes", [10, 100, 1000])
 def test_improbable_classes_cost_no_more_than_rounding_in_single_precision(tail, num_classes):
-    """The logarithm of a probability p is taken as log1p(p - 1), which is coarse where p is next to nothing."""
+    """The logarithm of a probability p may be taken as log1p(p - 1), which is coarse where p is next to nothing."""
     generator = torch.Generator().manual_seed(0)
     probs_B_K_C = torch.rand(20, 6, num_classes, generator=generator, dtype=torch.float64) * tail
     probs_B_K_C[:, :, :2] += torch.rand(20, 6, 2, generator=generator, dtype=torch.float64)
@@ -108,7 +108,7 @@ def test_improbable_classes_cost_no_more_than_rounding_in_single_precision(tail,
     probs_M = torch.full((50,), 1 / 50, dtype=torch.float64)
     expected_B = torch.special.entr(torch.einsum("mk,bkc->bmc", weights_M_K, probs_B_K_C)).sum(dim=2).mean(dim=1)
     found_B = mean_mixture_entropy(weights_M_K.float(), probs_M.float(), probs_B_K_C.float())
-    assert_close(found_B.double(), expected_B, atol=1e-6 + num_classes * torch.finfo(torch.float32).eps / 4, rtol=0)
+    assert_close(found_B.double(), expected_B, atol=1e-6 + min(num_classes, 100) * 4e-8, rtol=0)
 
 
 def test_no_candidates_give_no_entropies():
