@@ -25,7 +25,7 @@ class Configurations:
     Args:
         probs_M: pi_m, the probability of each configuration; when drawn, its share of the draws.
         weights_M_K: w_mk = p(w_k | s_m), the posterior weight of each sample; rows sum to one.
-        counts_M: How often each configuration was drawn (long); None says that all are here.
+        counts_M: How often each configuration was drawn (long); None says that all are here, or all that are in doubt.
     """
 
     probs_M: Tensor
