@@ -31,7 +31,7 @@ class Search:
             self._typical_K_K = typical_moment(candidates.probs_n_C_K)
         self._known_n = candidates.bald_n.clone()  # the last gain or bound of each
         self._is_bound = True  # whether it bounds later gains too: in the exact regime no gain grows from pick to pick
-        # More than rounding, a fifth of it at most over many shapes, and what is left out add to two gains' difference.
+        # More than rounding, a quarter of it at most over many shapes, and what is left out do to two gains together.
         precision, num_classes = torch.finfo(candidates.bald_n.dtype), candidates.probs_n_C_K.shape[1]
         self.slack = 64 * precision.eps * (1 + math.log(num_classes))
 
@@ -95,8 +95,8 @@ class Search:
         """The gains of the candidates whose upper bounds all reach the second best, minus infinity for all others."""
         gains_n = torch.full_like(self._known_n, -torch.inf)
         is_bound = self._is_bound and configurations.is_exact
-        single = configurations.to(self._candidates.probs_n_C_K)
-        like = single.doubtful(negligible=NEGLIGIBLE_TO_GAIN * self.slack)
+        complete = configurations.to(self._candidates.probs_n_C_K)
+        like = complete.doubtful(negligible=NEGLIGIBLE_TO_GAIN * self.slack)
         bounds_n = self._known_n.clone() if is_bound else self._bald_bounds(like)
         bounds_n[~self._is_free_n] = -torch.inf
         free = self._is_free_n.nonzero().squeeze(1)
@@ -105,7 +105,7 @@ class Search:
         waiting = ((bounds_n >= least) & bounds_n.isfinite()).nonzero().squeeze(1)
         if self._is_worth_a_bound(waiting):
             left_out = NEGLIGIBLE_TO_BOUND * least
-            doubtful = single.doubtful(negligible=left_out)
+            doubtful = complete.doubtful(negligible=left_out)
             for number, bound in enumerate(coarse_to_fine(doubtful, self._typical_K_K, num_in_full=len(like.probs_M))):
                 bounds_n[waiting] = torch.minimum(bounds_n[waiting], self._in_blocks(bound.gains, waiting) + left_out)
                 if number == 0:

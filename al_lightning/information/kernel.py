@@ -15,7 +15,7 @@ CONFIGURATIONS_PER_BLOCK = 256
 ELEMENTS_PER_BLOCK = 2**19  # two buffers of this size, or of twice as much where squares are subtracted too
 MOST_CONFIGURATIONS, ELEMENTS_OF_FEW = 2048, 2**18  # of few candidates: there a call costs more than what it computes
 ELEMENTS_PER_BLOCK_CUDA = 2**25
-FEW_CLASSES = 100  # what a coarser logarithm costs for each is then far less than what differs in a search
+FEW_CLASSES = 100  # up to these, what coarser logarithms cost in all is at most a tenth of a search's slack
 
 
 @contextmanager

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from al_lightning.acquisition.bounds import Bound
+from al_lightning.acquisition.bounds import coarse_to_fine
 from al_lightning.acquisition.candidates import candidates_of_tensor
 from al_lightning.acquisition.plan import Plan
 from al_lightning.acquisition.search import FIRST_CHUNK, PROMISING, Search, largest_ratio
@@ -106,6 +106,20 @@ def test_points_that_can_add_nothing_but_rounding_are_not_evaluated():
     assert searching.num_evaluated <= FIRST_CHUNK + PROMISING
 
 
+def test_what_gains_leave_out_is_far_less_than_the_slack():
+    """A label that names the sample adds all that is unknown: here nothing hides behind Fano's inequality."""
+    doubt_M = torch.logspace(-9, -2, 1000, dtype=torch.float64)
+    weights_M_K = (doubt_M / 3)[:, None].repeat(1, 4)
+    weights_M_K[:, 0] = 1 - doubt_M
+    configurations = Configurations(torch.full((1000,), 1e-3).double(), weights_M_K, torch.ones(1000).long())
+    search = search_of(torch.eye(4).log().repeat(5, 1, 1))
+    missing_N = configurations.remaining() - search.gains(configurations, at_least=search.slack)
+    complete = configurations.to(torch.zeros(1))
+    assert len(complete.doubtful(negligible=search.slack / 16).probs_M) < 900  # much is left out
+    assert (missing_N[missing_N.isfinite()].abs() < search.slack / 8).all()
+    assert missing_N.isfinite().sum() >= 2
+
+
 def test_what_bounds_leave_out_is_added_to_them():
     """Half the configurations doubt between samples 0 and 1, the others hardly: only two points tell these apart."""
 
@@ -132,24 +146,24 @@ def test_what_is_certain_is_left_out_of_bounds_and_evaluations(monkeypatch):
     weights_M_K /= weights_M_K.sum(dim=1, keepdim=True)
     configurations = Configurations(torch.full((3000,), 1 / 3000).double(), weights_M_K, torch.ones(3000).long())
     evaluated, bounded = set(), set()
-    gains_of_probs, gains_of_bound = Configurations.gains_of_probs, Bound.gains
+    gains_of_probs = Configurations.gains_of_probs
 
     def recorded(self, *args):
         evaluated.add(len(self.probs_M))
         return gains_of_probs(self, *args)
 
-    def recorded_bound(self, *args):
-        bounded.add(len(self.means.probs_M))
-        return gains_of_bound(self, *args)
+    def recorded_levels(configurations, *args, **kwargs):
+        bounded.add(len(configurations.probs_M))
+        return coarse_to_fine(configurations, *args, **kwargs)
 
     monkeypatch.setattr(Configurations, "gains_of_probs", recorded)
-    monkeypatch.setattr(Bound, "gains", recorded_bound)
+    monkeypatch.setattr("al_lightning.acquisition.search.coarse_to_fine", recorded_levels)
     scores_N = scores_of(search_of(log_probs_N_K_C), configurations)
     expected_N = torch.stack([configurations.mean(configurations.information(row)) for row in log_probs_N_K_C])
     assert torch.equal(scores_N.topk(2).indices, expected_N.topk(2).indices)
     assert torch.equal(scores_N.topk(2).values, expected_N.topk(2).values)
     assert 600 <= min(evaluated) <= max(evaluated) < 700
-    assert 100 <= max(bounded) < 200  # the last level are the configurations themselves
+    assert 100 <= min(bounded) <= max(bounded) < min(evaluated)
 
 
 @pytest.mark.parametrize("num_classes", [10, 100, 1000, 5000])
