@@ -10,12 +10,16 @@ if TYPE_CHECKING:
 
 
 def prefix_checkpoints(trainer: Trainer, round_index: int, member: int | None = None) -> None:
-    """Give each fit's checkpoints names of their own, or a fit would overwrite those of the one before."""
+    """Give each fit's checkpoints names of their own, or a fit would overwrite those of the one before; once."""
     prefix = f"round={round_index:03d}-" + ("" if member is None else f"member={member}-")
     for checkpoint in trainer.checkpoint_callbacks:
         if isinstance(checkpoint, pl.callbacks.ModelCheckpoint):
-            checkpoint.filename = prefix + (checkpoint.filename or "{epoch}-{step}")
-            checkpoint.CHECKPOINT_NAME_LAST = prefix + checkpoint.CHECKPOINT_NAME_LAST
+            checkpoint.filename = _prefixed(checkpoint.filename or "{epoch}-{step}", prefix)
+            checkpoint.CHECKPOINT_NAME_LAST = _prefixed(checkpoint.CHECKPOINT_NAME_LAST, prefix)
+
+
+def _prefixed(name: str, prefix: str) -> str:
+    return name if name.startswith(prefix) else prefix + name
 
 
 def best_checkpoint(trainer: Trainer) -> "ModelCheckpoint":

@@ -18,6 +18,7 @@ from al_lightning._lightning import (
 )
 from al_lightning.averages import Metrics, mean_metrics
 from al_lightning.callback import ActiveLearning, active_learning_callback
+from al_lightning.checkpoints import prefix_checkpoints
 from al_lightning.data import ActiveLearningDataModule, wrapped_datamodule
 from al_lightning.journal import Round, read_journal, run_folder
 from al_lightning.lines import round_line, table
@@ -57,8 +58,9 @@ def active_fit(
             members start with new ones).
         datamodule: What is labelled and what is pool.
         seed: Of everything drawn in the rounds, each round's training included. Initial labels have the data module's.
-        ckpt_path: A checkpoint that Lightning wrote inside the round that is due, for the first fit. Not for an
-            ensemble, of whose members it holds one.
+        ckpt_path: A checkpoint that Lightning wrote inside the round that is due, for the first fit, or "last" for the
+            last one if there is any: `ModelCheckpoint(dirpath=..., save_last=True)` keeps it where the next process
+            finds it. Not for an ensemble, of whose members it holds one.
     """
     check_flavour("trainer", trainer, Trainer)
     check_flavour("model", model, LightningModule)
@@ -71,12 +73,13 @@ def active_fit(
     _refuse_checkpoint_of_member(ckpt_path, callback)
     if spawns(trainer):
         _prepare_to_spawn(trainer, callback)
-    start = Start(seed, ckpt_path=ckpt_path)
+    start = Start(seed)
     callbacks_of(trainer).insert(0, start)
     keep_weights = callback.warm_start and callback.posterior.members is None
     rewind = Rewind(trainer, model, datamodule, keep=[callback, start], keep_weights=keep_weights)
     start.first_states = rewind.first_states
     try:
+        start.ckpt_path = ckpt_path = _checkpoint_due(trainer, callback, ckpt_path)
         with isolate_rng(), _seed_variables_kept():
             _one_round(rewind, trainer, model, datamodule, ckpt_path=ckpt_path)
             while callback.stopped is None:
@@ -127,9 +130,28 @@ def _prepare_to_spawn(trainer: Trainer, callback: ActiveLearning) -> None:
         )
     if callback.folder is None:
         callback.folder = run_folder(trainer)
-    if (callback.folder / "rounds.jsonl").exists():
-        rounds = read_journal(callback.folder)[1]
-        callback.run.go_on_after(still_finished(rounds, callback.limits, query_size=callback.query_size))
+    callback.run.go_on_after(_earlier_rounds(callback))
+
+
+def _earlier_rounds(callback: ActiveLearning) -> list[Round]:
+    """The rounds that this run will go on after, before it is opened."""
+    if callback.folder is None or not (callback.folder / "rounds.jsonl").exists():
+        return []
+    return still_finished(read_journal(callback.folder)[1], callback.limits, query_size=callback.query_size)
+
+
+def _checkpoint_due(trainer: Trainer, callback: ActiveLearning, ckpt_path: str | Path | None) -> str | Path | None:
+    """Have Lightning, which looks before any callback is called, find the last checkpoint of no round but the one due.
+
+    A command that always says "last" is the same for a run that is new, killed or ended.
+    """
+    if ckpt_path != "last":
+        return ckpt_path
+    earlier = _earlier_rounds(callback)
+    if earlier and earlier[-1].stopped is not None:
+        return None
+    prefix_checkpoints(trainer, len(earlier))
+    return ckpt_path
 
 
 def _catch_up(callback: ActiveLearning, folder: Path, datamodule: ActiveLearningDataModule) -> None:

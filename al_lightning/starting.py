@@ -20,16 +20,16 @@ class Start(Callback):
 
     Args:
         seed: Of the trainings, each round's and each member's derived from it.
-        ckpt_path: A checkpoint for the first fit, of which the Trainer itself knows only later.
 
     Attributes:
         first_states: What puts the first weights back between rounds; None before it is known.
+        ckpt_path: A checkpoint for the first fit, of which the Trainer itself knows only later.
     """
 
-    def __init__(self, seed: int, *, ckpt_path: str | Path | None = None) -> None:
+    def __init__(self, seed: int) -> None:
         self.first_states: FirstStates | None = None
+        self.ckpt_path: str | Path | None = None
         self._seed = seed
-        self._ckpt_path = ckpt_path
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Go on with the run's earlier rounds if this process has not yet, and begin the round."""
@@ -59,9 +59,9 @@ class Start(Callback):
         self, trainer: Trainer, module: LightningModule, callback: ActiveLearning, first_states: FirstStates
     ) -> None:
         """Take the weights from which an earlier process of this run would have gone on."""
-        if callback.run.ended_before and self._ckpt_path is not None:
+        if callback.run.ended_before and self.ckpt_path is not None:
             raise ValueError(
-                f"`ckpt_path` is {self._ckpt_path}, but the run in {callback.run.folder} has ended "
+                f"`ckpt_path` is {self.ckpt_path}, but the run in {callback.run.folder} has ended "
                 f"({callback.stopped}), so no round is due. Leave it out, or raise the limit."
             )
         ranks, members = Ranks(trainer), callback.posterior.members
@@ -70,7 +70,7 @@ class Start(Callback):
             first_states.take(module, saved)
         elif members is not None:
             _say_whose_weights(members)
-        is_mid_round = self._ckpt_path is not None or members is not None
+        is_mid_round = self.ckpt_path is not None or members is not None
         if is_mid_round and first_states.weights is None and has_weights(module):
             first_states.weights = FirstWeights(module)  # before a checkpoint or a member's own weights replace them
 

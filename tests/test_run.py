@@ -32,14 +32,14 @@ class DiedError(Exception):
 class Dies(Callback):
     """Raises at a hook of a round, in an ensemble's second member."""
 
-    def __init__(self, hook, *, num_labelled):
+    def __init__(self, hook, *, num_labelled, epoch=0):
         def die(trainer, *_):
             callback = next(callback for callback in trainer.callbacks if hasattr(callback, "rounds"))
             if callback.rounds and hook.startswith("on_test") and callback.member is None:
                 now = callback.rounds[-1].num_labelled
             else:
                 now = trainer.datamodule.labels.num_labelled
-            if now == num_labelled and callback.member in {None, 1}:
+            if now == num_labelled and callback.member in {None, 1} and trainer.current_epoch >= epoch:
                 raise DiedError
 
         setattr(self, hook, die)
@@ -238,6 +238,35 @@ def test_a_checkpoint_lets_the_interrupted_round_go_on_and_later_ones_begin_as_e
     assert [entry.num_labelled for entry in rounds] == [6, 10, 14, 18, 22]
     assert [labels.count(index) for index in range(5)] == [6, 4, 4, 4, 4]
     assert (tmp_path / "checkpoints" / "round=004-last.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("hook", "epochs"),
+    [("on_train_epoch_start", [1, 0, 1, 0, 1]), ("on_test_end", [0, 1, 0, 1])],
+)
+def test_the_last_checkpoint_of_the_round_that_is_due_is_found(start, tmp_path, hook, epochs):
+    def checkpoints():
+        return ModelCheckpoint(dirpath=tmp_path / "checkpoints", every_n_epochs=1, save_last=True)
+
+    whole, _, _ = start(tmp_path / "whole", max_rounds=5)
+    dies = Dies("on_train_epoch_start", num_labelled=10), Dies(hook, num_labelled=14, epoch=1)
+    for die in dies:  # there is none yet, and then only those of earlier rounds
+        with pytest.warns(UserWarning, match="there is no last checkpoint available"), pytest.raises(DiedError):
+            start(tmp_path / "parts", checkpoints(), die, ckpt_path="last")
+    starts = Starts()
+    rounds, labels, weights = start(
+        tmp_path / "parts", checkpoints(), starts, model_seed=9, ckpt_path="last", max_rounds=5
+    )
+    assert starts.epochs == epochs
+    assert [len(entry.acquired) for entry in rounds] == [4, 4, 4, 4, 0]
+    if hook != "on_train_epoch_start":  # Lightning shuffles an epoch that it goes on with in another order
+        assert [entry.acquired for entry in rounds] == [entry.acquired for entry in whole]
+    ended = start(tmp_path / "parts", checkpoints(), ckpt_path="last", max_rounds=5)
+    assert ended == (rounds, labels, weights)
+    starts = Starts()  # a higher limit has the last round choose a batch; its fit is done
+    longer, _, _ = start(tmp_path / "parts", checkpoints(), starts, ckpt_path="last", max_rounds=6)
+    assert starts.epochs == [0, 1]
+    assert [len(entry.acquired) for entry in longer] == [4, 4, 4, 4, 4, 0]
 
 
 def test_a_checkpoint_of_another_round_or_run_is_refused(start, tmp_path, make_data):
