@@ -1,20 +1,19 @@
 """The callback that chooses the next batch to label at the end of every fit."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from al_lightning._lightning import Callback, LightningModule, Trainer, callbacks_of, logged_steps, rank_zero_warn
 from al_lightning.acquisition import Acquisition, Screening
-from al_lightning.averages import Metrics, mean_metrics, with_test
-from al_lightning.checkpoints import best_checkpoint, load_best
+from al_lightning.averages import Metrics, mean_metrics
+from al_lightning.checkpoints import best_checkpoint, fit_metrics, load_best, metrics_in, say_whose
 from al_lightning.choice import Chooser
 from al_lightning.data import wrapped_datamodule
 from al_lightning.header import described
-from al_lightning.journal import Round, finite_or_none
+from al_lightning.journal import Round
 from al_lightning.posterior import MCDropout, Posterior
 from al_lightning.ranks import Ranks, check_strategy
 from al_lightning.run import Run, begin, check_checkpoint, check_stepped, keep_member, reason_to_stop
@@ -114,6 +113,7 @@ class ActiveLearning(Callback):
         self.awaits_test = False
         self._fits: dict[int | None, tuple[Metrics, float]] = {}  # metrics and seconds of this round's, by member
         self._fit_started, self._steps_before = 0.0, 0
+        self._metrics_before: Metrics = {}  # that the checkpoint knew from which the fit goes on
         self._labels_due_N = torch.empty(0)
         self._warned_of: set[str] = set()
         self._chooser()  # refuses sizes that cannot be meant
@@ -125,6 +125,7 @@ class ActiveLearning(Callback):
         if stage != "fit":
             return
         active_learning_callback(trainer)
+        self._metrics_before = {}
         if self.posterior.members is not None and self.member is None:
             raise RuntimeError(
                 f"`posterior` is {self.posterior!r}, whose members take a fit each, and `trainer.fit` is one. Call "
@@ -151,6 +152,15 @@ class ActiveLearning(Callback):
         begin_tracking(trainer, self.run)
         return True
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        """Keep the metrics so far: a fit that goes on where it had ended measures none."""
+        say_whose(checkpoint, trainer, self.run.header, before=self._metrics_before)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        """Refuse another run's, which may be of the same labels: those of its first round are no one's own."""
+        if trainer.state.fn == "fit":
+            self._metrics_before = metrics_in(checkpoint, self.run.header, path=trainer.ckpt_path)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Try the posterior before the first training, and start the clock."""
         if self.run.ended_before:
@@ -167,7 +177,7 @@ class ActiveLearning(Callback):
         if self.run.ended_before:
             return
         check_stepped(trainer, self._steps_before)
-        metrics = {name: finite_or_none(float(value)) for name, value in trainer.callback_metrics.items()}
+        metrics = fit_metrics(trainer, before=self._metrics_before)
         if self.weights == "best":
             metrics |= load_best(trainer, pl_module)
         self._fits[self.member] = metrics, time.perf_counter() - self._fit_started
@@ -218,8 +228,7 @@ class ActiveLearning(Callback):
             record, warnings = self._chooser().choose(trainer, module, datamodule, record, batch_size=batch_size)
             self._warn_once(warnings)
         keep_images(trainer, self.run, datamodule, record)
-        states = self.posterior.states(module)
-        self.run.commit(ranks, [*self.rounds, record], states=states, is_warm=self.warm_start)
+        self.run.commit(ranks, [*self.rounds, record], states=self.posterior.states(module), is_warm=self.warm_start)
         datamodule.label(record.acquired, round=record.round + 1)
         log_last_round(trainer, self.run)
 
@@ -239,12 +248,3 @@ class ActiveLearning(Callback):
         for subject in [subject for subject in warnings if subject not in self._warned_of]:
             self._warned_of.add(subject)
             rank_zero_warn(f"{warnings[subject]} This is said once a run.")
-
-    def add_test_metrics(self, trainer: Trainer, metrics: Metrics, seconds: float) -> None:
-        """Complete the record of the last round by its test, which runs after the fit."""
-        last = self.rounds[-1]
-        finite = {name: None if value is None else finite_or_none(value) for name, value in metrics.items()}
-        all_metrics, all_seconds = with_test(last.metrics, finite), {**last.seconds, "test": seconds}
-        tested = replace(last, metrics=all_metrics, seconds=all_seconds, complete=True)
-        self.run.commit(Ranks(trainer), [*self.rounds[:-1], tested])
-        log_last_round(trainer, self.run)

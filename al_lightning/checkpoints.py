@@ -1,12 +1,17 @@
-"""The Trainer's checkpoints over several rounds: names that do not collide, and the best one's weights."""
+"""The Trainer's checkpoints over several rounds: names that do not collide, whose they are, the best one's weights."""
 
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from al_lightning._lightning import LightningModule, Trainer, pl
-from al_lightning.journal import finite_or_none
+from al_lightning._lightning import Callback, LightningModule, Trainer, pl
+from al_lightning.averages import Metrics
+from al_lightning.journal import finite_or_none, what_differs
 
 if TYPE_CHECKING:
     from pytorch_lightning.callbacks import ModelCheckpoint
+
+KEY = "al_lightning"  # of a checkpoint's entry
 
 
 def prefix_checkpoints(trainer: Trainer, round_index: int, member: int | None = None) -> None:
@@ -16,10 +21,47 @@ def prefix_checkpoints(trainer: Trainer, round_index: int, member: int | None = 
         if isinstance(checkpoint, pl.callbacks.ModelCheckpoint):
             checkpoint.filename = _prefixed(checkpoint.filename or "{epoch}-{step}", prefix)
             checkpoint.CHECKPOINT_NAME_LAST = _prefixed(checkpoint.CHECKPOINT_NAME_LAST, prefix)
+        elif isinstance(checkpoint, pl.callbacks.OnExceptionCheckpoint):
+            checkpoint.filename = _prefixed(checkpoint.filename, prefix)
+
+
+def keeps_last(checkpoint: Callback) -> bool:
+    """Whether a later process finds the last checkpoint by name, and where this one has written it."""
+    if not isinstance(checkpoint, pl.callbacks.ModelCheckpoint):
+        return False
+    return bool(checkpoint.save_last) and checkpoint.dirpath is not None
 
 
 def _prefixed(name: str, prefix: str) -> str:
     return name if name.startswith(prefix) else prefix + name
+
+
+def fit_metrics(trainer: Trainer, *, before: Metrics) -> dict[str, float | None]:
+    """The last that the fit logged; `before` are those of the part of it that another process ran."""
+    now = {name: finite_or_none(float(value)) for name, value in trainer.callback_metrics.items()}
+    return {**before, **now}
+
+
+def say_whose(checkpoint: dict[str, Any], trainer: Trainer, header: Mapping[str, Any], *, before: Metrics) -> None:
+    """Write into a checkpoint which run it is of, and what the fit has logged."""
+    metrics = fit_metrics(trainer, before=before)
+    checkpoint[KEY] = {"header": json.loads(json.dumps(dict(header))), "metrics": metrics}
+
+
+def metrics_in(checkpoint: Mapping[str, Any], header: Mapping[str, Any], *, path: object) -> Metrics:
+    """What the fit had logged when it wrote a checkpoint, which must be of the run that the header describes."""
+    if KEY not in checkpoint:
+        raise ValueError(
+            f"`ckpt_path` is {path}, which does not say of which run it is: a fit without `ActiveLearning` wrote it, "
+            "or an older version. Leave it out, and the round starts anew."
+        )
+    if different := what_differs(checkpoint[KEY]["header"], header):
+        raise ValueError(
+            f"`ckpt_path` is {path}, which another run wrote: {different}. Give a checkpoint of this run, or none, and "
+            "the round starts anew. Runs whose checkpoints are to be found need a `ModelCheckpoint(dirpath=...)` each."
+        )
+    metrics: Metrics = checkpoint[KEY]["metrics"]
+    return metrics
 
 
 def best_checkpoint(trainer: Trainer) -> "ModelCheckpoint":

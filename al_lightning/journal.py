@@ -24,6 +24,7 @@ from al_lightning._lightning import FLAVOUR, Trainer
 
 SCHEMA = "al_lightning.rounds"
 SCHEMA_VERSION = 1
+MAY_CHANGE = frozenset({"max_labelled", "max_rounds", "monitor", "target", "mode", "versions"})  # when to stop
 Pick = tuple[int, int, int, float, int | None, float | None, int | None]
 PICK_COLUMNS = ("round", "rank", "id", "score", "target", "bald", "predicted")
 
@@ -226,3 +227,22 @@ def read_journal(folder: str | Path) -> tuple[dict[str, Any], list[Round]]:
             f"newer one wrote it ({header.get('versions')}). Read it with that one."
         )
     return header, [Round(**entry) for entry in rounds]
+
+
+def what_differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What tells the headers of two runs apart, in words; nothing if they are of the same. The limits may differ.
+
+    Example:
+        >>> what_differs({"seed": 1, "max_rounds": 3}, {"seed": 2, "max_rounds": 9})
+        "its `seed` is 1, and this run's is 2"
+    """
+    plain = json.loads(json.dumps(dict(now)))
+    different = [name for name in plain if name not in MAY_CHANGE and before.get(name) != plain[name]]
+    return "; ".join(
+        f"its `{name}` is {_short(before.get(name))}, and this run's is {_short(plain[name])}" for name in different
+    )
+
+
+def _short(value: object, most: int = 100) -> str:
+    words = repr(value)
+    return words if len(words) <= most else words[: most - 3] + "..."

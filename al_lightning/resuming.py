@@ -7,7 +7,6 @@
 * `.lock`: held by the process that writes; the system frees it when that process ends, however it ends.
 """
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,13 +19,11 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from al_lightning._lightning import rank_zero_warn
-from al_lightning.journal import Journal, Round, read_journal
+from al_lightning.journal import Journal, Round, read_journal, what_differs
 from al_lightning.stopping import Limits
 
 States = Sequence[Mapping[str, Tensor]]
 """Parameters and buffers by name: of the model, or of each member of an ensemble."""
-
-MAY_CHANGE = frozenset({"max_labelled", "max_rounds", "monitor", "target", "mode", "versions"})  # when to stop
 
 
 def locked(folder: Path) -> FileLock:
@@ -66,16 +63,11 @@ def refuse_other_run(before: Mapping[str, Any], now: Mapping[str, Any], folder: 
         Traceback (most recent call last):
         ValueError: runs/a holds another run: its `seed` is 1, and this run's is 2. ...
     """
-    plain = json.loads(json.dumps(dict(now)))
-    different = [name for name in plain if name not in MAY_CHANGE and before.get(name) != plain[name]]
-    if different:
-        found = "; ".join(
-            f"its `{name}` is {_short(before.get(name))}, and this run's is {_short(plain[name])}" for name in different
-        )
+    if different := what_differs(before, now):
         raise ValueError(
-            f"{folder} holds another run: {found}. Its rounds cannot be continued by this one: give this run a folder "
-            "of its own with `ActiveLearning(folder=...)`, or start the earlier command again. (Only the limits may "
-            "change: `max_labelled`, `max_rounds`, `monitor`, `target`, `mode`.)"
+            f"{folder} holds another run: {different}. Its rounds cannot be continued by this one: give this run a "
+            "folder of its own with `ActiveLearning(folder=...)`, or start the earlier command again. (Only the limits "
+            "may change: `max_labelled`, `max_rounds`, `monitor`, `target`, `mode`.)"
         )
 
 
@@ -150,8 +142,3 @@ def load_states(path: Path, *, or_else: str = START_AGAIN) -> States:
     except Exception as error:
         raise ValueError(f"{path} cannot be read ({error}). Restore the file, or {or_else}.") from error
     return states
-
-
-def _short(value: object, most: int = 100) -> str:
-    words = repr(value)
-    return words if len(words) <= most else words[: most - 3] + "..."

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from al_lightning._lightning import (
@@ -16,15 +17,17 @@ from al_lightning._lightning import (
     rank_zero_info,
     spawns,
 )
-from al_lightning.averages import Metrics, mean_metrics
+from al_lightning.averages import Metrics, mean_metrics, with_test
 from al_lightning.callback import ActiveLearning, active_learning_callback
-from al_lightning.checkpoints import prefix_checkpoints
+from al_lightning.checkpoints import keeps_last, prefix_checkpoints
 from al_lightning.data import ActiveLearningDataModule, wrapped_datamodule
-from al_lightning.journal import Round, read_journal, run_folder
+from al_lightning.journal import Round, finite_or_none, read_journal, run_folder
 from al_lightning.lines import round_line, table
+from al_lightning.ranks import Ranks
 from al_lightning.resuming import still_finished
 from al_lightning.rewind import Rewind
 from al_lightning.starting import Start
+from al_lightning.tracking import log_last_round
 
 SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 
@@ -58,9 +61,9 @@ def active_fit(
             members start with new ones).
         datamodule: What is labelled and what is pool.
         seed: Of everything drawn in the rounds, each round's training included. Initial labels have the data module's.
-        ckpt_path: A checkpoint that Lightning wrote inside the round that is due, for the first fit, or "last" for the
-            last one if there is any: `ModelCheckpoint(dirpath=..., save_last=True)` keeps it where the next process
-            finds it. Not for an ensemble, of whose members it holds one.
+        ckpt_path: A checkpoint that Lightning wrote inside the round that is due, for the first fit; or "last" for the
+            last one, if there is any in the folder of a `ModelCheckpoint(dirpath=..., save_last=True)`. All processes
+            must see it, and with "last" the run's folder. Not for an ensemble, of whose members it holds one.
     """
     check_flavour("trainer", trainer, Trainer)
     check_flavour("model", model, LightningModule)
@@ -115,8 +118,9 @@ def _refuse_used(trainer: Trainer, callback: ActiveLearning, datamodule: ActiveL
 def _refuse_checkpoint_of_member(ckpt_path: str | Path | None, callback: ActiveLearning) -> None:
     if ckpt_path is not None and callback.posterior.members is not None:
         raise ValueError(
-            f"`ckpt_path` is {ckpt_path}, which holds one network, but `posterior` is {callback.posterior!r}, whose "
-            "members take a fit each, and those before it are not kept. Leave it out, and the round starts anew."
+            f"`ckpt_path` is {ckpt_path}, but a checkpoint holds one network, and `posterior` is "
+            f"{callback.posterior!r}, whose members take a fit each, and those before it are not kept. Leave it out, "
+            "and the round starts anew."
         )
 
 
@@ -141,14 +145,19 @@ def _earlier_rounds(callback: ActiveLearning) -> list[Round]:
 
 
 def _checkpoint_due(trainer: Trainer, callback: ActiveLearning, ckpt_path: str | Path | None) -> str | Path | None:
-    """Have Lightning, which looks before any callback is called, find the last checkpoint of no round but the one due.
+    """What the first fit goes on from. "last" is for every command of a run, whether it is new, killed or has ended.
 
-    A command that always says "last" is the same for a run that is new, killed or ended.
+    Lightning looks for the last before it calls any callback: its name must be that of the round that is due by then.
     """
     if ckpt_path != "last":
         return ckpt_path
+    if callback.folder is None or not any(keeps_last(checkpoint) for checkpoint in trainer.checkpoint_callbacks):
+        raise ValueError(
+            "`ckpt_path` is 'last', but the next process of a run finds its round and its checkpoint only in folders "
+            "that are named: `ActiveLearning(folder=...)` and `ModelCheckpoint(dirpath=..., save_last=True)`."
+        )
     earlier = _earlier_rounds(callback)
-    if earlier and earlier[-1].stopped is not None:
+    if trainer.fast_dev_run or (earlier and earlier[-1].stopped is not None):  # type: ignore[attr-defined]
         return None
     prefix_checkpoints(trainer, len(earlier))
     return ckpt_path
@@ -188,8 +197,7 @@ def _one_round(
         if callback.awaits_test:
             tests.append(_tested(trainer, model, datamodule))
     if tests:
-        metrics = mean_metrics([metrics for metrics, _ in tests])
-        callback.add_test_metrics(trainer, metrics, sum(seconds for _, seconds in tests))
+        _add_tests(trainer, callback, tests)
     if spawns(trainer):
         callback.run.close()  # the next process opens it
     rank_zero_info(round_line(callback.rounds[-1], budget=callback.limits.max_labelled))
@@ -214,6 +222,17 @@ def _tested(
     results = trainer.test(model, datamodule=datamodule, verbose=False)
     metrics = {name: value for result in results for name, value in result.items()}
     return dict(metrics), time.perf_counter() - started
+
+
+def _add_tests(trainer: Trainer, callback: ActiveLearning, tests: list[tuple[Metrics, float]]) -> None:
+    """Complete the record of the last round by its tests, one of each fit."""
+    last = callback.rounds[-1]
+    metrics = mean_metrics([metrics for metrics, _ in tests]).items()
+    finite = {name: None if value is None else finite_or_none(value) for name, value in metrics}
+    seconds = {**last.seconds, "test": sum(seconds for _, seconds in tests)}
+    tested = replace(last, metrics=with_test(last.metrics, finite), seconds=seconds, complete=True)
+    callback.run.commit(Ranks(trainer), [*callback.rounds[:-1], tested])
+    log_last_round(trainer, callback.run)
 
 
 @contextmanager

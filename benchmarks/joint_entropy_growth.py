@@ -61,14 +61,17 @@ def measure(case_of: dict[Size, Case], folder: Path, *, repeats: int) -> list[di
         if repeat >= 0:
             rounds.append(seconds)
             print(", ".join(f"N = {n:,}, b = {b}: {seconds[n, b]:.3g} s" for n, b in sorted(seconds)), flush=True)
-    print(f"{taken_by_others(clock) or 0:.0%} of the cores taken by others")
+    taken = taken_by_others(clock)
+    print(
+        "what others took of the cores is not known here" if taken is None else f"others took {taken:.0%} of the cores"
+    )
     return rounds
 
 
 def told(rounds: list[dict[Size, float]], more: Size, less: Size) -> str:
     """How many times the seconds of one size those of another are."""
     ratios = [seconds[more] / seconds[less] for seconds in rounds]
-    low, _, high = statistics.quantiles(ratios, n=4)
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
     medians = (statistics.median(seconds[size] for seconds in rounds) for size in (more, less))
     return (
         f"{statistics.median(ratios):.2f} (median of {len(ratios)}; half lie from {low:.2f} to {high:.2f}); "
@@ -113,6 +116,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/joint_entropy"), help="pools")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    if arguments.repeats < 2:
+        parser.error(
+            f"--repeats is {arguments.repeats}, but must be at least 2 for a median and its spread; 15 is usual"
+        )
     for folder in (arguments.folder, arguments.results):
         folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(arguments.threads)

@@ -1,7 +1,7 @@
 import pytest
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
-from al_lightning.checkpoints import best_checkpoint, load_best, prefix_checkpoints
+from al_lightning.checkpoints import best_checkpoint, load_best, metrics_in, prefix_checkpoints
 
 
 def test_every_round_has_names_of_its_own(make_trainer):
@@ -13,6 +13,21 @@ def test_every_round_has_names_of_its_own(make_trainer):
     assert named.format_checkpoint_name(metrics) == "round=007-best-val_loss=0.25.ckpt"
     assert named.CHECKPOINT_NAME_LAST == "round=007-last"
     assert ModelCheckpoint.CHECKPOINT_NAME_LAST == "last"
+
+
+def test_a_name_that_has_its_prefix_keeps_it(make_trainer):
+    plain, at_exception = ModelCheckpoint(), OnExceptionCheckpoint("folder")
+    trainer = make_trainer(plain, at_exception, enable_checkpointing=True)
+    for _ in range(2):
+        prefix_checkpoints(trainer, 7)
+    assert plain.filename == "round=007-{epoch}-{step}"
+    assert plain.CHECKPOINT_NAME_LAST == "round=007-last"
+    assert at_exception.filename == "round=007-on_exception"
+
+
+def test_a_checkpoint_of_a_fit_without_rounds_is_refused():
+    with pytest.raises(ValueError, match=r"`ckpt_path` is a.ckpt, which does not say of which run it is"):
+        metrics_in({"state_dict": {}}, {"seed": 1}, path="a.ckpt")
 
 
 def test_every_member_of_an_ensemble_has_names_of_its_own(make_trainer):

@@ -240,33 +240,72 @@ def test_a_checkpoint_lets_the_interrupted_round_go_on_and_later_ones_begin_as_e
     assert (tmp_path / "checkpoints" / "round=004-last.ckpt").exists()
 
 
-@pytest.mark.parametrize(
-    ("hook", "epochs"),
-    [("on_train_epoch_start", [1, 0, 1, 0, 1]), ("on_test_end", [0, 1, 0, 1])],
-)
-def test_the_last_checkpoint_of_the_round_that_is_due_is_found(start, tmp_path, hook, epochs):
-    def checkpoints():
-        return ModelCheckpoint(dirpath=tmp_path / "checkpoints", every_n_epochs=1, save_last=True)
+@pytest.fixture
+def start_with_last(start, tmp_path):
+    """A process whose command says "last"."""
 
-    whole, _, _ = start(tmp_path / "whole", max_rounds=5)
-    dies = Dies("on_train_epoch_start", num_labelled=10), Dies(hook, num_labelled=14, epoch=1)
-    for die in dies:  # there is none yet, and then only those of earlier rounds
+    def start_with_last(folder, *callbacks, **settings):
+        checkpoints = ModelCheckpoint(dirpath=tmp_path / "checkpoints", every_n_epochs=1, save_last=True)
+        return start(tmp_path / folder, checkpoints, *callbacks, ckpt_path="last", **settings)
+
+    return start_with_last
+
+
+def test_the_last_checkpoint_is_that_of_the_round_that_is_due(start_with_last):
+    for die in (Dies("on_train_epoch_start", num_labelled=10), Dies("on_train_epoch_start", num_labelled=14, epoch=1)):
         with pytest.warns(UserWarning, match="there is no last checkpoint available"), pytest.raises(DiedError):
-            start(tmp_path / "parts", checkpoints(), die, ckpt_path="last")
+            start_with_last("run", die)  # there is none yet, and then only that of the round before
     starts = Starts()
-    rounds, labels, weights = start(
-        tmp_path / "parts", checkpoints(), starts, model_seed=9, ckpt_path="last", max_rounds=5
-    )
-    assert starts.epochs == epochs
+    with pytest.raises(DiedError):
+        start_with_last("run", starts, Dies("on_train_end", num_labelled=14), model_seed=9)
+    assert starts.epochs == [1]
+    starts = Starts()
+    rounds, labels, weights = start_with_last("run", starts, max_rounds=5)
+    assert starts.epochs == [0, 1, 0, 1]  # the round itself was trained to its end
     assert [len(entry.acquired) for entry in rounds] == [4, 4, 4, 4, 0]
-    if hook != "on_train_epoch_start":  # Lightning shuffles an epoch that it goes on with in another order
-        assert [entry.acquired for entry in rounds] == [entry.acquired for entry in whole]
-    ended = start(tmp_path / "parts", checkpoints(), ckpt_path="last", max_rounds=5)
-    assert ended == (rounds, labels, weights)
-    starts = Starts()  # a higher limit has the last round choose a batch; its fit is done
-    longer, _, _ = start(tmp_path / "parts", checkpoints(), starts, ckpt_path="last", max_rounds=6)
-    assert starts.epochs == [0, 1]
-    assert [len(entry.acquired) for entry in longer] == [4, 4, 4, 4, 4, 0]
+    assert start_with_last("run", max_rounds=5) == (rounds, labels, weights)  # nothing is due any more
+
+
+@pytest.mark.parametrize("settings", [{}, {"monitor": "val_acc", "target": 2.0}], ids=["limit", "target"])
+def test_a_fit_that_goes_on_where_it_ended_has_the_metrics_that_it_had(start, start_with_last, tmp_path, settings):
+    whole = start(tmp_path / "whole", **settings)
+    assert {"val_loss", "val_acc", "test_acc"} <= set(whole[0][1].metrics)
+    with pytest.warns(UserWarning, match="there is no last"), pytest.raises(DiedError):
+        start_with_last("run", Dies("on_test_end", num_labelled=10), **settings)
+    assert start_with_last("run", max_rounds=2, **settings)[0][:1] == whole[0][:1]
+    starts = Starts()
+    assert start_with_last("run", starts, **settings) == whole
+    assert starts.epochs == [0, 1]  # of the third round: a higher limit had the second choose a batch, not train
+
+
+def test_the_last_checkpoint_of_another_run_is_refused_although_its_labels_are_the_same(start_with_last):
+    with pytest.warns(UserWarning, match="there is no last"):
+        start_with_last("one", max_rounds=1)
+    with pytest.raises(
+        ValueError, match=r"round=000-last.ckpt, which another run wrote: its `seed` is 3, and this run"
+    ):
+        start_with_last("other", seed=4)
+
+
+def test_the_last_checkpoint_needs_folders_that_a_later_process_finds(start, tmp_path):
+    lost = [ModelCheckpoint(dirpath=tmp_path), ModelCheckpoint(save_last=True)]
+    for folder, checkpoint in [
+        (None, ModelCheckpoint(dirpath=tmp_path, save_last=True)),
+        *((tmp_path, c) for c in lost),
+    ]:
+        with pytest.raises(ValueError, match=r"`ckpt_path` is 'last', but .* `ActiveLearning\(folder=...\)` and `Mod"):
+            start(folder, checkpoint, ckpt_path="last")
+
+
+def test_a_trial_run_looks_for_no_checkpoint(
+    start_with_last, make_trainer, make_model, make_data, make_callback, tmp_path
+):
+    with pytest.warns(UserWarning, match="there is no last"), pytest.raises(DiedError):
+        start_with_last("run", Dies("on_train_end", num_labelled=10))
+    checkpoint = ModelCheckpoint(dirpath=tmp_path / "checkpoints", save_last=True)
+    callback = make_callback(BatchBALD(num_configs=50), folder=tmp_path / "run")
+    trainer = make_trainer(callback, checkpoint, enable_checkpointing=True, fast_dev_run=True)
+    assert len(active_fit(trainer, make_model(), make_data(), seed=3, ckpt_path="last")) == 2
 
 
 def test_a_checkpoint_of_another_round_or_run_is_refused(start, tmp_path, make_data):
@@ -279,7 +318,7 @@ def test_a_checkpoint_of_another_round_or_run_is_refused(start, tmp_path, make_d
     before = content(tmp_path / "run")
     for folder, name, words in [
         ("own", "round=000", r"round 0 with 6 labels, but the run is in round 1 with 10, .* begins with round=001"),
-        ("of another", "round=001", "round 1 with 10 labels, but the run is in round 1 with 10, and not with the same"),
+        ("of another", "round=001", "round=001.*which another run wrote: its `initial` is .* and this run's is"),
     ]:
         path = next((tmp_path / folder).glob(f"{name}*"))
         with pytest.raises(ValueError, match=words):
@@ -292,7 +331,7 @@ def test_a_checkpoint_is_refused_where_no_round_is_due_and_for_an_ensemble(start
     path = next((tmp_path / "checkpoints").glob("round=002*"))
     with pytest.raises(ValueError, match=r"has ended \(max_rounds=3 reached\), so no round is due"):
         start(tmp_path / "run", ckpt_path=path)
-    with pytest.raises(ValueError, match="which holds one network, but `posterior` is DeepEnsemble"):
+    with pytest.raises(ValueError, match="a checkpoint holds one network, and `posterior` is DeepEnsemble"):
         start(tmp_path / "ensemble", ckpt_path=path, **KINDS["ensemble"])
     assert not (tmp_path / "ensemble").exists()
 
