@@ -1,0 +1,77 @@
+"""Whether a batch tells as much as that of `batchbald-redux`: both draw configurations, so over several seeds.
+
+    export PYTHONPATH=runs/peers
+    python benchmarks/joint_entropy_seeds.py --seeds 8
+
+The joint information of each batch is estimated anew, with 100,000 configurations and one seed for all. The docstring
+of `joint_entropy.py` says how to install the peer; the pools are the same, made if they are missing. Writes
+joint_entropy_seeds.csv, a line for each seed, and prints the mean difference.
+"""
+
+import argparse
+import csv
+import statistics
+from pathlib import Path
+
+import numpy as np
+import torch
+from batchbald_redux.batchbald import get_batchbald_batch
+from joint_entropy import RESULTS, find_pool
+from joint_entropy_case import JOINT_CONFIGS
+from joint_entropy_record import OURS, Case, find_provenance
+from torch import Tensor
+
+from al_lightning.acquisition import batchbald
+from al_lightning.information import batch_information
+
+BATCH_SIZE, NUM_CONFIGS, NUM_SAMPLES, NUM_CLASSES = 10, 10_000, 100, 10
+
+
+def joint_nats(log_probs_B_K_C: Tensor) -> float:
+    """The joint information of a batch."""
+    generator = torch.Generator().manual_seed(0)
+    return float(batch_information(log_probs_B_K_C, num_configs=JOINT_CONFIGS, generator=generator).sum())
+
+
+def measure(log_probs_N_K_C: Tensor, seed: int) -> tuple[float, float]:
+    """The joint information of this package's batch and of the peer's."""
+    generator = torch.Generator().manual_seed(seed)
+    ours = batchbald(log_probs_N_K_C, BATCH_SIZE, num_configs=NUM_CONFIGS, generator=generator).positions
+    torch.manual_seed(seed)
+    theirs = get_batchbald_batch(log_probs_N_K_C, BATCH_SIZE, NUM_CONFIGS, dtype=torch.float32, device="cpu").indices
+    return joint_nats(log_probs_N_K_C[ours]), joint_nats(log_probs_N_K_C[theirs])
+
+
+def main() -> None:
+    """Measure, write and tell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-points", type=int, default=2_000)
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--folder", type=Path, default=Path("runs/joint_entropy"), help="pools")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    if arguments.seeds < 2:
+        parser.error(f"--seeds is {arguments.seeds}, but must be at least 2 for a standard error; 8 is usual")
+    for folder in (arguments.folder, arguments.results):
+        folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(arguments.threads)
+    size = (OURS, arguments.num_points, NUM_SAMPLES, NUM_CLASSES, BATCH_SIZE, NUM_CONFIGS, arguments.threads)
+    pool = find_pool(arguments.folder.resolve(), Case(*size, device="cpu", repeats=1, limit_s=0, memory_gb=0))
+    log_probs_N_K_C = torch.from_numpy(np.load(pool))
+    provenance = find_provenance(threads=arguments.threads, device="cpu", commit=None)
+    differences = []
+    with (arguments.results / "joint_entropy_seeds.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["commit", "torch", "num_points", "seed", "al_lightning_nats", "batchbald_redux_nats"])
+        for seed in range(arguments.seeds):
+            ours, theirs = measure(log_probs_N_K_C, seed)
+            differences.append(ours - theirs)
+            writer.writerow([provenance.commit, provenance.torch, arguments.num_points, seed, ours, theirs])
+            print(f"seed {seed}: {ours:.4f} nats, batchbald-redux {theirs:.4f}", flush=True)
+    error = statistics.stdev(differences) / len(differences) ** 0.5
+    print(f"{statistics.mean(differences):+.4f} nats on average (standard error {error:.4f})")
+
+
+if __name__ == "__main__":
+    main()
