@@ -157,7 +157,7 @@ class ActiveLearning(Callback):
         say_whose(checkpoint, trainer, self.run.header, before=self._metrics_before)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
-        """Refuse another run's, which may be of the same labels: those of its first round are no one's own."""
+        """Refuse that of another run, which may have begun with the same labels."""
         if trainer.state.fn == "fit":
             self._metrics_before = metrics_in(checkpoint, self.run.header, path=trainer.ckpt_path)
 

@@ -11,7 +11,7 @@ from al_lightning.journal import finite_or_none, what_differs
 if TYPE_CHECKING:
     from pytorch_lightning.callbacks import ModelCheckpoint
 
-KEY = "al_lightning"  # of a checkpoint's entry
+CHECKPOINT_KEY = "al_lightning"
 
 
 def prefix_checkpoints(trainer: Trainer, round_index: int, member: int | None = None) -> None:
@@ -45,22 +45,22 @@ def fit_metrics(trainer: Trainer, *, before: Metrics) -> dict[str, float | None]
 def say_whose(checkpoint: dict[str, Any], trainer: Trainer, header: Mapping[str, Any], *, before: Metrics) -> None:
     """Write into a checkpoint which run it is of, and what the fit has logged."""
     metrics = fit_metrics(trainer, before=before)
-    checkpoint[KEY] = {"header": json.loads(json.dumps(dict(header))), "metrics": metrics}
+    checkpoint[CHECKPOINT_KEY] = {"header": json.loads(json.dumps(dict(header))), "metrics": metrics}
 
 
 def metrics_in(checkpoint: Mapping[str, Any], header: Mapping[str, Any], *, path: object) -> Metrics:
     """What the fit had logged when it wrote a checkpoint, which must be of the run that the header describes."""
-    if KEY not in checkpoint:
+    if CHECKPOINT_KEY not in checkpoint:
         raise ValueError(
             f"`ckpt_path` is {path}, which does not say of which run it is: a fit without `ActiveLearning` wrote it, "
             "or an older version. Leave it out, and the round starts anew."
         )
-    if different := what_differs(checkpoint[KEY]["header"], header):
+    if different := what_differs(checkpoint[CHECKPOINT_KEY]["header"], header):
         raise ValueError(
             f"`ckpt_path` is {path}, which another run wrote: {different}. Give a checkpoint of this run, or none, and "
             "the round starts anew. Runs whose checkpoints are to be found need a `ModelCheckpoint(dirpath=...)` each."
         )
-    metrics: Metrics = checkpoint[KEY]["metrics"]
+    metrics: Metrics = checkpoint[CHECKPOINT_KEY]["metrics"]
     return metrics
 
 
