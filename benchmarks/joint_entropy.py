@@ -141,8 +141,9 @@ def measure_missing(arguments: argparse.Namespace, provenance: Provenance) -> tu
         with path.open("a") as file:
             file.write(records[-1].to_json() + "\n")
         found = measurement.skipped or ", ".join(f"{seconds:.3g} s" for seconds in measurement.seconds)
-        taken = measurement.taken_by_others or 0
-        print(f"{case}: {found}; {time.perf_counter() - started:.0f} s in all, {taken:.0%} taken by others", flush=True)
+        taken = measurement.taken_by_others
+        told = "" if taken is None else f", {taken:.0%} taken by others"
+        print(f"{case}: {found}; {time.perf_counter() - started:.0f} s in all{told}", flush=True)
     return records, failed
 
 
