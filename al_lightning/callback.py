@@ -9,7 +9,7 @@ import torch
 from al_lightning._lightning import Callback, LightningModule, Trainer, callbacks_of, logged_steps, rank_zero_warn
 from al_lightning.acquisition import Acquisition, Screening
 from al_lightning.averages import Metrics, mean_metrics
-from al_lightning.checkpoints import best_checkpoint, fit_metrics, load_best, metrics_in, say_whose
+from al_lightning.checkpoints import best_checkpoint, fit_metrics, load_best, read_progress, write_progress
 from al_lightning.choice import Chooser
 from al_lightning.data import wrapped_datamodule
 from al_lightning.header import described
@@ -154,12 +154,12 @@ class ActiveLearning(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Keep the metrics so far: a fit that goes on where it had ended measures none."""
-        say_whose(checkpoint, trainer, self.run.header, before=self._metrics_before)
+        write_progress(checkpoint, trainer, self.run.header, before=self._metrics_before)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Refuse that of another run, which may have begun with the same labels."""
         if trainer.state.fn == "fit":
-            self._metrics_before = metrics_in(checkpoint, self.run.header, path=trainer.ckpt_path)
+            self._metrics_before = read_progress(checkpoint, self.run.header, path=trainer.ckpt_path)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Try the posterior before the first training, and start the clock."""

@@ -42,14 +42,14 @@ def fit_metrics(trainer: Trainer, *, before: Metrics) -> dict[str, float | None]
     return {**before, **now}
 
 
-def say_whose(checkpoint: dict[str, Any], trainer: Trainer, header: Mapping[str, Any], *, before: Metrics) -> None:
+def write_progress(checkpoint: dict[str, Any], trainer: Trainer, header: Mapping[str, Any], *, before: Metrics) -> None:
     """Write into a checkpoint which run it is of, and what the fit has logged."""
-    metrics = fit_metrics(trainer, before=before)
-    checkpoint[CHECKPOINT_KEY] = {"header": json.loads(json.dumps(dict(header))), "metrics": metrics}
+    plain = json.loads(json.dumps(dict(header)))  # Lightning may load it by a reader that knows plain types alone
+    checkpoint[CHECKPOINT_KEY] = {"header": plain, "metrics": fit_metrics(trainer, before=before)}
 
 
-def metrics_in(checkpoint: Mapping[str, Any], header: Mapping[str, Any], *, path: object) -> Metrics:
-    """What the fit had logged when it wrote a checkpoint, which must be of the run that the header describes."""
+def read_progress(checkpoint: Mapping[str, Any], header: Mapping[str, Any], *, path: object) -> Metrics:
+    """What the fit had logged when it wrote a checkpoint; one of another run than the header describes is refused."""
     if CHECKPOINT_KEY not in checkpoint:
         raise ValueError(
             f"`ckpt_path` is {path}, which does not say of which run it is: a fit without `ActiveLearning` wrote it, "

@@ -101,19 +101,19 @@ def run(command: list[str], *, threads: int, limit_s: float) -> str:
     return ran.stdout.splitlines()[-1] if ran.stdout else ""
 
 
-def find_pool(folder: Path, case: Case) -> Path:
+def find_pool(folder: Path, num_points: int, num_samples: int, num_classes: int, *, threads: int) -> Path:
     """The file with the predictions, made if it is missing."""
-    sizes = [str(size) for size in (case.num_points, case.num_samples, case.num_classes)]
+    sizes = [str(size) for size in (num_points, num_samples, num_classes)]
     path = folder / f"pool-{'-'.join(sizes)}.npy"
     if not path.exists():
         script = str(HERE / "joint_entropy_pool.py")
-        run([sys.executable, script, *sizes, str(path)], threads=case.threads, limit_s=3600)
+        run([sys.executable, script, *sizes, str(path)], threads=threads, limit_s=3600)
     return path
 
 
 def measure(case: Case, folder: Path) -> Measurement:
     """One case in a process of its own."""
-    pool = find_pool(folder, case)
+    pool = find_pool(folder, *case.size[:3], threads=case.threads)
     command = [sys.executable, str(HERE / "joint_entropy_case.py"), json.dumps(asdict(case)), str(pool)]
     return Measurement(**json.loads(run(command, threads=case.threads, limit_s=600 + 4 * case.limit_s)))
 

@@ -22,42 +22,26 @@ import numpy as np
 import torch
 from joint_entropy import RESULTS, find_pool
 from joint_entropy_case import cpu_clock, select_ours, taken_by_others
-from joint_entropy_record import OURS, Case, find_provenance
+from joint_entropy_record import find_provenance
 
 Size = tuple[int, int]  # points and batch size
 
 
-def cases(arguments: argparse.Namespace) -> dict[Size, Case]:
-    """All sizes, small ones first."""
-    return {
-        (num_points, batch_size): Case(
-            method=OURS,
-            num_points=num_points,
-            num_samples=arguments.samples,
-            num_classes=arguments.classes,
-            batch_size=batch_size,
-            num_configs=arguments.num_configs,
-            threads=arguments.threads,
-            device="cpu",
-            repeats=arguments.repeats,
-            limit_s=0,
-            memory_gb=0,
-        )
-        for num_points, batch_size in itertools.product(sorted(arguments.num_points), sorted(arguments.batch_sizes))
-    }
-
-
-def measure(case_of: dict[Size, Case], folder: Path, *, repeats: int) -> list[dict[Size, float]]:
+def measure(arguments: argparse.Namespace) -> list[dict[Size, float]]:
     """Seconds of each size, for each round."""
-    paths = {case.num_points: find_pool(folder, case) for case in case_of.values()}
-    pools = {num_points: torch.from_numpy(np.load(path)) for num_points, path in paths.items()}
+    axes, folder = (arguments.samples, arguments.classes), arguments.folder.resolve()
+    pools = {
+        num_points: torch.from_numpy(np.load(find_pool(folder, num_points, *axes, threads=arguments.threads)))
+        for num_points in arguments.num_points
+    }
+    sizes = sorted(itertools.product(pools, arguments.batch_sizes))
     clock, rounds = cpu_clock(), list[dict[Size, float]]()
-    for repeat in range(-1, repeats):  # the first warms up
+    for repeat in range(-1, arguments.repeats):  # the first warms up
         seconds = {}
-        for size in sorted(case_of, reverse=repeat % 2 == 1):
+        for num_points, batch_size in sizes if repeat % 2 == 0 else reversed(sizes):
             started = time.perf_counter()
-            select_ours(pools[size[0]], size[1], case_of[size].num_configs)
-            seconds[size] = time.perf_counter() - started
+            select_ours(pools[num_points], batch_size, arguments.num_configs)
+            seconds[num_points, batch_size] = time.perf_counter() - started
         if repeat >= 0:
             rounds.append(seconds)
             print(", ".join(f"N = {n:,}, b = {b}: {seconds[n, b]:.3g} s" for n, b in sorted(seconds)), flush=True)
@@ -89,18 +73,18 @@ def tell(rounds: list[dict[Size, float]]) -> None:
         print(f"b = {batch_size}: N = {more:,} costs N = {less:,} times {cost}, for {more / less:.3g} times the points")
 
 
-def write_csv(path: Path, rounds: list[dict[Size, float]], case_of: dict[Size, Case], threads: int) -> None:
+def write_csv(rounds: list[dict[Size, float]], arguments: argparse.Namespace) -> None:
     """A line for each round and size."""
-    provenance = find_provenance(threads=threads, device="cpu", commit=None)
-    names = ("num_points", "num_samples", "num_classes", "num_configs", "batch_size")
-    with path.open("w", newline="") as file:
+    provenance = find_provenance(threads=arguments.threads, device="cpu", commit=None)
+    with (arguments.results / "joint_entropy_growth.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["commit", "torch", "machine", *names, "round", "seconds"])
-        for (number, seconds), (size, case) in itertools.product(enumerate(rounds), case_of.items()):
-            sizes = (getattr(case, name) for name in names)
-            writer.writerow(
-                [provenance.commit, provenance.torch, provenance.machine, *sizes, number, f"{seconds[size]:.4f}"]
-            )
+        sizes = ("num_points", "num_samples", "num_classes", "num_configs", "batch_size")
+        writer.writerow(["commit", "torch", "machine", *sizes, "round", "seconds"])
+        for number, seconds in enumerate(rounds):
+            for points, batch_size in sorted(seconds):
+                size = (points, arguments.samples, arguments.classes, arguments.num_configs, batch_size)
+                origin = (provenance.commit, provenance.torch, provenance.machine)
+                writer.writerow([*origin, *size, number, f"{seconds[points, batch_size]:.4f}"])
 
 
 def main() -> None:
@@ -123,9 +107,8 @@ def main() -> None:
     for folder in (arguments.folder, arguments.results):
         folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(arguments.threads)
-    case_of = cases(arguments)
-    rounds = measure(case_of, arguments.folder.resolve(), repeats=arguments.repeats)
-    write_csv(arguments.results / "joint_entropy_growth.csv", rounds, case_of, arguments.threads)
+    rounds = measure(arguments)
+    write_csv(rounds, arguments)
     tell(rounds)
 
 

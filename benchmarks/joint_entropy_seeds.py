@@ -18,7 +18,7 @@ import torch
 from batchbald_redux.batchbald import get_batchbald_batch
 from joint_entropy import RESULTS, find_pool
 from joint_entropy_case import JOINT_CONFIGS
-from joint_entropy_record import OURS, Case, find_provenance
+from joint_entropy_record import find_provenance
 from torch import Tensor
 
 from al_lightning.acquisition import batchbald
@@ -56,8 +56,8 @@ def main() -> None:
     for folder in (arguments.folder, arguments.results):
         folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(arguments.threads)
-    size = (OURS, arguments.num_points, NUM_SAMPLES, NUM_CLASSES, BATCH_SIZE, NUM_CONFIGS, arguments.threads)
-    pool = find_pool(arguments.folder.resolve(), Case(*size, device="cpu", repeats=1, limit_s=0, memory_gb=0))
+    size = (arguments.num_points, NUM_SAMPLES, NUM_CLASSES)
+    pool = find_pool(arguments.folder.resolve(), *size, threads=arguments.threads)
     log_probs_N_K_C = torch.from_numpy(np.load(pool))
     provenance = find_provenance(threads=arguments.threads, device="cpu", commit=None)
     differences = []

@@ -1,7 +1,7 @@
 import pytest
 from pytorch_lightning.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
-from al_lightning.checkpoints import best_checkpoint, load_best, metrics_in, prefix_checkpoints
+from al_lightning.checkpoints import best_checkpoint, load_best, prefix_checkpoints, read_progress
 
 
 def test_every_round_has_names_of_its_own(make_trainer):
@@ -27,7 +27,7 @@ def test_a_name_that_has_its_prefix_keeps_it(make_trainer):
 
 def test_a_checkpoint_of_a_fit_without_rounds_is_refused():
     with pytest.raises(ValueError, match=r"`ckpt_path` is a.ckpt, which does not say of which run it is"):
-        metrics_in({"state_dict": {}}, {"seed": 1}, path="a.ckpt")
+        read_progress({"state_dict": {}}, {"seed": 1}, path="a.ckpt")
 
 
 def test_every_member_of_an_ensemble_has_names_of_its_own(make_trainer):

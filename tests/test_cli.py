@@ -187,16 +187,26 @@ def test_an_unknown_class_or_key_is_refused_by_name(argument, words, capsys):
 def test_the_same_command_goes_on_with_its_run_and_a_checkpoint_of_another_round_is_refused(tmp_path):
     arguments = ["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK, "--trainer.logger=false"]
     arguments += [f"--trainer.callbacks.folder={tmp_path / 'run'}", f"--trainer.default_root_dir={tmp_path}"]
+    checkpoints = ["--trainer.enable_checkpointing=true"]
+    cli = run([*arguments, *checkpoints, "--trainer.callbacks.max_rounds=1"])
+    path = cli.trainer.checkpoint_callback.best_model_path
+    run([*arguments, "--trainer.callbacks.max_rounds=2"])
+    assert [record.round for record in read_journal(tmp_path / "run")[1]] == [0, 1]
+    with pytest.raises(ValueError, match=r"`ckpt_path` is .*round=000"):
+        run([*arguments, *checkpoints, "--trainer.callbacks.max_rounds=3", f"--ckpt_path={path}"])
+
+
+def test_a_command_that_says_last_begins_its_run_and_goes_on_with_it(tmp_path):
+    arguments = ["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK, "--trainer.logger=false"]
+    arguments += [f"--trainer.callbacks.folder={tmp_path / 'run'}", "--ckpt_path=last"]
     checkpoints = ["--trainer.enable_checkpointing=true", "--trainer.callbacks+=ModelCheckpoint"]
     checkpoints += [f"--trainer.callbacks.dirpath={tmp_path / 'checkpoints'}", "--trainer.callbacks.save_last=true"]
-    cli = run([*arguments, "--trainer.callbacks.max_rounds=1", *checkpoints])
-    path = cli.trainer.checkpoint_callback.best_model_path
-    run([*arguments, "--trainer.callbacks.max_rounds=2", *checkpoints, "--ckpt_path=last"])
+    with pytest.warns(UserWarning, match="there is no last checkpoint available"):
+        run([*arguments, "--trainer.callbacks.max_rounds=1", *checkpoints])
+    run([*arguments, "--trainer.callbacks.max_rounds=2", *checkpoints])
     assert [record.round for record in read_journal(tmp_path / "run")[1]] == [0, 1]
     names = sorted(found.name for found in (tmp_path / "checkpoints").glob("*last*"))
     assert names == ["round=000-last.ckpt", "round=001-last.ckpt"]  # the first fit was not made again
-    with pytest.raises(ValueError, match=r"`ckpt_path` is .*round=000"):
-        run([*arguments, "--trainer.callbacks.max_rounds=3", *checkpoints, f"--ckpt_path={path}"])
 
 
 def test_a_data_module_that_is_not_wrapped_is_refused():
