@@ -19,9 +19,10 @@ from al_lightning.acquisition import (
 )
 from al_lightning.callback import ActiveLearning
 from al_lightning.data import ActiveLearningDataModule, DigitsDataModule, IDXDataModule, ImageFolderDataModule
-from al_lightning.journal import Round, read_journal
+from al_lightning.journal import read_journal
 from al_lightning.mean_prediction import MeanPrediction
 from al_lightning.posterior import DeepEnsemble, LastLayerLaplace, MCDropConnect, MCDropout, Posterior
+from al_lightning.records.round import Round
 from al_lightning.rounds import active_fit
 
 __version__ = "0.1.0"

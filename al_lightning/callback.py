@@ -4,19 +4,26 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from al_lightning._lightning import Callback, LightningModule, Trainer, callbacks_of, logged_steps, rank_zero_warn
 from al_lightning.acquisition import Acquisition, Screening
 from al_lightning.averages import Metrics, mean_metrics
-from al_lightning.checkpoints import best_checkpoint, fit_metrics, load_best, read_progress, write_progress
+from al_lightning.checkpoints import (
+    LabelsDue,
+    best_checkpoint,
+    fit_metrics,
+    labels_due,
+    load_best,
+    read_progress,
+    write_progress,
+)
 from al_lightning.choice import Chooser
 from al_lightning.data import wrapped_datamodule
 from al_lightning.header import described
-from al_lightning.journal import Round
 from al_lightning.posterior import MCDropout, Posterior
 from al_lightning.ranks import Ranks, check_strategy
-from al_lightning.run import Run, begin, check_checkpoint, check_stepped, keep_member, reason_to_stop
+from al_lightning.records.replay import recorded
+from al_lightning.records.round import Round
+from al_lightning.run import Run, begin, check_stepped, keep_member, reason_to_stop
 from al_lightning.stopping import Limits
 from al_lightning.storage import Storage
 from al_lightning.tracking import begin_tracking, keep_images, log_last_round, open_loggers
@@ -114,7 +121,7 @@ class ActiveLearning(Callback):
         self._fits: dict[int | None, tuple[Metrics, float]] = {}  # metrics and seconds of this round's, by member
         self._fit_started, self._steps_before = 0.0, 0
         self._metrics_before: Metrics = {}  # that the checkpoint knew from which the fit goes on
-        self._labels_due_N = torch.empty(0)
+        self._labels_due = LabelsDue(0, 0, "")
         self._warned_of: set[str] = set()
         self._chooser()  # refuses sizes that cannot be meant
         if weights not in {"last", "best"}:
@@ -138,7 +145,7 @@ class ActiveLearning(Callback):
         labels = wrapped_datamodule(trainer.datamodule).labels  # type: ignore[attr-defined]
         if not self.rounds:
             self.limits.check_start(self.query_size, num_labelled=labels.num_labelled, num_pool=labels.num_pool)
-        self._labels_due_N = labels.round_of_N.clone()  # before Lightning loads those of a checkpoint
+        self._labels_due = labels_due(labels, round_index=len(self.rounds))  # before Lightning loads a checkpoint's
         if self.weights == "best":
             best_checkpoint(trainer)
 
@@ -147,26 +154,27 @@ class ActiveLearning(Callback):
         if self.run.is_open:
             return False
         datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
-        header = described(vars(self), module, datamodule)
+        header = described(vars(self), module, datamodule, before=self.run.header or None)
         begin(self.run, trainer, datamodule, header, folder=self.folder, limits=self.limits)
         begin_tracking(trainer, self.run)
         return True
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Keep the metrics so far: a fit that goes on where it had ended measures none."""
-        write_progress(checkpoint, trainer, self.run.header, before=self._metrics_before)
+        write_progress(checkpoint, trainer, self.run.header, before=self._metrics_before, due=self._labels_due)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Refuse that of another run, which may have begun with the same labels."""
         if trainer.state.fn == "fit":
-            self._metrics_before = read_progress(checkpoint, self.run.header, path=trainer.ckpt_path)
+            self._metrics_before = read_progress(
+                checkpoint, self.run.header, path=trainer.ckpt_path, due=self._labels_due
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Try the posterior before the first training, and start the clock."""
         if self.run.ended_before:
             return
         datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
-        check_checkpoint(trainer.ckpt_path, datamodule.labels, due_N=self._labels_due_N)
         if not self.rounds and not self.member:
             self._chooser().preview(trainer, pl_module, datamodule)
         self._steps_before = trainer.global_step
@@ -209,6 +217,8 @@ class ActiveLearning(Callback):
     def _finish_round(self, trainer: Trainer, module: LightningModule) -> None:
         datamodule, ranks = wrapped_datamodule(trainer.datamodule), Ranks(trainer)  # type: ignore[attr-defined]
         labels = datamodule.labels
+        ranks.same("who is labelled", labels_due(labels, round_index=len(self.rounds)))
+        known = recorded(self.run.header, self.rounds)
         metrics = ranks.first(mean_metrics([metrics for metrics, _ in self._fits.values()]))
         record = Round(
             round=len(self.rounds),
@@ -218,8 +228,9 @@ class ActiveLearning(Callback):
             seconds={"fit": sum(seconds for _, seconds in self._fits.values())},
             stopped=reason_to_stop(trainer, self.limits, labels, num_fits=len(self.rounds) + 1, metrics=metrics),
             logged_steps=logged_steps(trainer),
-            set_aside=labels.set_aside_indices.tolist(),
-            complete=not self.awaits_test,
+            changed=datamodule.changes_since(known.state_of),
+            corrections=datamodule.corrections_since(known.target_of),
+            complete=self.fit_seed is None,  # the driver completes it after the fit and its test
         )
         if record.stopped is None:
             batch_size = self.limits.batch_size(

@@ -1,11 +1,14 @@
 """The Trainer's checkpoints over several rounds: names that do not collide, whose they are, the best one's weights."""
 
+import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from al_lightning._lightning import Callback, LightningModule, Trainer, pl
 from al_lightning.averages import Metrics
+from al_lightning.data import Labels
 from al_lightning.journal import finite_or_none, what_differs
 
 if TYPE_CHECKING:
@@ -42,15 +45,46 @@ def fit_metrics(trainer: Trainer, *, before: Metrics) -> dict[str, float | None]
     return {**before, **now}
 
 
-def write_progress(checkpoint: dict[str, Any], trainer: Trainer, header: Mapping[str, Any], *, before: Metrics) -> None:
-    """Write into a checkpoint which run it is of, and what the fit has logged."""
+@dataclass(frozen=True)
+class LabelsDue:
+    """The label state that a round begins with, in few words.
+
+    Args:
+        round: The round.
+        num_labelled: Its labels.
+        digest: A hash of the whole label state.
+    """
+
+    round: int
+    num_labelled: int
+    digest: str
+
+
+def labels_due(labels: Labels, *, round_index: int) -> LabelsDue:
+    """Return the label state that a round begins with."""
+    digest = hashlib.blake2b(labels.round_of_N.numpy().tobytes(), digest_size=16).hexdigest()
+    return LabelsDue(round_index, labels.num_labelled, digest)
+
+
+def write_progress(
+    checkpoint: dict[str, Any], trainer: Trainer, header: Mapping[str, Any], *, before: Metrics, due: LabelsDue
+) -> None:
+    """Write into a checkpoint of which run and round it is, and what the fit has logged."""
     plain = json.loads(json.dumps(dict(header)))  # Lightning may load it by a reader that knows plain types alone
-    checkpoint[CHECKPOINT_KEY] = {"header": plain, "metrics": fit_metrics(trainer, before=before)}
+    metrics = fit_metrics(trainer, before=before)
+    checkpoint[CHECKPOINT_KEY] = {"header": plain, "metrics": metrics, "began_with": asdict(due)}
 
 
-def read_progress(checkpoint: Mapping[str, Any], header: Mapping[str, Any], *, path: object) -> Metrics:
-    """What the fit had logged when it wrote a checkpoint; one of another run than the header describes is refused."""
-    if CHECKPOINT_KEY not in checkpoint:
+def read_progress(checkpoint: Mapping[str, Any], header: Mapping[str, Any], *, path: object, due: LabelsDue) -> Metrics:
+    """Return what the fit had logged when it wrote a checkpoint; one of another run or round is refused.
+
+    Args:
+        checkpoint: What Lightning has loaded.
+        header: The run that goes on.
+        path: Of the checkpoint.
+        due: What the round that is due begins with.
+    """
+    if "began_with" not in checkpoint.get(CHECKPOINT_KEY, {}):
         raise ValueError(
             f"`ckpt_path` is {path}, which does not say of which run it is: a fit without `ActiveLearning` wrote it, "
             "or an older version. Leave it out, and the round starts anew."
@@ -59,6 +93,14 @@ def read_progress(checkpoint: Mapping[str, Any], header: Mapping[str, Any], *, p
         raise ValueError(
             f"`ckpt_path` is {path}, which another run wrote: {different}. Give a checkpoint of this run, or none, and "
             "the round starts anew. Runs whose checkpoints are to be found need a `ModelCheckpoint(dirpath=...)` each."
+        )
+    began_with = LabelsDue(**checkpoint[CHECKPOINT_KEY]["began_with"])
+    if began_with != due:
+        raise ValueError(
+            f"`ckpt_path` is {path}, written in round {began_with.round} with {began_with.num_labelled} labels, but "
+            f"the run is in round {due.round} with {due.num_labelled}, and not with the same ones: the weights belong "
+            f"to another round or run. Give a checkpoint of this run whose name begins with round={due.round:03d}, or "
+            "none, and the round starts anew."
         )
     metrics: Metrics = checkpoint[CHECKPOINT_KEY]["metrics"]
     return metrics

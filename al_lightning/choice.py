@@ -24,9 +24,9 @@ from al_lightning.acquisition import (
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.inference import fitted_posterior, predict_pool, preview_pool
 from al_lightning.information import kernel_name, mutual_information
-from al_lightning.journal import Round
 from al_lightning.posterior import Posterior
 from al_lightning.ranks import Ranks
+from al_lightning.records.round import Round
 from al_lightning.seeds import derived_seed
 from al_lightning.storage import Storage
 

@@ -8,6 +8,16 @@ from typing import Literal
 import numpy as np
 
 
+def is_rising(num_labels: Sequence[int]) -> bool:
+    """Return whether these are the labels of a curve: at least one number, each above the one before.
+
+    Example:
+        >>> is_rising([10, 20]), is_rising([10, 10]), is_rising([])  # a whole batch taken back is no step of a curve
+        (True, False, False)
+    """
+    return len(num_labels) > 0 and all(before < after for before, after in itertools.pairwise(num_labels))
+
+
 def _check_curve(num_labels: Sequence[int], values: Sequence[float], *, least: int) -> None:
     if len(num_labels) != len(values):
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from al_lightning.journal import Round
+from al_lightning.records.round import Round
 
 BAR_WIDTH = 15
 

@@ -16,14 +16,15 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 
 from al_lightning._lightning import rank_zero_warn
-from al_lightning.journal import Journal, Round, read_journal, what_differs
+from al_lightning.journal import FIRST_VALUE_STAYS, Journal, read_journal, what_differs
+from al_lightning.records.lines import SCHEMA_VERSION
+from al_lightning.records.round import Round
+from al_lightning.records.weights import States
 from al_lightning.stopping import Limits
 
-States = Sequence[Mapping[str, Tensor]]
-"""Parameters and buffers by name: of the model, or of each member of an ensemble."""
+FIRST_WEIGHTS, LAST_WEIGHTS = "first_weights.pt", "last_weights.pt"
 
 
 def locked(folder: Path) -> FileLock:
@@ -46,12 +47,45 @@ def locked(folder: Path) -> FileLock:
 
 
 def opened(folder: Path, header: Mapping[str, Any]) -> tuple[Journal, list[Round]]:
-    """The journal of a folder and the rounds that it holds: none if it is new, else those of this very run."""
+    """Return the journal of a folder and the rounds that it holds: none if it is new, else those of this very run.
+
+    An attempt that ended before its first round holds nothing that could be lost: another run may begin in its place.
+    """
     if not (folder / "rounds.jsonl").exists():
         return Journal(folder, header), []
     before, rounds = read_journal(folder)
+    is_current = before["version"] == SCHEMA_VERSION
+    if not rounds and (not is_current or what_differs(before, header)):
+        (folder / FIRST_WEIGHTS).unlink(missing_ok=True)
+        return Journal(folder, header, rounds=[]), []
+    if not is_current:
+        raise ValueError(
+            f"{folder} holds a run with records of version {before['version']}, which this version of al_lightning "
+            f"reads and reports, but does not continue: it writes version {SCHEMA_VERSION}, with what that one did not "
+            "record. Go on with the version that began it, or start anew in another folder with "
+            "`ActiveLearning(folder=...)`."
+        )
     refuse_other_run(before, header, folder)
-    return Journal(folder, header, rounds=rounds), rounds
+    _warn_of_other_hyper_parameters(before, header, folder)
+    has_weights = bool(rounds) or (folder / FIRST_WEIGHTS).exists()
+    stays = {*(["first_weights"] if has_weights else []), *(FIRST_VALUE_STAYS if rounds else [])}
+    now = {**header, **{name: before[name] for name in stays if name in before}}
+    in_the_order_of_before = {name: now[name] for name in [*before, *now] if name in now}
+    return Journal(folder, in_the_order_of_before, rounds=rounds), rounds
+
+
+def _warn_of_other_hyper_parameters(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    pairs = [(some.get("hyper_parameters", {})) for some in (before, now)]
+    different = [
+        f"{name} was {pairs[0].get(name, 'missing')}, and is {pairs[1].get(name, 'missing')} now"
+        for name in dict.fromkeys([*pairs[0], *pairs[1]])
+        if pairs[0].get(name) != pairs[1].get(name)
+    ]
+    if different:
+        rank_zero_warn(
+            f"The run in {folder} goes on with other hyper-parameters than it began with: {'; '.join(different)}. Its "
+            "rounds are then not of one experiment. Set them back, or start anew in another folder."
+        )
 
 
 def refuse_other_run(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
@@ -100,6 +134,12 @@ def writing_into(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if not (folder / "rounds.jsonl").is_file():
+            raise OSError(
+                f"The run folder {folder} is no longer there, or no longer holds rounds.jsonl ({error}): something "
+                "has moved or deleted it while the run went on. Put it back, and start the same command again; it goes "
+                "on after the rounds in it. Without it the run must start anew."
+            ) from error
         raise OSError(
             f"The run folder {folder} cannot be written ({error}). The rounds that it holds are whole: make room, and "
             "start the same command again with `ActiveLearning(folder=...)`; it goes on after them."
@@ -130,15 +170,3 @@ def save_last_states(path: Path, states: States) -> None:
             f"{path} cannot be written ({error}), so another process cannot load the weights that the run ended with. "
             "The records are whole, and the model of this process has them: save it elsewhere."
         )
-
-
-START_AGAIN = "start again in another folder with `ActiveLearning(folder=...)`: the run cannot go on as it began"
-
-
-def load_states(path: Path, *, or_else: str = START_AGAIN) -> States:
-    """What `save_states` wrote."""
-    try:
-        states: States = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read ({error}). Restore the file, or {or_else}.") from error
-    return states

@@ -19,13 +19,16 @@ from al_lightning._lightning import (
 )
 from al_lightning.averages import Metrics, mean_metrics, with_test
 from al_lightning.callback import ActiveLearning, active_learning_callback
-from al_lightning.checkpoints import keeps_last, prefix_checkpoints
+from al_lightning.checkpoints import keeps_last, labels_due, prefix_checkpoints
 from al_lightning.data import ActiveLearningDataModule, wrapped_datamodule
-from al_lightning.journal import Round, finite_or_none, read_journal, run_folder
+from al_lightning.journal import finite_or_none, read_journal, run_folder
 from al_lightning.lines import round_line, table
 from al_lightning.ranks import Ranks
+from al_lightning.records.replay import recorded
+from al_lightning.records.round import Round
 from al_lightning.resuming import still_finished
 from al_lightning.rewind import Rewind
+from al_lightning.run import catch_up_labels
 from al_lightning.starting import Start
 from al_lightning.tracking import log_last_round
 
@@ -168,7 +171,7 @@ def _catch_up(callback: ActiveLearning, folder: Path, datamodule: ActiveLearning
     callback.run.catch_up(folder)
     if not datamodule.has_acquired:
         datamodule.setup("fit")
-    datamodule.restore([record.acquired for record in callback.rounds], [record.targets for record in callback.rounds])
+    catch_up_labels(callback.run, datamodule)
 
 
 def _one_round(
@@ -196,8 +199,7 @@ def _one_round(
         _check_fit(trainer, callback, before=before)
         if callback.awaits_test:
             tests.append(_tested(trainer, model, datamodule))
-    if tests:
-        _add_tests(trainer, callback, tests)
+    _complete(trainer, callback, datamodule, tests)
     if spawns(trainer):
         callback.run.close()  # the next process opens it
     rank_zero_info(round_line(callback.rounds[-1], budget=callback.limits.max_labelled))
@@ -224,15 +226,27 @@ def _tested(
     return dict(metrics), time.perf_counter() - started
 
 
-def _add_tests(trainer: Trainer, callback: ActiveLearning, tests: list[tuple[Metrics, float]]) -> None:
-    """Complete the record of the last round by its tests, one of each fit."""
-    last = callback.rounds[-1]
+def _complete(
+    trainer: Trainer,
+    callback: ActiveLearning,
+    datamodule: ActiveLearningDataModule,
+    tests: list[tuple[Metrics, float]],
+) -> None:
+    """Complete the record of the last round by its tests, one of each fit, and by what has changed since the choice."""
+    last, ranks = _with_tests(callback.rounds[-1], tests), Ranks(trainer)
+    ranks.same("who is labelled", labels_due(datamodule.labels, round_index=last.round))
+    changed_after = datamodule.changes_since(recorded(callback.run.header, callback.rounds).state_of)
+    callback.run.commit(ranks, [*callback.rounds[:-1], replace(last, changed_after=changed_after, complete=True)])
+    log_last_round(trainer, callback.run)
+
+
+def _with_tests(record: Round, tests: list[tuple[Metrics, float]]) -> Round:
+    if not tests:
+        return record
     metrics = mean_metrics([metrics for metrics, _ in tests]).items()
     finite = {name: None if value is None else finite_or_none(value) for name, value in metrics}
-    seconds = {**last.seconds, "test": sum(seconds for _, seconds in tests)}
-    tested = replace(last, metrics=with_test(last.metrics, finite), seconds=seconds, complete=True)
-    callback.run.commit(Ranks(trainer), [*callback.rounds[:-1], tested])
-    log_last_round(trainer, callback.run)
+    seconds = {**record.seconds, "test": sum(seconds for _, seconds in tests)}
+    return replace(record, metrics=with_test(record.metrics, finite), seconds=seconds)
 
 
 @contextmanager

@@ -1,22 +1,23 @@
 """The rounds of a run: known to every rank, kept on disk by rank 0, and found again by the next process."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
-from torch import Tensor
 
 from al_lightning._lightning import LightningModule, Trainer, set_logged_steps
-from al_lightning.data import ActiveLearningDataModule, Labels
-from al_lightning.journal import Journal, Round, read_journal, run_folder
+from al_lightning.data import SET_ASIDE, ActiveLearningDataModule, Labels
+from al_lightning.journal import Journal, read_journal, run_folder
 from al_lightning.posterior import Members
 from al_lightning.ranks import Ranks
+from al_lightning.records.replay import Recorded, recorded
+from al_lightning.records.round import Change, Round
+from al_lightning.records.weights import States, digest_of, read_states
 from al_lightning.resuming import (
-    START_AGAIN,
-    States,
-    load_states,
+    FIRST_WEIGHTS,
+    LAST_WEIGHTS,
     locked,
     opened,
     save_last_states,
@@ -27,7 +28,7 @@ from al_lightning.resuming import (
 from al_lightning.stopping import Limits
 
 FAST_DEV_ROUNDS = 2  # enough to see a fit, an acquisition, and a fit on what was acquired
-FIRST_WEIGHTS, LAST_WEIGHTS = "first_weights.pt", "last_weights.pt"
+START_AGAIN = "start again in another folder with `ActiveLearning(folder=...)`: the run cannot go on as it began"
 BEGIN_ANEW = "delete it: the model then has the weights that the run began with"
 NUM_WARM_KEPT = 3  # two rounds may be run again, and the first of them continues from the one before
 
@@ -64,17 +65,17 @@ class Run:
             resumes: Whether the folder may hold earlier rounds of this very run.
         """
 
-        def begun() -> tuple[Path | None, list[Round]]:
+        def begun() -> tuple[Path | None, Mapping[str, Any], list[Round]]:
             if find_folder is None or ranks.rank != 0:
-                return None, []
+                return None, header, []
             folder = find_folder()
             self._lock = locked(folder)
             self._journal, rounds = opened(folder, header) if resumes else (Journal(folder, header), [])
-            return folder, rounds
+            return folder, self._journal.header, rounds
 
-        ranks.same("the data, the initial labels or the settings", header)
-        self.folder, self.rounds = ranks.first(ranks.together(begun))
-        self.header = header
+        shared = {name: value for name, value in header.items() if name != "hyper_parameters"}
+        ranks.same("the data, the initial labels or the settings", shared)
+        self.folder, self.header, self.rounds = ranks.first(ranks.together(begun))
         self.is_open = True
 
     def go_on_after(self, rounds: Sequence[Round]) -> None:
@@ -94,55 +95,68 @@ class Run:
             is_warm: Whether the next round continues from them, so that they are kept for it.
         """
 
-        def written() -> None:
+        def written() -> Round:
+            record = rounds[-1]
             if self._journal is None:
-                return
+                return record
             number, last = len(rounds) - 1, self._journal.folder / LAST_WEIGHTS
-            has_ended = states is not None and rounds[-1].stopped is not None
+            has_ended = states is not None and record.stopped is not None
             with writing_into(self._journal.folder):
+                if states is not None and (is_warm or has_ended):
+                    record = replace(record, weights=digest_of(states))
                 if states is not None and is_warm:
                     save_states(self._warm_weights(number), states)
                 if has_ended:
                     last.unlink(missing_ok=True)  # of an earlier end, with fewer labels
-                self._journal.write(rounds)
+                self._journal.write([*rounds[:-1], record])
             if states is not None and has_ended:
                 save_last_states(last, states)
             if is_warm and number >= NUM_WARM_KEPT:
                 self._warm_weights(number - NUM_WARM_KEPT).unlink(missing_ok=True)
+            return record
 
-        ranks.together(written)
-        self.rounds = list(rounds)
+        self.rounds = [*rounds[:-1], ranks.first(ranks.together(written))]
 
     def save_first_weights(self, ranks: Ranks, states: States) -> None:
-        """Keep what every round starts from, once."""
+        """Keep what every round starts from, once: the file first, and then its hash, without which it is none."""
 
-        def saved() -> None:
-            if self._journal is not None and not (self._journal.folder / FIRST_WEIGHTS).exists():
-                with writing_into(self._journal.folder):
-                    save_states(self._journal.folder / FIRST_WEIGHTS, states)
+        def saved() -> str | None:
+            if (journal := self._journal) is None:
+                return None
+            digest: str | None = journal.header.get("first_weights")
+            if digest is None:
+                with writing_into(journal.folder):
+                    save_states(journal.folder / FIRST_WEIGHTS, states)
+                    digest = digest_of(states)
+                    journal.header = {**journal.header, "first_weights": digest}
+                    journal.write(self.rounds)
+            return digest
 
-        ranks.together(saved)
+        self.header = {**self.header, "first_weights": ranks.first(ranks.together(saved))}
 
     def first_weights(self, ranks: Ranks) -> States | None:
         """What every round starts from, as the first process had it; None if no process got so far."""
-        return self._read(ranks, lambda folder: folder / FIRST_WEIGHTS)
+        return self._read(ranks, FIRST_WEIGHTS, digest=self.header.get("first_weights"))
 
     def warm_weights(self, ranks: Ranks) -> States | None:
         """What the next round continues from with `warm_start`; None before the first round."""
-        return self._read(ranks, lambda _: self._warm_weights(len(self.rounds) - 1))
+        if not self.rounds:
+            return None
+        return self._read(ranks, self._warm_weights(len(self.rounds) - 1).name, digest=self.rounds[-1].weights)
 
     def last_weights(self, ranks: Ranks) -> States | None:
-        """What an ended run ended with; None if the folder has it no more, or an older version did not keep it."""
-        return self._read(ranks, lambda folder: folder / LAST_WEIGHTS, or_else=BEGIN_ANEW, is_needed=False)
+        """What an ended run ended with; None if the folder has it no more."""
+        digest = self.rounds[-1].weights if self.rounds else None
+        return self._read(ranks, LAST_WEIGHTS, digest=digest, way_out=BEGIN_ANEW, is_needed=False)
 
     def _read(
-        self, ranks: Ranks, find: Callable[[Path], Path], *, or_else: str = START_AGAIN, is_needed: bool = True
+        self, ranks: Ranks, name: str, *, digest: str | None, way_out: str = START_AGAIN, is_needed: bool = True
     ) -> States | None:
         def read() -> States | None:
-            path = None if self._journal is None else find(self._journal.folder)
-            if path is None or not (path.exists() or (is_needed and self.rounds)):
+            path = None if self._journal is None else self._journal.folder / name
+            if path is None or digest is None or not (is_needed or path.exists()):
                 return None
-            return load_states(path, or_else=or_else)
+            return read_states(path, digest=digest, way_out=way_out)
 
         return ranks.first(ranks.together(read))
 
@@ -177,7 +191,12 @@ def begin(
     folder: Path | None,
     limits: Limits,
 ) -> None:
-    """Open the run, and bring the labels and the loggers to where its records end."""
+    """Open the run, and bring the labels and the loggers to where its records end.
+
+    Points that the user has moved since (in a new process: taken out of the pool) stay so, if the records that another
+    process has added do not contradict it.
+    """
+    known = recorded(run.header, run.rounds) if run.header else None
     leaves_none = trainer.fast_dev_run  # type: ignore[attr-defined]
     run.open(
         Ranks(trainer),
@@ -185,12 +204,44 @@ def begin(
         find_folder=None if leaves_none else lambda: folder or run_folder(trainer),
         resumes=folder is not None,
     )
-    aside = set(run.rounds[-1].set_aside) if run.rounds else set()  # by the last round too, if it is to be run again
+    accepted = {index for record in run.rounds for index, *_ in record.corrections}
     run.go_on_after(still_finished(run.rounds, limits, query_size=header["query_size"]))
-    datamodule.set_aside(sorted(aside - set(datamodule.labels.set_aside_indices.tolist())))
-    datamodule.restore([record.acquired for record in run.rounds], [record.targets for record in run.rounds])
+    base = recorded(run.header, []) if known is None else known
+    moved = [
+        change for change in datamodule.changes_since(base.state_of) if known is not None or change[1] == SET_ASIDE
+    ]
+    catch_up_labels(run, datamodule, accepted=accepted)
+    _move(datamodule, moved, base=base, now=recorded(run.header, run.rounds))
+    if moved and run.rounds:  # the round that is due begins with them, even if it is run again
+        complete = replace(run.rounds[-1], changed_after=[*run.rounds[-1].changed_after, *moved])
+        run.commit(Ranks(trainer), [*run.rounds[:-1], complete])
     if run.rounds:
         set_logged_steps(trainer, run.rounds[-1].logged_steps)
+
+
+def catch_up_labels(run: Run, datamodule: ActiveLearningDataModule, *, accepted: Collection[int] = ()) -> None:
+    """Bring the labels to where the records of a run end.
+
+    Args:
+        run: An open run.
+        datamodule: Whose labels.
+        accepted: Ids whose corrections the run has recorded, in rounds that are to be run again too.
+    """
+    state = recorded(run.header, run.rounds)
+    datamodule.restore(state.state_of, state.target_of, corrected=accepted)
+
+
+def _move(datamodule: ActiveLearningDataModule, moved: Sequence[Change], *, base: Recorded, now: Recorded) -> None:
+    """Repeat what the user has changed since `base`, where the run has left these points alone."""
+    states = {int(index): int(state) for index, state, _ in moved if index is not None and state is not None}
+    taken = [index for index in states if base.state_of.get(index) != now.state_of.get(index)]
+    if taken:
+        raise ValueError(
+            f"The points {taken[:5]} ({len(taken)} in all) were moved before this start of the run (`set_aside`, "
+            "`unlabel` or `label`), but the run has acquired or moved them in the meantime. Leave them as the records "
+            "have them; to take back a label, call `unlabel` in a callback's `on_fit_start`."
+        )
+    datamodule.labels.replace({**now.state_of, **states})
 
 
 def reason_to_stop(
@@ -200,24 +251,6 @@ def reason_to_stop(
     if trainer.fast_dev_run and num_fits >= FAST_DEV_ROUNDS:  # type: ignore[attr-defined]
         return f"fast_dev_run ends after {FAST_DEV_ROUNDS} rounds"
     return limits.reason(num_labelled=labels.num_labelled, num_pool=labels.num_pool, num_fits=num_fits, metrics=metrics)
-
-
-def check_checkpoint(path: object, labels: Labels, *, due_N: Tensor) -> None:
-    """Refuse to go on inside a round from a checkpoint of another one, or of another run.
-
-    Args:
-        path: The checkpoint that Lightning has loaded, if any.
-        labels: As they are now.
-        due_N: What `labels.round_of_N` was before Lightning has loaded it.
-    """
-    if path is not None and not torch.equal(labels.round_of_N, due_N):
-        of_checkpoint, due = int(labels.round_of_N.max()), int(due_N.max())
-        raise ValueError(
-            f"`ckpt_path` is {path}, written in round {of_checkpoint} with {labels.num_labelled} labels, but the run "
-            f"is in round {due} with {int((due_N >= 0).sum())}, and not with the same ones: the weights belong to "
-            f"another round or run. Give a checkpoint of this run whose name begins with round={due:03d}, or none, and "
-            "the round starts anew."
-        )
 
 
 def keep_member(trainer: Trainer, module: LightningModule, members: Members, member: int) -> None:

@@ -10,7 +10,7 @@ from al_lightning.callback import ActiveLearning, active_learning_callback
 from al_lightning.checkpoints import prefix_checkpoints
 from al_lightning.posterior import Members
 from al_lightning.ranks import Ranks
-from al_lightning.resuming import States
+from al_lightning.records.weights import States
 from al_lightning.rewind import FirstStates, FirstWeights, has_weights
 from al_lightning.seeds import derived_seed
 

@@ -1,7 +1,16 @@
 import pytest
 from pytorch_lightning.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
-from al_lightning.checkpoints import best_checkpoint, load_best, prefix_checkpoints, read_progress
+from al_lightning.checkpoints import (
+    LabelsDue,
+    best_checkpoint,
+    labels_due,
+    load_best,
+    prefix_checkpoints,
+    read_progress,
+    write_progress,
+)
+from al_lightning.data import Labels
 
 
 def test_every_round_has_names_of_its_own(make_trainer):
@@ -27,7 +36,18 @@ def test_a_name_that_has_its_prefix_keeps_it(make_trainer):
 
 def test_a_checkpoint_of_a_fit_without_rounds_is_refused():
     with pytest.raises(ValueError, match=r"`ckpt_path` is a.ckpt, which does not say of which run it is"):
-        read_progress({"state_dict": {}}, {"seed": 1}, path="a.ckpt")
+        read_progress({"state_dict": {}}, {"seed": 1}, path="a.ckpt", due=LabelsDue(0, 2, "a"))
+
+
+def test_a_checkpoint_of_another_round_or_of_other_labels_is_refused(make_trainer):
+    labels = Labels(4)
+    labels.label([1], round=0)
+    due, checkpoint = labels_due(labels, round_index=0), {}
+    write_progress(checkpoint, make_trainer(), {"seed": 1}, before={"val_acc": 0.5}, due=due)
+    assert read_progress(checkpoint, {"seed": 1}, path="a.ckpt", due=due) == {"val_acc": 0.5}
+    labels.label([2], round=1)
+    with pytest.raises(ValueError, match=r"a.ckpt, written in round 0 with 1 labels, but the run is in round 1 with 2"):
+        read_progress(checkpoint, {"seed": 1}, path="a.ckpt", due=labels_due(labels, round_index=1))
 
 
 def test_every_member_of_an_ensemble_has_names_of_its_own(make_trainer):

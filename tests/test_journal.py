@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 from pytorch_lightning.loggers import CSVLogger
 
-from al_lightning.journal import Journal, Round, finite_or_none, read_journal, run_folder, write_atomically
+from al_lightning.journal import Journal, finite_or_none, read_journal, run_folder, write_atomically
+from al_lightning.records.lines import encoded
+from al_lightning.records.round import Round
+
+HEADER = {"acquisition": "BALD()", "num_points": 60, "initial": list(range(50, 60))}
 
 FIRST = Round(
     round=0,
@@ -25,7 +29,7 @@ LAST = Round(round=1, num_labelled=12, num_pool=48, metrics={"test_acc": 0.8}, s
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    journal = Journal(tmp_path / "run", {"acquisition": "BALD()"})
+    journal = Journal(tmp_path / "run", HEADER)
     journal.write([FIRST])
     journal.write([FIRST, LAST])
     return tmp_path / "run"
@@ -40,7 +44,7 @@ def test_what_was_written_is_read_back(folder):
     header, rounds = read_journal(folder)
     assert read_journal(str(folder)) == (header, rounds)
     assert header["acquisition"] == "BALD()"
-    assert (header["schema"], header["version"]) == ("al_lightning.rounds", 1)
+    assert (header["schema"], header["version"]) == ("al_lightning.rounds", 2)
     assert rounds == [FIRST, LAST]
 
 
@@ -109,13 +113,14 @@ def test_a_folder_that_is_no_run_and_a_version_from_the_future_are_refused(tmp_p
 
 def test_what_an_older_version_did_not_record_has_its_default_and_what_a_newer_one_does_is_refused_by_name(folder):
     path = folder / "rounds.jsonl"
-    header, *lines = path.read_text().splitlines()
+    _, *lines = path.read_text().splitlines()
+    header = json.dumps({"schema": "al_lightning.rounds", "version": 1})
     older = [{name: value for name, value in json.loads(line).items() if name != "posterior"} for line in lines]
     path.write_text("\n".join([header, *map(json.dumps, older)]) + "\n")
     assert read_journal(folder)[1] == [FIRST, LAST]
     newer = [{**entry, "weather": "rain"} for entry in older]
     path.write_text("\n".join([header, *map(json.dumps, newer)]) + "\n")
-    with pytest.raises(ValueError, match="rounds with weather, which this version of al_lightning does not know"):
+    with pytest.raises(ValueError, match="a round with weather, which this version of al_lightning does not know"):
         read_journal(folder)
 
 
@@ -137,9 +142,9 @@ def test_with_a_logger_the_records_lie_beside_its_files(make_trainer, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ("[]\n", "is no journal: each of its lines must be a JSON object"),
-        ("null\n", "is no journal"),
-        ('{"schema": "al_lightning.rounds", "version": 1}\n{"round": 0}\n', "rounds without num_labelled, num_pool"),
+        ("[]\n", "rounds.jsonl cannot be used: line 1 is no JSON object"),
+        ("null\n", "line 1 is no JSON object"),
+        ('{"schema": "al_lightning.rounds", "version": 1}\n{"round": 0}\n', "line 2 is a round without num_labelled, num_pool"),
     ],
 )
 def test_files_of_something_else_are_refused_in_a_sentence(tmp_path, lines, words):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from al_lightning.journal import Round, read_journal
+from al_lightning.records.weights import digest_of, read_states
 from al_lightning.resuming import (
-    load_states,
     locked,
     opened,
     refuse_other_run,
@@ -19,7 +19,8 @@ from al_lightning.resuming import (
 )
 from al_lightning.stopping import Limits
 
-HEADER = {"acquisition": "BALD()", "seed": 3, "max_rounds": 2, "initial": [1, 5]}
+HEADER = {"acquisition": "BALD()", "seed": 3, "max_rounds": 2, "num_points": 10, "initial": [1, 5]}
+FIRST = Round(round=0, num_labelled=2, num_pool=8, acquired=[4], scores=[0.5])
 
 
 def test_a_new_folder_gets_a_journal_without_rounds(tmp_path):
@@ -30,14 +31,13 @@ def test_a_new_folder_gets_a_journal_without_rounds(tmp_path):
 
 
 def test_the_same_run_goes_on_with_its_rounds_and_may_have_another_limit(tmp_path):
-    first = Round(round=0, num_labelled=2, num_pool=8, acquired=[4], scores=[0.5])
-    opened(tmp_path, HEADER)[0].write([first])
+    opened(tmp_path, HEADER)[0].write([FIRST])
     journal, rounds = opened(tmp_path, {**HEADER, "max_rounds": 9})
-    assert rounds == [first]
+    assert rounds == [FIRST]
     header, on_disk = read_journal(tmp_path)
     assert header["max_rounds"] == 9
-    assert on_disk == [first]
-    journal.write([first, first])
+    assert on_disk == [FIRST]
+    journal.write([FIRST, Round(round=1, num_labelled=3, num_pool=7)])
     assert len(read_journal(tmp_path)[1]) == 2
 
 
@@ -50,7 +50,7 @@ def test_the_same_run_goes_on_with_its_rounds_and_may_have_another_limit(tmp_pat
     ],
 )
 def test_another_run_is_refused_by_what_differs_and_nothing_is_changed(tmp_path, changed, words):
-    opened(tmp_path, HEADER)
+    opened(tmp_path, HEADER)[0].write([FIRST])
     before = (tmp_path / "rounds.jsonl").read_bytes()
     with pytest.raises(ValueError, match=words):
         opened(tmp_path, {**HEADER, **changed})
@@ -65,7 +65,7 @@ def test_what_json_changes_is_no_difference():
 def test_a_torn_journal_is_refused_with_its_path_and_left_as_it_is(tmp_path, torn):
     opened(tmp_path, HEADER)
     (tmp_path / "rounds.jsonl").write_bytes(torn)
-    with pytest.raises(ValueError, match=r"rounds\.jsonl is torn or no journal"):
+    with pytest.raises(ValueError, match=r"rounds\.jsonl cannot be used: "):
         opened(tmp_path, HEADER)
     assert (tmp_path / "rounds.jsonl").read_bytes() == torn
 
@@ -90,7 +90,7 @@ input()
 def test_states_come_back_bit_for_bit_in_their_precision(tmp_path):
     states = [{"w": torch.randn(3, dtype=torch.float64), "n": torch.tensor(4)}, {"w": torch.randn(2).bfloat16()}]
     save_states(tmp_path / "first_weights.pt", states)
-    found = load_states(tmp_path / "first_weights.pt")
+    found = read_states(tmp_path / "first_weights.pt", digest=digest_of(states), way_out="start anew")
     assert [list(state) for state in found] == [["w", "n"], ["w"]]
     for state, again in zip(states, found, strict=True):
         for name, tensor in state.items():
@@ -114,7 +114,7 @@ def test_a_broken_file_of_weights_is_refused_with_its_path(tmp_path):
     whole = (tmp_path / "first_weights.pt").read_bytes()
     (tmp_path / "first_weights.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"first_weights\.pt cannot be read .* Restore the file"):
-        load_states(tmp_path / "first_weights.pt")
+        read_states(tmp_path / "first_weights.pt", digest="", way_out="start anew")
 
 
 def rounds_of(*acquired, stopped, complete=True):
@@ -148,6 +148,7 @@ def test_what_a_raised_limit_or_a_missing_test_changes_is_run_again_and_nothing_
 
 
 def test_a_full_disk_is_told_with_its_folder_and_other_errors_are_left_alone(tmp_path):
+    opened(tmp_path, HEADER)
     words = rf"The run folder {tmp_path} cannot be written .*No space left.* make room"
     with pytest.raises(OSError, match=words), writing_into(tmp_path):
         raise OSError(28, "No space left on device")

@@ -13,9 +13,8 @@ from torch.utils.data import TensorDataset
 
 from al_lightning import ActiveLearningDataModule, BatchBALD, DeepEnsemble, Random, active_fit, read_journal
 from al_lightning import run as run_module
-from al_lightning.data import Labels
 from al_lightning.journal import Journal
-from al_lightning.run import check_checkpoint, check_stepped
+from al_lightning.run import check_stepped
 
 KINDS = {
     "afresh": {},
@@ -440,17 +439,6 @@ def test_a_fast_development_run_leaves_no_folder(make_trainer, make_model, make_
     active_fit(make_trainer(callback, fast_dev_run=True), make_model(), make_data())
     assert len(callback.rounds) == 2
     assert not (tmp_path / "run").exists()
-
-
-def test_a_checkpoint_is_told_by_its_labels():
-    labels = Labels(4)
-    labels.label([1], round=0)
-    due_N = labels.round_of_N.clone()
-    check_checkpoint("a.ckpt", labels, due_N=due_N)
-    labels.label([2], round=1)
-    check_checkpoint(None, labels, due_N=due_N)
-    with pytest.raises(ValueError, match=r"`ckpt_path` is a.ckpt, written in round 1 with 2 labels"):
-        check_checkpoint("a.ckpt", labels, due_N=due_N)
 
 
 def test_a_fit_without_a_step_is_refused():

@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from al_lightning import BALD, DeepEnsemble, Random, active_fit
-from al_lightning.resuming import load_states
+from al_lightning.journal import read_journal
+from al_lightning.records.weights import read_states
 from al_lightning.starting import Start
 
 
@@ -113,8 +114,13 @@ def test_all_fits_start_from_the_first_weights_of_the_first_process(fits, make_m
     before = fits(tmp_path, model=first, dies_in_fit=2)
     after = fits(tmp_path, model=make_model(2))
     assert [weights for weights, _ in before + after] == [expected] * 4
-    (saved,) = load_states(tmp_path / "first_weights.pt")
+    (saved,) = first_weights(tmp_path)
     assert {name: value.tolist() for name, value in saved.items()} == expected
+
+
+def first_weights(folder):
+    header, _ = read_journal(folder)
+    return read_states(folder / "first_weights.pt", digest=header["first_weights"], way_out="start anew")
 
 
 def plain(weights):
@@ -149,7 +155,7 @@ def test_a_run_that_has_ended_gives_its_model_back(
     caplog.clear()
     with caplog.at_level(logging.INFO):
         first = active(max_rounds=3)[0]
-    assert first == plain(load_states(tmp_path / "run" / "first_weights.pt")[0])
+    assert first == plain(first_weights(tmp_path / "run")[0])
     assert "The model has the weights that the run began with." in caplog.text
 
 
@@ -254,9 +260,9 @@ def test_samples_that_were_set_aside_stay_so_when_the_run_goes_on(
     tmp_path, make_trainer, make_model, make_data, make_callback
 ):
     first = make_data()
-    active_fit(make_trainer(SetsAside(), make_callback(folder=tmp_path, max_rounds=1)), make_model(), first)
+    active_fit(make_trainer(SetsAside(), make_callback(folder=tmp_path, max_rounds=2)), make_model(), first)
     second = make_data()
-    active_fit(make_trainer(make_callback(folder=tmp_path, max_rounds=2)), make_model(), second)
+    active_fit(make_trainer(make_callback(folder=tmp_path, max_rounds=3)), make_model(), second)
     assert second.labels.set_aside_indices.tolist() == first.labels.set_aside_indices.tolist()
     assert len(first.labels.set_aside_indices) == 5
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from al_lightning.journal import Round, read_journal
+from al_lightning.curves import is_rising
+from al_lightning.journal import read_journal
+from al_lightning.records.round import Round
 
 EQUAL = ("datamodule", "num_points", "model", "query_size")  # else their curves are not of one task
 BESIDES = ("posterior", "num_samples", "max_predicted", "screening", "weights", "warm_start")  # said where they differ
@@ -47,6 +49,11 @@ class Run:
     def curve(self, metric: str) -> Curve:
         """The metric by number of labels, as far as it was measured: a killed run may lack the last test."""
         points = [(entry.num_labelled, entry.metrics.get(metric)) for entry in self.rounds]
+        if not is_rising([number for number, _ in points]) and points:
+            raise ValueError(
+                f"{self.folder} takes labels back (it has {', '.join(str(number) for number, _ in points)} labels), so "
+                "its metrics are no curve of the labels bought. Leave it out."
+            )
         measured = [(number, value) for number, value in points if value is not None]
         if not measured:
             raise ValueError(f"{self.folder} has no `{metric}`. It has: {', '.join(self.metrics) or 'no metrics yet'}.")

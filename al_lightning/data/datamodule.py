@@ -1,6 +1,6 @@
 """The user's data module, seen through the labels: training gets the labelled samples, the pool is the rest."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -53,6 +53,8 @@ class ActiveLearningDataModule(LightningDataModule):
             without augmentation. By default the training dataset itself.
         pool_batch_size: Batch size of the pool; by default that of the training loader.
         seed: Of the initial labels and of the wrapped module's `setup`.
+        corrected: Ids of labelled points whose targets in the dataset were corrected since the run began. Other targets
+            of labelled points are refused, because they may be those of other points.
     """
 
     def __init__(  # noqa: PLR0913 - they are the fields of the configuration
@@ -65,6 +67,7 @@ class ActiveLearningDataModule(LightningDataModule):
         pool: Dataset | None = None,  # type: ignore[type-arg] # jsonargparse resolves the plain class only
         pool_batch_size: int | None = None,
         seed: int = 0,
+        corrected: list[int] | None = None,
     ) -> None:
         check_flavour("datamodule", datamodule, LightningDataModule)
         if isinstance(datamodule, ActiveLearningDataModule):
@@ -80,12 +83,13 @@ class ActiveLearningDataModule(LightningDataModule):
         self.pool = pool
         self.pool_batch_size = pool_batch_size
         self.seed = seed
+        self.corrected = frozenset(corrected or [])
         self.prepare_data_per_node = datamodule.prepare_data_per_node
         self.allow_zero_length_dataloader_with_multiple_devices = (
             datamodule.allow_zero_length_dataloader_with_multiple_devices
         )
         self._labels: Labels | None = None
-        self._targets_before: dict[int, int] = {}
+        self._known_targets: dict[int, int] = {}
         self._train_loader: DataLoader[Any] | None = None
         self._pool_dataset: Dataset[Any] | None = None
         # Only what the wrapped module overrides: Lightning runs no validation loop without a `val_dataloader`, and
@@ -142,15 +146,15 @@ class ActiveLearningDataModule(LightningDataModule):
                 f"The training dataset has {num_samples} samples now, but had {len(self._labels)} when they were "
                 "labelled: sample ids would point at other samples. Make `setup('fit')` build the same dataset always."
             )
-        self._refuse_other_samples()
+        self._refuse_other_samples(self._known_targets, self.corrected)
 
-    def _refuse_other_samples(self) -> None:
-        """The ids must mean the same samples as in the last round; a split drawn anew shows in their targets."""
+    def _refuse_other_samples(self, before: Mapping[int, int], corrected: Collection[int]) -> None:
+        """The ids must mean the same points as before; a split drawn anew shows in their targets."""
         indices = self.labels.labelled_indices.tolist()
         targets = self.check_targets(indices)
         now = {} if targets is None else dict(zip(indices, targets, strict=True))
-        refuse_other_targets(self._targets_before, now)
-        self._targets_before = now
+        refuse_other_targets(before, now, corrected=corrected)
+        self._known_targets = now
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The wrapped module's training loader over the labelled samples alone."""
@@ -181,13 +185,30 @@ class ActiveLearningDataModule(LightningDataModule):
         """Move samples from the pool to the labelled ones; training sees them from the next fit on."""
         self.labels.label(indices, round=round)
 
-    def restore(self, acquired: Sequence[Sequence[int]], targets: Sequence[Sequence[int] | None]) -> None:
-        """Label again, round by round, what another process of this run has acquired, if the data are the same."""
-        for number, (indices, before) in enumerate(zip(acquired, targets, strict=True), start=1):
-            if not bool((self.labels.round_of_N >= number).any()):
-                pairs = [dict(zip(indices, some or [], strict=False)) for some in (before, self.targets_of(indices))]
-                refuse_other_targets(*pairs)
-                self.label(indices, round=number)
+    def restore(
+        self, state_of: Mapping[int, int], target_of: Mapping[int, int], *, corrected: Collection[int] = ()
+    ) -> None:
+        """Take over the label state that the records of a run tell, if the data are the same.
+
+        Args:
+            state_of: States by id; points that are not named are in the pool.
+            target_of: Recorded targets of labelled points.
+            corrected: Ids whose corrections the run has accepted before, beside those of `corrected` above.
+        """
+        self.labels.replace(state_of)
+        self._refuse_other_samples(target_of, self.corrected.union(corrected))
+
+    def changes_since(self, state_of: Mapping[int, int]) -> list[list[int | None]]:
+        """Return [id, state, target] of every point whose state differs from these; the target of labelled ones."""
+        found = self.labels.differences(state_of)
+        labelled = [index for index, state in found.items() if state >= 0]
+        targets = dict(zip(labelled, self.targets_of(labelled) or [], strict=False))
+        return [[index, state, targets.get(index)] for index, state in found.items()]
+
+    def corrections_since(self, target_of: Mapping[int, int]) -> list[list[int]]:
+        """Return [id, old, new] of every labelled point whose target was another."""
+        known = self._known_targets
+        return [[index, old, known[index]] for index, old in target_of.items() if known.get(index, old) != old]
 
     def unlabel(self, indices: Sequence[int] | Tensor) -> None:
         """Put labelled or set-aside samples back into the pool."""

@@ -1,6 +1,6 @@
 """Who is labelled: one integer for each sample of the dataset, and everything else derived from it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -92,6 +92,26 @@ class Labels:
         self._refuse("are labelled", labelled_B, "Only pool samples can be set aside; `unlabel` them first.")
         self._refuse_set_aside(indices_B)
         self.round_of_N[indices_B] = SET_ASIDE
+
+    def replace(self, state_of: Mapping[int, int]) -> None:
+        """Take over the states of some points by id; all others are in the pool."""
+        indices_B = self.checked(list(state_of))
+        self.round_of_N.fill_(IN_POOL)
+        self.round_of_N[indices_B] = torch.tensor(list(state_of.values()), dtype=torch.long)
+
+    def differences(self, state_of: Mapping[int, int]) -> dict[int, int]:
+        """Return the states, by id, that differ from these, where what is not named is in the pool; ids ascending.
+
+        Example:
+            >>> labels = Labels(4)
+            >>> labels.label([0, 2], round=1)
+            >>> labels.differences({2: 1, 3: 0})
+            {0: 1, 3: -1}
+        """
+        before = Labels(len(self))
+        before.replace(state_of)
+        changed_B = (self.round_of_N != before.round_of_N).nonzero().squeeze(1)
+        return dict(zip(changed_B.tolist(), self.round_of_N[changed_B].tolist(), strict=True))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The one array, as a checkpoint may hold it (`torch.load(weights_only=True)` reads it)."""

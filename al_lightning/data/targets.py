@@ -1,12 +1,15 @@
 """True labels of samples, read from a dataset without guessing."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
+
+NUM_SHOWN = 10
 
 
 def targets_of(dataset: Dataset[Any], indices: Sequence[int]) -> list[int] | None:
@@ -95,12 +98,42 @@ def refuse_outside(target_of: Mapping[int, int], *, num_classes: int | None) -> 
         )
 
 
-def refuse_other_targets(before: Mapping[int, int], now: Mapping[int, int]) -> None:
-    """Refuse a dataset in which labelled samples have other targets than in the last round."""
-    changed = [index for index, target in before.items() if now.get(index, target) != target]
-    if changed:
+def refuse_other_targets(before: Mapping[int, int], now: Mapping[int, int], *, corrected: Collection[int]) -> None:
+    """Refuse a dataset in which labelled points have other targets than the run knows, unless they were corrected.
+
+    Args:
+        before: Known targets by id.
+        now: Those of the dataset; ids that are not in it are no longer labelled.
+        corrected: Ids whose labels the user has corrected.
+    """
+    changed = {index: target for index, target in before.items() if now.get(index, target) != target}
+    unexpected = [index for index in changed if index not in corrected]
+    if not unexpected:
+        return
+    shown = ", ".join(f"id {index}: {now[index]}, was {before[index]}" for index in unexpected[:NUM_SHOWN])
+    accept = f"`ActiveLearningDataModule(..., corrected={sorted({*corrected, *changed})})` (`--data.corrected`)"
+    if len(changed) < num_of_a_correction(list(before.values())):
         raise ValueError(
-            f"{len(changed)} labelled samples have other targets than in the last round, first {changed[:5]}: their "
-            "ids point at other samples now. Make `setup('fit')` build the same dataset always, splitting it by a "
-            "seeded generator."
+            f"{len(unexpected)} of {len(before)} labelled points have other targets than the run has recorded ({shown}"
+            f"). If these labels were corrected, start the command again with {accept}; the record of the next round "
+            "names them. If not, the ids point at other samples: make `setup('fit')` build the same dataset always."
         )
+    raise ValueError(
+        f"{len(unexpected)} of {len(before)} labelled points have other targets than the run has recorded (first "
+        f"{shown}), so many that their ids point at other samples now. Make `setup('fit')` build the same dataset "
+        "always, splitting it by a seeded generator. If all of these labels were corrected, name their ids, "
+        "`ActiveLearningDataModule(..., corrected=[...])`."
+    )
+
+
+def num_of_a_correction(targets: Sequence[int]) -> float:
+    """Return the number of changed targets from which on they are rather those of other points.
+
+    Half of those that differ on average where the same labels are dealt out anew, n (1 - sum_c (n_c / n)^2) / 2.
+
+    Example:
+        >>> num_of_a_correction([0, 1] * 50), num_of_a_correction([0] * 90 + [1] * 10)
+        (25.0, 9.0)
+    """
+    num = len(targets)
+    return (num - sum(count**2 for count in Counter(targets).values()) / num) / 2 if num else 0.0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from al_lightning.journal import Round
+from al_lightning.records.round import Round
 from al_lightning.report.runs import Group, Run, grouped
 from al_lightning.report.style import (
     FAINT,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from al_lightning.journal import Round
+from al_lightning.records.round import Round
 from al_lightning.report.runs import Run
 from al_lightning.report.style import INK, LETTERS, WIDTH, panels, plain, refuse
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from al_lightning.curves import labels_to_target
-from al_lightning.journal import Round, read_journal
+from al_lightning.curves import is_rising, labels_to_target
+from al_lightning.journal import read_journal
+from al_lightning.records.round import Round
 
 # What makes runs of one dataset comparable; seeds, initial labels and budgets may differ within a group.
 SETTINGS = ("posterior", "query_size", "num_samples", "max_predicted", "screening", "weights", "warm_start", "model")
@@ -47,7 +48,12 @@ class Run:
         return self.rounds[-1].stopped or f"unfinished: {len(self.rounds)} rounds so far"
 
     def curve(self, metric: str) -> dict[int, float]:
-        """The metric at each number of labels; rounds in which it was not measured are left out."""
+        """The metric at each number of labels; rounds in which it was not measured are left out.
+
+        There is none where labels were taken back: it would not be a curve of the labels bought.
+        """
+        if not is_rising([entry.num_labelled for entry in self.rounds]):
+            return {}
         values = {entry.num_labelled: entry.metrics.get(metric) for entry in self.rounds}
         return {labels: value for labels, value in values.items() if value is not None}
 
@@ -175,6 +181,9 @@ def unmeasured(runs: Sequence[Run], metric: str) -> str | None:
     """Why there is no curve of the metric, or None."""
     if any(run.curve(metric) for run in runs):
         return None
+    falling = [run.name for run in runs if run.rounds and not is_rising([each.num_labelled for each in run.rounds])]
+    if falling:
+        return f"{', '.join(falling)} took labels back, so there is no curve of the labels bought."
     if metrics := metrics_of(runs):
         return f"`metric` is {metric!r}, but no round has a number of that name; recorded are {', '.join(metrics)}."
     return "No round has recorded a metric yet."

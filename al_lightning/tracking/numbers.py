@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from al_lightning.curves import area_under_curve, labels_to_target
-from al_lightning.journal import Round
+from al_lightning.curves import area_under_curve, is_rising, labels_to_target
+from al_lightning.records.replay import trained_on
+from al_lightning.records.round import Round
 
 PREFIX = "al/"
 X_AXIS = f"{PREFIX}n_labelled"
@@ -19,20 +20,15 @@ def numbers_of_last(rounds: Sequence[Round], header: Mapping[str, Any]) -> dict[
 
     Args:
         rounds: All rounds so far.
-        header: What ran, as in the journal: `initial_targets`, `monitor`, `target` and `mode` are used.
+        header: What ran, as in the journal.
     """
     last = rounds[-1]
     numbers = {
         **last.numbers(),
-        **class_numbers(labelled_targets(rounds, header["initial_targets"])),
+        **class_numbers(list(trained_on(header, rounds).target_of.values())),
         **({} if last.stopped is None else end_numbers(rounds, header)),
     }
     return {f"{PREFIX}{name}": float(value) for name, value in numbers.items() if value is not None}
-
-
-def labelled_targets(rounds: Sequence[Round], initial_targets: Sequence[int] | None) -> list[int]:
-    """The labels that the last of these rounds trained on; none if the dataset does not tell them."""
-    return [*(initial_targets or []), *(target for entry in rounds[:-1] for target in entry.targets or [])]
 
 
 def class_numbers(targets: Sequence[int]) -> dict[str, float]:
@@ -57,7 +53,7 @@ def end_numbers(rounds: Sequence[Round], header: Mapping[str, Any]) -> dict[str,
     """What sums up the label curve of a finished run: the area under it, and the labels to each target it reached.
 
     The curve is that of `monitor`, to `target`, if the run has one; else of the only test metric that looks like an
-    accuracy, to 0.9 and 0.95; and there is none if no or several metrics do.
+    accuracy, to 0.9 and 0.95. There is none if no or several metrics do, and where labels were taken back.
 
     Example:
         >>> rounds = [Round(n, 10 * (n + 1), 9, metrics={"test_acc": acc}) for n, acc in enumerate([0.5, 0.75, 0.9])]
@@ -66,7 +62,7 @@ def end_numbers(rounds: Sequence[Round], header: Mapping[str, Any]) -> dict[str,
     """
     metric = header["monitor"] or only_accuracy(rounds[-1].metrics)
     points = [(entry.num_labelled, value) for entry in rounds if (value := entry.metrics.get(metric or "")) is not None]
-    if not points:
+    if not is_rising([number for number, _ in points]):
         return {}
     num_labels, values = zip(*points, strict=True)
     found: dict[str, float] = {}

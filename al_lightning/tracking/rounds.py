@@ -6,8 +6,8 @@ from pathlib import Path
 from al_lightning._lightning import Trainer, spawns
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.data.seeded import seeded
-from al_lightning.journal import Round
 from al_lightning.ranks import Ranks
+from al_lightning.records.round import Round
 from al_lightning.run import Run
 from al_lightning.tracking.numbers import numbers_of_last
 from al_lightning.tracking.thumbnails import rendered, write_thumbnail

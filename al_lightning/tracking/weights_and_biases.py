@@ -1,13 +1,13 @@
 """What W&B shows beyond numbers: tables, images, the labelled set. Only a Trainer that logs to it imports wandb."""
 
 import importlib.util
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from al_lightning._lightning import Trainer, pl
-from al_lightning.journal import PICK_COLUMNS, Round
+from al_lightning.records.replay import trained_on
+from al_lightning.records.round import PICK_COLUMNS, Round
 from al_lightning.tracking.numbers import PREFIX, X_AXIS
 from al_lightning.tracking.thumbnails import thumbnails_of
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytorch_lightning.loggers import WandbLogger
 
 TABLE, IMAGES = f"{PREFIX}acquired", f"{PREFIX}images"
-NOT_IN_CONFIG = frozenset({"initial", "initial_targets", "versions"})
+NOT_IN_CONFIG = frozenset({"initial", "initial_targets", "set_aside", "first_weights", "hyper_parameters", "versions"})
 
 
 def wandb_loggers(trainer: Trainer) -> "list[WandbLogger]":
@@ -102,16 +102,10 @@ def labelled_csv(rounds: Sequence[Round], header: Mapping[str, Any]) -> str:
 
     Example:
         >>> rounds = [Round(0, 1, 9, acquired=[7], targets=[2], scores=[0.5]), Round(1, 2, 8)]
-        >>> labelled_csv(rounds, {"initial": [3], "initial_targets": [0]}).split()
+        >>> labelled_csv(rounds, {"num_points": 10, "initial": [3], "initial_targets": [0]}).split()
         ['id,round,target', '3,0,0', '7,1,2']
     """
-    batches = [
-        (header["initial"], header["initial_targets"]),
-        *((entry.acquired, entry.targets) for entry in rounds[:-1]),
-    ]
-    text = io.StringIO("id,round,target\n")
-    text.seek(0, io.SEEK_END)
-    for number, (indices, targets) in enumerate(batches):
-        for index, target in zip(indices, targets or [""] * len(indices), strict=True):
-            text.write(f"{index},{number},{target}\n")
-    return text.getvalue()
+    found = trained_on(header, rounds)
+    labelled = ((index, state) for index, state in found.state_of.items() if state >= 0)
+    rows = (f"{index},{state},{found.target_of.get(index, '')}\n" for index, state in labelled)
+    return "id,round,target\n" + "".join(rows)

@@ -3,9 +3,17 @@ import math
 import pytest
 
 from al_lightning import Round
-from al_lightning.tracking.numbers import class_numbers, end_numbers, labelled_targets, numbers_of_last, only_accuracy
+from al_lightning.records.replay import trained_on
+from al_lightning.tracking.numbers import class_numbers, end_numbers, numbers_of_last, only_accuracy
 
-HEADER = {"initial_targets": [0, 1], "monitor": None, "target": None, "mode": "max"}
+HEADER = {
+    "num_points": 10,
+    "initial": [0, 1],
+    "initial_targets": [0, 1],
+    "monitor": None,
+    "target": None,
+    "mode": "max",
+}
 FIRST = Round(
     round=0,
     num_labelled=2,
@@ -54,12 +62,12 @@ def test_a_batch_that_tells_nothing_has_no_redundancy():
 
 
 def test_a_round_trained_on_the_initial_labels_and_on_those_acquired_before_it():
-    assert labelled_targets([FIRST], [0, 1]) == [0, 1]
-    assert labelled_targets([FIRST, LAST], [0, 1]) == [0, 1, 1, 1]
+    assert list(trained_on(HEADER, [FIRST]).target_of.values()) == [0, 1]
+    assert list(trained_on(HEADER, [FIRST, LAST]).target_of.values()) == [0, 1, 1, 1]
 
 
 def test_targets_that_nobody_knows_have_no_classes():
-    assert class_numbers(labelled_targets([FIRST], None)) == {}
+    assert class_numbers([]) == {}
 
 
 def test_one_class_has_an_entropy_of_zero_and_many_classes_are_not_counted_one_by_one():

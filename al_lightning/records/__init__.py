@@ -1,0 +1,20 @@
+"""What a run leaves on disk, and reading it back."""
+
+from al_lightning.records.replay import Recorded, recorded, trained_on
+from al_lightning.records.round import PICK_COLUMNS, Change, Correction, Pick, Round
+from al_lightning.records.weights import States, check_archive, digest_of, read_states
+
+__all__ = [
+    "Change",
+    "Correction",
+    "Pick",
+    "PICK_COLUMNS",
+    "Recorded",
+    "Round",
+    "recorded",
+    "trained_on",
+    "States",
+    "check_archive",
+    "digest_of",
+    "read_states",
+]

@@ -1,0 +1,195 @@
+"""The text of a journal: a header and rounds as lines of JSON, each with a check sum over all before it."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, fields
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from al_lightning.data.labels import SET_ASIDE
+from al_lightning.records.replay import recorded
+from al_lightning.records.round import Round
+
+SCHEMA = "al_lightning.rounds"
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+NEEDED = {"num_points": int, "initial": list[int]}
+HEADER_TYPES: Mapping[str, Any] = {
+    **NEEDED,
+    "initial_targets": list[int] | None,
+    "set_aside": list[int],
+    "acquisition": str,
+    "posterior": str,
+    "model": str,
+    "datamodule": str,
+    "query_size": int,
+    "num_samples": int,
+    "seed": int | None,
+    "fit_seed": int | None,
+    "max_labelled": int | None,
+    "max_rounds": int | None,
+    "monitor": str | None,
+    "target": float | None,
+    "mode": str,
+    "first_weights": str | None,
+}
+LARGEST = 2**53  # beyond it JSON's numbers are not exact
+LISTS_OF_A_BATCH = ("scores", "targets", "bald", "predicted")
+CHECKED = re.compile(r'(?P<body>\{.+), "check": "(?P<check>[0-9a-f]{16})"\}', re.DOTALL)
+
+
+def encoded(header: Mapping[str, Any], rounds: Sequence[Round]) -> str:
+    """Return the lines of a journal.
+
+    Example:
+        >>> text = encoded({"num_points": 3, "initial": [2]}, [Round(0, 1, 2)])
+        >>> len(text.splitlines()), decoded(text)[1] == [Round(0, 1, 2)]
+        (2, True)
+    """
+    header = {"schema": SCHEMA, "version": SCHEMA_VERSION, **header}
+    lines, check = [], ""
+    for entry in (header, *map(asdict, rounds)):
+        body = json.dumps(entry, allow_nan=False)[:-1]
+        check = _next_check(check, body)
+        lines.append(f'{body}, "check": "{check}"}}\n')
+    return "".join(lines)
+
+
+def _next_check(check: str, body: str) -> str:
+    return hashlib.blake2b(f"{check}\n{body}".encode(), digest_size=8).hexdigest()
+
+
+def decoded(text: str) -> tuple[dict[str, Any], list[Round]]:
+    """Return the header and the rounds of a journal's text; what this package cannot have written is a ValueError.
+
+    The error names the line. What an older version did not record has its default.
+
+    Example:
+        >>> text = encoded({"num_points": 3, "initial": [2]}, [Round(0, 1, 2, metrics={"acc": 0.5})])
+        >>> decoded(text.replace("0.5", "0.9"))
+        Traceback (most recent call last):
+        ValueError: line 2 is damaged, or something else has changed it
+    """
+    if not text.endswith("\n"):
+        raise ValueError("it does not end with a whole line")
+    lines = text[:-1].split("\n")
+    entries = [_entry(line, number) for number, line in enumerate(lines, start=1)]
+    header = entries[0]
+    if header.get("schema") != SCHEMA or header.get("version") not in READABLE_VERSIONS:
+        raise ValueError(
+            f"it has the schema {header.get('schema')!r:.99} version {header.get('version')!r:.99}, but this version "
+            f"of al_lightning reads {SCHEMA!r} version {' and '.join(map(str, READABLE_VERSIONS))}"
+        )
+    if header["version"] == SCHEMA_VERSION:
+        _verify(lines)
+    _check_header(header)
+    rounds = [
+        _round(entry, position, is_last=position == len(lines) - 2)
+        for position, entry in enumerate(_current(entries[1:], header["version"]))
+    ]
+    if header["version"] == SCHEMA_VERSION:
+        recorded(header, rounds)
+    return {name: value for name, value in header.items() if name != "check"}, rounds
+
+
+def _entry(line: str, number: int) -> dict[str, Any]:
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is no number that JSON has")
+
+    try:
+        entry = json.loads(line, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"line {number} is torn or no JSON ({error})") from error
+    if not isinstance(entry, dict):
+        raise ValueError(f"line {number} is no JSON object")  # noqa: TRY004 - of the file, not of an argument
+    return entry
+
+
+def _verify(lines: Sequence[str]) -> None:
+    """Compare each line with the check sum that was written with it."""
+    check = ""
+    for number, line in enumerate(lines, start=1):
+        found = CHECKED.fullmatch(line)
+        check = "" if found is None else _next_check(check, found["body"])
+        if found is None or found["check"] != check:
+            raise ValueError(f"line {number} is damaged, or something else has changed it")
+
+
+def _current(entries: Sequence[dict[str, Any]], version: int) -> Iterator[dict[str, Any]]:
+    """Yield entries as the current version writes them: version 1 listed all that was set aside in each round."""
+    before: set[int] = set()
+    for entry in entries:
+        kept = {name: value for name, value in entry.items() if name != "check"}
+        if version == 1 and _fits(aside := kept.pop("set_aside", []), list[int]):
+            kept["changed"] = [[index, SET_ASIDE, None] for index in aside if index not in before]
+            before.update(aside)
+        yield kept
+
+
+def _check_header(header: Mapping[str, Any]) -> None:
+    missing = [name for name in NEEDED if name not in header and header["version"] == SCHEMA_VERSION]
+    if missing:
+        raise ValueError(f"line 1 has no {', '.join(missing)}, which `active_fit` always writes")
+    for name, hint in HEADER_TYPES.items():
+        if name in header and not _fits(header[name], hint):
+            raise ValueError(f"line 1 has `{name}` = {_short(header[name])}, which no run writes")
+
+
+def _round(entry: dict[str, Any], position: int, *, is_last: bool) -> Round:
+    place = f"line {position + 2}"
+    required = {known.name for known in fields(Round) if known.default is MISSING and known.default_factory is MISSING}
+    if lacking := required - entry.keys():
+        raise ValueError(f"{place} is a round without {', '.join(sorted(lacking))}, which `active_fit` always writes")
+    hints = get_type_hints(Round)
+    if unknown := entry.keys() - {known.name for known in fields(Round)}:
+        raise ValueError(
+            f"{place} is a round with {', '.join(sorted(unknown))}, which this version of al_lightning does not know: "
+            "a newer one wrote it, so read it with that one"
+        )
+    for name, value in entry.items():
+        if not _fits(value, hints[name]):
+            raise ValueError(f"{place} has `{name}` = {_short(value)}, which no run writes")
+    record = Round(**entry)
+    _check_round(record, position, place, is_last=is_last)
+    return record
+
+
+def _check_round(record: Round, position: int, place: str, *, is_last: bool) -> None:
+    if record.round != position:
+        raise ValueError(f"{place} is round {record.round}, but must be round {position}: lines are missing or doubled")
+    if min(record.num_labelled, record.num_pool, record.logged_steps, *record.acquired, 0) < 0:
+        raise ValueError(f"{place} has negative counts or ids, which no run writes")
+    if any(len(getattr(record, name) or record.acquired) != len(record.acquired) for name in LISTS_OF_A_BATCH):
+        raise ValueError(f"{place} has lists of other lengths than the {len(record.acquired)} ids that it acquired")
+    if not is_last and (record.stopped is not None or not record.complete):
+        raise ValueError(f"{place} is the end of a run or a round without its test, but further rounds follow it")
+
+
+def _fits(value: object, hint: Any) -> bool:  # noqa: ANN401 - a type as annotations have it
+    """Return whether a value read from JSON is of an annotated type; every number must be finite.
+
+    Example:
+        >>> _fits([1, 2], list[int]), _fits([1, True], list[int]), _fits(None, float | None), _fits(1e999, float)
+        (True, False, True, False)
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in {Union, UnionType}:
+        return any(_fits(value, each) for each in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is list:
+        return isinstance(value, list) and all(_fits(each, arguments[0]) for each in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(each, arguments[1]) for each in value.values())
+    if hint in {int, float}:
+        is_number = isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
+        return is_number and (abs(value) < LARGEST or isinstance(value, float)) and math.isfinite(value)  # type: ignore[arg-type]
+    return isinstance(value, NoneType if hint is None else hint)
+
+
+def _short(value: object, most: int = 100) -> str:
+    words = repr(value)
+    return words if len(words) <= most else words[: most - 3] + "..."

@@ -1,0 +1,110 @@
+"""The record of one round."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Change = list[int | None]
+"""[id, state, target] of a point whose label state has changed: the state is its round, -1 (pool) or -2 (set aside)."""
+Correction = list[int]
+"""[id, old target, new target] of a labelled point whose target was wrong."""
+Pick = tuple[int, int, int, float, int | None, float | None, int | None]
+PICK_COLUMNS = ("round", "rank", "id", "score", "target", "bald", "predicted")
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: a fit on `num_labelled` labels, its metrics, and the samples it chose to label next.
+
+    Ids are rows of the training dataset. Scores and informations are in nats for BALD and BatchBALD. What was not
+    computed is None: the last round acquires nothing, and a random acquisition predicts nothing.
+
+    Args:
+        round: 0 for the fit on the initial labels.
+        num_labelled: Labels when its batch was chosen: those that it trained on, unless some changed during the fit.
+        num_pool: Points of the pool when its batch was chosen.
+        acquired: Ids chosen at its end, best first; they are labelled from the next round on.
+        scores: The acquisition's score of each chosen sample when it was chosen.
+        targets: Labels of the chosen samples.
+        bald: What the label of each alone would tell about the model.
+        predicted: The class that the posterior's mean gives each the most probability.
+        metrics: The fit's last callback metrics and the test metrics.
+        posterior: What drew the networks that predicted.
+        information: Numbers about the acquisition: points predicted by K samples, K, joint information of the batch and
+            its share of log K, mean BALD of points predicted and of those chosen. After a screening also the points and
+            samples of that, by which the pool's mean BALD is then taken.
+        seconds: Wall time of fit, predict, acquire and test.
+        kernel: What evaluated the gains, "torch" or "triton"; None where the acquisition computes none.
+        stopped: Why no round follows, or None.
+        logged_steps: Where the step axis of the loggers is at the end of the fit; the next round's goes on there.
+        changed: Points that `label`, `unlabel` and `set_aside` moved during the round, until its batch was chosen.
+        changed_after: Points that they moved after that, in a test for example.
+        corrections: Targets that were corrected in the dataset since the round before, whose record has the old ones.
+        weights: Hash of the weights at the end of the fit, where they are kept: at the end of a run, with `warm_start`.
+        complete: False while the test after the fit is missing.
+    """
+
+    round: int
+    num_labelled: int
+    num_pool: int
+    acquired: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    targets: list[int] | None = None
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    posterior: str | None = None
+    information: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    kernel: Literal["torch", "triton"] | None = None
+    stopped: str | None = None
+    logged_steps: int = 0
+    changed: list[Change] = field(default_factory=list)
+    changed_after: list[Change] = field(default_factory=list)
+    corrections: list[Correction] = field(default_factory=list)
+    weights: str | None = None
+    complete: bool = True
+    bald: list[float] | None = None
+    predicted: list[int] | None = None
+
+    @property
+    def redundancy(self) -> float | None:
+        """How often the batch tells the same: the sum of its BALD over its joint information; 1 if it never does.
+
+        None where nothing was predicted, and where the batch tells nothing.
+
+        Example:
+            >>> Round(0, 9, 9, acquired=[1, 2, 3], information={"mean_bald_picked": 0.5, "joint_mi": 0.5}).redundancy
+            3.0
+            >>> Round(0, 9, 9, acquired=[4], information={"mean_bald_picked": 0.0, "joint_mi": 0.0}).redundancy
+        """
+        joint, mean_bald = (self.information.get(name, 0.0) for name in ("joint_mi", "mean_bald_picked"))
+        return len(self.acquired) * mean_bald / joint if joint > 0 and mean_bald > 0 else None
+
+    def numbers(self) -> dict[str, float | int | None]:
+        """Every number of the round under one flat name, as loggers and tables want them."""
+        return {
+            "round": self.round,
+            "n_labelled": self.num_labelled,
+            "n_pool": self.num_pool,
+            "n_acquired": len(self.acquired),
+            **self.metrics,
+            **self.information,
+            "redundancy": self.redundancy,
+            **{f"seconds_{name}": value for name, value in self.seconds.items()},
+        }
+
+    def picks(self) -> list[Pick]:
+        """A row for each chosen sample, best first, with the columns of `acquisitions.csv`; None where unknown.
+
+        Example:
+            >>> Round(2, 10, 50, acquired=[7], scores=[0.5], targets=[1], bald=[0.6], predicted=[3]).picks()
+            [(2, 0, 7, 0.5, 1, 0.6, 3)]
+        """
+        unknown = [None] * len(self.acquired)
+        rows = zip(
+            self.acquired,
+            self.scores,
+            self.targets or unknown,
+            self.bald or unknown,
+            self.predicted or unknown,
+            strict=True,
+        )
+        return [(self.round, rank, *row) for rank, row in enumerate(rows)]

@@ -1,0 +1,70 @@
+"""Weights that a run keeps: told apart by a hash of their values, and read only if they are what was written."""
+
+import hashlib
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+States = Sequence[Mapping[str, Tensor]]
+"""Parameters and buffers by name: of the model, or of each member of an ensemble."""
+
+
+def digest_of(states: States) -> str:
+    """Return a hash of the names, types, shapes and values of weights, the same on every machine.
+
+    Example:
+        >>> one, other = ([{"w": torch.tensor([value])}] for value in (1.0, 2.0))
+        >>> digest_of(one) == digest_of([{"w": torch.ones(1)}]), digest_of(one) == digest_of(other)
+        (True, False)
+    """
+    found = hashlib.blake2b(digest_size=16)
+    for member, state in enumerate(states):
+        for name, tensor in state.items():
+            found.update(f"{member} {name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def read_states(path: Path, *, digest: str, way_out: str) -> States:
+    """Return the weights that a file holds; anything but those of this hash is a ValueError with the path.
+
+    Args:
+        path: A file of weights, from a run folder.
+        digest: Their hash, as the records have it.
+        way_out: What to do, beside restoring the file.
+    """
+    try:
+        check_archive(path)
+        states = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}: {error}). Restore the file, or {way_out}."
+        ) from error
+    if not _are_states(states):
+        raise ValueError(f"{path} holds no weights of a run. Restore the file, or {way_out}.")
+    if digest_of(states) != digest:
+        raise ValueError(
+            f"{path} holds other weights than the records beside it are of: it was damaged, or comes from another run. "
+            f"Restore the file, or {way_out}."
+        )
+    return states  # type: ignore[no-any-return] # checked
+
+
+def check_archive(path: Path) -> None:
+    """Compare every part of a file that `torch.save` has written with its check sum: torch itself reads on."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise ValueError(f"its part {broken} is damaged")
+
+
+def _are_states(states: object) -> bool:
+    return isinstance(states, list) and all(
+        isinstance(state, dict)
+        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items())
+        for state in states
+    )
