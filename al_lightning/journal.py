@@ -12,7 +12,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from itertools import count
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from al_lightning._lightning import FLAVOUR, Trainer
+from al_lightning.files import write_atomically
 from al_lightning.records.lines import SCHEMA, SCHEMA_VERSION, decoded, encoded
 from al_lightning.records.round import PICK_COLUMNS, Round
 
@@ -33,16 +33,6 @@ LEFT_WITH_A_JOURNAL = (*TABLES, "*_weights.pt", "warm_weights-*.pt")
 def finite_or_none(value: float) -> float | None:
     """JSON has no NaN and no infinity: a metric that is neither a number nor missing would make the file unreadable."""
     return value if math.isfinite(value) else None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Either the old file or the new one survives a crash, never a torn one."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -75,7 +65,8 @@ class Journal:
     def __init__(self, folder: Path, header: Mapping[str, Any], *, rounds: Sequence[Round] | None = None) -> None:
         self.folder = folder
         versions = {name: version(name) for name in ("al-lightning", "torch", FLAVOUR.partition(".")[0])}
-        self.header = {**header, "schema": SCHEMA, "version": SCHEMA_VERSION, "versions": versions}
+        own = {"schema": SCHEMA, "version": SCHEMA_VERSION, "versions": versions}
+        self.header = {**own, **header, **own}
         self._num_written = len(rounds or [])
         if rounds is None:
             _refuse_records(folder)

@@ -7,7 +7,6 @@
 * `.lock`: held by the process that writes; the system frees it when that process ends, however it ends.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
@@ -18,6 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from al_lightning._lightning import rank_zero_warn
+from al_lightning.files import replacing
 from al_lightning.journal import FIRST_VALUE_STAYS, Journal, read_journal, what_differs
 from al_lightning.records.lines import SCHEMA_VERSION
 from al_lightning.records.round import Round
@@ -148,16 +148,8 @@ def writing_into(folder: Path) -> Iterator[None]:
 
 def save_states(path: Path, states: States) -> None:
     """Either the old file or the whole new one survives a crash."""
-    temporary = _partial(path)
-    with temporary.open("wb") as file:
+    with replacing(path) as file:
         torch.save([dict(state) for state in states], file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
 
 
 def save_last_states(path: Path, states: States) -> None:
@@ -165,7 +157,6 @@ def save_last_states(path: Path, states: States) -> None:
     try:
         save_states(path, states)
     except OSError as error:
-        _partial(path).unlink(missing_ok=True)
         rank_zero_warn(
             f"{path} cannot be written ({error}), so another process cannot load the weights that the run ended with. "
             "The records are whole, and the model of this process has them: save it elsewhere."

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from pytorch_lightning.loggers import CSVLogger
 
-from al_lightning.journal import Journal, finite_or_none, read_journal, run_folder, write_atomically
-from al_lightning.records.lines import encoded
+from al_lightning.journal import Journal, finite_or_none, read_journal, run_folder
 from al_lightning.records.round import Round
 
 HEADER = {"acquisition": "BALD()", "num_points": 60, "initial": list(range(50, 60))}
@@ -90,19 +89,6 @@ def test_a_folder_that_cannot_be_written_is_refused_by_its_path(tmp_path):
         Journal(tmp_path / "file" / "run", {})
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "records"
-    write_atomically(path, "old")
-
-    def full(descriptor: int) -> None:
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, "new and longer")
-    assert path.read_text() == "old"
-
-
 def test_a_folder_that_is_no_run_and_a_version_from_the_future_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is no run folder: it has no rounds\.jsonl"):
         read_journal(tmp_path)
@@ -144,7 +130,10 @@ def test_with_a_logger_the_records_lie_beside_its_files(make_trainer, tmp_path):
     [
         ("[]\n", "rounds.jsonl cannot be used: line 1 is no JSON object"),
         ("null\n", "line 1 is no JSON object"),
-        ('{"schema": "al_lightning.rounds", "version": 1}\n{"round": 0}\n', "line 2 is a round without num_labelled, num_pool"),
+        (
+            '{"schema": "al_lightning.rounds", "version": 1}\n{"round": 0}\n',
+            "line 2 is a round without num_labelled, num_pool",
+        ),
     ],
 )
 def test_files_of_something_else_are_refused_in_a_sentence(tmp_path, lines, words):

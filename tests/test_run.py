@@ -150,8 +150,10 @@ def test_a_run_killed_between_acquisition_and_records_acquires_the_same_again(st
         patch.setattr(Journal, "write", killed)
         with pytest.raises(DiedError):
             start(tmp_path / "parts", warm_start=True)
-    assert len(on_disk(tmp_path / "parts")) == (fails_at - 1) // 2
-    assert start(tmp_path / "parts", model_seed=9, warm_start=True) == whole
+    # The first two writes are of the header and of the hash of the first weights, without which they are none.
+    has_begun = fails_at > 2
+    assert len(on_disk(tmp_path / "parts")) == max(0, fails_at - 2) // 2
+    assert start(tmp_path / "parts", model_seed=9 if has_begun else 0, warm_start=True) == whole
 
 
 def test_a_round_without_its_test_is_run_again_though_another_round_is_due(start, tmp_path):
@@ -408,21 +410,28 @@ def test_a_plain_fit_that_fails_lets_go_of_its_folder(make_trainer, make_model, 
     assert (len(callback.rounds), len(again.rounds)) == (0, 1)
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 @pytest.mark.parametrize("name", ["rounds.jsonl", "warm_weights-001.pt"])
-def test_a_full_disk_ends_the_run_with_its_folder_and_leaves_the_earlier_records(start, tmp_path, name):
+def test_a_full_disk_ends_the_run_with_its_folder_and_leaves_the_earlier_records(start, tmp_path, name, monkeypatch):
     whole = start(tmp_path / "whole", warm_start=True)
     folder = tmp_path / "parts"
+    fsync = os.fsync
+
+    def full(descriptor):
+        temporary = folder / f".{name}.partial"
+        if temporary.exists() and os.path.samestat(os.fstat(descriptor), temporary.stat()):
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
 
     class Fills(Callback):
         def on_train_end(self, trainer, pl_module):
             if trainer.datamodule.labels.num_labelled == 10:
-                (folder / f".{name}.partial").symlink_to("/dev/full")
+                monkeypatch.setattr("os.fsync", full)
 
     with pytest.raises(OSError, match=rf"The run folder {folder} cannot be written .* are whole: make room"):
         start(folder, Fills(), warm_start=True)
+    monkeypatch.undo()
     assert on_disk(folder) == whole[0][:1]
-    (folder / f".{name}.partial").unlink()
+    assert not list(folder.glob(".*.partial"))
     assert start(folder, model_seed=9, warm_start=True) == whole
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from al_lightning.comparison.differences import compare
 from al_lightning.comparison.text import as_csv, as_text
-from al_lightning.journal import write_atomically
+from al_lightning.files import write_atomically
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from al_lightning.files import write_atomically
 from al_lightning.report.batches import class_balance, joint_information, unclassed, uninformed
 from al_lightning.report.efficiency import label_efficiency
 from al_lightning.report.images import acquired_images, stored_images
@@ -34,7 +35,7 @@ class Picture:
         if self.reason is not None:
             return element("p", f"{self.alternative}: {self.reason}", class_="note")
         data = png(self.draw())
-        (folder / f"{prefix}{self.name}.png").write_bytes(data)
+        write_atomically(folder / f"{prefix}{self.name}.png", data)
         source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
         image = element("img", src=source, alt=self.alternative)
         return element("figure", image, element("figcaption", self.caption))

@@ -15,6 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from al_lightning.files import write_atomically
+
 Pixels = npt.NDArray[np.uint8]
 
 FOLDER = "acquired"
@@ -32,9 +34,7 @@ def write_thumbnail(folder: Path, index: int, pixels: Pixels) -> None:
     """Either no file or the whole one survives a crash."""
     path = folder / FOLDER / f"{index}.png"
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_bytes(png(pixels))
-    temporary.replace(path)
+    write_atomically(path, png(pixels))
 
 
 def first_image(sample: object) -> Tensor | None:

@@ -591,7 +591,9 @@ class Drifting(Plain):
 def test_a_split_that_drifts_from_round_to_round_is_refused():
     module = ActiveLearningDataModule(Drifting(), initial=20)
     module.setup("fit")
-    with pytest.raises(ValueError, match=r"have other targets than the run has recorded.*their ids point at other samples now"):
+    with pytest.raises(
+        ValueError, match=r"have other targets than the run has recorded.*their ids point at other samples now"
+    ):
         module.setup("fit")
 
 

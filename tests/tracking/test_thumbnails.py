@@ -31,6 +31,7 @@ def test_a_picture_that_could_not_be_written_leaves_none(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_thumbnail(tmp_path, 17, np.zeros((4, 4), np.uint8))
     assert thumbnails_of(tmp_path, [17]) == {}
+    assert list((tmp_path / "acquired").iterdir()) == []
 
 
 @pytest.mark.parametrize(

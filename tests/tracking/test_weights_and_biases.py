@@ -87,7 +87,10 @@ def test_wandb_alone_is_logger_enough_and_names_the_run_folder(
 
 
 def test_the_labelled_set_is_written_without_classes_where_nobody_knows_them():
-    assert labelled_csv([], {"num_points": 4, "initial": [3], "initial_targets": None}).splitlines() == ["id,round,target", "3,0,"]
+    assert labelled_csv([], {"num_points": 4, "initial": [3], "initial_targets": None}).splitlines() == [
+        "id,round,target",
+        "3,0,",
+    ]
 
 
 def test_a_run_without_a_key_is_refused_before_the_training_with_the_way_out(
