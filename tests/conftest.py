@@ -4,6 +4,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,26 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from al_lightning import BALD, ActiveLearning, ActiveLearningDataModule
+from al_lightning import BALD, ActiveLearning, ActiveLearningDataModule, Round
+from al_lightning.journal import Journal
+from al_lightning.records.replay import recorded
 
 NUM_CLASSES = 3
+
+
+def labelled_by_hand(header: dict[str, Any], rounds: list[Round]) -> list[Round]:
+    """Rounds written by hand, with labels added to those of the records until each has as many as it says."""
+    named = {*header["initial"], *(index for record in rounds for index in record.acquired)}
+    free = [index for index in range(header["num_points"]) if index not in named]
+    whole = []
+    for record in rounds:
+        known = recorded(header, whole)
+        added = [free.pop() for _ in range(record.num_labelled - known.num_labelled)]
+        changed = [[index, record.round, None] for index in sorted(added)]
+        num_pool = header["num_points"] - record.num_labelled
+        whole.append(replace(record, num_pool=num_pool, changed=changed))
+    return whole
+
 
 collect_ignore = [
     "existing_script",
@@ -124,6 +142,14 @@ def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
         return Trainer(callbacks=list(callbacks), **{**defaults, **arguments})
 
     return make
+
+
+@pytest.fixture
+def write_run() -> Callable[[Path, dict[str, Any], list[Round]], None]:
+    def write(folder: Path, header: dict[str, Any], rounds: list[Round]) -> None:
+        Journal(folder, header).write(labelled_by_hand(header, rounds))
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -21,19 +21,19 @@ HEADER_TYPES: Mapping[str, Any] = {
     **NEEDED,
     "initial_targets": list[int] | None,
     "set_aside": list[int],
-    "acquisition": str,
-    "posterior": str,
-    "model": str,
-    "datamodule": str,
-    "query_size": int,
-    "num_samples": int,
+    "acquisition": str | None,
+    "posterior": str | None,
+    "model": str | None,
+    "datamodule": str | None,
+    "query_size": int | None,
+    "num_samples": int | None,
     "seed": int | None,
     "fit_seed": int | None,
     "max_labelled": int | None,
     "max_rounds": int | None,
     "monitor": str | None,
     "target": float | None,
-    "mode": str,
+    "mode": str | None,
     "first_weights": str | None,
 }
 LARGEST = 2**53  # beyond it JSON's numbers are not exact
@@ -162,6 +162,8 @@ def _check_round(record: Round, position: int, place: str, *, is_last: bool) -> 
         raise ValueError(f"{place} is round {record.round}, but must be round {position}: lines are missing or doubled")
     if min(record.num_labelled, record.num_pool, record.logged_steps, *record.acquired, 0) < 0:
         raise ValueError(f"{place} has negative counts or ids, which no run writes")
+    if any(len(entry) != 3 for entry in (*record.changed, *record.changed_after, *record.corrections)):  # noqa: PLR2004
+        raise ValueError(f"{place} has a change or correction that is no list of three, which no run writes")
     if any(len(getattr(record, name) or record.acquired) != len(record.acquired) for name in LISTS_OF_A_BATCH):
         raise ValueError(f"{place} has lists of other lengths than the {len(record.acquired)} ids that it acquired")
     if not is_last and (record.stopped is not None or not record.complete):

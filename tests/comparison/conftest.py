@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from al_lightning.journal import Journal, Round
+from al_lightning.records.round import Round
 
 HEADER = {
     "acquisition": "BALD()",
@@ -25,7 +25,7 @@ HEADER = {
 
 
 @pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., Path]:
+def make_run(tmp_path: Path, write_run: Callable[..., None]) -> Callable[..., Path]:
     """Write a run whose test accuracy takes these values at 10, 20, ... labels; None is a test that is missing."""
 
     def make(name: str, values: Sequence[float | None], *, metric: str = "test_acc", **header: Any) -> Path:
@@ -38,7 +38,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             )
             for index, value in enumerate(values)
         ]
-        Journal(tmp_path / name, {**HEADER, **header}).write(rounds)
+        write_run(tmp_path / name, {**HEADER, **header}, rounds)
         return tmp_path / name
 
     return make

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from al_lightning.comparison.pairing import caveats, only_accuracy, pairs_by_acquisition, read_runs
@@ -120,11 +122,21 @@ def test_runs_of_a_single_acquisition_are_no_comparison(make_run):
         read_runs([make_run("a", SHORT), make_run("b", SHORT, seed=1)])
 
 
-@pytest.mark.parametrize("setting", ["seed", "acquisition", "initial"])
+@pytest.mark.parametrize("setting", ["seed", "acquisition"])
 def test_a_run_that_does_not_record_what_pairing_needs_is_refused(make_run, setting):
     folders = [make_run("a", SHORT), make_run("b", SHORT, **{"acquisition": "Random()", setting: None})]
     with pytest.raises(ValueError, match=rf"b does not record its `{setting}`, so it cannot be compared"):
         read_runs(folders)
+
+
+def test_a_run_of_an_older_version_without_its_initial_labels_is_refused(make_run, tmp_path):
+    first = make_run("a", SHORT)
+    header = {**json.loads((first / "rounds.jsonl").read_text().splitlines()[0]), "version": 1, "initial": []}
+    del header["initial"]
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "rounds.jsonl").write_text(json.dumps({**header, "acquisition": "Random()"}) + "\n")
+    with pytest.raises(ValueError, match=r"old does not record its `initial`, so it cannot be compared"):
+        read_runs([first, tmp_path / "old"])
 
 
 def test_acquisitions_without_a_seed_in_common_are_refused_with_their_seeds(make_run):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from al_lightning.journal import Journal, Round
+from al_lightning.records.round import Round
 from al_lightning.report.runs import Run, read_runs
 
 HEADER = {
@@ -18,6 +18,7 @@ HEADER = {
     "model": "Classifier",
     "datamodule": "Digits",
     "num_points": 60,
+    "initial": list(range(50, 60)),
 }
 
 
@@ -47,12 +48,11 @@ def rounds_of(accuracies: Sequence[float | None], *, ended: bool) -> list[Round]
 
 
 @pytest.fixture
-def make_folder(tmp_path: Path) -> Callable[..., Path]:
+def make_folder(tmp_path: Path, write_run: Callable[..., None]) -> Callable[..., Path]:
     def make(
         name: str, accuracies: Sequence[float | None] = (0.5, 0.75, 0.9), *, ended: bool = True, **header: Any
     ) -> Path:
-        journal = Journal(tmp_path / name, {**HEADER, **header})
-        journal.write(rounds_of(accuracies, ended=ended))
+        write_run(tmp_path / name, {**HEADER, **header}, rounds_of(accuracies, ended=ended))
         return tmp_path / name
 
     return make

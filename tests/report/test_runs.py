@@ -27,7 +27,7 @@ def test_killed_runs_say_how_far_they_came(make_run):
 
 
 def test_runs_of_one_acquisition_are_one_group_whatever_their_seed_and_budget(make_run):
-    runs = [make_run(str(seed), seed=seed, max_labelled=100 * seed, initial=[seed]) for seed in range(3)]
+    runs = [make_run(str(seed), seed=seed, max_labelled=100 * seed, initial=[30 + seed]) for seed in range(3)]
     runs.append(make_run("bald", acquisition="BALD()"))
     groups = grouped(runs)
     assert labels(groups) == ["BatchBALD", "BALD"]

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -50,6 +51,13 @@ def test_the_last_round_has_the_end_numbers_as_well():
     assert numbers["al/aulc"] == pytest.approx((0.5 + 0.95) / 2)
     assert (numbers["al/labels_to_0.9"], numbers["al/labels_to_0.95"]) == (4, 4)
     assert (numbers["al/class_count/0"], numbers["al/class_count/1"]) == (1, 3)
+
+
+def test_a_run_that_took_labels_back_has_no_area_and_no_labels_to_a_target():
+    second = replace(FIRST, round=1, changed=[[7, -1, None], [3, -1, None]])
+    numbers = numbers_of_last([FIRST, replace(second, stopped="max_rounds=2 reached", acquired=[])], HEADER)
+    assert not {"al/aulc", "al/labels_to_0.9"} & numbers.keys()
+    assert (numbers["al/n_labelled"], numbers["al/class_count/1"]) == (2, 1)
 
 
 def test_all_numbers_are_floats_as_loggers_want_them():
