@@ -162,7 +162,8 @@ def _check_round(record: Round, position: int, place: str, *, is_last: bool) -> 
         raise ValueError(f"{place} is round {record.round}, but must be round {position}: lines are missing or doubled")
     if min(record.num_labelled, record.num_pool, record.logged_steps, *record.acquired, 0) < 0:
         raise ValueError(f"{place} has negative counts or ids, which no run writes")
-    if any(len(entry) != 3 for entry in (*record.changed, *record.changed_after, *record.corrections)):  # noqa: PLR2004
+    edits: list[Sequence[int | None]] = [*record.changed, *record.changed_after, *record.corrections]
+    if any(len(edit) != 3 for edit in edits):  # noqa: PLR2004
         raise ValueError(f"{place} has a change or correction that is no list of three, which no run writes")
     if any(len(getattr(record, name) or record.acquired) != len(record.acquired) for name in LISTS_OF_A_BATCH):
         raise ValueError(f"{place} has lists of other lengths than the {len(record.acquired)} ids that it acquired")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from al_lightning.records.lines import decoded, encoded
+from al_lightning.records.lines import CHECKED, _next_check, decoded, encoded
 from al_lightning.records.round import Round
 
 HEADER = {"acquisition": "BALD()", "num_points": 10, "initial": [0, 1], "set_aside": [9]}
@@ -89,9 +89,9 @@ def with_first_round(text, body):
     header, _, *others = text.splitlines()
     check, out = "", []
     for line in (header, body, *others):
-        plain = module.CHECKED.fullmatch(line)
+        plain = CHECKED.fullmatch(line)
         bare = line[:-1] if plain is None else plain["body"]
-        check = module._next_check(check, bare)
+        check = _next_check(check, bare)
         out.append(f'{bare}, "check": "{check}"}}\n')
     return "".join(out)
 
