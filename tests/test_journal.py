@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pytorch_lightning.loggers import CSVLogger
 
+from al_lightning.files import write_atomically
 from al_lightning.journal import Journal, finite_or_none, read_journal, run_folder
 from al_lightning.records.round import Round
 
@@ -140,3 +141,63 @@ def test_files_of_something_else_are_refused_in_a_sentence(tmp_path, lines, word
     (tmp_path / "rounds.jsonl").write_text(lines)
     with pytest.raises(ValueError, match=words):
         read_journal(tmp_path)
+
+
+def write(folder, rounds=(FIRST, LAST)):
+    Journal(folder, HEADER).write(rounds)
+    return folder
+
+
+def test_a_journal_that_was_cut_at_a_lines_end_is_refused_because_the_tables_hold_more(tmp_path):
+    path = write(tmp_path / "run") / "rounds.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    words = r"rounds\.jsonl ends with 1 rounds, but the tables beside it hold 2: it was cut.*Restore it from a copy"
+    with pytest.raises(ValueError, match=words):
+        read_journal(tmp_path / "run")
+    for table in ("rounds.csv", "acquisitions.csv"):
+        (tmp_path / "run" / table).unlink()
+    assert read_journal(tmp_path / "run")[1] == [FIRST]  # as the error advises where the journal is whole
+
+
+def test_tables_may_lag_behind_as_after_a_kill_between_the_files(tmp_path):
+    folder = write(tmp_path / "run")
+    (folder / "rounds.csv").write_text("round,n_labelled\n0,10\n")
+    (folder / "acquisitions.csv").unlink()
+    assert read_journal(folder)[1] == [FIRST, LAST]
+
+
+def test_tables_never_lead_though_rounds_are_withdrawn_and_the_process_dies_between_the_files(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    journal = Journal(folder, HEADER)
+    journal.write([FIRST, LAST])
+    for fails_at in range(1, 4):
+        calls = []
+
+        def killed(path, content, calls=calls, fails_at=fails_at):
+            calls.append(path)
+            if len(calls) == fails_at:
+                raise KeyboardInterrupt
+            write_atomically(path, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("al_lightning.journal.write_atomically", killed)
+            with pytest.raises(KeyboardInterrupt):
+                journal.write([FIRST])
+        assert len(read_journal(folder)[1]) in {1, 2}
+        journal.write([FIRST, LAST])
+
+
+@pytest.mark.parametrize("content", ["no,table\n1,2\n", "round\nfirst\n", 'round\n"0\x00"\n'])
+def test_a_table_that_is_none_is_refused_by_its_path_and_may_be_deleted(tmp_path, content):
+    folder = write(tmp_path / "run")
+    (folder / "rounds.csv").write_text(content)
+    with pytest.raises(ValueError, match=r"rounds\.csv is not what a run writes .* Delete it: the run writes it again"):
+        read_journal(folder)
+
+
+@pytest.mark.parametrize("left", ["rounds.csv", "acquisitions.csv", "first_weights.pt", "warm_weights-002.pt"])
+def test_files_of_a_run_without_its_journal_are_refused_by_name(tmp_path, left):
+    (tmp_path / left).write_text("")
+    with pytest.raises(FileExistsError, match=rf"{tmp_path} holds {left} of an earlier run, but not its rounds\.jsonl"):
+        Journal(tmp_path, HEADER)
+    assert [path.name for path in tmp_path.iterdir()] == [left]
