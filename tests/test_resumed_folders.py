@@ -61,9 +61,9 @@ def test_weights_of_another_run_in_the_place_of_the_first_are_refused(start, tmp
         start(tmp_path / "1", model_seed=1, max_rounds=3)
 
 
-def test_a_first_attempt_that_failed_before_any_round_leaves_room_for_the_corrected_script(start, tmp_path):
-    without_dropout = Hyper()
-    without_dropout.net = torch.nn.Linear(4, 3)
+def test_a_first_attempt_that_failed_before_any_round_leaves_room_for_the_corrected_script(start, make_model, tmp_path):
+    without_dropout = make_model()
+    without_dropout.net[2] = torch.nn.Identity()
     with pytest.raises(ValueError, match="dropout"):
         start(tmp_path, model=without_dropout)
     whole = start(tmp_path / "fresh", acquisition=Random(), query_size=2)
