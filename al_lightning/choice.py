@@ -93,11 +93,15 @@ class Chooser:
 
     def preview(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> None:
         """Refuse before the first training what would fail after it."""
-        if self.acquisition.needs_predictions:
-            with isolate_rng():  # random transforms of the pool must not shift the training's draws
-                Ranks(trainer).together(lambda: self._try(trainer, module, datamodule))
+        with isolate_rng():  # random transforms of the pool must not shift the training's draws
+            Ranks(trainer).together(lambda: self._try(trainer, module, datamodule))
 
     def _try(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> None:
+        num_classes = self._try_model(trainer, module, datamodule) if self.acquisition.needs_predictions else None
+        datamodule.check_targets_to_come(num_classes=num_classes)
+
+    def _try_model(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> int:
+        """Predict a few points, and return the number of classes."""
         few = datamodule.pool_dataloader(datamodule.labels.pool_indices[:NUM_PREVIEWED])
         num_classes = preview_pool(trainer, module, few, self.posterior).shape[1]
         num_points = len(self._considered(datamodule.labels.pool_indices, round_index=0))
@@ -105,7 +109,7 @@ class Chooser:
             self.storage.check((num_points, self.screening.num_samples, num_classes))
             num_points = self.screening.num_points
         self.storage.check((num_points, self.num_samples, num_classes))
-        datamodule.check_targets(datamodule.labels.labelled_indices, num_classes=num_classes)
+        return num_classes
 
     def choose(
         self,
@@ -135,12 +139,12 @@ class Chooser:
         ranks.same("the batch to label", chosen)
         found: dict[str, Any] = {}
         warnings: dict[str, str] = {}
-        if predictions.log_probs_N_K_C is not None:
-            datamodule.check_targets(chosen, num_classes=predictions.log_probs_N_K_C.shape[2])
+        num_classes = None if predictions.log_probs_N_K_C is None else predictions.log_probs_N_K_C.shape[2]
+        targets = datamodule.check_targets(chosen, num_classes=num_classes)
+        if num_classes is not None:
             found = self._found(predictions, batch, screened, ranks, round_index=record.round)
             warnings = self._warnings(batch, screened, num_points=len(indices_N))
         seconds = {**record.seconds, "predict": predicted - started, "acquire": acquired - predicted}
-        targets = datamodule.targets_of(chosen)
         record = replace(
             record, acquired=chosen, scores=batch.scores.tolist(), targets=targets, seconds=seconds, **found
         )

@@ -1,7 +1,6 @@
 """The test of what the posterior's samples predict together, which is how papers on Bayesian nets report accuracy."""
 
 import math
-from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
@@ -11,6 +10,7 @@ from torch.nn import functional
 from al_lightning._lightning import Callback, LightningModule, Trainer
 from al_lightning.callback import ActiveLearning, active_learning_callback
 from al_lightning.data import wrapped_datamodule
+from al_lightning.data.targets import batch_targets
 from al_lightning.inference import fitted_posterior
 from al_lightning.posterior import Predict
 from al_lightning.seeds import derived_seed
@@ -30,8 +30,8 @@ class MeanPrediction(Callback):
     """Tests the mean prediction too: the accuracy and the loss in nats of 1/K sum_k p(y|x, w_k) on the test data.
 
     The samples are K new ones of the posterior that the Trainer's ActiveLearning callback acquires with. Logged are
-    `test_mean_acc` and `test_mean_loss`, beside what the model logs of itself, usually without dropout. Test batches
-    are (inputs, integer targets).
+    `test_mean_acc` and `test_mean_loss`, beside what the model logs of itself, usually without dropout. The
+    classes of a test batch are read as those of the training items are: (inputs, classes, ...), or a dict with labels.
 
     Args:
         num_samples: K. By default that of the ActiveLearning callback. Runs that are compared are to be tested with one
@@ -73,23 +73,21 @@ class MeanPrediction(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: object,  # noqa: ARG002 - Lightning's signature
-        batch: Sequence[Tensor],
+        batch: object,
         batch_idx: int,  # noqa: ARG002
         dataloader_idx: int = 0,  # noqa: ARG002
     ) -> None:
         """Log accuracy and loss, each a mean over all samples and ranks."""
         if self._predict is None:
             raise RuntimeError("The posterior's samples are drawn in `on_test_start`, which has not run.")
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:  # noqa: PLR2004
-            raise TypeError(f"A test batch is a {type(batch).__name__}, but MeanPrediction needs (inputs, targets).")
-        targets = batch[1]
+        targets_B = torch.tensor(batch_targets(batch), device=pl_module.device)
         with trainer.precision_plugin.forward_context():
             log_probs_B_C = mean_log_probs(self._predict(batch))
         metrics = {
-            "test_mean_acc": (log_probs_B_C.argmax(dim=1) == targets).float().mean(),
-            "test_mean_loss": functional.nll_loss(log_probs_B_C, targets),
+            "test_mean_acc": (log_probs_B_C.argmax(dim=1) == targets_B).float().mean(),
+            "test_mean_loss": functional.nll_loss(log_probs_B_C, targets_B),
         }
-        pl_module.log_dict(metrics, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(targets))
+        pl_module.log_dict(metrics, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(targets_B))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Let go of the samples."""

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -13,7 +14,15 @@ from al_lightning.data.labels import Labels
 from al_lightning.data.loaders import labelled_loader, pool_of, sample_count, sequential_loader, train_loader_of
 from al_lightning.data.once import each_test_sample_once
 from al_lightning.data.seeded import seeded
-from al_lightning.data.targets import refuse_other_targets, refuse_outside, targets_of
+from al_lightning.data.targets import (
+    class_names,
+    classes_of,
+    refuse_other_targets,
+    refuse_outside,
+    refuse_visible,
+    targets_of,
+    tells_at_once,
+)
 
 FORWARDED_IF_OVERRIDDEN = (
     "prepare_data",
@@ -26,6 +35,8 @@ FORWARDED_IF_OVERRIDDEN = (
     "on_exception",
     "teardown",
 )
+
+NUM_LOOKED_AT = 8  # of the items where each must be read by itself
 
 
 class ActiveLearningDataModule(LightningDataModule):
@@ -46,7 +57,9 @@ class ActiveLearningDataModule(LightningDataModule):
             A method `render(sample)` returns how a sample of the pool is shown to people: (H, W), (1, H, W) or
             (3, H, W), bytes or numbers; by default, and only for loggers and reports, the first image in the sample.
         initial: How many samples are labelled to begin with, or which.
-        balanced: Draw equally many of each class to begin with (needs integer targets).
+        balanced: Draw equally many of each class to begin with. The classes are read from the training dataset: from
+            its attribute `targets` or `labels`, or its items (input, class, ...) or dicts. Names of classes are
+            numbered in sorted order. Targets that are no classes are refused, whatever `balanced` is.
         samples_per_epoch: Draws per epoch, one permutation of the labelled samples after another, so that an epoch is
             equally long in every round. By default an epoch is one pass over the labelled samples.
         pool: The training dataset as it is shown to the acquisition: the same samples in the same order, usually
@@ -90,6 +103,7 @@ class ActiveLearningDataModule(LightningDataModule):
         )
         self._labels: Labels | None = None
         self._known_targets: dict[int, int] = {}
+        self._class_names: list[str] | None = None  # read once, for it may take reading all items
         self._train_loader: DataLoader[Any] | None = None
         self._pool_dataset: Dataset[Any] | None = None
         # Only what the wrapped module overrides: Lightning runs no validation loop without a `val_dataloader`, and
@@ -219,16 +233,33 @@ class ActiveLearningDataModule(LightningDataModule):
         self.labels.set_aside(indices)
 
     def targets_of(self, indices: Sequence[int] | Tensor) -> list[int] | None:
-        """The true labels of some samples, or None if the training dataset does not tell them."""
+        """The true classes of some samples, names numbered in sorted order; None if nothing says where they stand."""
+        dataset, ids = self._fit_loader().dataset, self.labels.checked(indices).tolist()
         with seeded(self.seed):  # reading an item may augment it
-            return targets_of(self._fit_loader().dataset, self.labels.checked(indices).tolist())
+            if self._class_names is None and any(
+                isinstance(label, str) for label in classes_of(dataset, ids[:1]) or []
+            ):
+                self._class_names = class_names(dataset)
+            return targets_of(dataset, ids, names=self._class_names)
 
     def check_targets(self, indices: Sequence[int] | Tensor, *, num_classes: int | None = None) -> list[int] | None:
         """`targets_of` these samples, all of which must be labels of a class."""
         targets = self.targets_of(indices)
         if targets is not None:
             refuse_outside(dict(zip(map(int, indices), targets, strict=True)), num_classes=num_classes)
-        return targets
+            return targets
+        with seeded(self.seed):
+            few = [int(index) for index in indices[:NUM_LOOKED_AT]]
+            refuse_visible(self._fit_loader().dataset, few, num_classes=num_classes)
+        return None
+
+    def check_targets_to_come(self, *, num_classes: int | None) -> None:
+        """Check the labelled samples and the pool, or a few of it where that takes reading the items one by one."""
+        pool_indices = self.labels.pool_indices
+        with seeded(self.seed):
+            is_cheap = tells_at_once(self._fit_loader().dataset)
+        few = pool_indices if is_cheap else pool_indices[:NUM_LOOKED_AT]
+        self.check_targets(torch.cat([self.labels.labelled_indices, few]), num_classes=num_classes)
 
     def state_dict(self) -> dict[str, Any]:
         """The labels, if there are any yet, and the wrapped module's state."""

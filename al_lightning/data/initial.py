@@ -43,7 +43,9 @@ def draw_balanced(num_initial: int, targets_N: Sequence[int], *, generator: torc
         if len(found) < wanted:
             raise ValueError(
                 f"`initial` is {num_initial}, which takes {wanted} samples of class {label}, but the training dataset "
-                f"has {len(found)}. Lower `initial`, or pass `balanced=False`."
+                f"has {len(found)} (and {len(classes_C)} classes, from {classes_C[0]} to {classes_C[-1]}). Lower "
+                "`initial`; or, if these are the classes that your model predicts and not ids or measured values, draw "
+                "without regard to them: `balanced=False`."
             )
         drawn.append(found[:wanted])
     return torch.cat(drawn)

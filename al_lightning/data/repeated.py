@@ -49,8 +49,8 @@ class Repeated(Dataset[tuple[Tensor, Any]]):
 
     @property
     def targets(self) -> list[int]:
-        """The integer target of each sample, copies included."""
+        """The class of each sample, copies included."""
         targets_N = targets_of(self.dataset, range(self.num_originals))
         if targets_N is None:
-            raise AttributeError(f"The targets of the repeated {type(self.dataset).__name__} are no integers.")
+            raise AttributeError(f"The targets of the repeated {type(self.dataset).__name__} cannot be read.")
         return targets_N * self.repeat

@@ -1,85 +1,152 @@
-"""True labels of samples, read from a dataset without guessing."""
+"""True classes of samples, read from a dataset without guessing; what is visibly no class is refused."""
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from numbers import Integral
+from numbers import Number
 from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-NUM_SHOWN = 10
+from al_lightning.data.items import (
+    GIVE_TARGETS,
+    KEYS,
+    NO_UNLABELLED_POOL,
+    NUM_SHOWN,
+    Array,
+    Class,
+    NoClass,
+    Unclear,
+    as_array,
+    class_of,
+    classes_in,
+    described,
+    is_multi_hot,
+    is_number,
+    parts_of,
+    place_of,
+    reason,
+    value_at,
+)
+
+ATTRIBUTES = ("targets", "labels")
 
 
-def targets_of(dataset: Dataset[Any], indices: Sequence[int]) -> list[int] | None:
-    """The integer targets of some samples, or None if the dataset does not tell them.
+def targets_of(
+    dataset: Dataset[Any], indices: Sequence[int], *, names: Sequence[str] | None = None
+) -> list[int] | None:
+    """Return the classes of some samples as integers, or None if nothing says where the dataset keeps them.
 
-    Looked for in this order: the attribute `targets` (one integer per sample), through `Subset` in the dataset that it
-    is a part of, the second of the two tensors of a `TensorDataset`, and the items themselves, if they are pairs.
+    Looked for in this order: the attribute `targets` or `labels` (one entry per sample, unless items say otherwise), in
+    `Subset` and `ConcatDataset` those of the datasets inside, a column of a `TensorDataset`, and the items. Of an item
+    (x, y, ...) the second entry counts, of a dict the one under `label`, `labels`, `target`, `targets` or `y`.
+
+    A class is an integer, a bool, a float without a fraction, a one-hot row, or a name; also as a tensor or an array of
+    one element. Names are numbered in sorted order. Any other target is an error.
+
+    Args:
+        dataset: A dataset with `__getitem__` and `__len__`.
+        indices: Ids of the samples.
+        names: All class names, sorted; by default they are looked up in the dataset if its targets are names.
 
     Example:
-        >>> import torch
-        >>> dataset = TensorDataset(torch.zeros(4, 2), torch.tensor([7, 8, 9, 8]))
+        >>> dataset = TensorDataset(torch.zeros(4, 2), torch.tensor([[7.0], [8.0], [9.0], [8.0]]))
         >>> targets_of(Subset(dataset, [3, 2, 1]), [0, 1])
         [8, 9]
+        >>> targets_of([{"image": 0, "label": "dog"}, {"image": 0, "label": "cat"}], [0])
+        [1]
         >>> targets_of(TensorDataset(torch.zeros(4, 2)), [0]) is None
         True
+        >>> targets_of(TensorDataset(torch.zeros(1, 2), torch.tensor([0.5])), [0])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: The target of sample 0 is 0.5 (float32 of shape () and type float32), and no class: ...
     """
-    array_N = _targets_attribute(dataset)
-    if array_N is not None:
-        return _integers(array_N, indices)
-    if isinstance(dataset, Subset):
-        return targets_of(dataset.dataset, [int(dataset.indices[index]) for index in indices])
-    if isinstance(dataset, TensorDataset):
-        return _integers(dataset.tensors[1].numpy(), indices) if len(dataset.tensors) == 2 else None  # noqa: PLR2004
-    return _targets_of_items(dataset, indices)
+    classes_N = classes_of(dataset, indices)
+    if classes_N is None or not any(isinstance(label, str) for label in classes_N):
+        return classes_N  # type: ignore[return-value] # no names
+    names = class_names(dataset) if names is None else names
+    number_of: dict[int | str, int] = {name: number for number, name in enumerate(names)}
+    unknown = [pair for pair in zip(indices, classes_N, strict=True) if pair[1] not in number_of]
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} samples have classes beside the class names of the training dataset "
+            f"({list(names)[:NUM_SHOWN]}, ...), first (id, class) {unknown[:5]}. Use names alone or integers alone, "
+            "and make `setup('fit')` build the same dataset always."
+        )
+    return [number_of[label] for label in classes_N]
+
+
+def class_names(dataset: Dataset[Any]) -> list[str]:
+    """Return the names of all classes, sorted, as the whole dataset has them."""
+    classes_N = classes_of(dataset, range(len(dataset)))  # type: ignore[arg-type]
+    return sorted({label for label in classes_N or [] if isinstance(label, str)})
+
+
+def classes_of(dataset: Dataset[Any], indices: Sequence[int]) -> list[int | str] | None:
+    """Return the classes of some samples as the dataset has them, integers or names; see `targets_of`."""
+    found_N = _classes(dataset, indices)
+    if isinstance(found_N, Unclear):
+        return None
+    for index, found in zip(indices, found_N, strict=True):
+        if isinstance(found, NoClass):
+            raise ValueError(  # noqa: TRY004 - the value is at fault
+                f"The target of sample {index} is {described(found.value)}, and no class: {reason(found.value)}"
+            )
+    return found_N  # type: ignore[return-value] # none is a NoClass
 
 
 def all_targets(dataset: Dataset[Any], num_samples: int) -> list[int]:
-    """The integer target of every sample, or an error that says what is needed."""
+    """Return the class of every sample, or raise an error that says what was seen and what is needed."""
     targets_N = targets_of(dataset, range(num_samples))
     if targets_N is None:
+        found = place_of(dataset[0])
+        seen = found.seen if isinstance(found, Unclear) else "different from item to item"
         raise ValueError(
-            f"The targets of the training dataset ({type(dataset).__name__}) cannot be read as integers, but "
-            "`balanced=True` needs them. Give the dataset an attribute `targets` (one integer per sample) or items "
-            "(input, integer target), or pass `balanced=False`, or the ids to begin with as `initial=[...]`. "
-            "A truly unlabelled pool, whose targets nobody knows yet, is not supported so far."
+            f"The targets of the training dataset ({type(dataset).__name__}) cannot be read, but `balanced=True` needs "
+            f"them: sample 0 is {seen}. Return items (input, class) or a dict with one of the keys {list(KEYS)}, or "
+            f"{GIVE_TARGETS}. If each sample has one class that only your model knows where to find, `balanced=False` "
+            f"draws without regard to it, and `initial=[...]` names the ids to begin with. {NO_UNLABELLED_POOL}."
         )
     return targets_N
 
 
-def _targets_attribute(dataset: Dataset[Any]) -> np.ndarray[Any, Any] | None:
-    targets = getattr(dataset, "targets", None)
-    if targets is None or getattr(dataset, "target_transform", None) is not None:
-        return None  # a transform makes other targets than the attribute holds: the items tell
-    array_N = np.asarray(targets)
-    num_samples = len(dataset)  # type: ignore[arg-type] # the data module has checked that it is sized
-    if array_N.ndim == 1 and len(array_N) != num_samples:
-        raise ValueError(
-            f"The attribute `targets` of {type(dataset).__name__} has {len(array_N)} entries, but the dataset has "
-            f"{num_samples} samples. Make `targets` follow the samples, one integer for each."
-        )
-    return array_N
+def batch_targets(batch: object) -> list[int]:
+    """Return the classes of a batch, found where an item's class is found.
+
+    Example:
+        >>> batch_targets([torch.zeros(3, 2), torch.tensor([[1.0], [0.0], [2.0]]), ["a.png", "b.png", "c.png"]])
+        [1, 0, 2]
+    """
+    place = place_of(batch, num_axes=1)
+    if isinstance(place, Unclear):
+        raise TypeError(f"The batch is {place.seen}, and nothing says which are the targets. Use (inputs, targets).")
+    array_B = as_array(value := value_at(batch, place))
+    if array_B is None or array_B.ndim == 0:
+        raise TypeError(f"The targets of a batch are {described(value)}, and one class for each sample is needed.")
+    classes_B = classes_in(array_B, range(len(array_B)))
+    if any(not isinstance(label, int) for label in classes_B):
+        raise ValueError(f"The targets of a batch are {described(value)}, and integer classes are needed.")
+    return classes_B  # type: ignore[return-value]
 
 
-def _integers(array_N: np.ndarray[Any, Any], indices: Sequence[int]) -> list[int] | None:
-    if array_N.ndim != 1 or array_N.dtype.kind not in "iu":
-        return None
-    return [int(array_N[index]) for index in indices]
+def tells_at_once(dataset: Dataset[Any]) -> bool:
+    """Return whether all targets can be read without reading the items.
 
-
-def _targets_of_items(dataset: Dataset[Any], indices: Sequence[int]) -> list[int] | None:
-    targets = []
-    for index in indices:
-        item = dataset[index]
-        if not isinstance(item, (tuple, list)) or len(item) != 2:  # noqa: PLR2004
-            return None
-        target = item[1].item() if isinstance(item[1], (Tensor, np.ndarray)) and item[1].ndim == 0 else item[1]
-        if not isinstance(target, Integral):
-            return None
-        targets.append(int(target))
-    return targets
+    Example:
+        >>> tells_at_once(Subset(TensorDataset(torch.zeros(2), torch.zeros(2)), [0]))
+        True
+        >>> tells_at_once([(0, 1)])
+        False
+    """
+    if (column := _column(dataset)) is not None:
+        return _agrees(dataset, column, range(len(column)))
+    if _is_plain(dataset, Subset):
+        return tells_at_once(dataset.dataset)  # type: ignore[attr-defined]
+    if _is_plain(dataset, ConcatDataset):
+        return all(tells_at_once(part) for part in dataset.datasets)  # type: ignore[attr-defined]
+    return False
 
 
 def refuse_outside(target_of: Mapping[int, int], *, num_classes: int | None) -> None:
@@ -89,13 +156,24 @@ def refuse_outside(target_of: Mapping[int, int], *, num_classes: int | None) -> 
         for index, target in target_of.items()
         if target < 0 or (num_classes is not None and target >= num_classes)
     ]
-    if wrong:
-        classes = "a class" if num_classes is None else f"one of the {num_classes} classes that the model predicts"
-        raise ValueError(
-            f"{len(wrong)} samples have targets outside the classes, first (id, target) {wrong[:5]}; a target must be "
-            f"{classes}, counted from 0. Samples without a label cannot be in the dataset yet: the label of a chosen "
-            "sample is read from it."
+    if not wrong:
+        return
+    classes = "a class" if num_classes is None else f"one of the {num_classes} classes that the model predicts"
+    ways = []
+    if any(target < 0 for _, target in wrong):
+        ways.append(
+            f"A negative one is no label. {NO_UNLABELLED_POOL}: leave such samples out of the training dataset, or "
+            "take them out of the pool with `datamodule.set_aside(ids)`."
         )
+    if any(target >= 0 for _, target in wrong):
+        ways.append(
+            "If they are classes, give the model an output for each (a single output is a sigmoid's, for the classes 0 "
+            "and 1); if they are measured values, regression is not supported: make classes of them."
+        )
+    raise ValueError(
+        f"{len(wrong)} samples have targets outside the classes, first (id, target) {wrong[:5]}; a target must be "
+        f"{classes}, counted from 0. {' '.join(ways)}"
+    )
 
 
 def refuse_other_targets(before: Mapping[int, int], now: Mapping[int, int], *, corrected: Collection[int]) -> None:
@@ -118,22 +196,134 @@ def refuse_other_targets(before: Mapping[int, int], now: Mapping[int, int], *, c
             f"). If these labels were corrected, start the command again with {accept}; the record of the next round "
             "names them. If not, the ids point at other samples: make `setup('fit')` build the same dataset always."
         )
-    raise ValueError(
-        f"{len(unexpected)} of {len(before)} labelled points have other targets than the run has recorded (first "
-        f"{shown}), so many that their ids point at other samples now. Make `setup('fit')` build the same dataset "
-        "always, splitting it by a seeded generator. If all of these labels were corrected, name their ids, "
-        "`ActiveLearningDataModule(..., corrected=[...])`."
-    )
 
 
-def num_of_a_correction(targets: Sequence[int]) -> float:
-    """Return the number of changed targets from which on they are rather those of other points.
+def refuse_visible(dataset: Dataset[Any], indices: Sequence[int], *, num_classes: int | None) -> None:
+    """Refuse items whose target's place is unclear, but which hold no class where one could stand.
 
-    Half of those that differ on average where the same labels are dealt out anew, n (1 - sum_c (n_c / n)^2) / 2.
-
-    Example:
-        >>> num_of_a_correction([0, 1] * 50), num_of_a_correction([0] * 90 + [1] * 10)
-        (25.0, 9.0)
+    Args:
+        dataset: Whose targets cannot be read.
+        indices: A few ids.
+        num_classes: The model's, if known: a row of as many zeros and ones, not one of which is 1, is multi-label.
     """
-    num = len(targets)
-    return (num - sum(count**2 for count in Counter(targets).values()) / num) / 2 if num else 0.0
+    for index in indices:
+        parts = parts_of(dataset[index])[1:]  # the first is taken for the input
+        rows = [part for part in parts if num_classes is not None and is_multi_hot(part, num_classes)]
+        numbers = [part for part in parts if is_number(part)]
+        has_names = any(isinstance(part, (str, bytes)) for part in parts)
+        lone = [number for number in numbers if len(numbers) == 1 and not has_names]
+        for part in rows + [number for number in lone if isinstance(class_of(number), NoClass)]:
+            raise ValueError(
+                f"Nothing says where the target of sample {index} stands, and it holds {described(part)}, which is no "
+                f"class: {reason(part)}"
+            )
+
+
+def _classes(dataset: Dataset[Any], indices: Sequence[int]) -> Sequence[Class] | Unclear:
+    if len(indices) == 0:
+        return []
+    column = _column(dataset)
+    if column is not None and _agrees(dataset, column, indices):
+        return classes_in(column, indices)
+    if _is_plain(dataset, Subset):
+        inner: Any = dataset
+        return _classes(inner.dataset, np.asarray(inner.indices)[np.asarray(indices)].tolist())
+    if _is_plain(dataset, ConcatDataset):
+        return _classes_of_parts(dataset, indices)  # type: ignore[arg-type]
+    found: list[Class] = []
+    for index in indices:
+        item = dataset[index]
+        place = place_of(item)
+        if isinstance(place, Unclear):
+            return place
+        found.append(class_of(value_at(item, place)))
+    return found
+
+
+def _classes_of_parts(dataset: ConcatDataset[Any], indices: Sequence[int]) -> Sequence[Class] | Unclear:
+    ends = dataset.cumulative_sizes
+    part_of = [bisect_right(ends, index) for index in indices]
+    found: list[Class] = [0] * len(indices)
+    for number in Counter(part_of):
+        positions = [position for position, part in enumerate(part_of) if part == number]
+        start = ends[number] - len(dataset.datasets[number])  # type: ignore[arg-type]
+        classes = _classes(dataset.datasets[number], [indices[position] - start for position in positions])
+        if isinstance(classes, Unclear):
+            return classes
+        for position, label in zip(positions, classes, strict=True):
+            found[position] = label
+    return found
+
+
+def _is_plain(dataset: object, kind: Any) -> bool:  # noqa: ANN401 - mypy takes indexing a class for a generic
+    """Return whether it is such a dataset whose items no subclass has changed."""
+    return isinstance(dataset, kind) and type(dataset).__getitem__ is kind.__getitem__
+
+
+def _column(dataset: Any) -> Array | None:  # noqa: ANN401 - its attributes are looked at
+    """Return the targets of all samples where the dataset keeps them together: (N,), or (N, ...) of other shapes."""
+    num_samples = len(dataset)
+    if getattr(dataset, "target_transform", None) is None:  # which makes other targets than an attribute holds
+        for name in ATTRIBUTES:
+            column = _as_column(getattr(dataset, name, None))
+            if column is None:
+                continue
+            if len(column) == num_samples:
+                return column
+            if name == "targets" and column.ndim == 1:
+                raise ValueError(
+                    f"The attribute `targets` of {type(dataset).__name__} has {len(column)} entries, but the dataset "
+                    f"has {num_samples} samples. Make `targets` follow the samples, one class for each."
+                )
+    if num_samples == 0:
+        return None
+    if _is_plain(dataset, TensorDataset):
+        place = place_of(dataset[0])
+        return None if isinstance(place, Unclear) else _as_column(dataset.tensors[place[0]])
+    return _hugging_face_column(dataset)
+
+
+def _hugging_face_column(dataset: Any) -> Array | None:  # noqa: ANN401 - known by its attributes, not installed
+    """Return the column of a `datasets.Dataset`, which need not decode the pictures beside it."""
+    names = getattr(dataset, "column_names", None)
+    if not isinstance(names, list) or not hasattr(dataset, "features"):
+        return None
+    found = [key for key in KEYS if key in names]
+    formatted = getattr(dataset, "format", None)
+    if len(found) != 1 or (isinstance(formatted, dict) and formatted.get("type") == "custom"):
+        return None
+    column = dataset[found[0]]
+    return _as_column(column if isinstance(column, (Tensor, np.ndarray)) else list(column[:]))
+
+
+def _as_column(values: object) -> Array | None:
+    if isinstance(values, (list, tuple)):
+        try:
+            array = np.asarray(values)
+        except (ValueError, TypeError):  # of different shapes
+            array = np.empty(0, dtype=object)
+        is_mixed = array.dtype.kind in "USO" and not all(isinstance(value, (str, bytes)) for value in values)
+        if is_mixed or len(array) != len(values):
+            array = np.empty(len(values), dtype=object)
+            for position, value in enumerate(values):  # at once, numpy would open what is in them
+                array[position] = value
+        return array
+    array_or_none = None if isinstance(values, (str, bytes, Number)) else as_array(values)
+    return None if array_or_none is None or array_or_none.ndim == 0 else array_or_none
+
+
+def _agrees(dataset: Dataset[Any], column: Array, indices: Sequence[int]) -> bool:
+    """Return whether items, which are what is trained on, have the classes of the column: three are looked at.
+
+    Where an item has no class, the column is what tells; where it has a name, the column may give its number.
+    """
+    for index in sorted({indices[0], indices[len(indices) // 2], indices[-1]}):
+        item = dataset[index]
+        place = place_of(item)
+        if isinstance(place, Unclear):
+            continue
+        of_item, of_column = class_of(value_at(item, place)), classes_in(column, [index])[0]
+        is_number_of_name = isinstance(of_item, str) and isinstance(of_column, int)
+        if not isinstance(of_item, NoClass) and not is_number_of_name and of_item != of_column:
+            return False
+    return True
