@@ -109,21 +109,26 @@ def place_of(item: object, *, num_axes: int = 0) -> tuple[Any, ...] | Unclear:
     """
     names = list(item) if isinstance(item, Mapping) else list(getattr(item, "_fields", ()))
     found = [key for key in KEYS if key in names]
-    if isinstance(item, Mapping):
-        if len(found) == 1:
-            return (found[0],)
+    if isinstance(item, Mapping) and len(found) != 1:
         which = f"{len(found)} of which say" if found else "none of which says"
         return Unclear(f"a {type(item).__name__} with the keys {names}, {which} where the target stands")
+    if isinstance(item, Mapping):
+        return _opened(item, found[0], num_axes)
     if not isinstance(item, (tuple, list)) or len(item) < 2:  # noqa: PLR2004
         return Unclear(f"{described(item)}, and not an (input, class) pair")
     position = names.index(found[0]) if len(found) == 1 else _position(item, num_axes)
     if position is None:
         entries = ", ".join(described(part) for part in item)
         return Unclear(f"a {type(item).__name__} of {len(item)} entries ({entries}), and not one of them alone a class")
-    if not isinstance(item[position], Mapping):
-        return (position,)
-    inner = place_of(item[position], num_axes=num_axes)
-    return inner if isinstance(inner, Unclear) else (position, *inner)
+    return _opened(item, position, num_axes)
+
+
+def _opened(item: Any, key: Any, num_axes: int) -> tuple[Any, ...] | Unclear:  # noqa: ANN401 - whatever items are
+    """Return the place at `key`, or within the dict that stands there."""
+    if not isinstance(item[key], Mapping):
+        return (key,)
+    inner = place_of(item[key], num_axes=num_axes)
+    return inner if isinstance(inner, Unclear) else (key, *inner)
 
 
 def _position(item: Sequence[Any], num_axes: int) -> int | None:
@@ -195,7 +200,7 @@ def described(value: object) -> str:
         return f"{text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + '...'} ({type(value).__name__})"
     few = array.reshape(-1)[:NUM_SHOWN].tolist()
     shown = f"{few[0]}" if array.ndim == 0 else f"{few}" if array.size <= NUM_SHOWN else f"{few} and more"
-    return f"{shown} ({type(value).__name__} of shape {tuple(array.shape)} and type {array.dtype})"
+    return f"{shown} (shape {tuple(array.shape)}, {array.dtype})"
 
 
 def reason(value: object) -> str:
@@ -214,9 +219,9 @@ def reason(value: object) -> str:
         why = "it has one value for each place (segmentation). Only classifiers of whole samples are supported."
     elif bool(((array == 0) | (array == 1)).all()) and not isinstance(value, tuple):
         why = (
-            f"{int(array.sum())} of its {len(array)} entries are 1, and one is in a class (multi-label). Models of several "
-            "labels at once are not supported: what a batch tells is computed for one class each. Train on one label "
-            "at a time, as classes 0 and 1."
+            f"{int(array.sum())} of its {len(array)} entries are 1, and in a class one is (multi-label). Models of "
+            "several labels at once are not supported: what a batch tells is computed for one class each. Train on one "
+            "label at a time, as classes 0 and 1."
         )
     else:
         why = (

@@ -52,6 +52,7 @@ def targets_of(
         names: All class names, sorted; by default they are looked up in the dataset if its targets are names.
 
     Example:
+        >>> import torch
         >>> dataset = TensorDataset(torch.zeros(4, 2), torch.tensor([[7.0], [8.0], [9.0], [8.0]]))
         >>> targets_of(Subset(dataset, [3, 2, 1]), [0, 1])
         [8, 9]
@@ -61,7 +62,7 @@ def targets_of(
         True
         >>> targets_of(TensorDataset(torch.zeros(1, 2), torch.tensor([0.5])), [0])  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: The target of sample 0 is 0.5 (float32 of shape () and type float32), and no class: ...
+        ValueError: The target of sample 0 is 0.5 (shape (), float32), and no class: it is a measured value. ...
     """
     classes_N = classes_of(dataset, indices)
     if classes_N is None or not any(isinstance(label, str) for label in classes_N):
@@ -116,6 +117,7 @@ def batch_targets(batch: object) -> list[int]:
     """Return the classes of a batch, found where an item's class is found.
 
     Example:
+        >>> import torch
         >>> batch_targets([torch.zeros(3, 2), torch.tensor([[1.0], [0.0], [2.0]]), ["a.png", "b.png", "c.png"]])
         [1, 0, 2]
     """
@@ -135,6 +137,7 @@ def tells_at_once(dataset: Dataset[Any]) -> bool:
     """Return whether all targets can be read without reading the items.
 
     Example:
+        >>> import torch
         >>> tells_at_once(Subset(TensorDataset(torch.zeros(2), torch.zeros(2)), [0]))
         True
         >>> tells_at_once([(0, 1)])
@@ -257,7 +260,8 @@ def _classes_of_parts(dataset: ConcatDataset[Any], indices: Sequence[int]) -> Se
 
 def _is_plain(dataset: object, kind: Any) -> bool:  # noqa: ANN401 - mypy takes indexing a class for a generic
     """Return whether it is such a dataset whose items no subclass has changed."""
-    return isinstance(dataset, kind) and type(dataset).__getitem__ is kind.__getitem__
+    ways = ("__getitem__", "__getitems__")
+    return isinstance(dataset, kind) and all(getattr(type(dataset), way, 0) is getattr(kind, way, 0) for way in ways)
 
 
 def _column(dataset: Any) -> Array | None:  # noqa: ANN401 - its attributes are looked at
@@ -302,8 +306,9 @@ def _as_column(values: object) -> Array | None:
             array = np.asarray(values)
         except (ValueError, TypeError):  # of different shapes
             array = np.empty(0, dtype=object)
-        is_mixed = array.dtype.kind in "USO" and not all(isinstance(value, (str, bytes)) for value in values)
-        if is_mixed or len(array) != len(values):
+        if array.dtype.kind not in "iubf" or len(array) != len(
+            values
+        ):  # numpy would make names of all that stands by one
             array = np.empty(len(values), dtype=object)
             for position, value in enumerate(values):  # at once, numpy would open what is in them
                 array[position] = value

@@ -71,8 +71,19 @@ def test_impossible_repetitions_are_refused(repeat, noise, words):
         Repeated(originals(), repeat, noise=noise, seed=0)
 
 
-def test_targets_that_are_no_integers_are_no_targets():
-    dataset = Repeated(TensorDataset(torch.zeros(2, 1), torch.zeros(2)), 2, noise=0.0, seed=0)
-    assert targets_of(dataset, [0]) is None
-    with pytest.raises(AttributeError, match="The targets of the repeated TensorDataset are no integers"):
+def test_targets_that_cannot_be_read_are_no_targets():
+    dataset = Repeated(TensorDataset(torch.zeros(2, 1)), 2, noise=0.0, seed=0)
+    with pytest.raises(AttributeError, match="The targets of the repeated TensorDataset cannot be read"):
         _ = dataset.targets
+
+
+def test_targets_that_are_no_classes_are_refused_through_the_repetition():
+    dataset = Repeated(TensorDataset(torch.zeros(2, 1), torch.tensor([0.0, 0.5])), 2, noise=0.0, seed=0)
+    with pytest.raises(ValueError, match=r"The target of sample 1 is 0.5 .*Regression is not supported"):
+        targets_of(dataset, [0])
+
+
+def test_names_are_numbered_as_in_the_originals():
+    names = ["bee", "ant", "cow"]
+    dataset = Repeated([(torch.zeros(1), name) for name in names], 2, noise=0.0, seed=0)
+    assert targets_of(dataset, range(6)) == [1, 0, 2] * 2
