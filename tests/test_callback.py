@@ -5,7 +5,7 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from al_lightning import BALD, ActiveLearning, BatchBALD, DeepEnsemble, Margin, MCDropout, Screening, active_fit
+from al_lightning import BALD, ActiveLearning, BatchBALD, DeepEnsemble, Margin, MCDropout, Random, Screening, active_fit
 from al_lightning.acquisition import Batch, saturation_warning
 from al_lightning.information import mutual_information
 from al_lightning.seeds import derived_seed
@@ -166,13 +166,38 @@ def test_labels_outside_the_classes_are_refused_by_id_before_the_training(
         make_trainer(make_callback()).fit(model, datamodule=datamodule)
 
 
-def test_a_chosen_sample_without_a_label_is_refused_by_id(make_trainer, make_model, make_callback, make_data):
+def test_a_pool_without_labels_is_refused_before_the_training(make_trainer, make_model, make_callback, make_data):
     datamodule = make_data(initial=[0, 1, 2])
     dataset = datamodule.inner.train_dataloader().dataset
     dataset.tensors[1][3:] = -100
     datamodule.inner._part = lambda num, seed, part=datamodule.inner._part: dataset if seed == 0 else part(num, seed)
-    with pytest.raises(ValueError, match=r"4 samples have targets outside the classes"):
-        make_trainer(make_callback()).fit(make_model(), datamodule=datamodule)
+    trainer = make_trainer(make_callback())
+    with pytest.raises(ValueError, match=r"57 samples have targets outside the classes.*A negative one is no label"):
+        trainer.fit(make_model(), datamodule=datamodule)
+    assert (trainer.global_step, datamodule.labels.num_labelled) == (0, 3)
+
+
+@pytest.mark.parametrize("acquisition", [BALD(), Random()], ids=["BALD", "Random"])
+def test_a_chosen_sample_without_a_label_is_refused_by_id(
+    acquisition, make_trainer, make_model, make_callback, make_data
+):
+    class ItemByItem(torch.utils.data.Dataset):  # of whose pool only the first few are looked at before
+        def __len__(self):
+            return 60
+
+        def __getitem__(self, index):
+            inputs, target = tensors[index]
+            return inputs, target if index < 11 else -100
+
+    datamodule = make_data(initial=[0, 1, 2])
+    tensors = datamodule.inner._part(60, 0)
+    datamodule.inner._part = lambda num, seed, part=datamodule.inner._part: (
+        ItemByItem() if seed == 0 else part(num, seed)
+    )
+    with pytest.raises(
+        ValueError, match=r"\d+ samples have targets outside the classes, first \(id, target\) \[\(\d+, -100"
+    ):
+        make_trainer(make_callback(acquisition, query_size=20)).fit(make_model(), datamodule=datamodule)
     assert datamodule.labels.num_labelled == 3
 
 

@@ -196,7 +196,7 @@ def test_what_is_no_classifier_is_refused_before_the_training(
         (
             Net(1, squared),
             CLASSES,
-            "one of the 2 classes .* a single output is a sigmoid's.* regression is not supported",
+            "one of the 2 classes .*a single output is a sigmoid's.* regression is not supported",
         ),
         (Net(2, gaussian), torch.where(torch.arange(NUM_TRAIN) < 30, BITS, 7).float(), "one of the 2 classes"),
         (Net(3, cross_entropy), torch.where(torch.arange(NUM_TRAIN) < 30, CLASSES, 3), "one of the 3 classes"),

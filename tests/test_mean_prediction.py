@@ -112,7 +112,7 @@ def test_a_test_batch_without_targets_is_refused(make_model):
     callback = MeanPrediction()
     callback._predict = lambda batch: torch.zeros(2, 1, 3)
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    with pytest.raises(TypeError, match=r"is a Tensor, but MeanPrediction needs \(inputs, targets\)"):
+    with pytest.raises(TypeError, match=r"The batch is .*\(shape \(2, 4\), float32\).*Use \(inputs, targets\)"):
         callback.on_test_batch_end(trainer, make_model(), None, torch.zeros(2, 4), 0)
 
 

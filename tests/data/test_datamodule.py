@@ -619,6 +619,21 @@ def test_targets_outside_the_classes_are_refused_by_id():
         module.check_targets(range(20), num_classes=1)
 
 
+@pytest.mark.parametrize("dataset", [TensorDataset, lambda *tensors: list(zip(*tensors, strict=True))])
+def test_all_targets_to_come_are_checked_or_a_few_where_items_must_be_read(dataset):
+    targets = torch.arange(40) % 3
+    targets[30] = 3
+    module = ready(Holding(dataset(torch.zeros(40, 1), targets)), initial=[0, 1, 2])
+    module.check_targets_to_come(num_classes=4)
+    if isinstance(dataset, type):
+        with pytest.raises(ValueError, match=r"1 samples .*first \(id, target\) \[\(30, 3\)\].* one of the 3 classes"):
+            module.check_targets_to_come(num_classes=3)
+    else:
+        module.check_targets_to_come(num_classes=3)
+    module.set_aside([30])
+    module.check_targets_to_come(num_classes=3)
+
+
 def test_what_only_the_wrapped_module_has_is_found_through_the_wrapper():
     module = ActiveLearningDataModule(Plain())
     assert module.num == 40

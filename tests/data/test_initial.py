@@ -47,8 +47,16 @@ def test_the_generator_chooses_the_samples_and_the_classes_that_get_one_more():
 
 
 def test_a_class_that_is_too_small_is_named():
-    with pytest.raises(ValueError, match=r"`initial` is 6, which takes 3 samples of class 9, but .* has 2"):
+    words = r"`initial` is 6, which takes 3 samples of class 9, but .* has 2 \(and 2 classes, from 4 to 9\)"
+    with pytest.raises(ValueError, match=words):
         draw_balanced(6, [4] * 10 + [9] * 2, generator=seeded())
+
+
+def test_a_draw_without_regard_to_classes_is_advised_only_where_they_are_classes():
+    with pytest.raises(
+        ValueError, match=r"if these are the classes .* and not ids or measured values.*`balanced=False`"
+    ):
+        draw_balanced(150, list(range(100)), generator=seeded())
 
 
 def test_an_empty_balanced_draw_is_refused():
