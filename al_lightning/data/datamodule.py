@@ -17,10 +17,11 @@ from al_lightning.data.seeded import seeded
 from al_lightning.data.targets import (
     class_names,
     classes_of,
+    has_names,
+    numbered,
     refuse_other_targets,
     refuse_outside,
     refuse_visible,
-    targets_of,
     tells_at_once,
 )
 
@@ -236,11 +237,11 @@ class ActiveLearningDataModule(LightningDataModule):
         """The true classes of some samples, names numbered in sorted order; None if nothing says where they stand."""
         dataset, ids = self._fit_loader().dataset, self.labels.checked(indices).tolist()
         with seeded(self.seed):  # reading an item may augment it
-            if self._class_names is None and any(
-                isinstance(label, str) for label in classes_of(dataset, ids[:1]) or []
-            ):
-                self._class_names = class_names(dataset)
-            return targets_of(dataset, ids, names=self._class_names)
+            classes = classes_of(dataset, ids)
+            if classes is None or not has_names(classes):
+                return classes  # type: ignore[return-value] # no names
+            self._class_names = self._class_names or class_names(dataset)
+        return numbered(ids, classes, self._class_names)
 
     def check_targets(self, indices: Sequence[int] | Tensor, *, num_classes: int | None = None) -> list[int] | None:
         """`targets_of` these samples, all of which must be labels of a class."""

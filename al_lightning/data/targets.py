@@ -34,9 +34,7 @@ from al_lightning.data.items import (
 ATTRIBUTES = ("targets", "labels")
 
 
-def targets_of(
-    dataset: Dataset[Any], indices: Sequence[int], *, names: Sequence[str] | None = None
-) -> list[int] | None:
+def targets_of(dataset: Dataset[Any], indices: Sequence[int]) -> list[int] | None:
     """Return the classes of some samples as integers, or None if nothing says where the dataset keeps them.
 
     Looked for in this order: the attribute `targets` or `labels` (one entry per sample, unless items say otherwise), in
@@ -49,7 +47,6 @@ def targets_of(
     Args:
         dataset: A dataset with `__getitem__` and `__len__`.
         indices: Ids of the samples.
-        names: All class names, sorted; by default they are looked up in the dataset if its targets are names.
 
     Example:
         >>> import torch
@@ -65,9 +62,23 @@ def targets_of(
         ValueError: The target of sample 0 is 0.5 (shape (), float32), and no class: it is a measured value. ...
     """
     classes_N = classes_of(dataset, indices)
-    if classes_N is None or not any(isinstance(label, str) for label in classes_N):
+    if classes_N is None or not has_names(classes_N):
         return classes_N  # type: ignore[return-value] # no names
-    names = class_names(dataset) if names is None else names
+    return numbered(indices, classes_N, class_names(dataset))
+
+
+def has_names(classes_N: Sequence[int | str]) -> bool:
+    """Return whether classes are to be numbered."""
+    return any(isinstance(label, str) for label in classes_N)
+
+
+def numbered(indices: Sequence[int], classes_N: Sequence[int | str], names: Sequence[str]) -> list[int]:
+    """Return the places that the classes of samples have among all class names.
+
+    Example:
+        >>> numbered([7, 4], ["dog", "ant"], ["ant", "cat", "dog"])
+        [2, 0]
+    """
     number_of: dict[int | str, int] = {name: number for number, name in enumerate(names)}
     unknown = [pair for pair in zip(indices, classes_N, strict=True) if pair[1] not in number_of]
     if unknown:
@@ -80,9 +91,9 @@ def targets_of(
 
 
 def class_names(dataset: Dataset[Any]) -> list[str]:
-    """Return the names of all classes, sorted, as the whole dataset has them."""
-    classes_N = classes_of(dataset, range(len(dataset)))  # type: ignore[arg-type]
-    return sorted({label for label in classes_N or [] if isinstance(label, str)})
+    """Return the names of all classes, sorted, as the whole dataset has them; samples without a class have none."""
+    found_N = _classes(dataset, range(len(dataset)))  # type: ignore[arg-type]
+    return [] if isinstance(found_N, Unclear) else sorted({label for label in found_N if isinstance(label, str)})
 
 
 def classes_of(dataset: Dataset[Any], indices: Sequence[int]) -> list[int | str] | None:

@@ -11,6 +11,7 @@ from al_lightning.data.targets import (
     all_targets,
     batch_targets,
     class_names,
+    numbered,
     refuse_outside,
     refuse_visible,
     targets_of,
@@ -229,7 +230,14 @@ def test_a_name_that_came_later_is_refused():
     with pytest.raises(
         ValueError, match=r"beside the class names .*\['ant', 'bee'\].*first \(id, class\) \[\(0, 'cow'\)\]"
     ):
-        targets_of(Items([(IMAGE, "cow")]), [0], names=["ant", "bee"])
+        numbered([0, 1], ["cow", "ant"], ["ant", "bee"])
+
+
+def test_a_sample_without_a_class_has_no_name():
+    dataset = Items([(IMAGE, "bee"), (IMAGE, None), (IMAGE, "ant")])
+    assert targets_of(dataset, [0, 2]) == [1, 0]
+    with pytest.raises(ValueError, match="The target of sample 1 is None"):
+        targets_of(dataset, [0, 1])
 
 
 class Columns:
