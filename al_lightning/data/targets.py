@@ -343,3 +343,16 @@ def _agrees(dataset: Dataset[Any], column: Array, indices: Sequence[int]) -> boo
         if not isinstance(of_item, NoClass) and not is_number_of_name and of_item != of_column:
             return False
     return True
+
+
+def num_of_a_correction(targets: Sequence[int]) -> float:
+    """Return the number of changed targets from which on they are rather those of other points.
+
+    Half of those that differ on average where the same labels are dealt out anew, n (1 - sum_c (n_c / n)^2) / 2.
+
+    Example:
+        >>> num_of_a_correction([0, 1] * 50), num_of_a_correction([0] * 90 + [1] * 10)
+        (25.0, 9.0)
+    """
+    num = len(targets)
+    return (num - sum(count**2 for count in Counter(targets).values()) / num) / 2 if num else 0.0
