@@ -5,8 +5,13 @@ What reads the records of runs is dispatched before it: LightningCLI knows only 
 
 import importlib
 import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from pydoc import locate
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from al_lightning._lightning import FLAVOUR, LightningDataModule, LightningModule, callbacks_of
 from al_lightning.callback import ActiveLearning
@@ -22,12 +27,29 @@ RECORD_COMMANDS = (
 
 if TYPE_CHECKING:
     from pytorch_lightning.cli import ArgsType, LightningCLI
+    from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters_context
 else:
     LightningCLI = importlib.import_module(f"{FLAVOUR}.cli").LightningCLI
+    # Private, but nothing else tells `save_hyperparameters` what the command line gave to a module.
+    mixin = importlib.import_module(f"{FLAVOUR}.core.mixins.hparams_mixin")
+    _given_hyperparameters_context = mixin._given_hyperparameters_context
+
+PLAIN = (bool, int, float, str, type(None))
 
 
 class ActiveLearningCLI(LightningCLI):
     """`al-lightning fit|validate|test|predict`, with everything set from YAML and the command line by class name."""
+
+    def before_instantiate_classes(self) -> None:
+        """Let `save_hyperparameters` of a module inside another one save its own parameters.
+
+        LightningCLI gives those of the whole model to every module, and those of the whole data to every data module.
+        """
+        dump = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
+        config = yaml.safe_load(dump)
+        with_own = WithOwnParameters(list(modules_in(config if self.subcommand is None else config[self.subcommand])))
+        for kind in (LightningModule, LightningDataModule):
+            self.parser.add_instantiator(with_own, kind, subclasses=True, prepend=True)
 
     def fit(
         self,
@@ -43,6 +65,100 @@ class ActiveLearningCLI(LightningCLI):
         seed = int(self._get(self.config, "seed_everything"))
         ckpt_path = fit_arguments.get("ckpt_path")
         active_fit(self.trainer, model, wrapped_datamodule(datamodule), seed=seed, ckpt_path=ckpt_path)
+
+
+@dataclass
+class ConfiguredModule:
+    """What a configuration says of one module.
+
+    Args:
+        path: Where it stands, as in `data.init_args.datamodule`.
+        class_path: Its class; None where the command line is for one class alone.
+        parameters: What it is built with, the modules inside it as configurations.
+        is_built: Whether it has been built.
+    """
+
+    path: str
+    class_path: str | None
+    parameters: dict[str, Any]
+    is_built: bool = field(default=False)
+
+    def agrees_with(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether the plain ones of these arguments are the parameters of this module."""
+        return all(
+            self.parameters[name] == value
+            for name, value in arguments.items()
+            if isinstance(value, PLAIN) and isinstance(self.parameters.get(name, ()), PLAIN)
+        )
+
+    def saved(self, links: Mapping[str, Any]) -> dict[str, Any]:
+        """What `save_hyperparameters` keeps, in the form in which Lightning reads it from checkpoints.
+
+        Args:
+            links: Values that were known only when other objects had been built, by where they stand.
+        """
+        parameters = dict(self.parameters)
+        for target, value in links.items():
+            if target.startswith(f"{self.path}."):
+                *parents, name = target.removeprefix(f"{self.path}.").removeprefix("init_args.").split(".")
+                inside = parameters
+                for parent in parents:
+                    inside[parent] = dict(inside.get(parent) or {})
+                    inside = inside[parent]
+                inside[name] = value
+        return parameters if self.class_path is None else {"_class_path": self.class_path, **parameters}
+
+
+def modules_in(config: object, path: str = "") -> Iterator[ConfiguredModule]:
+    """All objects with a class in a configuration, in the order in which they are built: parts before the whole."""
+    children: dict[Any, Any] = {}
+    if isinstance(config, dict):
+        children = config
+    elif isinstance(config, list):
+        children = dict(enumerate(config))
+    for name, child in children.items():
+        yield from modules_in(child, f"{path}.{name}" if path else str(name))
+    if isinstance(config, dict) and isinstance(config.get("class_path"), str):
+        parameters = {**(config.get("init_args") or {}), **(config.get("dict_kwargs") or {})}
+        yield ConfiguredModule(path, config["class_path"], parameters)
+    elif path in {"model", "data"} and isinstance(config, dict):
+        yield ConfiguredModule(path, None, config)
+
+
+class WithOwnParameters:
+    """Builds a module while `save_hyperparameters` knows what the configuration says of this very one.
+
+    The command line tells its class and its arguments, of which those that are modules or other objects have been built
+    already, but not where it stands: it is the first of this class that has the same plain arguments.
+    """
+
+    def __init__(self, modules: list[ConfiguredModule]) -> None:
+        self._modules = modules
+
+    def __call__(
+        self,
+        class_type: type,
+        *args: Any,  # noqa: ANN401 - whatever the class takes
+        applied_instantiation_links: Mapping[str, Any],
+        **arguments: Any,  # noqa: ANN401
+    ) -> object:
+        """Build it."""
+        module = self._find(class_type, arguments)
+        module.is_built = True
+        instantiator = f"{FLAVOUR}.cli.instantiate_module"
+        with _given_hyperparameters_context(module.saved(applied_instantiation_links), instantiator):
+            return class_type(*args, **arguments)
+
+    def _find(self, class_type: type, arguments: Mapping[str, Any]) -> ConfiguredModule:
+        found = [module for module in self._modules if _is_of(module, class_type)]
+        found = [module for module in found if module.agrees_with(arguments)] or found
+        return next((module for module in found if not module.is_built), found[0])
+
+
+def _is_of(module: ConfiguredModule, class_type: type) -> bool:
+    if module.class_path is None:
+        return issubclass(class_type, LightningModule if module.path == "model" else LightningDataModule)
+    return locate(module.class_path) is class_type
 
 
 def run(args: "ArgsType" = None) -> ActiveLearningCLI:

@@ -27,6 +27,7 @@ from al_lightning._lightning import (
     set_logged_steps,
     spawns,
 )
+from al_lightning.data import ActiveLearningDataModule
 
 
 def _writes_the_config(callback: Callback) -> bool:
@@ -42,7 +43,7 @@ class Rewind:
         trainer: A Trainer that has not run yet.
         model: The model that it is going to fit; its first weights are those at the start of the first fit, because
             Lightning may build it only then.
-        datamodule: The data module of all fits, which is not put back.
+        datamodule: The data module of all fits; of it what others set during a fit is put back, and nothing else.
         keep: Callbacks that live through all rounds and are never put back.
         keep_weights: Whether every fit continues from the weights of the one before (False: from the first weights).
     """
@@ -68,6 +69,9 @@ class Rewind:
         parts = [*model.modules(), *model.parameters(), *model.buffers(), *_with_inner(datamodule)]
         launchers = [] if spawns(trainer) else [trainer.strategy.launcher]
         self._shared = [trainer, *parts, *callbacks_of(trainer), *trainer.loggers, *launchers]
+        self._datamodule = datamodule if isinstance(datamodule, ActiveLearningDataModule) else None
+        if self._datamodule is not None:
+            self._datamodule.keep_settings()
         self._first = self._copied([vars(thing) for thing in self._things()])
 
     def _things(self) -> list[Any]:
@@ -95,6 +99,8 @@ class Rewind:
             vars(thing).clear()
             vars(thing).update(state)
         set_logged_steps(self._trainer, steps)
+        if self._datamodule is not None:
+            self._datamodule.put_settings_back()
         if self._first_states.weights is not None:
             (self._first_states.weights.restore_flags if self._keep_weights else self._first_states.weights.restore)(
                 self._model

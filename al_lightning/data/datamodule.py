@@ -1,7 +1,8 @@
 """The user's data module, seen through the labels: training gets the labelled samples, the pool is the rest."""
 
-from collections.abc import Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache, partial
+from inspect import get_annotations
 from typing import Any
 
 import torch
@@ -25,17 +26,7 @@ from al_lightning.data.targets import (
     tells_at_once,
 )
 
-FORWARDED_IF_OVERRIDDEN = (
-    "prepare_data",
-    "val_dataloader",
-    "test_dataloader",
-    "predict_dataloader",
-    "transfer_batch_to_device",
-    "on_before_batch_transfer",
-    "on_after_batch_transfer",
-    "on_exception",
-    "teardown",
-)
+ABSENT = object()
 
 NUM_LOOKED_AT = 8  # of the items where each must be read by itself
 
@@ -43,13 +34,18 @@ NUM_LOOKED_AT = 8  # of the items where each must be read by itself
 class ActiveLearningDataModule(LightningDataModule):
     """Wraps a data module; it knows which samples of the training dataset are labelled and which are pool.
 
-    Everything but training is the wrapped module's own: validation, test and predict loaders, transfer hooks, state.
-    Its `train_dataloader()` is asked once per `setup("fit")`; the loader that training gets has its settings. Datasets
-    without a data module are wrapped by Lightning's own
+    Everything but training is the wrapped module's own: validation, test and predict loaders, transfer hooks,
+    hyper-parameters. Whatever else is read from the wrapper, set on it or deleted is the wrapped module's attribute, as
+    in `trainer.datamodule.batch_size = 64`; where both have a name, as in `seed`, the wrapped one is
+    `datamodule.inner.seed`. What others than the module itself have set during a round is put back before the next.
+
+    Its `train_dataloader()` is asked in `setup("fit")` and anew each time Lightning wants a training loader, with the
+    global random generators seeded alike; the loader that training gets has its settings. Datasets without a data
+    module are wrapped by Lightning's own
     `ActiveLearningDataModule(LightningDataModule.from_datasets(train, val, test, batch_size=64))`.
 
-    With few labels the last batch may hold a single sample, on which BatchNorm raises: choose a batch size that leaves
-    none over, or `samples_per_epoch` as a multiple of it.
+    A last batch of a single sample, on which BatchNorm raises, is refused before the first training: choose a batch
+    size that leaves none over, or `samples_per_epoch` as a multiple of it.
 
     Args:
         datamodule: An ordinary data module whose `train_dataloader()` returns one plain DataLoader. If it has a method
@@ -71,6 +67,26 @@ class ActiveLearningDataModule(LightningDataModule):
             of labelled points are refused, because they may be those of other points.
     """
 
+    # Checkpoints hold the hyper-parameters of the wrapped module, which are no arguments of this class.
+    CHECKPOINT_HYPER_PARAMS_KEY = "wrapper_hyper_parameters"
+
+    # All that the wrapper itself holds; any other attribute is the wrapped module's.
+    inner: LightningDataModule
+    balanced: bool
+    initial: int | list[int]
+    pool: Dataset[Any] | None
+    pool_batch_size: int | None
+    samples_per_epoch: int | None
+    seed: int
+    _labels: Labels | None
+    corrected: frozenset[int]
+    _known_targets: dict[int, int]
+    _class_names: list[str] | None
+    _train_loader: DataLoader[Any] | None
+    _pool_dataset: Dataset[Any] | None
+    _is_asked_again: bool
+    _set_from_outside: "SetFromOutside | None"
+
     def __init__(  # noqa: PLR0913 - they are the fields of the configuration
         self,
         datamodule: LightningDataModule,
@@ -89,46 +105,72 @@ class ActiveLearningDataModule(LightningDataModule):
         for name, value in (("samples_per_epoch", samples_per_epoch), ("pool_batch_size", pool_batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}, but must be at least 1, or None.")
+        # Not `super().__init__()`: the state that Lightning gives a data module is the wrapped one's.
         self.initial = checked_initial(initial)
-        self.inner = datamodule  # before `super().__init__`, which sets `trainer`
-        super().__init__()
         self.balanced = balanced
         self.samples_per_epoch = samples_per_epoch
         self.pool = pool
         self.pool_batch_size = pool_batch_size
         self.seed = seed
         self.corrected = frozenset(corrected or [])
-        self.prepare_data_per_node = datamodule.prepare_data_per_node
-        self.allow_zero_length_dataloader_with_multiple_devices = (
-            datamodule.allow_zero_length_dataloader_with_multiple_devices
-        )
-        self._labels: Labels | None = None
-        self._known_targets: dict[int, int] = {}
-        self._class_names: list[str] | None = None  # read once, for it may take reading all items
-        self._train_loader: DataLoader[Any] | None = None
-        self._pool_dataset: Dataset[Any] | None = None
-        # Only what the wrapped module overrides: Lightning runs no validation loop without a `val_dataloader`, and
-        # uses the transfer hooks of the LightningModule unless the data module has its own.
-        for hook in FORWARDED_IF_OVERRIDDEN:
-            if is_overridden(hook, datamodule):
-                setattr(self, hook, getattr(datamodule, hook))
-        if is_overridden("test_dataloader", datamodule):
-            setattr(self, "test_dataloader", partial(each_test_sample_once, self))  # noqa: B010 - as the hooks above
+        self._labels = None
+        self._known_targets = {}
+        self._class_names = None  # read once, for it may take reading all items
+        self._train_loader = None
+        self._pool_dataset = None
+        self._is_asked_again = False
+        self._set_from_outside = None
+        self.inner = datamodule
+
+    def __getattribute__(self, name: str) -> Any:  # noqa: ANN401 - whatever the wrapped module has
+        """Read what this class does not define from the wrapped module, Lightning's own hooks and settings included.
+
+        So Lightning sees which hooks the user has overridden. Double-underscore names, which copying and pickling look
+        for on an object that is still empty, are never those of the wrapped module.
+        """
+        if is_own(type(self), name):
+            return super().__getattribute__(name)
+        return getattr(self.inner, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set what this class does not hold on the wrapped module, a hook such as `train_dataloader` too."""
+        if is_held(type(self), name):
+            super().__setattr__(name, value)
+        else:
+            self._note(name)
+            setattr(self.inner, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        """Delete what this class does not hold from the wrapped module."""
+        if is_held(type(self), name):
+            super().__delattr__(name)
+        else:
+            self._note(name)
+            delattr(self.inner, name)
+
+    def _note(self, name: str) -> None:
+        if self._set_from_outside is not None:
+            self._set_from_outside.note(self.inner, name)
+
+    def __dir__(self) -> list[str]:
+        """List the attributes of both."""
+        return sorted({*super().__dir__(), *dir(self.inner)})
 
     @property
-    def trainer(self) -> Trainer | None:
-        """The Trainer, which the wrapped module must know as well, for its loaders may ask it."""
-        return self.inner.trainer
+    def test_dataloader(self) -> Callable[[], Any]:  # type: ignore[override] # as Lightning asks for it
+        """The wrapped module's, of whose samples each rank gets its share; not overridden where the user has none."""
+        if is_overridden("test_dataloader", self.inner):
+            return partial(each_test_sample_once, self)
+        return self.inner.test_dataloader
 
-    @trainer.setter
-    def trainer(self, trainer: Trainer | None) -> None:
-        self.inner.trainer = trainer
+    def keep_settings(self) -> None:
+        """Remember the attributes and hyper-parameters of the wrapped module that others set from now on."""
+        self._set_from_outside = SetFromOutside(self.inner)
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the wrapped module has
-        """What only the wrapped module has, as in `self.trainer.datamodule.num_classes`."""
-        if name.startswith("_") or name == "inner":  # while copying and unpickling there is no wrapped module yet
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.")
-        return getattr(self.inner, name)
+    def put_settings_back(self) -> None:
+        """Undo what others have set since `keep_settings`: a batch size found in one round is not that of the next."""
+        if self._set_from_outside is not None:
+            self._set_from_outside.undo(self.inner)
 
     @property
     def labels(self) -> Labels:
@@ -146,22 +188,29 @@ class ActiveLearningDataModule(LightningDataModule):
         """Set up the wrapped module; for a fit, read its training loader and, the first time, draw initial labels."""
         with seeded(self.seed):
             self.inner.setup(stage)
-            if stage != "fit":
-                return
-            self._train_loader = train_loader_of(self.inner)
+        if stage != "fit":
+            return
+        with seeded(self.seed):  # anew, as it will be whenever it is asked again
+            self._train_loader = train_loader_of(self.inner, begins_anew=True)
+            self._is_asked_again = False
             dataset = self._train_loader.dataset
-            self._pool_dataset = pool_of(self.inner, dataset, given=self.pool)
+            pool = pool_of(self.inner, dataset, given=self.pool)
+            self._pool_dataset = None if pool is dataset else pool
             num_samples = sample_count(dataset)
             if self._labels is None:
                 labels = Labels(num_samples)
                 labels.label(initial_indices(self.initial, dataset, balanced=self.balanced, seed=self.seed), round=0)
                 self._labels = labels
-        if len(self._labels) != num_samples:
-            raise ValueError(
-                f"The training dataset has {num_samples} samples now, but had {len(self._labels)} when they were "
-                "labelled: sample ids would point at other samples. Make `setup('fit')` build the same dataset always."
-            )
+        self._refuse_other_length(num_samples)
         self._refuse_other_samples(self._known_targets, self.corrected)
+
+    def _refuse_other_length(self, num_samples: int) -> None:
+        if len(self.labels) != num_samples:
+            raise ValueError(
+                f"The training dataset has {num_samples} samples now, but had {len(self.labels)} when they were "
+                "labelled: sample ids would point at other samples. Make `setup('fit')` and `train_dataloader()` build "
+                "the same dataset always."
+            )
 
     def _refuse_other_samples(self, before: Mapping[int, int], corrected: Collection[int]) -> None:
         """The ids must mean the same points as before; a split drawn anew shows in their targets."""
@@ -172,14 +221,28 @@ class ActiveLearningDataModule(LightningDataModule):
         self._known_targets = now
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """The wrapped module's training loader over the labelled samples alone."""
+        """The wrapped module's training loader, as it is now, over the labelled samples alone."""
         num_ranks = 1 if self.trainer is None else self.trainer.world_size
+        self._ask_again()
         return labelled_loader(
             self._fit_loader(),
             self.labels.labelled_indices.tolist(),
             samples_per_epoch=self.samples_per_epoch,
             num_ranks=num_ranks,
         )
+
+    def _ask_again(self) -> None:
+        """Take the wrapped module's training loader anew: its batch size may be another, but not its samples.
+
+        The first one of a fit begins its own generators anew, and later ones go on with them, as without a wrapper.
+        """
+        before = self._fit_loader().dataset
+        with seeded(self.seed):
+            self._train_loader = train_loader_of(self.inner, begins_anew=not self._is_asked_again)
+        self._is_asked_again = True
+        if self._train_loader.dataset is not before:
+            self._refuse_other_length(sample_count(self._train_loader.dataset))
+            self._refuse_other_samples()
 
     def pool_dataloader(
         self, indices: Sequence[int] | Tensor | None = None, batch_size: int | None = None
@@ -288,6 +351,49 @@ class ActiveLearningDataModule(LightningDataModule):
         if self._train_loader is None:
             raise RuntimeError("The training loader is not known before `setup('fit')`.")
         return self._train_loader
+
+
+@cache
+def own_names(wrapper: type) -> frozenset[str]:
+    """What a wrapper's class and those that users derive from it define or declare, Lightning's own bases left out."""
+    bases = [base for base in wrapper.__mro__ if base not in LightningDataModule.__mro__]
+    names = frozenset(name for base in bases for name in (*vars(base), *get_annotations(base)))
+    return names - {"CHECKPOINT_HYPER_PARAMS_KEY"}  # where Lightning asks the class it loads, where the object it saves
+
+
+def is_own(wrapper: type, name: str) -> bool:
+    """Whether an attribute is read from the wrapper and not from the module that it wraps."""
+    return name in own_names(wrapper) or (name.startswith("__") and name.endswith("__"))
+
+
+def is_held(wrapper: type, name: str) -> bool:
+    """Whether an attribute is set on the wrapper: its own ones are, but not the hooks in which it asks the wrapped."""
+    return is_own(wrapper, name) and (name.startswith("__") or not hasattr(LightningDataModule, name))
+
+
+class SetFromOutside:
+    """What was set on a data module through its wrapper, by callbacks or a model, and what was there before."""
+
+    def __init__(self, inner: LightningDataModule) -> None:
+        self._hparams = dict(inner.hparams)
+        self._before: dict[str, Any] = {}
+
+    def note(self, inner: LightningDataModule, name: str) -> None:
+        """Remember the value that an attribute has now, unless one was remembered before."""
+        self._before.setdefault(name, getattr(inner, name, ABSENT))
+
+    def undo(self, inner: LightningDataModule) -> None:
+        """Put all of it back."""
+        for name, value in self._before.items():
+            if value is not ABSENT:
+                setattr(inner, name, value)
+            elif hasattr(inner, name):
+                delattr(inner, name)
+        self._before.clear()
+        now = inner.hparams
+        if now.keys() != self._hparams.keys() or any(now[name] is not self._hparams[name] for name in now):
+            now.clear()
+            now.update(self._hparams)
 
 
 def wrapped_datamodule(datamodule: object) -> ActiveLearningDataModule:

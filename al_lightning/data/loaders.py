@@ -77,9 +77,16 @@ def check_train_loader(loader: object) -> DataLoader[Any]:
     return loader
 
 
-def train_loader_of(inner: LightningDataModule) -> DataLoader[Any]:
-    """The module's training loader, whose own generators begin anew: each fit draws as the first, resumed or not."""
+def train_loader_of(inner: LightningDataModule, *, begins_anew: bool) -> DataLoader[Any]:
+    """The module's training loader as it is now.
+
+    Args:
+        inner: The user's data module.
+        begins_anew: Whether the loader's own generators do: each fit draws as the first, resumed or not.
+    """
     loader = check_train_loader(inner.train_dataloader())
+    if not begins_anew:
+        return loader
     for generator in (loader.generator, getattr(loader.sampler, "generator", None)):
         if generator is not None:
             generator.manual_seed(generator.initial_seed())
