@@ -7,6 +7,7 @@ from typing import Any, Literal
 from al_lightning._lightning import Callback, LightningModule, Trainer, callbacks_of, logged_steps, rank_zero_warn
 from al_lightning.acquisition import Acquisition, Screening
 from al_lightning.averages import Metrics, mean_metrics
+from al_lightning.batch_norm import BatchNormWatch, Coming, watch_batch_norm
 from al_lightning.checkpoints import (
     LabelsDue,
     best_checkpoint,
@@ -123,6 +124,8 @@ class ActiveLearning(Callback):
         self._metrics_before: Metrics = {}  # that the checkpoint knew from which the fit goes on
         self._labels_due = LabelsDue(0, 0, "")
         self._warned_of: set[str] = set()
+        self._batch_norm: BatchNormWatch | None = None
+        self._is_first_batch = False
         self._chooser()  # refuses sizes that cannot be meant
         if weights not in {"last", "best"}:
             raise ValueError(f"`weights` is {weights!r}, but must be 'last' or 'best'.")
@@ -177,8 +180,32 @@ class ActiveLearning(Callback):
         datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
         if not self.rounds and not self.member:
             self._chooser().preview(trainer, pl_module, datamodule)
+        self._is_first_batch = True
         self._steps_before = trainer.global_step
         self._fit_started = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:  # noqa: ARG002
+        """Look in a fit's first batch whether BatchNorm would fail on a batch of one sample, now or rounds later."""
+        if not self._is_first_batch:
+            return
+        self._is_first_batch = False
+        datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
+        labels = datamodule.labels
+        coming = Coming(self.query_size, self.limits, len(self.rounds), labels.num_labelled, labels.num_pool)
+        self._batch_norm = watch_batch_norm(
+            trainer,
+            pl_module,
+            datamodule,
+            coming,
+            batch_idx=batch_idx,
+            warn=lambda message: self._warn_once({"a batch of one": message}),
+        )
+
+    def on_train_batch_end(self, *arguments: object) -> None:  # noqa: ARG002
+        """End that look."""
+        if self._batch_norm is not None:
+            self._batch_norm.end()
+            self._batch_norm = None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Acquire here and not in `on_train_end`, which a fit resumed from its last checkpoint never reaches."""
@@ -202,6 +229,7 @@ class ActiveLearning(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
         """Let go here too, for then `teardown` is not called."""
+        self.on_train_batch_end()
         self.teardown(trainer, pl_module, "fit")
 
     @property

@@ -9,10 +9,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from al_lightning._lightning import LightningDataModule, Trainer, check_flavour, is_overridden
+from al_lightning._lightning import LightningDataModule, check_flavour, is_overridden
 from al_lightning.data.initial import checked_initial, initial_indices
 from al_lightning.data.labels import Labels
-from al_lightning.data.loaders import labelled_loader, pool_of, sample_count, sequential_loader, train_loader_of
+from al_lightning.data.loaders import (
+    draws_per_rank,
+    labelled_loader,
+    pool_of,
+    sample_count,
+    sequential_loader,
+    train_loader_of,
+)
 from al_lightning.data.once import each_test_sample_once
 from al_lightning.data.seeded import seeded
 from al_lightning.data.targets import (
@@ -157,7 +164,7 @@ class ActiveLearningDataModule(LightningDataModule):
         return sorted({*super().__dir__(), *dir(self.inner)})
 
     @property
-    def test_dataloader(self) -> Callable[[], Any]:  # type: ignore[override] # as Lightning asks for it
+    def test_dataloader(self) -> Callable[[], Any]:
         """The wrapped module's, of whose samples each rank gets its share; not overridden where the user has none."""
         if is_overridden("test_dataloader", self.inner):
             return partial(each_test_sample_once, self)
@@ -243,6 +250,12 @@ class ActiveLearningDataModule(LightningDataModule):
         if self._train_loader.dataset is not before:
             self._refuse_other_length(sample_count(self._train_loader.dataset))
             self._refuse_other_samples()
+
+    def draws_per_epoch(self, num_labelled: int, *, num_ranks: int) -> int:
+        """How many samples an epoch has on each rank, with so many labelled."""
+        return draws_per_rank(
+            self._fit_loader(), num_labelled, samples_per_epoch=self.samples_per_epoch, num_ranks=num_ranks
+        )
 
     def pool_dataloader(
         self, indices: Sequence[int] | Tensor | None = None, batch_size: int | None = None

@@ -121,6 +121,16 @@ def labelled_loader(
     )
 
 
+def draws_per_rank(loader: DataLoader[Any], num_labelled: int, *, samples_per_epoch: int | None, num_ranks: int) -> int:
+    """How many samples an epoch has on each rank, of the user's loader restricted to so many labelled ones."""
+    sampler, num_draws = loader.sampler, num_labelled
+    if samples_per_epoch is not None:
+        num_draws = samples_per_epoch
+    elif isinstance(sampler, WeightedRandomSampler) or (isinstance(sampler, RandomSampler) and num_ranks == 1):
+        num_draws = _own_length(sampler, loader) or num_labelled  # on ranks Lightning makes a RandomSampler one pass
+    return math.ceil(num_draws / num_ranks)
+
+
 def sequential_loader(
     loader: DataLoader[Any],
     dataset: Dataset[Any],
