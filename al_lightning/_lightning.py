@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
     from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
     from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+    from pytorch_lightning.utilities import CombinedLoader
     from pytorch_lightning.utilities.model_helpers import is_overridden
     from pytorch_lightning.utilities.seed import isolate_rng
 else:
@@ -51,6 +52,7 @@ else:
     LightningModule, Trainer = pl.LightningModule, pl.Trainer
     launchers = importlib.import_module(f"{FLAVOUR}.strategies.launchers.multiprocessing")
     _MultiProcessingLauncher = launchers._MultiProcessingLauncher
+    CombinedLoader = importlib.import_module(f"{FLAVOUR}.utilities").CombinedLoader
     is_overridden = importlib.import_module(f"{FLAVOUR}.utilities.model_helpers").is_overridden
     rank_zero_info = importlib.import_module(f"{FLAVOUR}.utilities.rank_zero").rank_zero_info
     rank_zero_warn = importlib.import_module(f"{FLAVOUR}.utilities.rank_zero").rank_zero_warn
@@ -82,6 +84,17 @@ def spawns(trainer: Trainer) -> bool:
     return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 
+def is_tuning(trainer: Trainer) -> bool:
+    """Whether the fit is a Tuner's, which ends before its training: private, but only its callback tells."""
+    return any(getattr(callback, "_early_exit", False) for callback in callbacks_of(trainer))
+
+
+def has_only_tuned(trainer: Trainer) -> bool:
+    """Whether all that a Trainer has done is fits of a Tuner, which put back what they have changed."""
+    untrained = trainer.global_step == 0 and trainer.current_epoch == 0
+    return trainer.state.fn == "fit" and trainer.state.finished and untrained
+
+
 def logged_steps(trainer: Trainer) -> int:
     """The step at which Lightning logs its own metrics: private, but it alone goes on while `global_step` restarts."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
@@ -95,12 +108,15 @@ def set_logged_steps(trainer: Trainer, steps: int) -> None:
 __all__ = [
     "FLAVOUR",
     "Callback",
+    "CombinedLoader",
     "LightningDataModule",
     "LightningModule",
     "Trainer",
     "callbacks_of",
     "check_flavour",
+    "has_only_tuned",
     "is_overridden",
+    "is_tuning",
     "isolate_rng",
     "logged_steps",
     "pl",

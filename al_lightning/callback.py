@@ -4,7 +4,15 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from al_lightning._lightning import Callback, LightningModule, Trainer, callbacks_of, logged_steps, rank_zero_warn
+from al_lightning._lightning import (
+    Callback,
+    LightningModule,
+    Trainer,
+    callbacks_of,
+    is_tuning,
+    logged_steps,
+    rank_zero_warn,
+)
 from al_lightning.acquisition import Acquisition, Screening
 from al_lightning.averages import Metrics, mean_metrics
 from al_lightning.batch_norm import BatchNormWatch, Coming, watch_batch_norm
@@ -132,7 +140,7 @@ class ActiveLearning(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse before the training what would fail after it."""
-        if stage != "fit":
+        if stage != "fit" or is_tuning(trainer):
             return
         active_learning_callback(trainer)
         self._metrics_before = {}

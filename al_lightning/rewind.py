@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from al_lightning._lightning import (
     FLAVOUR,
     Callback,
+    CombinedLoader,
     LightningDataModule,
     LightningModule,
     Trainer,
@@ -68,7 +69,7 @@ class Rewind:
         # launcher, which knows its processes, unless they end with each fit: then it refuses a second one.
         parts = [*model.modules(), *model.parameters(), *model.buffers(), *_with_inner(datamodule)]
         launchers = [] if spawns(trainer) else [trainer.strategy.launcher]
-        self._shared = [trainer, *parts, *callbacks_of(trainer), *trainer.loggers, *launchers]
+        self._shared = [trainer, *parts, *callbacks_of(trainer), *trainer.loggers, *launchers, *_loaders_of(trainer)]
         self._datamodule = datamodule if isinstance(datamodule, ActiveLearningDataModule) else None
         if self._datamodule is not None:
             self._datamodule.keep_settings()
@@ -116,6 +117,12 @@ class Rewind:
 
 def _with_inner(datamodule: LightningDataModule | None) -> list[object]:
     return [] if datamodule is None else [datamodule, getattr(datamodule, "inner", None)]
+
+
+def _loaders_of(trainer: Trainer) -> list[object]:
+    """What a Tuner's fit has left, with whole datasets in it; the next fit makes its own."""
+    loaders = [trainer.train_dataloader, trainer.val_dataloaders]
+    return [part for some in loaders if some is not None for part in CombinedLoader(some).flattened]
 
 
 class FirstWeights:

@@ -12,6 +12,7 @@ from al_lightning._lightning import (
     Trainer,
     callbacks_of,
     check_flavour,
+    has_only_tuned,
     is_overridden,
     isolate_rng,
     rank_zero_info,
@@ -59,7 +60,7 @@ def active_fit(
     their means, and the model ends as the last of them.
 
     Args:
-        trainer: A Trainer that has not run yet, with one `ActiveLearning` callback.
+        trainer: A Trainer that has not trained yet, with one `ActiveLearning` callback; a `Tuner` may have used it.
         model: Its weights at the call are those that every round starts from (unless `warm_start`, or an ensemble's
             members start with new ones).
         datamodule: What is labelled and what is pool.
@@ -100,7 +101,7 @@ def active_fit(
 
 
 def _refuse_used(trainer: Trainer, callback: ActiveLearning, datamodule: ActiveLearningDataModule) -> None:
-    if trainer.state.fn is not None:
+    if trainer.state.fn is not None and not has_only_tuned(trainer):
         raise ValueError(
             "`trainer` has run already, so its first state is lost and rounds cannot start from it. "
             "Give `active_fit` a new Trainer (and new callbacks)."
