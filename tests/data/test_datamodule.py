@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningCLI
+from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split
 
 from al_lightning.data.bundled import DigitsDataModule
@@ -634,11 +636,198 @@ def test_all_targets_to_come_are_checked_or_a_few_where_items_must_be_read(datas
     module.check_targets_to_come(num_classes=3)
 
 
+class Settings(Holding):
+    """Attributes of every kind that others may read and set."""
+
+    name = "numbers"
+
+    def __init__(self, batch_size=4, seed=7):
+        super().__init__(numbered(40))
+        self.save_hyperparameters()
+        self.batch_size = batch_size
+        self.seen = []
+        self._private = 1
+
+    @property
+    def half(self):
+        return self.batch_size // 2
+
+    @half.setter
+    def half(self, half):
+        self.batch_size = 2 * half
+
+    @property
+    def broken(self):
+        return self.no_such_file
+
+    def train_dataloader(self):
+        self.seen.append(self.batch_size)
+        return DataLoader(self.train, batch_size=self.batch_size, shuffle=True)
+
+
 def test_what_only_the_wrapped_module_has_is_found_through_the_wrapper():
-    module = ActiveLearningDataModule(Plain())
-    assert module.num == 40
-    with pytest.raises(AttributeError, match="nothing_like_it"):
+    module = ActiveLearningDataModule(Settings())
+    assert (module.batch_size, module.half, module._private, module.name) == (4, 2, 1, "numbers")
+    assert {"half", "labels", "inner"} <= set(dir(module))
+    assert not hasattr(module, "nothing_like_it")
+    with pytest.raises(AttributeError, match="'Settings' object has no attribute 'nothing_like_it'"):
         _ = module.nothing_like_it
+    with pytest.raises(AttributeError, match="'Settings' object has no attribute 'no_such_file'"):
+        _ = module.broken
+
+
+def test_what_is_set_or_deleted_through_the_wrapper_is_the_wrapped_modules():
+    module = ActiveLearningDataModule(Settings())
+    module.batch_size = 16
+    module.half, module._private, module.of_a_callback = 5, 2, "new"
+    module.prepare_data_per_node = False
+    inner = module.inner
+    assert (inner.batch_size, inner._private, inner.of_a_callback) == (10, 2, "new")
+    assert not inner.prepare_data_per_node
+    del module.of_a_callback
+    assert not hasattr(inner, "of_a_callback")
+    with pytest.raises(AttributeError, match="of_a_callback"):
+        del module.of_a_callback
+    module.seed = 3
+    assert (module.seed, inner.hparams.seed) == (3, 7)
+
+
+def test_a_hook_that_is_set_on_the_wrapper_is_asked_for_the_labelled_samples():
+    module = ready(Settings())
+    module.train_dataloader = lambda: DataLoader(module.train, batch_size=2)
+    loader = module.train_dataloader()
+    assert (loader.batch_size, values(loader)) == (2, labelled_values(module))
+    assert type(module).train_dataloader is ActiveLearningDataModule.train_dataloader
+
+
+@pytest.mark.parametrize("inner", [Full, Settings])
+def test_the_wrapper_leaves_nothing_on_the_wrapped_module(inner):
+    alone, module = inner(), ActiveLearningDataModule(inner(), initial=6)
+    module.setup("fit")
+    module.train_dataloader()
+    module.label(module.labels.pool_indices[:2], round=1)
+    module.load_state_dict(module.state_dict())
+    alone.setup("fit")
+    alone.train_dataloader()
+    assert set(vars(module.inner)) - {"loaded"} == set(vars(alone))
+
+
+def test_each_loader_is_asked_for_anew_and_holds_the_labelled_samples_alone():
+    module = ready(Settings())
+    module.batch_size = 3
+    assert [len(inputs) for inputs, _ in module.train_dataloader()] == [3, 3]
+    module.batch_size = 5
+    loader = module.train_dataloader()
+    assert [len(inputs) for inputs, _ in loader] == [5, 1]
+    assert sorted(values(loader)) == labelled_values(module)
+    assert module.inner.seen == [4, 3, 5]
+
+
+class Growing(Plain):
+    """A batch size for each epoch, and a generator of its own that goes on over the epochs."""
+
+    def __init__(self, only=None):
+        super().__init__(num=30)
+        self.only = only
+        self.generator = torch.Generator().manual_seed(5)
+
+    def setup(self, stage):
+        self.train = numbered(self.num)
+
+    def train_dataloader(self):
+        train = self.train if self.only is None else torch.utils.data.Subset(self.train, self.only)
+        epoch = 0 if self.trainer is None else self.trainer.current_epoch
+        return DataLoader(train, batch_size=2 + epoch, shuffle=True, generator=self.generator)
+
+
+def test_loaders_that_are_reloaded_each_epoch_are_those_of_the_plain_module_on_the_same_samples(make_trainer):
+    seen = []
+    for only in (None, list(range(0, 30, 3))):
+        inner, model = Growing(only), Watcher()
+        module = inner if only else ActiveLearningDataModule(inner, initial=list(range(0, 30, 3)))
+        make_trainer(max_epochs=3, reload_dataloaders_every_n_epochs=1).fit(model, module)
+        seen.append(model.seen["train"])
+    assert seen[0] == seen[1]
+    assert [len(batch) for batch in seen[0]] == [2] * 5 + [3] * 3 + [1] + [4, 4, 2]
+    assert seen[0][:5] != sorted(seen[0][:5])
+
+
+@pytest.mark.parametrize(
+    ("later", "words"),
+    [
+        (numbered(39), "has 39 samples now, but had 40 when they were labelled"),
+        (TensorDataset(torch.zeros(40, 1), (torch.arange(40) + 1) % 3), "have other targets than in the last round"),
+    ],
+)
+def test_a_loader_of_other_samples_within_a_fit_is_refused(later, words):
+    module = ready(Settings(), initial=20)
+    module.train = later
+    with pytest.raises(ValueError, match=words):
+        module.train_dataloader()
+
+
+def test_a_loader_that_draws_its_dataset_draws_the_same_one_each_time_and_shifts_no_generator():
+    class Drawing(Plain):
+        def setup(self, stage):
+            self.offset = torch.rand(1)
+
+        def train_dataloader(self):
+            return DataLoader(TensorDataset(torch.randn(40, 1), torch.arange(40) % 3), batch_size=4)
+
+    module = ready(Drawing())
+    expected = values(module.pool_dataloader(range(40)))
+    torch.manual_seed(8)
+    assert set(values(module.train_dataloader())) <= set(expected)
+    torch.manual_seed(8)
+    number = torch.rand(1)
+    torch.manual_seed(8)
+    module.train_dataloader()
+    assert torch.rand(1) == number
+    assert values(module.pool_dataloader(range(40))) == expected
+
+
+def test_what_others_set_is_put_back_and_what_the_module_sets_itself_stays():
+    module = ActiveLearningDataModule(Settings())
+    module.batch_size = 8  # before the rounds: it stays
+    module.keep_settings()
+    for _ in range(2):
+        module.batch_size = 16
+        module.batch_size = 32
+        module.hparams["batch_size"], module.hparams["new"] = 32, 1
+        module.of_a_callback = "new"
+        module.inner.seen.append("own")
+        module.put_settings_back()
+        assert (module.batch_size, dict(module.hparams)) == (8, {"batch_size": 4, "seed": 7})
+        assert not hasattr(module, "of_a_callback")
+    assert module.inner.seen == ["own", "own"]
+
+
+def test_the_wrapped_modules_hyper_parameters_are_saved_and_it_is_loaded_with_them(make_trainer, tmp_path):
+    module, trainer = ActiveLearningDataModule(Settings(batch_size=5), initial=6), make_trainer()
+    assert module.hparams is module.inner.hparams
+    assert module.hparams_initial == {"batch_size": 5, "seed": 7}
+    trainer.fit(Watcher(), module)
+    module.label([int(module.labels.pool_indices[0])], round=1)
+    trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    assert dict(Settings.load_from_checkpoint(tmp_path / "saved.ckpt").hparams) == {"batch_size": 5, "seed": 7}
+    again = ActiveLearningDataModule.load_from_checkpoint(tmp_path / "saved.ckpt", datamodule=Settings(), initial=6)
+    assert again.labels.num_labelled == 7
+    assert again.seed == 0  # not the wrapped one's parameter of that name
+
+
+class Parameters(Watcher):
+    def __init__(self, width, **others):
+        super().__init__()
+        self.save_hyperparameters()
+
+
+def test_loggers_are_told_the_hyper_parameters_of_model_and_data_and_a_conflict_is_lightnings(make_trainer, tmp_path):
+    module = ActiveLearningDataModule(Settings(batch_size=5), initial=6)
+    make_trainer(logger=CSVLogger(tmp_path)).fit(Parameters(width=3), module)
+    (path,) = tmp_path.rglob("hparams.yaml")
+    assert yaml.safe_load(path.read_text()) == {"width": 3, "batch_size": 5, "seed": 7}
+    with pytest.raises(RuntimeError, match=r"merging hparams: the keys \['seed'\] are present in both"):
+        make_trainer(logger=CSVLogger(tmp_path)).fit(Parameters(width=3, seed=8), module)
 
 
 def test_labels_of_later_rounds_are_noticed():
