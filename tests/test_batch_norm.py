@@ -1,5 +1,7 @@
 """A batch of one sample, on which BatchNorm cannot train, is refused before the first step of a run."""
 
+import copy
+
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
@@ -78,8 +80,8 @@ def run(make_trainer):
 REFUSED = (
     r"In round 2, with 17 labelled samples, an epoch has a last batch of one sample \(the batch size is 8\), and the "
     r"layer 'net\.\d' \(BatchNorm.d\) cannot train on it: it has one value per channel\. Use another batch size \(9 "
-    r"leaves none in any round\), `drop_last=True`, `samples_per_epoch` as a multiple of it, or another `query_size` or "
-    r"`initial`"
+    r"leaves none in any round\), `drop_last=True`, `samples_per_epoch` as a multiple of it, or another `query_size` "
+    r"or `initial`"
 )
 
 
@@ -104,7 +106,6 @@ def test_layers_that_train_on_one_sample_are_left_alone(run, kind):
     [
         ({"max_labelled": 15, "max_rounds": None}, [7, 12, 15]),
         ({"max_rounds": 2}, [7, 12]),
-        ({"query_size": 6}, [7, 13, 19, 22]),
         ({"query_size": 6, "max_labelled": 22}, [7, 13, 19, 22]),
         ({"wrapper": {"samples_per_epoch": 16}}, [7, 12, 17, 22]),
         ({"data": Data(batch_size=7, drop_last=True)}, [7, 12, 17, 22]),
@@ -114,20 +115,17 @@ def test_layers_that_train_on_one_sample_are_left_alone(run, kind):
     ],
 )
 def test_rounds_and_batches_that_do_not_come_do_not_count(run, arguments, num_labelled):
-    arguments = {**arguments, "max_rounds": 4} if num_labelled == [7, 13, 19, 22] else arguments
-    if num_labelled[-2:] == [19, 22] and "max_labelled" not in arguments:
-        num_labelled = [7, 13, 19, 25]
-        with pytest.raises(ValueError, match="In round 3, with 25 labelled samples"):
-            run(**arguments)
-        return
     assert run(**arguments) == num_labelled
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"data": Data(batch_size=1)}, r"In round 0, with 7 .* has batches of one sample .* \(3|In round 0, with 7"),
-        ({"data": Data(batch_size=6)}, r"In round 0, with 7 labelled samples, .* \(5|In round 0, with 7 labelled"),
+        (
+            {"data": Data(batch_size=1)},
+            "In round 0, with 7 .* has batches of one sample .* Use another batch size \\(4 leaves",
+        ),
+        ({"data": Data(batch_size=6)}, "In round 0, with 7 labelled samples"),
         ({"wrapper": {"samples_per_epoch": 17}}, "In round 0, with 7 labelled samples"),
         ({"max_rounds": None}, r"In round 2, with 17 labelled samples, .* leaves none in any round"),
         ({"max_rounds": None, "query_size": 10, "data": Data(num=25)}, r"In round 1, with 17 labelled samples"),
@@ -179,19 +177,18 @@ def test_before_a_target_that_may_end_the_run_it_is_a_warning_once_and_then_an_e
 
 
 class Unlabels(Callback):
-    """Takes one label back at the end of the first fit: 11 labels in the second, 16 in the third, 21 in the fourth."""
+    """Takes a label back at the end of the first fit."""
 
     def on_fit_end(self, trainer, pl_module):
         if trainer.datamodule.labels.num_labelled == 7:
             trainer.datamodule.unlabel(trainer.datamodule.labels.labelled_indices[:1])
 
 
-def test_rounds_whose_labels_have_changed_are_looked_at_anew(run):
+def test_each_round_is_looked_at_with_the_labels_that_it_has(run):
     model = Module()
-    with pytest.raises(ValueError, match=r"In round 2, with 17 labelled samples"):
-        run(model, callbacks=[Unlabels()], data=Data(batch_size=16), initial=None) if False else run(
-            model, callbacks=[Unlabels()], data=Data(batch_size=8)
-        )
+    with pytest.raises(ValueError, match="In round 1, with 11 labelled samples"):  # 12, 17, 22 would do
+        run(model, callbacks=[Unlabels()], data=Data(batch_size=10))
+    assert model.num_steps == 1
 
 
 @pytest.mark.filterwarnings("ignore:.*`weights_only` was not set")
@@ -205,7 +202,7 @@ def test_where_each_round_finds_its_own_batch_size_only_this_round_is_known(run)
         )
 
 
-def ranks(rank, *, num_ranks, folder, initial, query_size):
+def run_on_ranks(*, num_ranks, folder, initial, query_size):
     """Rounds on several ranks; what was refused."""
     trainer = Trainer(
         accelerator="cpu",
@@ -228,13 +225,13 @@ def ranks(rank, *, num_ranks, folder, initial, query_size):
 @pytest.mark.slow
 def test_on_ranks_the_share_of_each_counts(on_ranks, tmp_path):
     arguments = {"num_ranks": 2, "folder": str(tmp_path)}
-    for ok, words in on_ranks(2, __file__, "ranks", **arguments, initial=6, query_size=4):
+    for ok, words in on_ranks(2, __file__, "run_on_ranks", **arguments, initial=6, query_size=4):
         assert not ok
         assert (
             "In round 1, with 10 labelled samples, an epoch has a last batch of one sample on each of 2 ranks" in words
         )
     for ok, num_labelled in on_ranks(
-        2, __file__, "ranks", **arguments, initial=5, query_size=6
+        2, __file__, "run_on_ranks", **arguments, initial=5, query_size=6
     ):  # 5 = 3 + 3, not 4 + 1
         assert (ok, num_labelled) == (True, [5, 11, 17])
 
@@ -285,8 +282,6 @@ def test_the_rounds_to_come_end_with_the_limits_or_the_pool():
 
 
 def test_a_copy_of_the_model_made_meanwhile_is_free_afterwards():
-    import copy
-
     found = []
     model = nn.Sequential(nn.BatchNorm1d(3))
     watch = BatchNormWatch(model, 5, found.append)

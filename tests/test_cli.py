@@ -1,3 +1,4 @@
+import importlib
 import os
 import subprocess
 import sys
@@ -5,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pytorch_lightning.cli import LightningCLI
 
 from al_lightning import BatchBALD, read_journal
-from al_lightning.cli import main, run
+from al_lightning.cli import ActiveLearningCLI, WithOwnParameters, main, modules_in, run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 COMPLETE = [path for path in sorted(CONFIGS.glob("*.yaml")) if "overlay" not in path.read_text()]
@@ -140,6 +142,127 @@ def test_a_users_own_classes_work_by_class_path(tmp_path, monkeypatch):
     assert first_callback(cli).acquisition == BatchBALD(num_configs=50)
     assert cli.model.net[0].out_features == 16
     assert len(cli.datamodule.labels) == 40
+
+
+NESTED_CODE = """
+import torch
+from typing import Optional
+from pytorch_lightning import LightningDataModule, LightningModule
+from torch.utils.data import DataLoader, TensorDataset
+
+class Head(LightningModule):
+    def __init__(self, width: int = 8):
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = torch.nn.Sequential(torch.nn.Linear(3, width), torch.nn.Dropout(0.5), torch.nn.Linear(width, 2))
+
+class Module(LightningModule):
+    def __init__(self, head: LightningModule, lr: float = 0.1):
+        super().__init__()
+        self.save_hyperparameters()
+        self.head = head
+    def forward(self, x):
+        return self.head.net(x)
+    def training_step(self, batch, batch_idx):
+        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
+
+class Source(LightningDataModule):
+    def __init__(self, n: int = 30, scale: float = 1.0):
+        super().__init__()
+        self.save_hyperparameters()
+
+class Data(LightningDataModule):
+    def __init__(self, source: LightningDataModule, other: Optional[LightningDataModule] = None, batch_size: int = 4):
+        super().__init__()
+        self.save_hyperparameters()
+        self.source, self.other = source, other
+    def setup(self, stage):
+        n, scale = self.source.hparams.n, self.source.hparams.scale
+        self.train = TensorDataset(scale * torch.randn(n, 3), torch.arange(n) % 2)
+    def train_dataloader(self):
+        return DataLoader(self.train, batch_size=self.hparams.batch_size)
+"""
+NESTED_MODEL = ["--model=nested_code.Module", "--model.head=nested_code.Head", "--model.head.width=6"]
+NESTED_DATA = ["source=nested_code.Source", "source.n=40", "other=nested_code.Source", "other.n=7", "batch_size=5"]
+
+
+def parameters_of(module):
+    return {name: value for name, value in module.hparams.items() if not name.startswith("_")}
+
+
+@pytest.fixture
+def nested(tmp_path, monkeypatch):
+    (tmp_path / "nested_code.py").write_text(NESTED_CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield lambda: sys.modules["nested_code"]
+    sys.modules.pop("nested_code", None)
+
+
+QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.max_epochs=1"]
+QUIET += ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=."]
+
+
+@pytest.mark.filterwarnings("ignore:Attribute 'head' is an instance of `nn.Module`")  # Lightning's, when it loads
+def test_each_module_inside_another_saves_its_own_hyper_parameters(nested):
+    arguments = ["fit", *NESTED_MODEL, "--data=ActiveLearningDataModule", "--data.initial=4", *QUIET]
+    arguments += ["--data.datamodule=nested_code.Data", *(f"--data.datamodule.{argument}" for argument in NESTED_DATA)]
+    arguments += ["--trainer.callbacks=ActiveLearning", "--trainer.callbacks.acquisition=BALD"]
+    arguments += ["--trainer.callbacks.query_size=3", "--trainer.callbacks.num_samples=5"]
+    wrapped = run([*arguments, "--trainer.callbacks.max_rounds=2"])
+    plain = run(["fit", *NESTED_MODEL, "--data=nested_code.Data", *(f"--data.{part}" for part in NESTED_DATA), *QUIET])
+    assert parameters_of(wrapped.datamodule.source) == {"n": 40, "scale": 1.0}
+    assert parameters_of(wrapped.datamodule.other) == {"n": 7, "scale": 1.0}
+    assert parameters_of(wrapped.model.head) == parameters_of(plain.model.head) == {"width": 6}
+    assert wrapped.datamodule.inner.hparams == plain.datamodule.hparams
+    assert wrapped.datamodule.hparams["batch_size"] == 5
+    assert wrapped.model.hparams == plain.model.hparams
+
+    logged = [
+        yaml.safe_load((Path(cli.trainer.logger.log_dir) / "hparams.yaml").read_text()) for cli in (wrapped, plain)
+    ]
+    assert logged[0] == logged[1]
+    assert (logged[0]["batch_size"], logged[0]["lr"]) == (5, 0.1)
+    path = wrapped.trainer.checkpoint_callback.best_model_path
+    again = nested().Data.load_from_checkpoint(path)
+    assert (type(again.source), again.source.hparams["n"], again.hparams["batch_size"]) == (nested().Source, 40, 5)
+    assert nested().Module.load_from_checkpoint(path).head.hparams["width"] == 6
+
+
+def test_modules_alike_are_told_apart_by_their_parameters_and_then_by_their_order(nested):
+    config = {
+        "data": {"class_path": "nested_code.Data", "init_args": {"source": source(1), "other": source(2)}},
+        "model": {"class_path": "nested_code.Module", "init_args": {"head": {"class_path": "nested_code.Head"}}},
+    }
+    modules = list(modules_in(config))
+    paths = ["data.init_args.source", "data.init_args.other", "data", "model.init_args.head", "model"]
+    assert [module.path for module in modules] == paths
+    build = WithOwnParameters(modules)
+    own = importlib.import_module("nested_code").Source
+    second, first, third = (build(own, n=n, scale=1.0, applied_instantiation_links={}) for n in (2, 1, 2))
+    assert [module.hparams["n"] for module in (first, second, third)] == [1, 2, 2]
+    links = {"data.init_args.batch_size": 9, "data.init_args.source.init_args.n": 3, "model.lr": 1.0}
+    assert modules[2].saved(links)["batch_size"] == 9
+    assert modules[0].saved(links) == {"_class_path": "nested_code.Source", "n": 3, "scale": 1.0}
+
+
+def source(n):
+    return {"class_path": "nested_code.Source", "init_args": {"n": n, "scale": 1.0}}
+
+
+def test_a_command_line_for_one_class_alone_saves_its_parameters_as_lightnings_does(nested):
+    own = importlib.import_module("nested_code")
+    arguments = ["--model.head=nested_code.Head", "--model.head.width=6", "--data.batch_size=5"]
+    arguments += ["--data.source=nested_code.Source", "--data.source.n=40"]
+    found = []
+    for kind in (ActiveLearningCLI, LightningCLI):
+        cli = kind(own.Module, own.Data, run=False, args=arguments, save_config_callback=None)
+        found.append((cli.model.hparams, cli.datamodule.hparams))
+        if kind is ActiveLearningCLI:
+            assert parameters_of(cli.datamodule.source) == {"n": 40, "scale": 1.0}
+    assert found[0] == found[1]
+    assert "_class_path" not in found[0][0]
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
