@@ -202,7 +202,7 @@ def test_where_each_round_finds_its_own_batch_size_only_this_round_is_known(run)
         )
 
 
-def run_on_ranks(*, num_ranks, folder, initial, query_size):
+def run_on_ranks(num_ranks, folder, initial, query_size):
     """Rounds on several ranks; what was refused."""
     trainer = Trainer(
         accelerator="cpu",
