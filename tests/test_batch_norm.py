@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningDataModule, LightningModule
 from pytorch_lightning.callbacks import BatchSizeFinder
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, TensorDataset, WeightedRandomSampler
@@ -200,35 +200,6 @@ def test_where_each_round_finds_its_own_batch_size_only_this_round_is_known(run)
             wrapper={"initial": 9},
             data=Data(4),
         )
-
-
-def run_on_ranks(num_ranks, folder, initial, query_size):
-    """Rounds on several ranks; what was refused."""
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=num_ranks,
-        strategy="ddp",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        callbacks=[ActiveLearning(BALD(), query_size=query_size, num_samples=4, max_rounds=3)],
-    )
-    return [
-        record.num_labelled
-        for record in active_fit(trainer, Module(), ActiveLearningDataModule(Data(4), initial=initial))
-    ]
-
-
-@pytest.mark.slow
-def test_on_ranks_the_share_of_each_counts(on_ranks, tmp_path):
-    arguments = {"num_ranks": 2, "folder": str(tmp_path)}
-    for ok, num_labelled in on_ranks(
-        2, __file__, "run_on_ranks", **arguments, initial=5, query_size=6
-    ):  # 5 = 3 + 3, not 4 + 1
-        assert (ok, num_labelled) == (True, [5, 11, 17])
 
 
 @pytest.mark.parametrize("size", range(1, 6))
