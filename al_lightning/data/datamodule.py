@@ -249,7 +249,7 @@ class ActiveLearningDataModule(LightningDataModule):
         self._is_asked_again = True
         if self._train_loader.dataset is not before:
             self._refuse_other_length(sample_count(self._train_loader.dataset))
-            self._refuse_other_samples()
+            self._refuse_other_samples(self._known_targets, self.corrected)
 
     def draws_per_epoch(self, num_labelled: int, *, num_ranks: int) -> int:
         """How many samples an epoch has on each rank, with so many labelled."""
