@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 FLAVOURS = ("pytorch_lightning", "lightning.pytorch")
 ENVIRONMENT_VARIABLE = "AL_LIGHTNING_PACKAGE"
+LIGHTNINGS_OWN = ("_trainer", "_fabric", "_fabric_optimizers", "_device", "_device_mesh", "_compiler_ctx")
+"""Attributes of a LightningModule that tie it to its Trainer: private, but only their names tell them from a user's."""
 
 
 def _installed(flavour: str) -> bool:
@@ -107,6 +109,7 @@ def set_logged_steps(trainer: Trainer, steps: int) -> None:
 
 __all__ = [
     "FLAVOUR",
+    "LIGHTNINGS_OWN",
     "Callback",
     "CombinedLoader",
     "LightningDataModule",

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from al_lightning._lightning import Callback, LightningModule, Trainer, is_overridden, pl, rank_zero_info
+from al_lightning._lightning import Callback, LightningModule, Trainer, pl, rank_zero_info
 from al_lightning.callback import ActiveLearning, active_learning_callback
 from al_lightning.checkpoints import prefix_checkpoints
 from al_lightning.posterior import Members
 from al_lightning.ranks import Ranks
 from al_lightning.records.weights import States
-from al_lightning.rewind import FirstStates, FirstWeights, has_weights
+from al_lightning.rewind import FirstStates, may_be_unfinished
 from al_lightning.seeds import derived_seed
 
 
@@ -39,21 +39,22 @@ class Start(Callback):
         if callback.open(trainer, pl_module):
             self._continue(trainer, pl_module, callback, self.first_states)
         prefix_checkpoints(trainer, len(callback.rounds), callback.member)
-        self._set_seed(callback)
-        if not _may_be_unfinished(pl_module):
+        is_complete = not may_be_unfinished(pl_module)
+        self._set_seed(callback, round_index=len(callback.rounds) if is_complete else 0)  # built alike in every round
+        if is_complete:
             _start_member(callback, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed once more where Lightning may have built the model since: a process that had it drew nothing."""
-        if self.first_states is None or not _may_be_unfinished(pl_module):
+        if self.first_states is None or not may_be_unfinished(pl_module):
             return
         callback = active_learning_callback(trainer)
-        self._set_seed(callback)
+        self._set_seed(callback, round_index=len(callback.rounds))
         _start_member(callback, pl_module)
 
-    def _set_seed(self, callback: ActiveLearning) -> None:
+    def _set_seed(self, callback: ActiveLearning, *, round_index: int) -> None:
         purpose = "fit" if callback.member is None else f"member {callback.member}"
-        pl.seed_everything(derived_seed(self._seed, len(callback.rounds), purpose), workers=True, verbose=False)
+        pl.seed_everything(derived_seed(self._seed, round_index, purpose), workers=True, verbose=False)
 
     def _continue(
         self, trainer: Trainer, module: LightningModule, callback: ActiveLearning, first_states: FirstStates
@@ -65,25 +66,25 @@ class Start(Callback):
                 f"({callback.stopped}), so no round is due. Leave it out, or raise the limit."
             )
         ranks, members = Ranks(trainer), callback.posterior.members
-        saved = _saved(callback, ranks)
+        saved, are_first = _saved(callback, ranks)
         if saved is not None:
-            first_states.take(module, saved)
+            first_states.take(module, saved, are_first=are_first)
         elif members is not None:
             _say_whose_weights(members)
-        is_mid_round = self.ckpt_path is not None or members is not None
-        if is_mid_round and first_states.weights is None and has_weights(module):
-            first_states.weights = FirstWeights(module)  # before a checkpoint or a member's own weights replace them
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Keep the first weights, which by now are known even of a model that Lightning built."""
-        if self.first_states is None or self.first_states.weights is None:
+        if self.first_states is None:
             return
         states: States = [self.first_states.weights.tensors]
         active_learning_callback(trainer).run.save_first_weights(Ranks(trainer), states)
 
 
-def _saved(callback: ActiveLearning, ranks: Ranks) -> Mapping[str, Tensor] | None:
-    """What an earlier process of this run left to the model, and to an ensemble's members; None if there was none."""
+def _saved(callback: ActiveLearning, ranks: Ranks) -> tuple[Mapping[str, Tensor] | None, bool]:
+    """What an earlier process of this run left to the model (None if there was none), and to an ensemble's members.
+
+    Also whether that process began with it.
+    """
     run, members = callback.run, callback.posterior.members
     last = run.last_weights(ranks) if run.ended_before else None
     if run.ended_before:
@@ -93,16 +94,11 @@ def _saved(callback: ActiveLearning, ranks: Ranks) -> Mapping[str, Tensor] | Non
     if members is not None and later is not None:
         members.restore(later)
     if last is not None:
-        return last[-1]  # an ensemble trains its last member last
+        return last[-1], False  # an ensemble trains its last member last
     if warm is not None and members is None:
-        return warm[0]
+        return warm[0], False
     first = run.first_weights(ranks)
-    return None if first is None else first[0]
-
-
-def _may_be_unfinished(module: LightningModule) -> bool:
-    """Whether Lightning may build the model, or the rest of it, after this callback's `setup`."""
-    return is_overridden("configure_model", module) or is_overridden("setup", module)
+    return None if first is None else first[0], True
 
 
 def _start_member(callback: ActiveLearning, module: LightningModule) -> None:

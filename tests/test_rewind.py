@@ -13,6 +13,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from al_lightning.rewind import FirstStates, FirstWeights, Rewind
 
 
+class Seen(list):
+    """A list that several fits share: it is not put back to empty."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
 class OneWeight(LightningModule):
     """One number that each step changes, with everything that people keep as a single instance."""
 
@@ -23,7 +30,7 @@ class OneWeight(LightningModule):
         self.optimizer = torch.optim.SGD([self.weight], lr=1.0, momentum=0.9)
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 1, gamma=0.5)
         self.own_stopping = EarlyStopping("loss", patience=99)
-        self.lrs = []
+        self.lrs = Seen()
 
     def training_step(self, batch, batch_idx):
         self.lrs.append(self.optimizer.param_groups[0]["lr"])
@@ -168,16 +175,38 @@ def test_frozen_parameters_and_buffers_outside_the_state_dict_are_put_back(make_
     assert (model.count.item(), model.weight.requires_grad) == (0, True)
 
 
-def test_lazy_parameters_and_parameters_that_come_and_go_are_refused_by_name(make_trainer, loader):
+def test_lazy_parameters_are_refused_by_name_unless_they_have_values_when_the_fit_starts(make_trainer, loader):
+    class Lazy(OneWeight):
+        materialised = True
+
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.LazyLinear(2)
+
+        def setup(self, stage):
+            if self.materialised:
+                self.layer(torch.zeros(1, 3))
+
+    Rewind(trainer := make_trainer(), model := Lazy(), keep=[], keep_weights=False)
+    trainer.fit(model, loader)
+    Lazy.materialised = False
+    Rewind(trainer := make_trainer(), model := Lazy(), keep=[], keep_weights=False)
+    with pytest.raises(ValueError, match=r"The parameters layer.weight, layer.bias have no values before the first"):
+        trainer.fit(model, loader)
+
+
+def test_parts_that_a_fit_has_added_are_gone_in_the_next(make_trainer, loader):
     model = OneWeight()
     trainer = make_trainer()
     rewind = Rewind(trainer, model, keep=[], keep_weights=False)
     trainer.fit(model, loader)
     model.extra = torch.nn.Linear(1, 1)
-    with pytest.raises(RuntimeError, match=r"The fit has added or removed extra.bias, extra.weight of the model"):
-        rewind.restore()
-    with pytest.raises(ValueError, match=r"The parameters weight, bias have no values before the first batch"):
-        FirstWeights(torch.nn.LazyLinear(2))
+    weight = model.weight
+    model.weight = None
+    rewind.restore()
+    assert not hasattr(model, "extra")
+    assert model.weight is weight
+    assert model.weight.item() == 0
 
 
 def test_weights_remembered_before_the_first_fit_are_those_put_back_with_what_the_fit_builds(make_trainer, loader):
@@ -185,26 +214,32 @@ def test_weights_remembered_before_the_first_fit_are_those_put_back_with_what_th
         def __init__(self):
             super().__init__()
             self.register_parameter("late", None)
+            self.starts = Seen()
 
         def configure_model(self):
             if self.late is None:
-                self.late = torch.nn.Parameter(torch.full((1,), 5.0))
+                self.late = torch.nn.Parameter(torch.full((1,), 5.0 + len(self.starts)))
+
+        def on_fit_start(self):
+            self.starts.append((self.weight.item(), self.late.item()))
 
     model = Late()
     trainer = make_trainer()
     rewind = Rewind(trainer, model, keep=[], keep_weights=False)
-    rewind.first_states.weights = FirstWeights(model)
     with torch.no_grad():
-        model.weight.fill_(9.0)
-    trainer.fit(model, loader)
-    with torch.no_grad():
-        model.late.fill_(6.0)
-    rewind.restore()
-    assert (model.weight.item(), model.late.item()) == (0, 5)
+        model.weight.fill_(9.0)  # as a checkpoint would
+    for _ in range(2):
+        trainer.fit(model, loader)
+        with torch.no_grad():
+            model.late.fill_(6.0)
+        rewind.restore()
+        assert model.late is None
+    assert model.starts == [(9, 5), (0, 5)]
 
 
 def test_first_states_reach_a_spawned_process_without_what_only_this_one_knows(make_trainer, loader):
-    model, states = OneWeight(), FirstStates(trainers_own=[])
+    model = OneWeight()
+    states = FirstStates(model, trainers_own=[])
     make_trainer(states).fit(model, loader)
     sent = pickle.loads(pickle.dumps(states))  # noqa: S301 - our own
     assert sent.weights.tensors["weight"].item() == 0
@@ -226,7 +261,6 @@ def test_what_learns_begins_anew_with_each_warm_fit_too(make_trainer, make_model
     trainer, model, callback = make_trainer(make_callback()), make_model(), make_callback()
     next(model.parameters()).requires_grad_(False)
     rewind = Rewind(trainer, model, keep=[callback], keep_weights=True)
-    rewind.first_states.weights = FirstWeights(model)
     weights = [parameter.detach().clone() + 1 for parameter in model.parameters()]
     with torch.no_grad():
         for parameter, value in zip(model.parameters(), weights, strict=True):
