@@ -427,10 +427,14 @@ class _Module:
         self.of = of
         self.fields = _Fields(of, kept)
         self.reached: list[_Attribute] = []
+        self._empty: list[_Items] = []
         self.watched: dict[str, _Attribute] = {}
         self._structures = [_structure(of)]
         for attribute, value in self.fields.held.items():
             if type(value) in _VALUES or attribute in kept:
+                continue
+            if type(value) in _CONTAINERS and not value and attribute not in STRUCTURE:  # most of what torch adds
+                self._empty.append(_Items(value, type(value)))
                 continue
             reached = _Attribute(f"{name}.{attribute}" if name else attribute, value, seen)
             if reached.can_be_put_back:
@@ -448,20 +452,18 @@ class _Module:
         self._structures.append(_structure(self.of))
 
     def put_back(self, *, structure: bool) -> None:
-        if structure:
-            self.fields.put_back(but=self.watched)
-            for reached in self.reached:
-                reached.put_back()
-            return
-        if _structure(self.of) not in self._structures:  # its attributes belong to what it has become
+        now = _structure(self.of)
+        if not structure and now not in self._structures:  # its attributes belong to what it has become
             vars(self.of)["training"] = self.fields.held["training"]
             return
-        self.fields.put_back(
-            but=[*self.watched, *STRUCTURE, *(name for names in _structure(self.of)[1:] for name in names)]
-        )
+        stays = () if structure else (*STRUCTURE, *(name for names in now[1:] for name in names))
+        self.fields.put_back(but=[*self.watched, *stays])
+        of_structure = [] if structure else [self.fields.held[name] for name in STRUCTURE]
         for reached in self.reached:
-            if not any(reached.value is self.fields.held[name] for name in STRUCTURE):
+            if not any(reached.value is held for held in of_structure):
                 reached.put_back()
+        for empty in self._empty:
+            empty.put_back()
 
     def changed(self) -> Iterator[str]:
         """What has changed and cannot be put back."""
