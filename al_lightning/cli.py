@@ -4,32 +4,42 @@ What reads the records of runs is dispatched before it: LightningCLI knows only 
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from pydoc import locate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
+from torch import nn
 
-from al_lightning._lightning import FLAVOUR, LightningDataModule, LightningModule, callbacks_of
+from al_lightning._lightning import FLAVOUR, Callback, LightningDataModule, LightningModule, callbacks_of, pl
+from al_lightning.acquisition import Acquisition
 from al_lightning.callback import ActiveLearning
 from al_lightning.comparison.command import main as compare
 from al_lightning.data import wrapped_datamodule
+from al_lightning.posterior import Posterior
 from al_lightning.report.command import main as report
 from al_lightning.rounds import active_fit
+from al_lightning.suggestions import explained
 
 RECORD_COMMANDS = (
     "From run folders: `al-lightning report RUN...` writes pictures and tables, `al-lightning compare RUN...` pairs "
     "acquisitions by seed."
 )
 
+MAY_BE_NAMED = (Acquisition, Posterior, LightningModule, LightningDataModule, Callback, pl.loggers.Logger, nn.Module)
+"""Classes whose subclasses a configuration names."""
+
 if TYPE_CHECKING:
-    from pytorch_lightning.cli import ArgsType, LightningCLI
+    from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
     from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters_context
 else:
-    LightningCLI = importlib.import_module(f"{FLAVOUR}.cli").LightningCLI
+    cli = importlib.import_module(f"{FLAVOUR}.cli")
+    LightningArgumentParser, LightningCLI = cli.LightningArgumentParser, cli.LightningCLI
     # Private, but nothing else tells `save_hyperparameters` what the command line gave to a module.
     mixin = importlib.import_module(f"{FLAVOUR}.core.mixins.hparams_mixin")
     _given_hyperparameters_context = mixin._given_hyperparameters_context
@@ -39,6 +49,13 @@ PLAIN = (bool, int, float, str, type(None))
 
 class ActiveLearningCLI(LightningCLI):
     """`al-lightning fit|validate|test|predict`, with everything set from YAML and the command line by class name."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
+        """Make a parser that says in one line what it does not know."""
+        parser = super().init_parser(**kwargs)
+        # LightningCLI takes a class of parsers of one's own only from 2.5.1 on.
+        parser.error = partial(_refuse, parser)  # type: ignore[method-assign]
+        return parser
 
     def before_instantiate_classes(self) -> None:
         """Let `save_hyperparameters` of a module inside another one save its own parameters.
@@ -159,6 +176,25 @@ def _is_of(module: ConfiguredModule, class_type: type) -> bool:
     if module.class_path is None:
         return issubclass(class_type, LightningModule if module.path == "model" else LightningDataModule)
     return locate(module.class_path) is class_type
+
+
+def _refuse(parser: LightningArgumentParser, message: str, ex: Exception | None = None) -> NoReturn:
+    """End with one line for an unknown key or class, and with all that jsonargparse says for anything else."""
+    line = explained(message, keys=_keys(getattr(ex, "subcommand_parser", None) or parser), bases=MAY_BE_NAMED)
+    if line is None or not parser.exit_on_error or "JSONARGPARSE_DEBUG" in os.environ:
+        type(parser).error(parser, message if line is None else f"{line}\n{message}", ex)
+    parser.exit(2, f"error: {line}\n")
+
+
+def _keys(parser: LightningArgumentParser) -> list[str]:
+    """The keys of a parser and of its subcommands', by the names of their options."""
+    keys: list[str] = []
+    for action in parser._actions:  # private, but argparse has kept it since Python 2.7 and tells them nowhere else
+        keys += [option.removeprefix("--") for option in action.option_strings if option.startswith("--")]
+        if isinstance(action.choices, dict):
+            for chosen in action.choices.values():
+                keys += _keys(chosen)
+    return list(dict.fromkeys(keys))
 
 
 def run(args: "ArgsType" = None) -> ActiveLearningCLI:
