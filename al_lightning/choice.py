@@ -129,7 +129,9 @@ class Chooser:
         screened = self._screened(indices_N, predict, ranks, round_index=record.round)
         if screened is not None:
             indices_N = indices_N[screened.kept]
-        predictions = predict(indices_N, Draw(self.num_samples, derived_seed(self.seed, record.round, "posterior")))
+        predictions, path = predict(
+            indices_N, Draw(self.num_samples, derived_seed(self.seed, record.round, "posterior"))
+        )
         predicted = time.perf_counter()
         batch = self.acquisition(
             predictions, batch_size, generator=self._generator(record.round, "acquisition"), exchange=ranks
@@ -143,6 +145,7 @@ class Chooser:
         targets = datamodule.check_targets(chosen, num_classes=num_classes)
         if num_classes is not None:
             found = self._found(predictions, batch, screened, ranks, round_index=record.round)
+            found["predict_path"] = ranks.first(path)
             warnings = self._warnings(batch, screened, num_points=len(indices_N))
         seconds = {**record.seconds, "predict": predicted - started, "acquire": acquired - predicted}
         record = replace(
@@ -159,7 +162,12 @@ class Chooser:
         return pool_indices_N[drawn.sort().values]
 
     def _screened(
-        self, indices_N: Tensor, predict: Callable[[Tensor, Draw], Predictions], ranks: Ranks, *, round_index: int
+        self,
+        indices_N: Tensor,
+        predict: Callable[[Tensor, Draw], tuple[Predictions, str | None]],
+        ranks: Ranks,
+        *,
+        round_index: int,
     ) -> Screened | None:
         """What a first look at the points finds; None where all are left to the acquisition."""
         screening = self.screening
@@ -167,7 +175,7 @@ class Chooser:
             return None
         draw = Draw(screening.num_samples, derived_seed(self.seed, round_index, "screening"))
         generator = self._generator(round_index, "screened")
-        return screening(predict(indices_N, draw), generator=generator, exchange=ranks)
+        return screening(predict(indices_N, draw)[0], generator=generator, exchange=ranks)
 
     def _predictions(
         self,
@@ -176,19 +184,21 @@ class Chooser:
         datamodule: ActiveLearningDataModule,
         indices_N: Tensor,
         draw: Draw,
-    ) -> Predictions:
-        """This rank's part of the points, predicted if the acquisition wants that."""
+    ) -> tuple[Predictions, str | None]:
+        """This rank's part of the points, predicted if the acquisition wants that, and the path that this took."""
         ranks = Ranks(trainer)
         part = ranks.part(len(indices_N), datamodule.pool_dataloader(indices_N).batch_size or 1)
         indices_n = indices_N[part.start : part.stop]
-        log_probs_n_K_C = None
+        log_probs_n_K_C, path = None, None
         if self.acquisition.needs_predictions:
             ranks.send_buffers(module)
-            log_probs_n_K_C = ranks.together(lambda: self._predicted(trainer, module, datamodule, indices_n, draw))
+            log_probs_n_K_C, path = ranks.together(
+                lambda: self._predicted(trainer, module, datamodule, indices_n, draw)
+            )
             num_classes = int(ranks.gather(torch.tensor(log_probs_n_K_C.shape[2])).max())
             if len(indices_n) == 0:  # of no points, a rank knows no number of classes
                 log_probs_n_K_C = log_probs_n_K_C.new_empty(0, draw.num_samples, num_classes)
-        return Predictions(log_probs_n_K_C, indices_n, offset=part.start, total=len(indices_N))
+        return Predictions(log_probs_n_K_C, indices_n, offset=part.start, total=len(indices_N)), path
 
     def _predicted(
         self,
@@ -197,9 +207,9 @@ class Chooser:
         datamodule: ActiveLearningDataModule,
         indices_n: Tensor,
         draw: Draw,
-    ) -> Tensor:
+    ) -> tuple[Tensor, str | None]:
         if len(indices_n) == 0:
-            return torch.empty(0, draw.num_samples, 0)
+            return torch.empty(0, draw.num_samples, 0), None
         labelled = datamodule.pool_dataloader(datamodule.labels.labelled_indices)
         posterior = fitted_posterior(trainer, module, labelled, self.posterior)
         with predict_pool(
@@ -210,7 +220,8 @@ class Chooser:
             num_samples=draw.num_samples,
             seed=draw.seed,
         ) as chunks:
-            return self.storage.filled(chunks, num_points=len(indices_n))
+            log_probs_n_K_C = self.storage.filled(chunks, num_points=len(indices_n))
+            return log_probs_n_K_C, chunks.path
 
     def _found(
         self, predictions: Predictions, batch: Batch, screened: Screened | None, ranks: Ranks, *, round_index: int

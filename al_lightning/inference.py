@@ -8,10 +8,12 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from al_lightning._lightning import LightningModule, Trainer, pl
-from al_lightning.posterior import Posterior
+from al_lightning.posterior import Posterior, Predict
 
 DESCRIPTION = "Predicting the pool"
 NUM_NAMED = 20
+MOST_REASON = 200
+"""Letters of a reason in a record."""
 
 
 @contextmanager
@@ -49,6 +51,23 @@ def _with_progress(trainer: Trainer, batches: DataLoader[object]) -> Iterable[ob
     return tqdm(batches, desc=DESCRIPTION, leave=False, disable=shown is None)
 
 
+class PoolChunks(Iterator[Tensor]):
+    """The chunks of `predict_pool`, and how they are made."""
+
+    def __init__(self, chunks: Iterator[Tensor], predict: Predict) -> None:
+        self._chunks, self._predict = chunks, predict
+
+    def __next__(self) -> Tensor:
+        """The log-probabilities of the next batch."""
+        return next(self._chunks)
+
+    @property
+    def path(self) -> str | None:
+        """How the posterior has made its forward passes, as a record says it; None for one that does not tell."""
+        path, reason = (getattr(self._predict, name, None) for name in ("path", "reason"))
+        return f"{path}: {' '.join(reason.split())[:MOST_REASON]}" if path and reason else path
+
+
 @contextmanager
 def predict_pool(
     trainer: Trainer,
@@ -58,7 +77,7 @@ def predict_pool(
     *,
     num_samples: int,
     seed: int,
-) -> Iterator[Iterator[Tensor]]:
+) -> Iterator["PoolChunks"]:
     """Log-probabilities (n, K, C), float32, of `num_samples` = K draws of the posterior, batch by batch when asked for.
 
     Runs after a fit as well as during one, on the trainer's device and in its precision. The K draws depend on `seed`
@@ -70,7 +89,7 @@ def predict_pool(
         trainer.precision_plugin.forward_context(),
     ):
         batches_on_device = _batches_on_device(trainer, module, _with_progress(trainer, batches))
-        yield _finite(map(predict, batches_on_device), batches)
+        yield PoolChunks(_finite(map(predict, batches_on_device), batches), predict)
 
 
 def preview_pool(

@@ -5,7 +5,18 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from al_lightning import BALD, ActiveLearning, BatchBALD, DeepEnsemble, Margin, MCDropout, Random, Screening, active_fit
+from al_lightning import (
+    BALD,
+    ActiveLearning,
+    BatchBALD,
+    DeepEnsemble,
+    LastLayerLaplace,
+    Margin,
+    MCDropout,
+    Random,
+    Screening,
+    active_fit,
+)
 from al_lightning.acquisition import Batch, saturation_warning
 from al_lightning.information import mutual_information
 from al_lightning.seeds import derived_seed
@@ -272,3 +283,26 @@ def test_the_record_of_batchbald_says_how_sure_its_picks_are(make_trainer, make_
     assert information["least_lead_in_errors"] >= 0
     assert rounds[0].kernel == "torch"
     assert rounds[-1].kernel is None
+
+
+def test_the_record_says_how_mc_dropout_made_its_passes(make_trainer, make_model, make_data, make_callback):
+    class Untraceable(type(make_model())):
+        def forward(self, inputs):
+            if bool(self.net(inputs).sum() > 1e9):  # which value decides, vmap does not know
+                raise AssertionError
+            return self.net(inputs)
+
+    def path(model, **settings):
+        rounds = active_fit(make_trainer(make_callback(max_rounds=2, **settings)), model, make_data())
+        assert rounds[-1].predict_path is None
+        return rounds[0].predict_path
+
+    assert path(make_model()) == "vmap"
+    assert path(make_model(), screening=Screening(num_points=20, num_samples=4)) == "vmap"
+    with torch.random.fork_rng():
+        found = path(Untraceable())
+    assert found.startswith("loop: RuntimeError: vmap: It looks like you're attempting")
+    assert len(found) <= 206
+    assert "\n" not in found
+    assert path(make_model(), posterior=LastLayerLaplace()) is None
+    assert path(make_model(), acquisition=Random()) is None

@@ -11,17 +11,28 @@ from al_lightning.cli import run
 CONFIG = str(Path(__file__).parents[1] / "configs" / "repeated_digits.yaml")
 
 ARGUMENTS = [
-    (["--trainer.callbacks.query_sise=5"], "`query_sise` (given '5' for `trainer.callbacks`) is no argument of "
-     "ActiveLearning; did you mean `query_size`? It has acquisition, query_size, posterior, "),
-    (["--trainer.callbacks.acquisition=BatchBold"], "`BatchBold`, given for `trainer.callbacks.acquisition`, names no "
-     "class that is known; did you mean `BatchBALD`"),
+    (
+        ["--trainer.callbacks.query_sise=5"],
+        "`query_sise` (given '5' for `trainer.callbacks`) is no argument of "
+        "ActiveLearning; did you mean `query_size`? It has acquisition, query_size, posterior, ",
+    ),
+    (
+        ["--trainer.callbacks.acquisition=BatchBold"],
+        "`BatchBold`, given for `trainer.callbacks.acquisition`, names no "
+        "class that is known; did you mean `BatchBALD`",
+    ),
     (["--trainer.callbacks.posterior=MCDroput"], "did you mean `MCDropout`"),
-    (["--trainer.callbacks.acquisition.max_config=3"], "`max_config` (given '3' for "
-     "`trainer.callbacks.acquisition`) is no argument of BatchBALD; "
-     "did you mean `max_configs` or `num_configs`? It has num_configs, max_configs, "),
+    (
+        ["--trainer.callbacks.acquisition.max_config=3"],
+        "`max_config` (given '3' for "
+        "`trainer.callbacks.acquisition`) is no argument of BatchBALD; "
+        "did you mean `max_configs` or `num_configs`? It has num_configs, max_configs, ",
+    ),
     (["--data.initail", "3"], "is no argument of ActiveLearningDataModule; did you mean `initial`?"),
-    (["--data.datamodule=DigitDataModule"], "`DigitDataModule`, given for `data.datamodule`, names no class that is "
-     "known; did you mean `DigitsDataModule`"),
+    (
+        ["--data.datamodule=DigitDataModule"],
+        "`DigitDataModule`, given for `data.datamodule`, names no class that is known; did you mean `DigitsDataModule`",
+    ),
     (["--model=Clasifier"], "`Clasifier`, given for `model`, names no class that is known; did you mean `Classifier`?"),
     (["--seed_evrything", "3"], "`seed_evrything` is no key; did you mean `seed_everything`?"),
     (["--trainer.max_epochz=3"], "`trainer.max_epochz` is no key; did you mean `trainer.max_epochs`"),

@@ -11,6 +11,10 @@ from al_lightning.posterior.members import Members, tensors_of
 
 USUAL_NUM_SAMPLES = 100
 
+THE_POSTERIORS = "`MCDropout()`, `LastLayerLaplace()`, `DeepEnsemble(5)` or `MCDropConnect(0.1)`"
+ANOTHER_POSTERIOR = f"choose another posterior, `ActiveLearning(..., posterior=...)` with {THE_POSTERIORS}"
+"""The way out where a posterior cannot sample a model."""
+
 Predict = Callable[[Any], Tensor]
 """A batch of the pool loader -> `log_probs_B_K_C`: normalised, float32, no gradient, rows in the order of the batch."""
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from al_lightning.posterior.base import ANOTHER_POSTERIOR
 from al_lightning.posterior.batch import has_rows, map_tensors
 from al_lightning.posterior.interception import LayerMasks
 from al_lightning.posterior.logits import log_probs_of
@@ -26,7 +27,7 @@ def refuse_no_masks(model: nn.Module, masks: Mapping[tuple[str, int], LayerMasks
     raise ValueError(
         f"MCDropout drew no mask in a forward pass of {type(model).__name__}, whose dropout layers are: "
         f"{', '.join(layers) or 'none'}. Add nn.Dropout with 0 < p < 1 to `forward` and train with it (dropout behind "
-        f"`if self.training` is not seen), or choose another posterior."
+        f"`if self.training` is not seen), or {ANOTHER_POSTERIOR}."
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from typing_extensions import override
 
-from al_lightning.posterior.base import Posterior, Predict
+from al_lightning.posterior.base import ANOTHER_POSTERIOR, Posterior, Predict
 from al_lightning.posterior.batch import map_tensors, model_inputs
 from al_lightning.posterior.check import refuse_dependence_on_batch, rounding_tolerance, rows_again
 from al_lightning.posterior.evaluating import LastSigmoid, evaluating
@@ -71,7 +71,7 @@ class MCDropConnect(Posterior):
         if unknown or not found:
             raise ValueError(
                 f"`layers` is {self.layers}, and the linear and convolutional layers of {type(model).__name__} are: "
-                f"{', '.join(map(named, found)) or 'none'}. Name some of these, or choose another posterior."
+                f"{', '.join(map(named, found)) or 'none'}. Name some of these, or {ANOTHER_POSTERIOR}."
             )
         names = found if self.layers is None else self.layers
         parameters = {id(tensor): name for name, tensor in model.named_parameters()}

@@ -33,6 +33,8 @@ class Round:
             its share of log K, mean BALD of points predicted and of those chosen. After a screening also the points and
             samples of that, by which the pool's mean BALD is then taken.
         seconds: Wall time of fit, predict, acquire and test.
+        predict_path: How MC dropout made its K forward passes, "vmap", or "loop: " and the reason; None for other
+            posteriors.
         kernel: What evaluated the gains, "torch" or "triton"; None where the acquisition computes none.
         stopped: Why no round follows, or None.
         logged_steps: Where the step axis of the loggers is at the end of the fit; the next round's goes on there.
@@ -53,6 +55,7 @@ class Round:
     posterior: str | None = None
     information: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    predict_path: str | None = None
     kernel: Literal["torch", "triton"] | None = None
     stopped: str | None = None
     logged_steps: int = 0

@@ -8,6 +8,7 @@ import io
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -80,6 +81,8 @@ def panels(rows: int, columns: int, *, width: float = WIDTH, height: float) -> "
 
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
+    # A notebook shows what has this method; other figures it shows only once pyplot is imported.
+    figure._repr_png_ = partial(png, figure)  # type: ignore[attr-defined]
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)

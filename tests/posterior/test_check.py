@@ -1,9 +1,12 @@
+import re
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from al_lightning.posterior import MCDropout
+from al_lightning.posterior.base import ANOTHER_POSTERIOR, Posterior
 from al_lightning.posterior.check import (
     refuse_dependence_on_batch,
     refuse_equal_samples,
@@ -205,3 +208,10 @@ def test_the_checks_of_a_loop_cost_two_forward_passes_and_the_attempt():
         predict(points())
         predict(points())
     assert calls == [6, 4] + [6] * (K - 1) + [3] + [6] + [6] * K
+
+
+def test_the_way_out_names_the_posteriors_that_there_are():
+    ours = {kind.__name__ for kind in Posterior.__subclasses__() if kind.__module__.startswith("al_lightning.")}
+    assert set(re.findall(r"`(\w+)\(", ANOTHER_POSTERIOR)) - {"ActiveLearning"} == ours
+    with pytest.raises(ValueError, match=re.escape(f"is not seen), or {ANOTHER_POSTERIOR}.")):
+        refuse_no_masks(nn.Linear(1, 1), {})
