@@ -42,6 +42,7 @@ FLAVOUR = choose_flavour()
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
+    from lightning_fabric.plugins import CheckpointIO
     from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
     from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
     from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
@@ -52,6 +53,7 @@ else:
     pl = importlib.import_module(FLAVOUR)
     Callback, LightningDataModule = pl.Callback, pl.LightningDataModule
     LightningModule, Trainer = pl.LightningModule, pl.Trainer
+    CheckpointIO = importlib.import_module(f"{FLAVOUR}.plugins").CheckpointIO
     launchers = importlib.import_module(f"{FLAVOUR}.strategies.launchers.multiprocessing")
     _MultiProcessingLauncher = launchers._MultiProcessingLauncher
     CombinedLoader = importlib.import_module(f"{FLAVOUR}.utilities").CombinedLoader
@@ -111,6 +113,7 @@ __all__ = [
     "FLAVOUR",
     "LIGHTNINGS_OWN",
     "Callback",
+    "CheckpointIO",
     "CombinedLoader",
     "LightningDataModule",
     "LightningModule",

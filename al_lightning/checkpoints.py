@@ -4,11 +4,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from al_lightning._lightning import Callback, LightningModule, Trainer, pl
+from al_lightning._lightning import Callback, CheckpointIO, LightningModule, Trainer, pl
 from al_lightning.averages import Metrics
 from al_lightning.data import Labels
+from al_lightning.files import refuse_code
 from al_lightning.journal import finite_or_none, what_differs
 
 if TYPE_CHECKING:
@@ -33,6 +35,53 @@ def keeps_last(checkpoint: Callback) -> bool:
     if not isinstance(checkpoint, pl.callbacks.ModelCheckpoint):
         return False
     return bool(checkpoint.save_last) and checkpoint.dirpath is not None
+
+
+class PlainCheckpoints(CheckpointIO):
+    """Reads a checkpoint only if no code is in it, whichever version of Lightning loads it and however it was chosen.
+
+    Args:
+        inner: What saves and loads: Lightning's own, which reads files of torch.
+    """
+
+    def __init__(self, inner: CheckpointIO) -> None:
+        self.inner = inner
+
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **keywords: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Load it, if it holds tensors and plain values alone."""
+        refuse_code(path)
+        return self.inner.load_checkpoint(path, *arguments, **keywords)
+
+    def save_checkpoint(self, *arguments: Any, **keywords: Any) -> None:  # noqa: ANN401
+        """Save it as ever."""
+        self.inner.save_checkpoint(*arguments, **keywords)
+
+    def remove_checkpoint(self, *arguments: Any, **keywords: Any) -> None:  # noqa: ANN401
+        """Remove it as ever."""
+        self.inner.remove_checkpoint(*arguments, **keywords)
+
+    def teardown(self) -> None:
+        """End what the inner one has begun."""
+        self.inner.teardown()
+
+
+def read_plain_checkpoints(trainer: Trainer) -> None:
+    """Let the Trainer run no code of a checkpoint, until `read_checkpoints_as_before`.
+
+    A `CheckpointIO` of the user's own, which may read files of another kind, is left as it is.
+    """
+    plugins: Any = pl.plugins
+    inner = own = trainer.strategy.checkpoint_io
+    if isinstance(own, plugins.AsyncCheckpointIO):
+        inner = own.checkpoint_io
+    if isinstance(inner, plugins.TorchCheckpointIO):
+        trainer.strategy.checkpoint_io = PlainCheckpoints(own)
+
+
+def read_checkpoints_as_before(trainer: Trainer) -> None:
+    """Give the Trainer back what it had before `read_plain_checkpoints`."""
+    if isinstance(trainer.strategy.checkpoint_io, PlainCheckpoints):
+        trainer.strategy.checkpoint_io = trainer.strategy.checkpoint_io.inner
 
 
 def _prefixed(name: str, prefix: str) -> str:

@@ -1,15 +1,20 @@
-"""Files that the package writes: whole or not at all, and never through a link that somebody has laid.
+"""Files of a run folder, which somebody else may have made or sent.
 
-Who can write into a run folder, or sends one, could otherwise have any file of the user's overwritten: a temporary file
-of a known name may be there already, as a link to it.
+What is written is whole or not there at all, and never goes through a link: a temporary file of a known name may be
+there already, as a link to any file of the user's. What is read runs no code and unpacks to no more than there is.
 """
 
 import errno
 import os
+import pickle
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import fsspec
+import torch
 
 _CANNOT_SYNC_FOLDERS = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS})  # some network filesystems
 
@@ -45,6 +50,85 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     with replacing(path) as file:
         file.write(data)
+
+
+def load_plain(path: str | Path, *, mmap: bool = False) -> Any:  # noqa: ANN401 - whatever the file holds
+    """Load tensors and plain values that `torch.save` wrote, on the CPU; code in the file does not run.
+
+    Args:
+        path: A file on this machine.
+        mmap: Leave the tensors in the file until they are used.
+
+    Raises:
+        ValueError: If it holds anything else or is damaged, with the reason; the caller knows what to do then.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    try:
+        is_archive = _is_archive(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_archive)
+    except pickle.UnpicklingError as error:
+        raise ValueError(_unsafe(path) or _reason(error)) from error
+    except Exception as error:  # a damaged file can make any error
+        raise ValueError(_reason(error)) from error
+
+
+def _is_archive(path: Path) -> bool:
+    """Tell an archive, as torch writes it, from a bare pickle.
+
+    One that would unpack to more than it is is refused, and one of which a part does not have its check sum: torch
+    itself would read other values without a word.
+    """
+    if not zipfile.is_zipfile(path):
+        return False
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > size:
+            raise ValueError(f"its {size} bytes would unpack to {unpacked}, but `torch.save` does not compress")
+        broken = archive.testzip()
+    if broken is not None:
+        raise ValueError(f"its part {broken} is damaged")
+    return True
+
+
+def _unsafe(path: Path) -> str:
+    """Name the classes and functions in a file that are neither tensors nor plain values."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # noqa: BLE001 - a bare pickle, or a damaged one: the first error stands
+        return ""
+    return f"it holds {', '.join(map(repr, names))}" if names else ""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):  # whose own words advise to run the code
+        return "it holds code, or is damaged"
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def refuse_code(path: str | Path) -> None:
+    """Refuse a checkpoint that holds more than tensors and plain values, before somebody loads it less carefully.
+
+    Classes that are allowed with `torch.serialization.add_safe_globals` count as plain.
+    """
+    if str(path).startswith(("http:", "https:")):
+        raise ValueError(
+            f"The checkpoint {path} is on the web, and loading it from there may run code in it. Fetch it."
+        )
+    try:
+        if "://" in str(path):
+            with fsspec.open(str(path), "rb") as file:
+                torch.load(file, map_location="cpu", weights_only=True)
+        else:
+            load_plain(path, mmap=True)
+    except (ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"The checkpoint {path} cannot be read as tensors and plain values alone ({_reason(error)}), and "
+            "loading anything else may run code in it. Without a checkpoint the round starts anew. If you trust the "
+            "file, allow the classes that it names: `torch.serialization.add_safe_globals([...])`."
+        ) from error
 
 
 def _open_new(path: str, flags: int) -> int:

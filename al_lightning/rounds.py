@@ -20,7 +20,7 @@ from al_lightning._lightning import (
 )
 from al_lightning.averages import Metrics, mean_metrics, with_test
 from al_lightning.callback import ActiveLearning, active_learning_callback
-from al_lightning.checkpoints import keeps_last, labels_due, prefix_checkpoints
+from al_lightning.checkpoints import keeps_last, labels_due, prefix_checkpoints, read_checkpoints_as_before
 from al_lightning.data import ActiveLearningDataModule, wrapped_datamodule
 from al_lightning.journal import finite_or_none, read_journal, run_folder
 from al_lightning.lines import round_line, table
@@ -96,6 +96,7 @@ def active_fit(
         callback.run.release()
         rewind.release()
         callbacks_of(trainer).remove(start)
+        read_checkpoints_as_before(trainer)
     rank_zero_info(table(callback.rounds))
     return callback.rounds
 

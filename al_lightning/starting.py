@@ -7,7 +7,7 @@ from torch import Tensor
 
 from al_lightning._lightning import Callback, LightningModule, Trainer, pl, rank_zero_info
 from al_lightning.callback import ActiveLearning, active_learning_callback
-from al_lightning.checkpoints import prefix_checkpoints
+from al_lightning.checkpoints import prefix_checkpoints, read_plain_checkpoints
 from al_lightning.posterior import Members
 from al_lightning.ranks import Ranks
 from al_lightning.records.weights import States
@@ -35,6 +35,7 @@ class Start(Callback):
         """Go on with the run's earlier rounds if this process has not yet, and begin the round."""
         if stage != "fit" or self.first_states is None:
             return
+        read_plain_checkpoints(trainer)
         callback = active_learning_callback(trainer)
         if callback.open(trainer, pl_module):
             self._continue(trainer, pl_module, callback, self.first_states)

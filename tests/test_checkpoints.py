@@ -1,12 +1,17 @@
 import pytest
+import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from pytorch_lightning.plugins import AsyncCheckpointIO, CheckpointIO, TorchCheckpointIO
 
 from al_lightning.checkpoints import (
     LabelsDue,
+    PlainCheckpoints,
     best_checkpoint,
     labels_due,
     load_best,
     prefix_checkpoints,
+    read_checkpoints_as_before,
+    read_plain_checkpoints,
     read_progress,
     write_progress,
 )
@@ -73,3 +78,46 @@ def test_a_best_checkpoint_that_was_never_saved_is_an_error(make_trainer, make_m
 def test_the_best_checkpoint_is_the_one_that_monitors_wherever_it_stands(make_trainer):
     every_epoch, best = ModelCheckpoint(every_n_epochs=1), ModelCheckpoint(monitor="val_loss")
     assert best_checkpoint(make_trainer(every_epoch, best, enable_checkpointing=True)) is best
+
+
+class OfAnotherKind(CheckpointIO):
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        raise NotImplementedError
+
+    def load_checkpoint(self, path, map_location=None, weights_only=None):
+        return {"path": path}
+
+    def remove_checkpoint(self, path):
+        raise NotImplementedError
+
+
+class Mine:
+    """A class that a user keeps in a checkpoint."""
+
+
+@pytest.mark.parametrize("plugins", [[], [TorchCheckpointIO()], [AsyncCheckpointIO()]], ids=["none", "own", "async"])
+def test_checkpoints_are_read_plainly_once_and_then_as_before(make_trainer, tmp_path, plugins):
+    trainer = make_trainer(plugins=plugins)
+    before = trainer.strategy.checkpoint_io
+    for _ in range(2):
+        read_plain_checkpoints(trainer)
+    assert isinstance(trainer.strategy.checkpoint_io, PlainCheckpoints)
+    assert trainer.strategy.checkpoint_io.inner is before
+    before.save_checkpoint({"plain": torch.ones(2)}, tmp_path / "plain.ckpt")
+    trainer.strategy.checkpoint_io.save_checkpoint({"mine": Mine()}, tmp_path / "mine.ckpt")
+    trainer.strategy.checkpoint_io.teardown()
+    assert trainer.strategy.load_checkpoint(tmp_path / "plain.ckpt")["plain"].tolist() == [1, 1]
+    with pytest.raises(ValueError, match=r"The checkpoint .*mine\.ckpt cannot be read .*it holds '.*Mine'.*add_safe"):
+        trainer.strategy.load_checkpoint(tmp_path / "mine.ckpt")
+    trainer.strategy.checkpoint_io.remove_checkpoint(tmp_path / "mine.ckpt")
+    assert not (tmp_path / "mine.ckpt").exists()
+    read_checkpoints_as_before(trainer)
+    read_checkpoints_as_before(trainer)
+    assert trainer.strategy.checkpoint_io is before
+
+
+def test_what_reads_files_of_another_kind_is_left_alone(make_trainer):
+    own = OfAnotherKind()
+    trainer = make_trainer(plugins=[own])
+    read_plain_checkpoints(trainer)
+    assert trainer.strategy.checkpoint_io is own

@@ -1,16 +1,18 @@
 import errno
 import os
+import pickle
 import signal
 import stat
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 
 from al_lightning.comparison.command import main as compare
-from al_lightning.files import replacing, write_atomically
+from al_lightning.files import load_plain, refuse_code, replacing, write_atomically
 from al_lightning.journal import Journal, Round
 from al_lightning.report import read_runs, write_report
 from al_lightning.resuming import save_last_states, save_states
@@ -233,3 +235,86 @@ def test_nothing_that_the_package_writes_goes_through_a_link(folder, precious, n
     assert path.is_file()
     assert not path.is_symlink()
     assert not list(folder.rglob(".*.partial"))
+
+
+class Trap:
+    """A pickle that makes a folder when it is read."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def bomb(path, *, name="archive/data.pkl", size=2**26):
+    torch.save({"w": torch.zeros(3)}, path)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, bytes(size))
+
+
+def test_tensors_and_plain_values_are_read_on_the_cpu(tmp_path):
+    content = {"w": torch.randn(3).bfloat16(), "names": ["a", None, 1.5]}
+    torch.save(content, tmp_path / "file.pt")
+    torch.save(content, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for name in ("file.pt", "old.pt"):
+        for mmap in (False, True):
+            found = load_plain(tmp_path / name, mmap=mmap)
+            assert torch.equal(found["w"], content["w"])
+            assert found["names"] == content["names"]
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (lambda path: None, "there is no such file"),
+        (os.mkdir, "there is no such file"),
+        (os.mkfifo, "there is no such file"),  # and nobody waits for what comes through it
+        (lambda path: torch.save({"w": Trap(path.with_name("ran"))}, path), r"it holds '\w+\.mkdir'"),
+        (lambda path: path.write_bytes(pickle.dumps(Trap(path.with_name("ran")), 2)), "it holds code, or is damaged"),
+        (lambda path: path.write_bytes(b""), "."),
+        (bomb, r"its \d+ bytes would unpack to 67\d+, but `torch.save` does not compress"),
+    ],
+    ids=["nothing", "folder", "pipe", "trap", "bare trap", "empty", "bomb"],
+)
+def test_what_is_not_plain_is_refused_and_nothing_of_it_runs(tmp_path, write, words, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    write(tmp_path / "file.pt")
+    with pytest.raises(ValueError, match=words) as refused:
+        load_plain(tmp_path / "file.pt")
+    assert "`False`" not in str(refused.value)  # torch's own words advise to run the code
+    with pytest.raises(ValueError, match=r"The checkpoint .*file\.pt cannot be read as tensors and plain.*add_safe_g"):
+        refuse_code(tmp_path / "file.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_damaged_file_of_weights_is_one_kind_of_error(tmp_path):
+    torch.save([{"w": torch.randn(50)}], tmp_path / "file.pt")
+    whole = (tmp_path / "file.pt").read_bytes()
+    for length in range(0, len(whole), 97):
+        (tmp_path / "file.pt").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"\w"):
+            load_plain(tmp_path / "file.pt")
+
+
+def test_code_is_found_wherever_a_checkpoint_lies_but_not_fetched_from_the_web(tmp_path):
+    torch.save({"w": Trap(tmp_path / "ran")}, tmp_path / "file.ckpt")
+    torch.save({"w": torch.zeros(3)}, tmp_path / "plain.ckpt")
+    with pytest.raises(ValueError, match=r"The checkpoint file://.*file\.ckpt cannot be read .*code.*anew"):
+        refuse_code(f"file://{tmp_path}/file.ckpt")
+    refuse_code(f"file://{tmp_path}/plain.ckpt")
+    with pytest.raises(ValueError, match=r"The checkpoint https://a\.b/c\.ckpt is on the web.*Fetch it"):
+        refuse_code("https://a.b/c.ckpt")
+    assert not (tmp_path / "ran").exists()
+
+
+class Mine:
+    """A class that a user keeps in a checkpoint."""
+
+
+def test_classes_that_the_user_trusts_are_read(tmp_path):
+    torch.save({"mine": Mine()}, tmp_path / "file.ckpt")
+    with pytest.raises(ValueError, match=r"it holds '.*Mine'"):
+        refuse_code(tmp_path / "file.ckpt")
+    with torch.serialization.safe_globals([Mine]):
+        refuse_code(tmp_path / "file.ckpt")

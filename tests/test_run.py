@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pytorch_lightning import Callback
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -74,7 +74,7 @@ def start(make_trainer, make_model, make_data, make_callback):
         callback = make_callback(settings.pop("acquisition", BatchBALD(num_configs=50)), folder=folder, **settings)
         model = make_model(model_seed) if model is None else model
         data = make_data() if data is None else data
-        saves = any(isinstance(other, ModelCheckpoint) for other in callbacks)
+        saves = any(isinstance(other, (ModelCheckpoint, OnExceptionCheckpoint)) for other in callbacks)
         trainer = make_trainer(callback, *callbacks, enable_checkpointing=saves)
         rounds = active_fit(trainer, model, data, seed=seed, ckpt_path=ckpt_path)
         weights = {name: tensor.tolist() for name, tensor in model.state_dict().items()}
@@ -325,6 +325,36 @@ def test_a_checkpoint_of_another_round_or_run_is_refused(start, tmp_path, make_d
         with pytest.raises(ValueError, match=words):
             start(tmp_path / "run", checkpoints(folder), ckpt_path=path)
     assert content(tmp_path / "run") == before
+
+
+class Trap:
+    """A pickle that makes a folder when it is read."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.filterwarnings("ignore:.*was called without a model:UserWarning")  # what Lightning says of the third
+@pytest.mark.parametrize("how", ["path", "last", "after an exception"])
+def test_code_in_a_checkpoint_does_not_run_however_lightning_finds_it(start, tmp_path, how, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # as the lowest version of Lightning reads it
+    folder = tmp_path / "checkpoints"
+    if how == "after an exception":
+        callback, name = OnExceptionCheckpoint(folder), "on_exception.ckpt"
+    else:
+        callback, name = ModelCheckpoint(dirpath=folder, save_last=True), "round=000-last.ckpt"
+    folder.mkdir()
+    torch.save({"state_dict": Trap(tmp_path / "ran")}, folder / name)
+    ckpt_path = {"path": folder / name, "last": "last", "after an exception": None}[how]
+    starts = Starts()
+    words = rf"The checkpoint .*{name} cannot be read .*it holds '\w+\.mkdir'.*the round starts anew.*add_safe_globals"
+    with pytest.raises(ValueError, match=words):
+        start(tmp_path / "run", callback, starts, ckpt_path=ckpt_path)
+    assert not (tmp_path / "ran").exists()
+    assert starts.weights == []
 
 
 def test_a_checkpoint_is_refused_where_no_round_is_due_and_for_an_ensemble(start, tmp_path):

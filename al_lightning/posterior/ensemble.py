@@ -1,6 +1,5 @@
 """Deep ensembles: sample k is the k-th of several separately trained networks."""
 
-import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
@@ -8,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from al_lightning.files import load_plain
 from al_lightning.posterior.base import Posterior, Predict
 from al_lightning.posterior.members import Members, State, tensors_of
 from al_lightning.posterior.networks import Networks
@@ -139,8 +138,8 @@ def _refuse_missing_or_repeated(checkpoints: Sequence[str | Path]) -> None:
 def read_state(path: str | Path, model: nn.Module) -> State:
     """A network of the kind of `model`, from a Lightning checkpoint or a saved `state_dict()`, on the CPU."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        content = load_plain(path)
+    except ValueError as error:
         raise ValueError(
             f"{path} cannot be read as tensors and plain values alone ({error}). Save the weights by themselves: "
             f"`torch.save(model.state_dict(), path)`."

@@ -2,7 +2,7 @@
 
 from al_lightning.records.replay import Recorded, recorded, trained_on
 from al_lightning.records.round import PICK_COLUMNS, Change, Correction, Pick, Round
-from al_lightning.records.weights import States, check_archive, digest_of, read_states
+from al_lightning.records.weights import States, digest_of, read_states
 
 __all__ = [
     "Change",
@@ -14,7 +14,6 @@ __all__ = [
     "recorded",
     "trained_on",
     "States",
-    "check_archive",
     "digest_of",
     "read_states",
 ]

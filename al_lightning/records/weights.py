@@ -1,12 +1,13 @@
 """Weights that a run keeps: told apart by a hash of their values, and read only if they are what was written."""
 
 import hashlib
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from al_lightning.files import load_plain
 
 States = Sequence[Mapping[str, Tensor]]
 """Parameters and buffers by name: of the model, or of each member of an ensemble."""
@@ -37,12 +38,9 @@ def read_states(path: Path, *, digest: str, way_out: str) -> States:
         way_out: What to do, beside restoring the file.
     """
     try:
-        check_archive(path)
-        states = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read ({type(error).__name__}: {error}). Restore the file, or {way_out}."
-        ) from error
+        states = load_plain(path)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}). Restore the file, or {way_out}.") from error
     if not _are_states(states):
         raise ValueError(f"{path} holds no weights of a run. Restore the file, or {way_out}.")
     if digest_of(states) != digest:
@@ -51,15 +49,6 @@ def read_states(path: Path, *, digest: str, way_out: str) -> States:
             f"Restore the file, or {way_out}."
         )
     return states  # type: ignore[no-any-return] # checked
-
-
-def check_archive(path: Path) -> None:
-    """Compare every part of a file that `torch.save` has written with its check sum: torch itself reads on."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken is not None:
-            raise ValueError(f"its part {broken} is damaged")
 
 
 def _are_states(states: object) -> bool:

@@ -48,7 +48,7 @@ def test_files_of_another_structure_are_refused_with_the_path(tmp_path, content)
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"hello"])
 def test_what_is_no_file_of_tensors_is_refused_by_path_and_kind_of_error(tmp_path, content):
     (tmp_path / "w.pt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"w\.pt cannot be read \(\w+: .*\)\. Restore the file, or go home"):
+    with pytest.raises(ValueError, match=r"w\.pt cannot be read \(.+\)\. Restore the file, or go home"):
         read_states(tmp_path / "w.pt", digest="", way_out="go home")
-    with pytest.raises(ValueError, match=r"missing\.pt cannot be read \(FileNotFoundError"):
+    with pytest.raises(ValueError, match=r"missing\.pt cannot be read \(there is no such file\)"):
         read_states(tmp_path / "missing.pt", digest="", way_out="go home")
