@@ -7,6 +7,7 @@ there already, as a link to any file of the user's. What is read runs no code an
 import errno
 import os
 import pickle
+import stat
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,6 +130,19 @@ def refuse_code(path: str | Path) -> None:
             "loading anything else may run code in it. Without a checkpoint the round starts anew. If you trust the "
             "file, allow the classes that it names: `torch.serialization.add_safe_globals([...])`."
         ) from error
+
+
+def refuse_foreign_lock(path: Path) -> None:
+    """Refuse what lies in the place of a lock and was not made as one: taking the lock could empty it."""
+    if not os.path.lexists(path):
+        return
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > 0:
+        kind = "a link" if stat.S_ISLNK(found.st_mode) else "not an empty file"
+        raise FileExistsError(
+            f"{path} is {kind}, so it is not the lock of a run, and something else has put it there. Look at it, move "
+            "it away, and start again."
+        )
 
 
 def _open_new(path: str, flags: int) -> int:

@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from al_lightning._lightning import rank_zero_warn
-from al_lightning.files import replacing
+from al_lightning.files import refuse_foreign_lock, replacing
 from al_lightning.journal import FIRST_VALUE_STAYS, Journal, read_journal, what_differs
 from al_lightning.records.lines import SCHEMA_VERSION
 from al_lightning.records.round import Round
@@ -32,6 +32,7 @@ def locked(folder: Path) -> FileLock:
     lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        refuse_foreign_lock(folder / ".lock")
         lock.acquire(timeout=0)
     except Timeout as error:
         raise RuntimeError(

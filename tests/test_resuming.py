@@ -87,6 +87,40 @@ input()
     locked(tmp_path).release()
 
 
+@pytest.mark.parametrize("lay", [os.symlink, os.link], ids=["symbolic", "hard"])
+def test_a_link_in_the_place_of_the_lock_is_refused_and_what_it_points_to_is_left_alone(tmp_path, lay):
+    """Older versions of filelock emptied the file that a link points to, and some still do with a hard one."""
+    (tmp_path / "precious").write_text("of the user")
+    (tmp_path / "run").mkdir()
+    lay(tmp_path / "precious", tmp_path / "run" / ".lock")
+    words = r"run folder .*run cannot be written \(.*run/\.lock is .*not the lock of a run.* move it away, and start"
+    with pytest.raises(OSError, match=words):
+        locked(tmp_path / "run")
+    assert (tmp_path / "precious").read_text() == "of the user"
+
+
+def test_a_link_to_nothing_in_the_place_of_the_lock_makes_nothing(tmp_path):
+    (tmp_path / ".lock").symlink_to(tmp_path / "authorized_keys")
+    with pytest.raises(OSError, match=r"\.lock is a link, so it is not the lock of a run"):
+        locked(tmp_path)
+    assert not (tmp_path / "authorized_keys").exists()
+
+
+def test_the_lock_itself_follows_no_link_that_is_laid_after_we_have_looked(tmp_path, monkeypatch):
+    (tmp_path / "precious").write_text("of the user")
+    (tmp_path / ".lock").symlink_to(tmp_path / "precious")
+    monkeypatch.setattr("al_lightning.resuming.refuse_foreign_lock", lambda path: None)
+    with pytest.raises(OSError, match=r"cannot be written \(.*symbolic link.*folder=\.\.\."):
+        locked(tmp_path)
+    assert (tmp_path / "precious").read_text() == "of the user"
+
+
+def test_a_pipe_in_the_place_of_the_lock_is_refused(tmp_path):
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(OSError, match=r"\.lock is not an empty file"):
+        locked(tmp_path)
+
+
 def test_states_come_back_bit_for_bit_in_their_precision(tmp_path):
     states = [{"w": torch.randn(3, dtype=torch.float64), "n": torch.tensor(4)}, {"w": torch.randn(2).bfloat16()}]
     save_states(tmp_path / "first_weights.pt", states)
