@@ -219,5 +219,6 @@ def main() -> None:
         case ["report", *args]:
             sys.exit(report(args))
         case _:
-            sys.path.insert(0, str(Path.cwd()))  # your own classes, as `python -m al_lightning` finds them
+            if str(Path.cwd()) not in sys.path:
+                sys.path.append(str(Path.cwd()))  # your own classes; last, so that no file there hides a package
             run()

@@ -2,6 +2,7 @@ import importlib
 import os
 import subprocess
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -353,6 +354,18 @@ def test_the_records_of_a_run_are_reported_although_the_trainer_knows_no_such_co
         main()
     assert exit_info.value.code == 0
     assert "DigitsDataModule, 4788 points" in Path("report/report.html").read_text()
+
+
+def test_a_file_in_the_current_folder_hides_no_package(tmp_path, monkeypatch):
+    for name in ("sklearn", "own_code"):
+        (tmp_path / f"{name}.py").write_text("")
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in {"", str(Path.cwd())}])
+    monkeypatch.setattr("al_lightning.cli.run", lambda: None)
+    for _ in range(2):
+        main()
+    assert sys.path.count(str(tmp_path)) == 1
+    assert Path(PathFinder.find_spec("own_code").origin) == tmp_path / "own_code.py"
+    assert Path(PathFinder.find_spec("sklearn").origin) != tmp_path / "sklearn.py"
 
 
 def test_the_installed_command_finds_classes_in_the_current_folder(tmp_path):
