@@ -1,5 +1,6 @@
 """Images in folders, one folder for each class, as CINIC-10 is published."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,20 @@ from al_lightning._lightning import LightningDataModule
 def read_image(path: str | Path) -> Tensor:
     """The pixels of an image file (3, height, width), red, green and blue from 0 to 255."""
     try:
-        from PIL import Image, UnidentifiedImageError  # noqa: PLC0415 - nothing else of the package needs it
+        from PIL import Image  # noqa: PLC0415 - nothing else of the package needs it
     except ImportError as error:
         raise ImportError("Reading image files needs Pillow: `pip install pillow`.") from error
     try:
         with Image.open(path) as image:
+            if Image.MAX_IMAGE_PIXELS is not None and math.prod(image.size) > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError(f"it claims {image.size[0]} x {image.size[1]} pixels")  # noqa: TRY301
             pixels = np.array(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # PIL's word for a broken PNG is SyntaxError
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(
+            f"`{path}` would take too much memory ({error}). Take it out of its folder, scale it down, or "
+            "raise `PIL.Image.MAX_IMAGE_PIXELS`."
+        ) from error
+    except Exception as error:  # a damaged file can make any error
         raise ValueError(
             f"`{path}` cannot be read as an image ({error}). Fetch it again, or take it out of its folder."
         ) from error

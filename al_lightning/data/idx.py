@@ -3,6 +3,7 @@
 import gzip
 import math
 import zlib
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from al_lightning._lightning import LightningDataModule
 from al_lightning.data.repeated import Repeated
 
+PIECE = 2**20
 DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
@@ -22,28 +24,44 @@ def read_idx(path: str | Path) -> npt.NDArray[Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no IDX file `{path}`. Name a file as it was published, plain or .gz.")
-    content = _content(path)
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in DTYPES:  # noqa: PLR2004
-        raise ValueError(f"`{path}` begins with {content[:4]!r}, which is no IDX header (two zero bytes, type, axes).")
-    dtype = np.dtype(DTYPES[content[2]])
-    start = 4 + 4 * content[3]
-    if len(content) < start:
-        raise ValueError(f"`{path}` is truncated: its header takes {start} bytes, but the file has {len(content)}.")
-    shape = tuple(int(length) for length in np.frombuffer(content, dtype=">u4", count=content[3], offset=4))
-    expected = start + math.prod(shape) * dtype.itemsize
-    if len(content) != expected:
-        fault = "is truncated" if len(content) < expected else "has trailing bytes"
-        raise ValueError(f"`{path}` {fault}: shape {shape} takes {expected} bytes, but the file has {len(content)}.")
-    return np.frombuffer(content, dtype=dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
-
-
-def _content(path: Path) -> bytes:
-    if path.suffix != ".gz":
-        return path.read_bytes()
     try:
-        return gzip.decompress(path.read_bytes())
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            return _read(file, path)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"`{path}` is truncated or no gzip file ({error}). Fetch it again.") from error
+
+
+def _read(file: BufferedIOBase, path: Path) -> npt.NDArray[Any]:
+    """Read no more than the header promises, and one byte, which must not be there."""
+    start = file.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in DTYPES:  # noqa: PLR2004
+        raise ValueError(f"`{path}` begins with {start!r}, which is no IDX header (two zero bytes, type, axes).")
+    dtype = np.dtype(DTYPES[start[2]])
+    lengths = file.read(4 * start[3])
+    size = len(start) + 4 * start[3]
+    if len(lengths) < 4 * start[3]:
+        held = len(start) + len(lengths)
+        raise ValueError(f"`{path}` is truncated: its header takes {size} bytes, but the file has {held}.")
+    shape = tuple(int(length) for length in np.frombuffer(lengths, dtype=">u4"))
+    promised = math.prod(shape) * dtype.itemsize
+    takes = f"shape {shape} takes {size + promised} bytes, but the file has"
+    values = _read_at_most(file, promised)
+    if len(values) < promised:
+        raise ValueError(f"`{path}` is truncated: {takes} {size + len(values)}.")
+    if file.read(1):
+        raise ValueError(f"`{path}` has trailing bytes: {takes} more. Fetch it again.")
+    try:
+        return np.frombuffer(values, dtype=dtype).reshape(shape).astype(dtype.newbyteorder("="))
+    except ValueError as error:
+        raise ValueError(f"`{path}` has {len(shape)} axes, and no array of that shape can be ({error}).") from error
+
+
+def _read_at_most(file: BufferedIOBase, num_bytes: int) -> bytearray:
+    """Read in pieces, so that what a header claims takes no memory that the file does not fill."""
+    found = bytearray()
+    while len(found) < num_bytes and (piece := file.read(min(PIECE, num_bytes - len(found)))):
+        found += piece
+    return found
 
 
 class IDXDataModule(LightningDataModule):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from al_lightning import ActiveLearningDataModule
 from al_lightning.data.folders import ImageFolderDataModule, Images, list_images, read_image
@@ -48,6 +49,26 @@ def test_a_corrupt_image_is_named(tmp_path, content):
     path.write_bytes(path.read_bytes()[:-2000] if content is None else content)
     with pytest.raises(ValueError, match=r"broken\.png` cannot be read as an image"):
         read_image(path)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("num_pixels", [1, 599, 1000], ids=["PIL refuses", "PIL warns", "PIL is silent"])
+def test_an_image_that_would_take_too_much_memory_is_named(tmp_path, monkeypatch, num_pixels):
+    Image.fromarray(np.zeros((40, 25), "u1")).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", num_pixels)
+    if num_pixels == 1000:
+        assert read_image(tmp_path / "bomb.png").shape == (3, 40, 25)
+        return
+    with pytest.raises(ValueError, match=r"bomb\.png` would take too much memory \(.*raise `PIL\.Image\.MAX_"):
+        read_image(tmp_path / "bomb.png")
+
+
+def test_text_in_an_image_that_unpacks_to_too_much_is_named(tmp_path):
+    info = PngInfo()
+    info.add_text("comment", "0" * (2**20 + 1), zip=True)
+    Image.fromarray(np.zeros((4, 4), "u1")).save(tmp_path / "text.png", pnginfo=info)
+    with pytest.raises(ValueError, match=r"text\.png` cannot be read as an image \(Decompressed data too large"):
+        read_image(tmp_path / "text.png")
 
 
 def test_without_pillow_one_sentence_says_what_to_install(monkeypatch):

@@ -1,6 +1,8 @@
 import gzip
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +64,10 @@ def test_an_array_comes_back_as_it_was_written(tmp_path, dtype, ending):
         (b"\0\0\x07\x01\0\0\0\0", "which is no IDX header"),
         (b"\0\0\x08\x02\0\0\0\x05", "is truncated: its header takes 12 bytes, but the file has 8"),
         (idx_bytes(np.zeros((2, 3), "i4"))[:-1], r"is truncated: shape \(2, 3\) takes 36 bytes, but the file has 35"),
-        (idx_bytes(np.zeros(4, "u1")) + b"\0", r"has trailing bytes: shape \(4,\) takes 12 bytes, but the file has 13"),
+        (
+            idx_bytes(np.zeros(4, "u1")) + b"\0",
+            r"trailing bytes: shape \(4,\) takes 12 bytes, but the file has more",
+        ),
     ],
 )
 def test_a_damaged_file_says_what_is_wrong(tmp_path, content, words):
@@ -81,6 +86,57 @@ def test_a_damaged_gzip_file_says_so(tmp_path, content):
     path = tmp_path / "damaged.gz"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="is truncated or no gzip file"):
+        read_idx(path)
+
+
+def limited(path, *, mib):
+    """What a process that may take so much memory beyond what its imports took says of a file."""
+    lines = f"""
+import resource
+from al_lightning.data.idx import read_idx
+with open("/proc/self/statm") as file:
+    taken = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + {mib} * 2**20,) * 2)
+try:
+    read_idx({str(path)!r})
+except ValueError as error:
+    print(error)
+"""
+    return subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="tells how much memory a process takes")
+@pytest.mark.parametrize(
+    ("lengths", "num_values", "words"),
+    [
+        ((6,), 2**28, "has trailing bytes: shape (6,) takes 14 bytes, but the file has more"),
+        (
+            (2**32 - 1, 2**12),
+            6,
+            "is truncated: shape (4294967295, 4096) takes 17592186040332 bytes, but the ",
+        ),
+    ],
+    ids=["a bomb", "a claim"],
+)
+@pytest.mark.parametrize("ending", [".gz", ""])
+def test_a_file_takes_no_more_memory_than_it_promises_and_holds(tmp_path, lengths, num_values, words, ending):
+    path = tmp_path / f"hostile{ending}"
+    with gzip.open(path, "wb", 6) if ending else path.open("wb") as file:
+        file.write(bytes([0, 0, 8, len(lengths)]) + struct.pack(f">{len(lengths)}I", *lengths))
+        if ending:
+            for _ in range(0, num_values, 2**26):
+                file.write(bytes(min(2**26, num_values)))
+        else:
+            file.truncate(file.tell() + num_values)
+    found = limited(path, mib=64)
+    assert found.stderr == ""
+    assert f"`{path}` {words}" in found.stdout
+
+
+def test_more_axes_than_an_array_can_have_are_named(tmp_path):
+    path = tmp_path / "axes"
+    path.write_bytes(bytes([0, 0, 8, 255]) + struct.pack(">255I", *[1] * 255) + b"7")
+    with pytest.raises(ValueError, match=r"axes` has 255 axes, and no array of that shape can be"):
         read_idx(path)
 
 
