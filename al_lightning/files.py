@@ -47,8 +47,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file by one with this content, text as UTF-8; see `replacing`."""
-    data = content.encode() if isinstance(content, str) else content
+    """Replace a file by one with this content, text as UTF-8, or escaped where it has none; see `replacing`."""
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     with replacing(path) as file:
         file.write(data)
 

@@ -9,10 +9,9 @@ A run folder holds three files, written whole and atomically after every round:
 """
 
 import csv
-import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 from al_lightning._lightning import FLAVOUR, Trainer
 from al_lightning.files import write_atomically
+from al_lightning.foreign import as_csv
 from al_lightning.records.lines import SCHEMA, SCHEMA_VERSION, decoded, encoded
 from al_lightning.records.round import PICK_COLUMNS, Round
 
@@ -43,14 +43,6 @@ def run_folder(trainer: Trainer) -> Path:
         return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / numbered
     folders = (Path(trainer.default_root_dir) / "active_learning" / f"version_{n}" for n in count())
     return next(folder for folder in folders if not folder.exists())
-
-
-def _as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
 
 
 class Journal:
@@ -92,7 +84,7 @@ class Journal:
         numbers = [entry.numbers() for entry in rounds]
         columns = list(dict.fromkeys(name for row in numbers for name in row))
         rows = [dict(zip(PICK_COLUMNS, row, strict=True)) for entry in rounds for row in entry.picks()]
-        for name, content in zip(TABLES, (_as_csv(columns, numbers), _as_csv(PICK_COLUMNS, rows)), strict=True):
+        for name, content in zip(TABLES, (as_csv(columns, numbers), as_csv(PICK_COLUMNS, rows)), strict=True):
             write_atomically(self.folder / name, content)
 
 

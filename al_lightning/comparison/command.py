@@ -8,6 +8,7 @@ from pathlib import Path
 from al_lightning.comparison.differences import compare
 from al_lightning.comparison.text import as_csv, as_text
 from al_lightning.files import write_atomically
+from al_lightning.foreign import printable
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -30,8 +31,12 @@ def main(arguments: Sequence[str]) -> int:
     try:
         comparison = compare(asked.runs, metric=asked.metric, target=asked.target, mode=asked.mode)
         write_atomically(asked.output, as_csv(comparison))
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"al-lightning compare: {error}\n")
+    except OverflowError as error:
+        named = ", ".join(asked.runs)
+        sys.stderr.write(printable(f"al-lightning compare: Numbers in {named} are too large to compare ({error}).\n"))
         return 2
-    sys.stdout.write(f"{as_text(comparison)}\n\nThe values of each pair are in {asked.output}.\n")
+    except (OSError, ValueError) as error:
+        sys.stderr.write(printable(f"al-lightning compare: {error}\n"))
+        return 2
+    sys.stdout.write(printable(f"{as_text(comparison)}\n\nThe values of each pair are in {asked.output}.\n"))
     return 0

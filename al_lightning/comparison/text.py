@@ -1,11 +1,11 @@
 """A comparison as a person reads it, and as a table for other programs."""
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from al_lightning import foreign
 from al_lightning.comparison.differences import Comparison, Row
 from al_lightning.comparison.significance import CONFIDENCE, sign_test
 
@@ -44,9 +44,7 @@ def as_text(comparison: Comparison) -> str:
 
 def as_csv(comparison: Comparison) -> str:
     """A row for each pair, and one with the seed "mean" for their mean difference; what cannot be said is empty."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
+    lines: list[dict[str, Any]] = []
     for row in comparison.rows:
         shared = {
             "quantity": row.quantity,
@@ -58,12 +56,12 @@ def as_csv(comparison: Comparison) -> str:
             numbers = {"num_labels": pair.curve[-1][0], "value": value, "baseline_value": baseline_value}
             is_finite = math.isfinite(value) and math.isfinite(baseline_value)
             difference = value - baseline_value if is_finite else None
-            writer.writerow({**shared, "seed": pair.seed, **numbers, "difference": difference})
+            lines.append({**shared, "seed": pair.seed, **numbers, "difference": difference})
         found = row.difference
         summary = {"difference": found.mean, "low": found.low, "high": found.high, "p_value": found.p_value}
         means = {"value": statistics.fmean(row.values), "baseline_value": statistics.fmean(row.baseline_values)}
-        writer.writerow({**shared, "seed": "mean", **means, **summary, "p_holm": row.p_holm, "test": found.test})
-    return buffer.getvalue()
+        lines.append({**shared, "seed": "mean", **means, **summary, "p_holm": row.p_holm, "test": found.test})
+    return foreign.as_csv(COLUMNS, lines)
 
 
 def _short_names(acquisitions: Sequence[str]) -> dict[str, str]:

@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from al_lightning.data.labels import SET_ASIDE
+from al_lightning.foreign import plain_json
 from al_lightning.records.replay import recorded
 from al_lightning.records.round import Round
 
@@ -96,12 +97,9 @@ def decoded(text: str) -> tuple[dict[str, Any], list[Round]]:
 
 
 def _entry(line: str, number: int) -> dict[str, Any]:
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is no number that JSON has")
-
     try:
-        entry = json.loads(line, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
+        entry = plain_json(line)
+    except ValueError as error:
         raise ValueError(f"line {number} is torn or no JSON ({error})") from error
     if not isinstance(entry, dict):
         raise ValueError(f"line {number} is no JSON object")  # noqa: TRY004 - of the file, not of an argument

@@ -1,6 +1,7 @@
 """What batches told about the model, and of which classes they were."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +34,13 @@ GAINS_AS_SCORES = "BatchBALD"  # its scores are what each pick adds, so that the
 
 def uninformed(runs: Sequence[Run]) -> str | None:
     """Why there is no joint information to draw, or None."""
-    if any("joint_mi" in entry.information for run in runs for entry in run.rounds):
+    if any(_is_informed(entry) for run in runs for entry in run.rounds):
         return None
     return "No round records the joint information of its batch: only acquisitions that predict the pool have one."
+
+
+def _is_informed(entry: Round) -> bool:
+    return "joint_mi" in entry.information and entry.information.get("num_samples", 0) >= 1
 
 
 def joint_information(runs: Sequence[Run]) -> "Figure":
@@ -77,7 +82,7 @@ def joint_information(runs: Sequence[Run]) -> "Figure":
 
 
 def _whole_batches(group: Group) -> list[Round]:
-    informed = [entry for run in group.runs for entry in run.rounds if "joint_mi" in entry.information]
+    informed = [entry for run in group.runs for entry in run.rounds if _is_informed(entry)]
     largest = max((len(entry.acquired) for entry in informed), default=0)
     return [entry for entry in informed if len(entry.acquired) == largest]
 
@@ -94,7 +99,8 @@ def _draw_information(axes: "Axes", group: Group, line: Line, *, shift: float) -
         axes.fill_between(
             positions, sums_R_B.min(axis=0), sums_R_B.max(axis=0), color=line.colour, alpha=0.15, linewidth=0
         )
-    spread = [[joint.mean() - joint.min()], [joint.max() - joint.mean()]]
+    mean = min(max(joint.mean(), joint.min()), joint.max())  # of equal numbers, which rounding may put beside them
+    spread = [[mean - joint.min()], [joint.max() - mean]]
     axes.errorbar(
         last + shift,
         joint.mean(),
@@ -149,12 +155,11 @@ def class_balance(runs: Sequence[Run]) -> "Figure":
 
 def _counts(group: Group, classes: Sequence[int]) -> NDArray[np.float64]:
     """Of each class in each round, the mean over runs; NaN for a round without recorded labels."""
-    num_rounds = max(entry.round for run in group.runs for entry in run.rounds if entry.targets) + 1
+    num_rounds = max(index for run in group.runs for index, entry in enumerate(run.rounds) if entry.targets) + 1
     counts_C_R = np.full((len(classes), num_rounds), np.nan)
     for index in range(num_rounds):
-        targets = [
-            entry.targets for run in group.runs for entry in run.rounds if entry.round == index and entry.targets
-        ]
+        targets = [entry.targets for run in group.runs for entry in run.rounds[index : index + 1] if entry.targets]
         if targets:
-            counts_C_R[:, index] = [sum(labels.count(label) for labels in targets) / len(targets) for label in classes]
+            counted = Counter(label for labels in targets for label in labels)
+            counts_C_R[:, index] = [counted[label] / len(targets) for label in classes]
     return counts_C_R

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from al_lightning.foreign import printable
 from al_lightning.report.page import write_report
 from al_lightning.report.reference import paper_datasets
 from al_lightning.report.runs import read_runs
@@ -32,8 +33,12 @@ def main(args: Sequence[str]) -> int:
         page = write_report(
             read_runs(asked.runs), asked.output, metric=asked.metric, target=asked.target, reference=asked.reference
         )
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        sys.stderr.write(f"{parser.prog}: {error}\n")
+    except OverflowError as error:
+        named = ", ".join(asked.runs)
+        sys.stderr.write(printable(f"{parser.prog}: Numbers in {named} are too large to be drawn ({error}).\n"))
         return REFUSED
-    sys.stdout.write(f"Saved to {page}.\n")
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        sys.stderr.write(printable(f"{parser.prog}: {error}\n"))
+        return REFUSED
+    sys.stdout.write(printable(f"Saved to {page}.\n"))
     return 0

@@ -4,7 +4,9 @@ The records hold the ids of samples and not their images, so a caller says how t
 of the training data will usually do.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+import os
+import struct
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from al_lightning.records.round import Round
 from al_lightning.report.runs import Run
 from al_lightning.report.style import INK, LETTERS, WIDTH, panels, plain, refuse
+from al_lightning.tracking.thumbnails import MAX_SIDE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,18 +88,34 @@ def repeated(batches: Sequence[Sequence[int]], copy_key: Callable[[int], Hashabl
     return found
 
 
-def stored_images(runs: Iterable[Run], *, num_rounds: int = 5) -> dict[int, Tensor] | None:
-    """What the run folders hold of the first batches, `acquired/ID.png`, by id; None unless they hold every image."""
+def stored_files(run: Run, *, num_rounds: int = 5) -> dict[int, Path]:
+    """What a run folder holds of the first batches, `acquired/ID.png`, by id; nothing unless it holds every image."""
+    batches = [entry.acquired for entry in run.rounds if entry.acquired][:num_rounds]
+    files = {index: run.folder / "acquired" / f"{index}.png" for batch in batches for index in batch}
+    return files if all(map(os.path.isfile, files.values())) else {}
+
+
+def read_stored(files: Mapping[int, Path]) -> tuple[dict[int, Tensor], dict[int, str]]:
+    """The images in these files by id, and of those that cannot be read the reason why."""
+    images: dict[int, Tensor] = {}
+    broken: dict[int, str] = {}
+    for index, path in files.items():
+        try:
+            images[index] = _stored(path)
+        except Exception as error:  # noqa: BLE001, PERF203 - a damaged file can make any error; the others are shown
+            broken[index] = str(error)
+    return images, broken
+
+
+def _stored(path: Path) -> Tensor:
     from matplotlib.image import imread  # noqa: PLC0415 - an extra
 
-    files: dict[int, Path] = {}
-    for run in runs:
-        for entry in [entry for entry in run.rounds if entry.acquired][:num_rounds]:
-            files |= {index: run.folder / "acquired" / f"{index}.png" for index in entry.acquired}
-    if not files or not all(path.is_file() for path in files.values()):
-        return None
-    read = {index: torch.from_numpy(imread(path)) for index, path in files.items()}
-    return {index: image if image.ndim == 2 else image[..., :3].movedim(-1, 0) for index, image in read.items()}  # noqa: PLR2004
+    with path.open("rb") as file:
+        sides = struct.unpack(">16x2I", file.read(24))  # where every PNG has them: some would unpack to gigabytes
+    if max(sides) > MAX_SIDE:
+        raise ValueError(f"it claims {sides[0]} x {sides[1]} pixels, and runs keep at most {MAX_SIDE} a side")
+    image = torch.from_numpy(imread(path))
+    return image if image.ndim == 2 else image[..., :3].movedim(-1, 0)  # noqa: PLR2004
 
 
 def _pixels(image_of: Callable[[int], Tensor], index: int) -> Tensor:

@@ -14,7 +14,7 @@ from al_lightning.report.pictures import (
     stored_pictures,
 )
 from al_lightning.report.reference import paper_curves
-from al_lightning.report.runs import Run, by_dataset, metrics_of, unmeasured
+from al_lightning.report.runs import Run, by_dataset, metrics_of, shortened, unmeasured
 from al_lightning.report.style import require_matplotlib
 from al_lightning.report.tables import details_of, groups_table, rounds_csv, runs_table
 
@@ -77,6 +77,7 @@ def write_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     sections = []
+    prefixes = _prefixes(list(datasets))
     for dataset, part in datasets.items():
         pictures = [
             efficiency_picture(part, metric=metric, target=target, reference=curves),
@@ -84,13 +85,26 @@ def write_report(
             classes_picture(part),
             *stored_pictures(part),
         ]
-        prefix = re.sub(r"\W+", "-", dataset) + "-"
-        shown = [picture.shown(folder, prefix) for picture in pictures]
+        shown = [picture.shown(folder, prefixes[dataset]) for picture in pictures]
         sections.append(_section(dataset, part, shown, metric=metric, target=target))
     method = element("section", element("h2", "The method"), method_picture().shown(folder, ""))
     write_atomically(folder / "report.csv", rounds_csv(runs))
     write_atomically(folder / "report.html", _page(runs, [*sections, method]))
     return folder / "report.html"
+
+
+def _prefixes(datasets: Sequence[str]) -> dict[str, str]:
+    """Where the names of a dataset's pictures begin: letters and digits, not too many, and no two alike.
+
+    Example:
+        >>> _prefixes(["my.Data, 9 points", "my Data, 9 points"])
+        {'my.Data, 9 points': 'my-Data-9-points-', 'my Data, 9 points': 'my-Data-9-points-2-'}
+    """
+    prefixes: dict[str, str] = {}
+    for number, dataset in enumerate(datasets, 1):
+        plain = re.sub(r"\W+", "-", shortened(dataset, 50)) + "-"
+        prefixes[dataset] = f"{plain}{number}-" if plain in prefixes.values() else plain
+    return prefixes
 
 
 def _section(dataset: str, runs: Sequence[Run], pictures: Sequence[Html], *, metric: str, target: float) -> Html:

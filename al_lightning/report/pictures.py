@@ -2,14 +2,14 @@
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from al_lightning.files import write_atomically
 from al_lightning.report.batches import class_balance, joint_information, unclassed, uninformed
 from al_lightning.report.efficiency import label_efficiency
-from al_lightning.report.images import acquired_images, stored_images
+from al_lightning.report.images import acquired_images, read_stored, stored_files
 from al_lightning.report.markup import Html, element
 from al_lightning.report.reference import PaperCurve, paper_source
 from al_lightning.report.runs import Run, grouped, unmeasured
@@ -81,22 +81,36 @@ def classes_picture(runs: Sequence[Run]) -> Picture:
 def stored_pictures(runs: Sequence[Run]) -> list[Picture]:
     """The acquired images, if the run folders hold them: of the first such run of each group."""
     firsts = {
-        group.label: next((run for run in group.runs if stored_images([run]) is not None), None)
+        group.label: next(((run, files) for run in group.runs if (files := stored_files(run))), None)
         for group in grouped(runs)
     }
-    found = {label: run for label, run in firsts.items() if run is not None}
-    images = stored_images(found.values())
-    if images is None:
+    found = {label: first for label, first in firsts.items() if first is not None}
+    if not found:
         return []
-    rounds_of = {label: run.rounds for label, run in found.items()}
+    files = {index: path for _, own in found.values() for index, path in own.items()}
+    images, broken = read_stored(files)
+    rounds_of = {
+        label: [replace(entry, acquired=[index for index in entry.acquired if index in images]) for entry in run.rounds]
+        for label, (run, _) in found.items()
+    }
+    left_out = f" {_left_out(files, broken)}" if broken else ""
     return [
         Picture(
             "images",
             "Images of the first acquired batches",
-            "A row is a batch, best first. A frame marks an image whose pixels equal those of an earlier one.",
+            "A row is a batch, best first. A frame marks an image whose pixels equal those of an earlier one."
+            f"{left_out}",
             lambda: acquired_images(rounds_of, image_of=images.__getitem__),
+            None if images else left_out.strip(),
         )
     ]
+
+
+def _left_out(files: Mapping[int, Path], broken: Mapping[int, str], most: int = 5) -> str:
+    """Which images cannot be read, and why."""
+    named = [f"{files[index]} ({reason})" for index, reason in list(broken.items())[:most]]
+    more = f" and {len(broken) - most} more" if len(broken) > most else ""
+    return f"Left out, because they cannot be read: {', '.join(named)}{more}."
 
 
 def method_picture() -> Picture:

@@ -1,6 +1,7 @@
 """The runs of a report, read from their folders and grouped by what they are compared for."""
 
 import ast
+import hashlib
 import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from al_lightning.records.round import Round
 SETTINGS = ("posterior", "query_size", "num_samples", "max_predicted", "screening", "weights", "warm_start", "model")
 MAY_BE_ABSENT = ("screening",)  # older versions had none, and did not say so
 UNKNOWN = "not recorded"
+MAX_PARSED = 2000  # letters of an acquisition's repr: Python's own parser may crash on deep ones
+LARGEST = 1e100  # beyond it scales and variances overflow; no number in single precision comes near
+MAX_SHOWN = 120  # letters of a name in a picture
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,18 @@ def read_runs(folders: Iterable[str | Path]) -> list[Run]:
         if run.folder in names:
             raise ValueError(f"{run.name} is the same run as {names[run.folder]}: name each run once.")
         names[run.folder] = run.name
+        _refuse_undrawable(run)
     return runs
+
+
+def _refuse_undrawable(run: Run) -> None:
+    for entry in run.rounds:
+        for name, value in {**entry.metrics, **entry.information, **entry.seconds}.items():
+            if value is not None and abs(value) > LARGEST:
+                raise ValueError(
+                    f"{run.name} records {name} = {value} in round {entry.round}, which is too large to be drawn: "
+                    "leave the run out."
+                )
 
 
 def by_dataset(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -153,7 +168,20 @@ def _label(run: Run, others: Sequence[Run]) -> str:
         *(name for name in arguments[run.acquisition] if len({each.get(name) for each in arguments.values()}) > 1),
         *(name for name in SETTINGS if len({other.setting(name) for other in others}) > 1),
     ]
-    return ", ".join([short(run.acquisition), *(f"{name}={own[name]}" for name in varying)])
+    return shortened(", ".join([short(run.acquisition), *(f"{name}={own[name]}" for name in varying)]))
+
+
+def shortened(name: str, most: int = MAX_SHOWN) -> str:
+    """A name that fits into a picture, or into the name of a file; those that differ stay different.
+
+    Example:
+        >>> shortened("BALD"), shortened("-" * 1000, 20)
+        ('BALD', '----------... 9bda82')
+    """
+    if len(name) <= most:
+        return name
+    digest = hashlib.sha256(name.encode(errors="backslashreplace")).hexdigest()[:6]
+    return f"{name[: most - 10]}... {digest}"
 
 
 def arguments_of(acquisition: str) -> dict[str, str]:
@@ -163,9 +191,11 @@ def arguments_of(acquisition: str) -> dict[str, str]:
         >>> arguments_of("BatchBALD(num_configs=10000, fill=BALD())"), arguments_of("<Mine at 0x7f>")
         ({'num_configs': '10000', 'fill': 'BALD()'}, {'acquisition': '<Mine at 0x7f>'})
     """
+    if len(acquisition) > MAX_PARSED:
+        return {"acquisition": acquisition}
     try:
         call = ast.parse(acquisition, mode="eval").body
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # Python's words for what it cannot parse
         return {"acquisition": acquisition}
     if not isinstance(call, ast.Call) or call.args:
         return {"acquisition": acquisition}

@@ -12,6 +12,8 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from al_lightning.foreign import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -106,7 +108,7 @@ def plain(text: str) -> str:
         >>> plain("$x$"), plain("_Mine"), plain("BALD " * 14).count(chr(10))
         ('\\$x\\$', ' _Mine', 1)
     """
-    escaped = textwrap.fill(text, LETTERS_A_LINE).replace("$", r"\$")
+    escaped = textwrap.fill(printable(text), LETTERS_A_LINE).replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped
 
 

@@ -1,11 +1,10 @@
 """What the pictures leave out, as tables of the page and as one CSV."""
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from al_lightning.foreign import as_csv
 from al_lightning.report.markup import Html, element, joined, table
 from al_lightning.report.runs import UNKNOWN, Group, Run, grouped
 
@@ -107,11 +106,7 @@ def rounds_csv(runs: Sequence[Run]) -> str:
     ]
     first = ["run", "dataset", "acquisition", "seed"]
     columns = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
+    return as_csv(columns, rows)
 
 
 def details_of(runs: Sequence[Run]) -> Html:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from al_lightning._lightning import Trainer, pl
+from al_lightning.foreign import as_csv
 from al_lightning.records.replay import trained_on
 from al_lightning.records.round import PICK_COLUMNS, Round
 from al_lightning.tracking.numbers import PREFIX, X_AXIS
@@ -106,6 +107,9 @@ def labelled_csv(rounds: Sequence[Round], header: Mapping[str, Any]) -> str:
         ['id,round,target', '3,0,0', '7,1,2']
     """
     found = trained_on(header, rounds)
-    labelled = ((index, state) for index, state in found.state_of.items() if state >= 0)
-    rows = (f"{index},{state},{found.target_of.get(index, '')}\n" for index, state in labelled)
-    return "id,round,target\n" + "".join(rows)
+    rows = [
+        {"id": index, "round": state, "target": found.target_of.get(index)}
+        for index, state in found.state_of.items()
+        if state >= 0
+    ]
+    return as_csv(("id", "round", "target"), rows)

@@ -82,3 +82,8 @@ def test_both_pictures_of_several_groups_can_be_drawn():
     ]
     assert png(joint_information(runs)).startswith(b"\x89PNG")
     assert png(class_balance(runs)).startswith(b"\x89PNG")
+
+
+def test_batches_of_equal_information_can_be_drawn_although_their_mean_is_rounded(make_run):
+    runs = [make_run(name, ended=False, seed=seed) for seed, name in enumerate("ab")]  # six times 0.7
+    assert joint_information(runs).axes

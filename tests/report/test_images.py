@@ -1,10 +1,12 @@
+import re
+
 import numpy as np
 import pytest
 import torch
 from matplotlib.image import imsave
 
 from al_lightning.journal import Round
-from al_lightning.report.images import acquired_images, repeated, stored_images
+from al_lightning.report.images import acquired_images, read_stored, repeated, stored_files
 from al_lightning.report.style import png
 
 
@@ -58,14 +60,44 @@ def test_repeats_are_counted_across_batches():
     assert repeated([[1, 2], [2, 1, 3]], lambda index: index) == [[False, False], [True, True, False]]
 
 
+def save(run, index, image=None):
+    (run.folder / "acquired").mkdir(exist_ok=True)
+    imsave(run.folder / "acquired" / f"{index}.png", np.eye(5) if image is None else image, cmap="gray")
+
+
 def test_images_that_the_run_folder_holds_are_read_if_all_are_there(make_run):
     run = make_run("one")
-    assert stored_images([run]) is None
-    (run.folder / "acquired").mkdir()
+    assert stored_files(run) == {}
     for index in range(3):
-        imsave(run.folder / "acquired" / f"{index}.png", np.eye(5), cmap="gray")
-    assert stored_images([run]) is None
-    imsave(run.folder / "acquired" / "3.png", np.eye(5), cmap="gray")
-    images = stored_images([run])
+        save(run, index)
+    assert stored_files(run) == {}
+    save(run, 3)
+    images, broken = read_stored(stored_files(run))
+    assert broken == {}
     assert sorted(images) == [0, 1, 2, 3]
     assert torch.equal(images[3][0], torch.eye(5))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "requires a buffer"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), "."),
+        ("half", "."),
+        ("large", "it claims 300 x 2 pixels, and runs keep at most 256 a side"),
+    ],
+    ids=["empty", "zeros", "half", "large"],
+)
+def test_a_broken_image_is_told_apart_from_the_others(make_run, content, reason):
+    run = make_run("one")
+    for index in range(4):
+        save(run, index, np.random.default_rng(0).random((40, 40)))
+    path = run.folder / "acquired" / "2.png"
+    if content == "large":
+        save(run, 2, np.zeros((2, 300)))
+    else:
+        path.write_bytes(path.read_bytes()[:200] if content == "half" else content)
+    images, broken = read_stored(stored_files(run))
+    assert sorted(images) == [0, 1, 3]
+    assert list(broken) == [2]
+    assert re.search(reason, broken[2])

@@ -2,6 +2,7 @@ import base64
 import re
 
 import numpy as np
+import pytest
 from matplotlib.image import imsave
 
 from al_lightning.report.pictures import (
@@ -44,6 +45,24 @@ def test_acquired_images_are_of_the_first_run_of_a_group_that_holds_them(make_ru
         imsave(holder.folder / "acquired" / f"{index}.png", np.eye(5) * (index > 1), cmap="gray")
     (picture,) = stored_pictures([without, holder])
     assert picture.draw().axes[0].get_title(loc="left") == "BatchBALD: 2 of 4 are exact repeats"
+
+
+@pytest.mark.parametrize("broken", [[1], [0, 1, 2, 3]], ids=["one", "all"])
+def test_a_broken_image_is_left_out_and_named(make_run, tmp_path, broken):
+    run = make_run("a")
+    (run.folder / "acquired").mkdir()
+    for index in range(4):
+        path = run.folder / "acquired" / f"{index}.png"
+        imsave(path, np.random.default_rng(index).random((5, 5)), cmap="gray")
+        if index in broken:
+            path.write_bytes(path.read_bytes()[:60])
+    (picture,) = stored_pictures([run])
+    page = picture.shown(tmp_path, "")
+    for index in range(4):
+        assert (f"acquired/{index}.png (" in page) == (index in broken)
+    assert "Left out, because they cannot be read: " in page
+    if len(broken) == 1:
+        assert picture.draw().axes[0].get_title(loc="left") == "BatchBALD: 0 of 3 are exact repeats"
 
 
 def test_the_picture_of_the_method_says_that_it_is_not_of_the_runs():
