@@ -29,7 +29,7 @@ from al_lightning.choice import Chooser
 from al_lightning.data import wrapped_datamodule
 from al_lightning.header import described
 from al_lightning.posterior import MCDropout, Posterior
-from al_lightning.ranks import Ranks, check_strategy
+from al_lightning.ranks import Ranks, check_strategy, repeated_points
 from al_lightning.records.replay import recorded
 from al_lightning.records.round import Round
 from al_lightning.run import Run, begin, check_stepped, keep_member, reason_to_stop
@@ -267,6 +267,7 @@ class ActiveLearning(Callback):
             changed=datamodule.changes_since(known.state_of),
             corrections=datamodule.corrections_since(known.target_of),
             complete=self.fit_seed is None,  # the driver completes it after the fit and its test
+            repeated_points=repeated_points(ranks, val=(trainer.val_dataloaders, trainer.num_val_batches)),
         )
         if record.stopped is None:
             batch_size = self.limits.batch_size(

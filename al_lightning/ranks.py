@@ -1,6 +1,6 @@
 """How the processes of a Trainer act as one: what one knows all know, and what fails on one ends all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -9,6 +9,7 @@ import torch.distributed
 from torch import Tensor
 
 from al_lightning._lightning import Trainer, pl
+from al_lightning.data import num_repeated
 
 Result = TypeVar("Result")
 
@@ -99,6 +100,22 @@ class Ranks:
         num_batches = -(-num_points // batch_size)
         first, last = (num_batches * rank // self.size for rank in (self.rank, self.rank + 1))
         return range(min(first * batch_size, num_points), min(last * batch_size, num_points))
+
+
+def repeated_points(ranks: Ranks, **stages: tuple[Any, Sequence[float]]) -> dict[str, int]:
+    """How many points the ranks have counted twice, by stage; those are left out that counted none so.
+
+    Args:
+        ranks: All processes.
+        stages: What Lightning has made of a stage's loaders, and how many batches of each it has taken.
+    """
+    if ranks.size == 1:
+        return {}
+    found = {}
+    for stage, (loaders, num_batches) in stages.items():
+        own, num_points = num_repeated(loaders, num_batches)
+        found[stage] = int(ranks.gather(torch.tensor(own)).sum()) - num_points
+    return {stage: number for stage, number in found.items() if number > 0}
 
 
 def check_strategy(trainer: Trainer) -> None:

@@ -24,7 +24,7 @@ from al_lightning.checkpoints import keeps_last, labels_due, prefix_checkpoints,
 from al_lightning.data import ActiveLearningDataModule, wrapped_datamodule
 from al_lightning.journal import finite_or_none, read_journal, run_folder
 from al_lightning.lines import round_line, table
-from al_lightning.ranks import Ranks
+from al_lightning.ranks import Ranks, repeated_points
 from al_lightning.records.replay import recorded
 from al_lightning.records.round import Round
 from al_lightning.resuming import still_finished
@@ -238,6 +238,9 @@ def _complete(
     last, ranks = _with_tests(callback.rounds[-1], tests), Ranks(trainer)
     ranks.same("who is labelled", labels_due(datamodule.labels, round_index=last.round))
     changed_after = datamodule.changes_since(recorded(callback.run.header, callback.rounds).state_of)
+    if tests:
+        repeated = repeated_points(ranks, test=(trainer.test_dataloaders, trainer.num_test_batches))
+        last = replace(last, repeated_points={**last.repeated_points, **repeated})
     callback.run.commit(ranks, [*callback.rounds[:-1], replace(last, changed_after=changed_after, complete=True)])
     log_last_round(trainer, callback.run)
 

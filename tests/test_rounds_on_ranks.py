@@ -9,6 +9,7 @@ import pytest
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback, EarlyStopping
+from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -17,6 +18,8 @@ from al_lightning import (
     ActiveLearning,
     ActiveLearningDataModule,
     BatchBALD,
+    DeepEnsemble,
+    MeanPrediction,
     MeanSTD,
     Random,
     Screening,
@@ -256,6 +259,75 @@ def seen_samples(num_ranks):
     every = [None] * num_ranks
     torch.distributed.all_gather_object(every, model.seen)
     return [int(sample) for part in every for sample in part]
+
+
+def seven_tested(folder, num_ranks, posterior=None, callbacks=(), sync_dist=True):
+    """A run whose 7 test points and 13 of validation no two ranks share evenly."""
+    tiny = parts()
+
+    class Data(tiny.TinyData):
+        def val_dataloader(self):
+            return DataLoader(self._part(13, 1), batch_size=4)
+
+        def test_dataloader(self):
+            return DataLoader(self._part(7, 2), batch_size=2)
+
+    class Constant(tiny.TinyModule):
+        """The same net whatever the ranks have trained, so that the metrics alone are compared."""
+
+        def training_step(self, batch, batch_idx):
+            return 0 * super().training_step(batch, batch_idx)
+
+        def _log(self, stage, batch):
+            inputs, targets = batch
+            self.log(f"{stage}_acc", (self(inputs).argmax(1) == targets).float().mean(), sync_dist=sync_dist)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Constant()
+    callback = ActiveLearning(BALD(), query_size=5, posterior=posterior, max_rounds=1, folder=folder, seed=1)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=num_ranks,
+        strategy="ddp" if num_ranks > 1 else "auto",
+        max_epochs=1,
+        limit_train_batches=1,
+        logger=CSVLogger(folder, name="logs", version=0),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[callback, *callbacks],
+    )
+    (record,) = active_fit(trainer, model, ActiveLearningDataModule(Data(), initial=6))
+    return {name: value for name, value in record.metrics.items() if "test" in name}, record.repeated_points
+
+
+def every_seven_tested(folder, num_ranks):
+    return [
+        seven_tested(f"{folder}/plain", num_ranks),
+        seven_tested(f"{folder}/unsynced", num_ranks, sync_dist=False),
+        seven_tested(f"{folder}/ensemble", num_ranks, posterior=DeepEnsemble(2)),
+        seven_tested(f"{folder}/mean", num_ranks, callbacks=[MeanPrediction(num_samples=8)]),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_a_record_tells_the_same_test_metrics_on_any_number_of_ranks(on_ranks, tmp_path, num_ranks):
+    expected = every_seven_tested(tmp_path / "one", 1)
+    assert set(expected[3][0]) == {"test_acc", "test_mean_acc", "test_mean_loss"}
+    answers = on_ranks(num_ranks, __file__, "every_seven_tested", folder=str(tmp_path / "many"), num_ranks=num_ranks)
+    for ok, found in answers:
+        assert ok, found
+        for (metrics, repeated), (alone, none) in zip(found, expected, strict=True):
+            assert metrics == pytest.approx(alone, rel=1e-5)
+            assert round(7 * metrics["test_acc"], 4) % (0.5 if alone is expected[2][0] else 1) == 0  # of two members
+            assert (repeated, none) == ({"val": -13 % num_ranks}, {})
+    (record,) = read_journal(tmp_path / "many" / "plain")[1]
+    assert record.metrics["test_acc"] == pytest.approx(expected[0][0]["test_acc"])
+    assert record.repeated_points == {"val": -13 % num_ranks}
+    logged = (tmp_path / "many" / "plain" / "logs" / "version_0" / "metrics.csv").read_text()
+    assert f"{expected[0][0]['test_acc']:.6f}"[:6] in logged
 
 
 def folder_of_rank_zero_alone(folder, num_ranks):

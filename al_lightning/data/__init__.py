@@ -5,6 +5,7 @@ from al_lightning.data.datamodule import ActiveLearningDataModule, wrapped_datam
 from al_lightning.data.folders import ImageFolderDataModule, read_image
 from al_lightning.data.idx import IDXDataModule, read_idx
 from al_lightning.data.labels import IN_POOL, SET_ASIDE, Labels
+from al_lightning.data.once import num_repeated
 from al_lightning.data.repeated import Repeated
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "IN_POOL",
     "SET_ASIDE",
     "Repeated",
+    "num_repeated",
     "read_idx",
     "read_image",
     "wrapped_datamodule",

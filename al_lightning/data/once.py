@@ -1,17 +1,27 @@
-"""Test data on several ranks: every sample on one rank, once, so that no metric counts one twice."""
+"""Test data on several ranks: every point on one rank, once, so that no metric counts one twice."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, SequentialSampler
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+)
 
+from al_lightning._lightning import Trainer
 from al_lightning.data.loaders import kept_settings
+from al_lightning.data.totals import count_all_points
 
 
 class OneRanksShare(DistributedSampler[Any]):
-    """Every `num_replicas`-th sample, from the rank's own number on.
+    """Every `num_replicas`-th of some indices, from the rank's own number on.
 
-    Torch's and Lightning's own sampler repeats samples until all ranks have equally many. A `DistributedSampler`
+    Torch's and Lightning's own sampler repeats points until all ranks have equally many. A `DistributedSampler`
     because Lightning leaves those as they are.
 
     Example:
@@ -25,16 +35,27 @@ class OneRanksShare(DistributedSampler[Any]):
     def __len__(self) -> int:
         return len(self._share())
 
-    def _share(self) -> range:
-        return range(self.rank, len(self.dataset), self.num_replicas)  # type: ignore[arg-type] # it is sized
+    def lengths(self) -> list[int]:
+        """How many indices each rank has."""
+        return [len(self._indices[rank :: self.num_replicas]) for rank in range(self.num_replicas)]
+
+    @property
+    def _indices(self) -> Sequence[int]:
+        return self.dataset  # type: ignore[return-value] # whatever is sized will do for the superclass
+
+    def _share(self) -> Sequence[int]:
+        return self._indices[self.rank :: self.num_replicas]
 
 
 def each_once(loaders: Any, *, num_ranks: int, rank: int) -> Any:  # noqa: ANN401 - whatever nesting the user returns
     """The same loaders, of which each rank goes through its share; those with an order of their own are left as are.
 
+    Lightning deals out the latter itself: a sampler or batch sampler of the user's own with some points repeated, so
+    that all ranks have equally many; an `IterableDataset` and loaders of other libraries whole, on every rank.
+
     Args:
         loaders: A loader, or a list or dict of some.
-        num_ranks: How many ranks share the samples.
+        num_ranks: How many ranks share the points.
         rank: Whose share.
     """
     if num_ranks == 1:
@@ -43,27 +64,108 @@ def each_once(loaders: Any, *, num_ranks: int, rank: int) -> Any:  # noqa: ANN40
         return {name: each_once(loader, num_ranks=num_ranks, rank=rank) for name, loader in loaders.items()}
     if isinstance(loaders, (list, tuple)):
         return [each_once(loader, num_ranks=num_ranks, rank=rank) for loader in loaders]
-    is_plain = type(loaders) is DataLoader and loaders.batch_size is not None
-    if not is_plain or isinstance(loaders.dataset, IterableDataset) or type(loaders.sampler) is not SequentialSampler:
+    indices = _tested_indices(loaders)
+    if indices is None:
         return loaders
-    num_samples = len(loaders.dataset)
-    if num_samples < num_ranks:
+    if len(indices) < num_ranks:
         raise ValueError(
-            f"The test dataset has {num_samples} samples, but there are {num_ranks} ranks, and one without a batch "
+            f"The test dataset has {len(indices)} samples, but there are {num_ranks} ranks, and one without a batch "
             "would wait for the others forever. Use fewer `devices`, or more test data."
         )
     return DataLoader(
         loaders.dataset,
         batch_size=loaders.batch_size,
-        sampler=OneRanksShare(loaders.dataset, num_replicas=num_ranks, rank=rank),
+        sampler=OneRanksShare(indices, num_replicas=num_ranks, rank=rank),  # type: ignore[arg-type] # it is sized
         drop_last=loaders.drop_last,
         generator=loaders.generator,
         **kept_settings(loaders),
     )
 
 
+def _tested_indices(loader: Any) -> Sequence[int] | None:  # noqa: ANN401 - whatever the user returns
+    """The points that a loader goes through once each, for a test in the order of the data; None for any other."""
+    is_plain = type(loader) is DataLoader and loader.batch_size is not None
+    if not is_plain or isinstance(loader.dataset, IterableDataset):
+        return None
+    sampler = loader.sampler
+    if type(sampler) is SubsetRandomSampler:
+        return list(sampler.indices)
+    num_points = len(loader.dataset)
+    is_permutation = type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == num_points
+    return range(num_points) if is_permutation or type(sampler) is SequentialSampler else None
+
+
 def each_test_sample_once(datamodule: Any) -> Any:  # noqa: ANN401 - an ActiveLearningDataModule, which imports this
-    """The test loaders of its wrapped module, of which each rank goes through its share."""
+    """The test loaders of its wrapped module, of which each rank goes through its share, to metrics over all points."""
     trainer = datamodule.trainer
     num_ranks, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
+    if num_ranks > 1:
+        refuse_in_step = {"reduce": _have_other_batches, "all_gather": _have_other_shares}
+        count_all_points(trainer, num_points=_num_own_points, refuse_in_step=refuse_in_step)
     return each_once(datamodule.inner.test_dataloader(), num_ranks=num_ranks, rank=rank)
+
+
+def _flat(loaders: Any) -> list[Any]:  # noqa: ANN401 - whatever nesting the user returns
+    if isinstance(loaders, (Mapping, list, tuple)):
+        parts = loaders.values() if isinstance(loaders, Mapping) else loaders
+        return [loader for part in parts for loader in _flat(part)]
+    return [] if loaders is None else [loaders]
+
+
+def _num_own_points(trainer: Trainer) -> int:
+    """How many points this rank tests; 1 for all where a loader is left as it is, for then it cannot be known."""
+    loaders = _flat(trainer.test_dataloaders)
+    if not all(isinstance(getattr(loader, "sampler", None), OneRanksShare) for loader in loaders):
+        return 1
+    return sum(_num_seen(*pair) for pair in zip(loaders, trainer.num_test_batches, strict=True))
+
+
+def _num_seen(loader: DataLoader[Any], num_batches: float) -> int:
+    return int(min(len(loader.sampler), num_batches * (loader.batch_size or 1)))  # type: ignore[arg-type] # it is sized
+
+
+def _shares(trainer: Trainer) -> list[tuple[int, list[int]]]:
+    """The batch size of each loader that is shared, and how many points each rank has of it."""
+    loaders = [loader for loader in _flat(trainer.test_dataloaders) if isinstance(loader, DataLoader)]
+    return [(loader.batch_size or 1, loader.sampler.lengths()) for loader in loaders if _is_shared(loader)]  # type: ignore[attr-defined]
+
+
+def _is_shared(loader: DataLoader[Any]) -> bool:
+    return isinstance(loader.sampler, OneRanksShare)
+
+
+def _have_other_batches(trainer: Trainer) -> bool:
+    limit = trainer.limit_test_batches
+    most = limit if isinstance(limit, int) else math.inf
+    return any(
+        len({min(most, math.ceil(length / batch_size)) for length in lengths}) > 1
+        for batch_size, lengths in _shares(trainer)
+    )
+
+
+def _have_other_shares(trainer: Trainer) -> bool:
+    return any(len(set(lengths)) > 1 for _, lengths in _shares(trainer))
+
+
+def num_repeated(loaders: Any, num_batches: Sequence[float]) -> tuple[int, int]:  # noqa: ANN401 - whatever nesting
+    """How many points one rank sees of the loaders that ranks share, and how many there are of them in all.
+
+    The sum of the former over ranks is the larger one where a sampler repeats points, so that all have equally many.
+
+    Args:
+        loaders: What Lightning has made of the user's loaders.
+        num_batches: How many batches of each it takes.
+    """
+    pairs = zip(_flat(loaders), num_batches, strict=False)  # no batches where no loop ran
+    samplers = [sampler for pair in pairs if (sampler := _exhausted_sampler(*pair)) is not None]
+    return sum(len(sampler) for sampler in samplers), sum(len(sampler.dataset) for sampler in samplers)
+
+
+def _exhausted_sampler(loader: Any, num_batches: float) -> Any:  # noqa: ANN401 - a DistributedSampler, whose dataset is sized
+    """What deals out a loader's points to ranks, if all are taken: those that it repeats come last."""
+    own = loader.sampler if getattr(loader, "batch_size", None) is not None else getattr(loader, "batch_sampler", None)
+    sampler = getattr(own, "sampler", own)
+    if not isinstance(sampler, DistributedSampler):
+        return None
+    takes_all = num_batches >= len(loader) and not (loader.drop_last and len(sampler) % loader.batch_size)
+    return sampler if takes_all else None

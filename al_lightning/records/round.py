@@ -43,6 +43,9 @@ class Round:
         corrections: Targets that were corrected in the dataset since the round before, whose record has the old ones.
         weights: Hash of the weights at the end of the fit, where they are kept: at the end of a run, with `warm_start`.
         complete: False while the test after the fit is missing.
+        repeated_points: On several ranks, how many points were counted twice so that all ranks had equally many: "val"
+            those of the fit's validation, which touch each metric of its data, "test" those of test loaders with a
+            sampler of the user's own. All other points are counted once.
     """
 
     round: int
@@ -66,6 +69,7 @@ class Round:
     complete: bool = True
     bald: list[float] | None = None
     predicted: list[int] | None = None
+    repeated_points: dict[str, int] = field(default_factory=dict)
 
     @property
     def redundancy(self) -> float | None:

@@ -31,7 +31,7 @@ def test_the_settings_of_the_loader_are_kept_in_any_nesting():
 
 def test_one_rank_and_orders_of_the_users_own_are_left_alone():
     loader = DataLoader(NUMBERS, batch_size=3)
-    own = DataLoader(NUMBERS, batch_size=3, sampler=RandomSampler(NUMBERS))
+    own = DataLoader(NUMBERS, batch_size=3, sampler=RandomSampler(NUMBERS, replacement=True))
     assert each_once(loader, num_ranks=1, rank=0) is loader
     assert each_once(own, num_ranks=2, rank=0) is own
     assert each_once("a loader of another library", num_ranks=2, rank=0) == "a loader of another library"
