@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
     from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
     from pytorch_lightning.utilities import CombinedLoader
+    from pytorch_lightning.utilities.exceptions import SIGTERMException
     from pytorch_lightning.utilities.model_helpers import is_overridden
     from pytorch_lightning.utilities.seed import isolate_rng
 else:
@@ -57,6 +58,7 @@ else:
     launchers = importlib.import_module(f"{FLAVOUR}.strategies.launchers.multiprocessing")
     _MultiProcessingLauncher = launchers._MultiProcessingLauncher
     CombinedLoader = importlib.import_module(f"{FLAVOUR}.utilities").CombinedLoader
+    SIGTERMException = importlib.import_module(f"{FLAVOUR}.utilities.exceptions").SIGTERMException
     is_overridden = importlib.import_module(f"{FLAVOUR}.utilities.model_helpers").is_overridden
     rank_zero_info = importlib.import_module(f"{FLAVOUR}.utilities.rank_zero").rank_zero_info
     rank_zero_warn = importlib.import_module(f"{FLAVOUR}.utilities.rank_zero").rank_zero_warn
@@ -117,6 +119,7 @@ __all__ = [
     "CombinedLoader",
     "LightningDataModule",
     "LightningModule",
+    "SIGTERMException",
     "Trainer",
     "callbacks_of",
     "check_flavour",

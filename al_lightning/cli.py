@@ -16,11 +16,20 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 from torch import nn
 
-from al_lightning._lightning import FLAVOUR, Callback, LightningDataModule, LightningModule, callbacks_of, pl
+from al_lightning._lightning import (
+    FLAVOUR,
+    Callback,
+    LightningDataModule,
+    LightningModule,
+    SIGTERMException,
+    callbacks_of,
+    pl,
+)
 from al_lightning.acquisition import Acquisition
 from al_lightning.callback import ActiveLearning
 from al_lightning.comparison.command import main as compare
 from al_lightning.data import wrapped_datamodule
+from al_lightning.ending import TERMINATED
 from al_lightning.posterior import Posterior
 from al_lightning.report.command import main as report
 from al_lightning.rounds import active_fit
@@ -221,4 +230,7 @@ def main() -> None:
         case _:
             if str(Path.cwd()) not in sys.path:
                 sys.path.append(str(Path.cwd()))  # your own classes; last, so that no file there hides a package
-            run()
+            try:
+                run()
+            except SIGTERMException:  # of a fit, validation, test or prediction without rounds
+                sys.exit(TERMINATED)

@@ -22,6 +22,7 @@ from al_lightning.averages import Metrics, mean_metrics, with_test
 from al_lightning.callback import ActiveLearning, active_learning_callback
 from al_lightning.checkpoints import keeps_last, labels_due, prefix_checkpoints, read_checkpoints_as_before
 from al_lightning.data import ActiveLearningDataModule, wrapped_datamodule
+from al_lightning.ending import Ending
 from al_lightning.journal import finite_or_none, read_journal, run_folder
 from al_lightning.lines import round_line, table
 from al_lightning.ranks import Ranks, repeated_points
@@ -59,6 +60,8 @@ def active_fit(
     With a `DeepEnsemble` all this holds for every member: a round is one fit and one test of each, its metrics are
     their means, and the model ends as the last of them.
 
+    SIGTERM ends the process, all its ranks included, with status 143 and a line that says how the run goes on.
+
     Args:
         trainer: A Trainer that has not trained yet, with one `ActiveLearning` callback; a `Tuner` may have used it.
         model: Its weights at the call are those that every round starts from (unless `warm_start`, or an ensemble's
@@ -80,14 +83,14 @@ def active_fit(
     _refuse_checkpoint_of_member(ckpt_path, callback)
     if spawns(trainer):
         _prepare_to_spawn(trainer, callback)
-    start = Start(seed)
-    callbacks_of(trainer).insert(0, start)
+    start, ending = Start(seed), Ending(_way_on(callback))
+    callbacks_of(trainer)[:0] = [ending, start]
     keep_weights = callback.warm_start and callback.posterior.members is None
-    rewind = Rewind(trainer, model, datamodule, keep=[callback, start], keep_weights=keep_weights)
+    rewind = Rewind(trainer, model, datamodule, keep=[callback, start, ending], keep_weights=keep_weights)
     start.first_states = rewind.first_states
     try:
         start.ckpt_path = ckpt_path = _checkpoint_due(trainer, callback, ckpt_path)
-        with isolate_rng(), _seed_variables_kept():
+        with ending.listening(trainer), isolate_rng(), _seed_variables_kept():
             _one_round(rewind, trainer, model, datamodule, ckpt_path=ckpt_path)
             while callback.stopped is None:
                 _one_round(rewind, trainer, model, datamodule, ckpt_path=None)
@@ -95,10 +98,21 @@ def active_fit(
         callback.member = None
         callback.run.release()
         rewind.release()
-        callbacks_of(trainer).remove(start)
+        for own in (ending, start):
+            callbacks_of(trainer).remove(own)
         read_checkpoints_as_before(trainer)
     rank_zero_info(table(callback.rounds))
     return callback.rounds
+
+
+def _way_on(callback: ActiveLearning) -> str:
+    """How a run goes on that is ended from outside."""
+    if callback.folder is None:
+        return (
+            "Its finished rounds are in the folder of its logger, but to go on after them a run must name its own, "
+            "`ActiveLearning(folder=...)`."
+        )
+    return f"{callback.folder} holds its finished rounds: start the same command again, and it goes on after them."
 
 
 def _refuse_used(trainer: Trainer, callback: ActiveLearning, datamodule: ActiveLearningDataModule) -> None:
