@@ -10,7 +10,7 @@ from al_lightning.ranks import Ranks
 from al_lightning.records.round import Round
 from al_lightning.run import Run
 from al_lightning.tracking.numbers import numbers_of_last
-from al_lightning.tracking.thumbnails import rendered, write_thumbnail
+from al_lightning.tracking.thumbnails import refuse_linked, rendered, write_thumbnail
 from al_lightning.tracking.weights_and_biases import (
     begin_wandb,
     define_axis,
@@ -41,6 +41,8 @@ def begin_tracking(trainer: Trainer, run: Run) -> None:
     """
 
     def begin() -> None:
+        if run.folder is not None:
+            refuse_linked(run.folder)  # before the first training
         known = {id(logger): num_logged(logger) for logger in wandb_loggers(trainer)}
         for logger in wandb_loggers(trainer):
             begin_wandb(logger, run.header)

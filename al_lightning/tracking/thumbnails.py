@@ -30,9 +30,19 @@ def thumbnails_of(folder: Path, indices: Iterable[int]) -> dict[int, Path]:
     return {index: path for index, path in paths.items() if path.is_file()}
 
 
+def refuse_linked(folder: Path) -> None:
+    """Refuse to write pictures into another folder than the run's own, where they would replace others."""
+    if (folder / FOLDER).is_symlink():
+        raise FileExistsError(
+            f"{folder / FOLDER} is a link, and pictures go into the run folder alone. Remove it. To keep them "
+            "elsewhere, let the run folder itself be there."
+        )
+
+
 def write_thumbnail(folder: Path, index: int, pixels: Pixels) -> None:
     """Either no file or the whole one survives a crash."""
     path = folder / FOLDER / f"{index}.png"
+    refuse_linked(folder)
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, png(pixels))
 

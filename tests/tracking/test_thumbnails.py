@@ -23,6 +23,16 @@ def test_pictures_are_found_by_id_and_those_that_are_missing_are_left_out(tmp_pa
     assert [path.name for path in (tmp_path / "acquired").iterdir()] == ["17.png"]
 
 
+def test_pictures_go_through_no_link_to_another_folder(tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "17.png").write_text("of the user")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "acquired").symlink_to(tmp_path / "own")
+    with pytest.raises(FileExistsError, match=r"run/acquired is a link, and pictures go into the run folder"):
+        write_thumbnail(tmp_path / "run", 17, np.zeros((4, 4), np.uint8))
+    assert (tmp_path / "own" / "17.png").read_text() == "of the user"
+
+
 def test_a_picture_that_could_not_be_written_leaves_none(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError("No space left on device")
