@@ -2,13 +2,17 @@
 
     python benchmarks/killed_runs.py --runs 200
     python benchmarks/killed_runs.py --runs 5 --seed 3
+    python benchmarks/killed_runs.py --runs 50 --changes
 
 Each run is killed up to `--kills` times, then left alone to its end. Every second kill falls at a random moment, the
 others inside a random function of this package (at the n-th call, return or C call in it), so that the few milliseconds
 in which a record is written, a batch is chosen or labels change are hit as often as the seconds of training.
 
-The ids, their order, their scores and every metric must be those of the undisturbed run, and no temporary file may be
-left. Prints a line for each run that differs and a summary; ends with 1 if one differs. Needs `os.fork`.
+With `--changes` a callback takes back, sets aside and gives labels by hand in two hooks of two rounds, and half of the
+runs stop after two rounds and go on with corrected targets. What, where and when differs from run to run.
+
+The ids, their order, their scores and every metric must be those of the undisturbed run. Prints a line for each run that
+differs and a summary; ends with 1 if one differs. Needs `os.fork`.
 """
 
 import argparse
@@ -22,14 +26,15 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
@@ -40,7 +45,8 @@ from al_lightning import ActiveLearning, ActiveLearningDataModule, BatchBALD, ac
 from al_lightning.journal import read_journal
 
 PACKAGE = str(Path(al_lightning.__file__).parent)
-NOT_COMPARED = ("seconds", "logged_steps")
+NOT_COMPARED = ("seconds", "logged_steps", "check", "weights")  # a check sum is over seconds too
+INITIAL = [3, 8, 20, 34, 49, 61, 77, 90]
 
 
 class Net(LightningModule):
@@ -79,12 +85,23 @@ class Net(LightningModule):
 
 
 class Blobs(LightningDataModule):
-    """Three noisy blobs in four dimensions."""
+    """Three noisy blobs in four dimensions.
+
+    Args:
+        corrected: Ids of training points that have another target than at first.
+    """
+
+    def __init__(self, corrected: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.corrected = corrected
 
     def _loader(self, num: int, seed: int, *, shuffle: bool = False) -> DataLoader[Any]:
         targets = torch.arange(num) % 3
+        for index in self.corrected if shuffle else ():
+            targets[index] = (targets[index] + 1) % 3
         noise = torch.randn(num, 4, generator=torch.Generator().manual_seed(seed))
-        return DataLoader(TensorDataset(torch.eye(3, 4)[targets] + 0.6 * noise, targets), batch_size=8, shuffle=shuffle)
+        inputs = torch.eye(3, 4)[torch.arange(num) % 3] + 0.6 * noise
+        return DataLoader(TensorDataset(inputs, targets), batch_size=8, shuffle=shuffle)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """A hundred points, few of them labelled."""
@@ -99,9 +116,81 @@ class Blobs(LightningDataModule):
         return self._loader(24, 2)
 
 
-def run(folder: Path) -> None:
+def takes_back(datamodule: ActiveLearningDataModule) -> None:
+    """Unlabel three points."""
+    datamodule.unlabel(datamodule.labels.labelled_indices[[0, 3, -1]])
+
+
+def sets_aside(datamodule: ActiveLearningDataModule) -> None:
+    """Exclude two points of the pool, and a labelled one by way of the pool."""
+    labelled = datamodule.labels.labelled_indices[1:2]
+    datamodule.unlabel(labelled)
+    datamodule.set_aside([*datamodule.labels.pool_indices[-2:].tolist(), *labelled.tolist()])
+
+
+def gives(datamodule: ActiveLearningDataModule) -> None:
+    """Label two points by hand, and one anew."""
+    now = int(datamodule.labels.round_of_N.max())
+    again = datamodule.labels.labelled_indices[2:3]
+    datamodule.unlabel(again)
+    datamodule.label([*datamodule.labels.pool_indices[5:7].tolist(), *again.tolist()], round=now)
+
+
+HOOKS = ("setup", "on_fit_start", "on_train_start", "on_train_end", "on_fit_end", "on_test_start", "on_test_end")
+METHODS = (takes_back, sets_aside, gives)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Changes by hand in one run.
+
+    Args:
+        edits: Which method is called in which hook of which round.
+        corrected: Ids whose targets are corrected after two rounds.
+    """
+
+    edits: tuple[tuple[int, str, Callable[[ActiveLearningDataModule], None]], ...] = ()
+    corrected: tuple[int, ...] = ()
+
+    @property
+    def phases(self) -> list[dict[str, Any]]:
+        """The commands of the run, one after another: how many rounds, with which targets corrected."""
+        last = {"max_rounds": 4, "corrected": self.corrected}
+        return [{"max_rounds": 2, "corrected": ()}, last] if self.corrected else [last]
+
+
+def drawn_plan(chance: random.Random, initial: Sequence[int]) -> Plan:
+    """Two edits in two rounds, and in half of the plans corrected targets of two points that are labelled at first."""
+    edits = tuple((number, chance.choice(HOOKS), chance.choice(METHODS)) for number in chance.sample(range(4), 2))
+    return Plan(edits, tuple(chance.sample(list(initial), 2)) if chance.random() < 0.5 else ())
+
+
+class Edits(Callback):
+    """Changes labels by hand, as a plan says."""
+
+    def __init__(self, plan: Plan) -> None:
+        for hook in {hook for _, hook, _ in plan.edits}:
+            setattr(self, hook, partial(self._edit, plan, hook))
+
+    @staticmethod
+    def _edit(plan: Plan, hook: str, trainer: Trainer, module: LightningModule, stage: str = "fit") -> None:  # noqa: ARG004
+        callback = next(callback for callback in trainer.callbacks if isinstance(callback, ActiveLearning))
+        due = sum(record.complete for record in callback.rounds)
+        for number, when, method in plan.edits:
+            if (number, when, stage) == (due, hook, "fit"):
+                method(trainer.datamodule)
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether the folder holds the weights that the run began with."""
+    return (folder / "rounds.jsonl").exists() and read_journal(folder)[0].get("first_weights") is not None
+
+
+def run(folder: Path, plan: Plan = Plan(), *, max_rounds: int = 4, corrected: Sequence[int] = ()) -> None:
     """The command that is killed and started again: always the same, but that another process begins otherwise."""
-    model = Net()  # from the global generator, so each process would begin with other weights
+    if not has_begun(folder):
+        torch.manual_seed(0)  # killed before its first weights are kept, a run may begin with others
+    model = Net()  # from the global generator, so each later process would begin with other weights
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=3,
@@ -110,14 +199,21 @@ def run(folder: Path) -> None:
             ModelCheckpoint(dirpath=folder / "checkpoints", monitor="val_loss"),
             EarlyStopping("val_loss", patience=1),
             ActiveLearning(
-                BatchBALD(num_configs=100), query_size=4, num_samples=6, max_rounds=4, weights="best", folder=folder
+                BatchBALD(num_configs=100),
+                query_size=4,
+                num_samples=6,
+                max_rounds=max_rounds,
+                weights="best",
+                folder=folder,
             ),
+            Edits(plan),
         ],
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1,
     )
-    active_fit(trainer, model, ActiveLearningDataModule(Blobs(), initial=8))
+    data = ActiveLearningDataModule(Blobs(corrected), initial=INITIAL, corrected=list(corrected))
+    active_fit(trainer, model, data)
 
 
 Place = tuple[str, str]
@@ -171,13 +267,11 @@ class Undisturbed:
 
     Args:
         records: Its rounds.
-        first_weights: The file of the weights that it began with.
         seconds: How long it took.
         steps: How many steps it took in each function of the package.
     """
 
     records: list[dict[str, Any]]
-    first_weights: Path
     seconds: float
     steps: list[tuple[Place, int]]
 
@@ -189,18 +283,21 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in json.loads(line).items() if name not in NOT_COMPARED} for line in lines]
 
 
-def undisturbed(folder: Path) -> Undisturbed:
+def undisturbed(folder: Path, plan: Plan) -> Undisturbed:
     """One run from its beginning to its end, and the same again to count its steps."""
+    folder.mkdir()
 
     def counted() -> None:
         steps = Steps()
         sys.setprofile(steps)
-        run(folder / "counted")
+        for phase in plan.phases:
+            run(folder / "counted", plan, **phase)
         sys.setprofile(None)
         (folder / "steps").write_text(json.dumps(list(steps.counts.items())))
 
     def whole() -> None:
-        run(folder / "whole")
+        for phase in plan.phases:
+            run(folder / "whole", plan, **phase)
 
     begun = time.perf_counter()
     statuses = [in_child(whole, log=folder / "log")]
@@ -209,7 +306,7 @@ def undisturbed(folder: Path) -> Undisturbed:
     if statuses != [0, 0]:
         raise RuntimeError((folder / "log").read_text())
     steps = [((file, name), count) for (file, name), count in json.loads((folder / "steps").read_text())]
-    return Undisturbed(records(folder / "whole"), folder / "whole" / "first_weights.pt", seconds, steps)
+    return Undisturbed(records(folder / "whole"), seconds, steps)
 
 
 @dataclass
@@ -225,13 +322,29 @@ class Outcome:
     problem: str = ""
 
 
-def disturbed(folder: Path, expected: Undisturbed, *, kills: int, chance: random.Random) -> Outcome:
+def disturbed(folder: Path, plan: Plan, expected: Undisturbed, *, kills: int, chance: random.Random) -> Outcome:
     """Kill a run, start it again, and so on, and compare what it comes to."""
     folder.mkdir()
-    # The weights that a run begins with are kept once it trains. Killed before, it may begin with others; so that this
-    # is the same run all the same, they are there from the start.
-    shutil.copy(expected.first_weights, folder / expected.first_weights.name)
     outcome = Outcome()
+    for phase in plan.phases:
+        command = partial(run, folder, plan, **phase)
+        _killed(command, folder, expected, outcome, kills=max(1, kills // len(plan.phases)), chance=chance)
+        if not outcome.problem and in_child(command, log=folder / "log") != 0:
+            outcome.problem = f"cannot go on: {(folder / 'log').read_text()[-2000:]}"
+    if not outcome.problem and records(folder) != expected.records:
+        outcome.problem = f"has other records: {records(folder)} and not {expected.records}"
+    return outcome
+
+
+def _killed(
+    command: Callable[[], None],
+    folder: Path,
+    expected: Undisturbed,
+    outcome: Outcome,
+    *,
+    kills: int,
+    chance: random.Random,
+) -> None:
     for number in range(kills):
         place, count = chance.choice(expected.steps)
         steps = Steps(place, chance.randint(1, count)) if number % 2 == 0 else None
@@ -240,18 +353,13 @@ def disturbed(folder: Path, expected: Undisturbed, *, kills: int, chance: random
 
         def work(steps: Steps | None = steps) -> None:
             sys.setprofile(steps)
-            run(folder)
+            command()
 
         status = in_child(work, log=folder / "log", kill_after_s=kill_after_s)
         outcome.rounds_when_killed.append(len(records(folder)) if (folder / "rounds.jsonl").exists() else 0)
         if status not in (0, None):
             outcome.problem = f"failed: {(folder / 'log').read_text()[-2000:]}"
-            return outcome
-    if in_child(lambda: run(folder), log=folder / "log") != 0:
-        outcome.problem = f"cannot go on: {(folder / 'log').read_text()[-2000:]}"
-    elif records(folder) != expected.records:
-        outcome.problem = f"has other records: {records(folder)}"
-    return outcome
+            return
 
 
 def parsed() -> argparse.Namespace:
@@ -260,6 +368,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--kills", type=int, default=3, help="how often each run is killed")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--changes", action="store_true", help="labels are changed by hand, and targets corrected")
     return parser.parse_args()
 
 
@@ -271,15 +380,18 @@ def main() -> int:
     chance = random.Random(arguments.seed)  # noqa: S311 - moments, not secrets
     problems, killed_in = 0, Counter[int]()
     with tempfile.TemporaryDirectory() as temporary:
-        expected = undisturbed(Path(temporary))
+        plan, expected = Plan(), undisturbed(Path(temporary) / "plain", Plan())
         print(f"undisturbed: {len(expected.records)} rounds, {expected.seconds:.1f} s, {len(expected.steps)} functions")
         for number in range(arguments.runs):
+            if arguments.changes:
+                plan = drawn_plan(chance, INITIAL)
+                expected = undisturbed(Path(temporary) / f"expected-{number}", plan)
             folder = Path(temporary) / f"run-{number}"
-            outcome = disturbed(folder, expected, kills=arguments.kills, chance=chance)
+            outcome = disturbed(folder, plan, expected, kills=arguments.kills, chance=chance)
             killed_in.update(outcome.rounds_when_killed)
             if outcome.problem:
                 problems += 1
-                print(f"run {number} {outcome.problem}", flush=True)
+                print(f"run {number}, {plan}, {outcome.problem}", flush=True)
             shutil.rmtree(folder)
     places = ", ".join(f"{count} with {rounds} rounds on disk" for rounds, count in sorted(killed_in.items()))
     print(f"{arguments.runs - problems} of {arguments.runs} runs equal the undisturbed one; kills: {places}")
