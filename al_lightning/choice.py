@@ -1,7 +1,9 @@
 """The choice of the next batch with a trained model: the pool is predicted, and the acquisition asked."""
 
 import time
+import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
@@ -92,9 +94,13 @@ class Chooser:
                 )
 
     def preview(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> None:
-        """Refuse before the first training what would fail after it."""
-        with isolate_rng():  # random transforms of the pool must not shift the training's draws
-            Ranks(trainer).together(lambda: self._try(trainer, module, datamodule))
+        """Refuse before the first training what would fail after it; the model is handed back as it was."""
+        ranks = Ranks(trainer)
+        with isolate_rng(), ExitStack() as quiet:  # random transforms of the pool must not shift the training's draws
+            if ranks.rank > 0:  # one rank warns for all
+                quiet.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+            ranks.together(lambda: self._try(trainer, module, datamodule))
 
     def _try(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> None:
         num_classes = self._try_model(trainer, module, datamodule) if self.acquisition.needs_predictions else None
@@ -102,8 +108,11 @@ class Chooser:
 
     def _try_model(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> int:
         """Predict a few points, and return the number of classes."""
-        few = datamodule.pool_dataloader(datamodule.labels.pool_indices[:NUM_PREVIEWED])
-        num_classes = preview_pool(trainer, module, few, self.posterior).shape[1]
+        few_N = datamodule.labels.pool_indices[:NUM_PREVIEWED]
+        few = datamodule.pool_dataloader(few_N)
+        num_fewer = min(len(few_N), few.batch_size or 1) // 2
+        fewer = datamodule.pool_dataloader(few_N[:num_fewer]) if num_fewer else None
+        num_classes = preview_pool(trainer, module, few, self.posterior, smaller=fewer).shape[1]
         num_points = len(self._considered(datamodule.labels.pool_indices, round_index=0))
         if self.screening is not None and num_points > self.screening.num_points:
             self.storage.check((num_points, self.screening.num_samples, num_classes))

@@ -93,11 +93,28 @@ def predict_pool(
 
 
 def preview_pool(
-    trainer: Trainer, module: LightningModule, batches: DataLoader[object], posterior: Posterior
+    trainer: Trainer,
+    module: LightningModule,
+    batches: DataLoader[object],
+    posterior: Posterior,
+    *,
+    smaller: DataLoader[object] | None = None,
 ) -> Tensor:
-    """Log-probabilities (B, C) of the first batch by one sample: refuses before a training what would fail after it."""
+    """Log-probabilities (B, C) of the first batch by one sample: refuses before a training what would fail after it.
+
+    Args:
+        trainer: A Trainer whose fit begins.
+        module: The model, which is handed back as it was.
+        batches: Some points of the pool.
+        posterior: What is going to be sampled.
+        smaller: Fewer points than are in the first batch.
+    """
     with _predicting(trainer, module), trainer.precision_plugin.forward_context():
-        return posterior.preview(module, next(_batches_on_device(trainer, module, batches)))
+        few, fewer = (
+            None if loader is None else next(_batches_on_device(trainer, module, loader))
+            for loader in (batches, smaller)
+        )
+        return posterior.preview(module, few, smaller=fewer)
 
 
 def fitted_posterior(

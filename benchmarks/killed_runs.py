@@ -11,8 +11,8 @@ in which a record is written, a batch is chosen or labels change are hit as ofte
 With `--changes` a callback takes back, sets aside and gives labels by hand in two hooks of two rounds, and half of the
 runs stop after two rounds and go on with corrected targets. What, where and when differs from run to run.
 
-The ids, their order, their scores and every metric must be those of the undisturbed run. Prints a line for each run that
-differs and a summary; ends with 1 if one differs. Needs `os.fork`.
+The ids, their order, their scores and every metric must be those of the undisturbed run. Prints a line for each run
+that differs and a summary; ends with 1 if one differs. Needs `os.fork`.
 """
 
 import argparse

@@ -51,10 +51,17 @@ class Posterior(ABC):
         return [tensors_of(model)] if self.members is None else self.members.states
 
     @abstractmethod
-    def preview(self, model: nn.Module, batch: object) -> Tensor:
+    def preview(self, model: nn.Module, batch: object, *, smaller: object = None) -> Tensor:
         """`log_probs_B_C` of one sample, before a training: what cannot be sampled is refused before it costs.
 
-        Whatever only a trained model shows, as samples that do not differ, is left to `sample`.
+        The model is called some ten times, and handed back as it was, the global random generators too. What only a
+        trained model shows, as samples that do not differ, is left to `sample`.
+
+        Args:
+            model: The model, on its device.
+            batch: Some points of the pool.
+            smaller: A batch of fewer of them, from the same loader: a batch that cannot be cut by rows shows its first
+                axis only so.
         """
 
     def fit(self, model: nn.Module, batches: Iterable[object]) -> "Posterior":  # noqa: ARG002 - of those that learn

@@ -68,3 +68,9 @@ def has_rows(batch: object, num_rows: int) -> bool:
     """Whether every leaf is a tensor of `num_rows` rows (or None), so that some of its rows are a batch too."""
     tensors = [leaf for leaf in leaves(batch) if leaf is not None]
     return all(isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == num_rows for leaf in tensors)
+
+
+def num_rows_of(batch: object) -> int | None:
+    """Rows of a batch that can be cut, by what it holds; None if it cannot."""
+    tensors = [leaf for leaf in leaves(batch) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+    return len(tensors[0]) if tensors and has_rows(batch, len(tensors[0])) else None

@@ -12,10 +12,11 @@ from typing_extensions import override
 
 from al_lightning.posterior.base import ANOTHER_POSTERIOR, Posterior, Predict
 from al_lightning.posterior.batch import map_tensors, model_inputs
-from al_lightning.posterior.check import refuse_dependence_on_batch, rounding_tolerance, rows_again
+from al_lightning.posterior.check import check_before_training, check_rows, fill_zeros, halves, learning
 from al_lightning.posterior.evaluating import LastSigmoid, evaluating
 from al_lightning.posterior.logits import checked_output, log_probs_of, refuse_probabilities, refuse_sigmoid
 from al_lightning.posterior.masks import dropout_mask, masked, named
+from al_lightning.posterior.model_state import attributes_back, handed_back
 from al_lightning.posterior.sampling import check_draws, until_the_end
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -52,9 +53,8 @@ class MCDropConnect(Posterior):
             raise ValueError(f"`p` is {self.p}, but must lie between 0 and 1: it is the share of weights left out.")
 
     @override
-    def preview(self, model: nn.Module, batch: object) -> Tensor:
-        with _evaluated(model):
-            return log_probs_of(_Samples(self, model, 1, seed=0).output(batch, 0))
+    def preview(self, model: nn.Module, batch: object, *, smaller: object = None) -> Tensor:
+        return _Samples(self, model, 1, seed=0).preview(batch, smaller)
 
     @override
     @contextmanager
@@ -75,13 +75,15 @@ class MCDropConnect(Posterior):
             )
         names = found if self.layers is None else self.layers
         parameters = {id(tensor): name for name, tensor in model.named_parameters()}
-        computed = [name for name in names if id(found[name].weight) not in parameters]
+        with evaluating(model):  # in training mode spectral_norm changes a weight with each look at it
+            weights = {name: found[name].weight for name in names}
+        computed = [name for name, weight in weights.items() if id(weight) not in parameters]
         if computed:
             raise ValueError(
                 f"The weights of {', '.join(map(named, computed))} are no parameters but computed from some (as by "
                 f"weight_norm), so none can be left out. Name other layers with `layers=`."
             )
-        return {parameters[id(found[name].weight)]: found[name].weight for name in names}
+        return {parameters[id(weight)]: weight for weight in weights.values()}
 
 
 class _Samples:
@@ -103,44 +105,64 @@ class _Samples:
         }
 
     def __call__(self, batch: object) -> Tensor:
-        with _evaluated(self._model):
-            outputs_B_K_C = torch.stack([self.output(batch, k) for k in range(self._num_samples)], dim=1)
+        inputs = self._inputs(batch)
+        with _evaluated(self._model), attributes_back(self._model):
+            if self._checked:
+                return log_probs_of(self._outputs(inputs))
+            with handed_back(self._model) as state:
+                check_rows(self._model, self._output_of_first, inputs, self._output_of_first(inputs), state)
+                outputs_B_K_C = self._outputs(inputs)
             log_probs_B_K_C = log_probs_of(outputs_B_K_C)
-            if not self._checked:
-                self._check(batch, outputs_B_K_C, log_probs_B_K_C)
+            refuse_probabilities(outputs_B_K_C)
+            if len(outputs_B_K_C) > 1:  # two rows of one batch are enough to tell, so later batches are not looked at
+                self._refuse_equal_samples(log_probs_B_K_C)
+                self._checked = True
         return log_probs_B_K_C
 
-    def output(self, batch: object, k: int) -> Tensor:
+    def preview(self, batch: object, smaller: object) -> Tensor:
+        """`log_probs_B_C` of the first sample, and all that can be refused with weights that are not trained yet."""
+        inputs = self._inputs(batch)
+        with _evaluated(self._model), handed_back(self._model):
+            log_probs_B_C = log_probs_of(self._output_of_first(inputs))
+            fill_zeros(learning(self._model))
+            again = None if smaller is None else self._inputs(smaller)
+            check_before_training(self._model, self._output_of_first, inputs, again)
+            self._keep = {name: halves(keep[0]) for name, keep in self._keep.items()}
+            outputs_B_3_C = torch.stack([self._output(inputs, k) for k in range(3)], dim=1)
+            refuse_probabilities(outputs_B_3_C)
+            if len(outputs_B_3_C) > 1:
+                self._refuse_equal_samples(outputs_B_3_C)
+        return log_probs_B_C
+
+    def _inputs(self, batch: object) -> object:
+        return model_inputs(batch) if self._posterior.predict is None else batch
+
+    def _outputs(self, inputs: object) -> Tensor:
+        return torch.stack([self._output(inputs, k) for k in range(self._num_samples)], dim=1)
+
+    def _output_of_first(self, inputs: object) -> Tensor:
+        return self._output(inputs, 0)
+
+    def _output(self, inputs: object, k: int) -> Tensor:
         """Logits (B, C) of sample k."""
         predict = self._posterior.predict
-        inputs = map_tensors(Tensor.clone, model_inputs(batch) if predict is None else batch)
+        num_rows = len(inputs) if predict is None and isinstance(inputs, Tensor) else None
         weights = {
             f"model.{name}": masked(weight, self._keep[name][k], self._posterior.p)
             for name, weight in self._posterior.weights(self._model).items()
         }
         with LastSigmoid() as sigmoid:
-            output = functional_call(_Call(self._model, predict), weights, (inputs,))
-        num_rows = len(inputs) if predict is None and isinstance(inputs, Tensor) else None
+            output = functional_call(_Call(self._model, predict), weights, (map_tensors(Tensor.clone, inputs),))
         logits_B_C = checked_output(output, num_rows=num_rows)
         refuse_sigmoid(logits_B_C, sigmoid.result)
         return logits_B_C
 
-    def _check(self, batch: object, outputs_B_K_C: Tensor, log_probs_B_K_C: Tensor) -> None:
-        """Is this a posterior? Two rows of one batch are enough to tell, so later batches are not looked at."""
-        num_rows = len(outputs_B_K_C)
-        if num_rows > 1:
-            refuse_probabilities(outputs_B_K_C)
-            if bool((log_probs_B_K_C == log_probs_B_K_C[:, :1]).all()):
-                raise ValueError(
-                    f"All {self._num_samples} samples predict exactly the same, although weights were left out of "
-                    f"{', '.join(map(named, self._keep))}. Raise p, or look whether they reach the output."
-                )
-        inputs = model_inputs(batch) if self._posterior.predict is None else batch
-        inputs_again, rows = rows_again(inputs, num_rows)
-        again_b_C = log_probs_of(self.output(inputs_again, 0))
-        tolerance = rounding_tolerance(outputs_B_K_C, self._model)
-        refuse_dependence_on_batch(log_probs_B_K_C[rows, 0], again_b_C, tolerance=tolerance)
-        self._checked = num_rows > 1
+    def _refuse_equal_samples(self, outputs_B_K_C: Tensor) -> None:
+        if bool((outputs_B_K_C == outputs_B_K_C[:, :1]).all()):
+            raise ValueError(
+                f"All {outputs_B_K_C.shape[1]} samples predict exactly the same, although weights were left out of "
+                f"{', '.join(map(named, self._keep))}. Raise p, or look whether they reach the output."
+            )
 
 
 class _Call(nn.Module):

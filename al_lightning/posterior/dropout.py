@@ -1,6 +1,6 @@
 """Monte Carlo dropout with consistent masks: sample k is the same network for every point of the pool."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,17 +12,23 @@ from typing_extensions import override
 from al_lightning.posterior.base import Posterior, Predict
 from al_lightning.posterior.batch import map_tensors, model_inputs
 from al_lightning.posterior.check import (
-    refuse_dependence_on_batch,
+    check_before_training,
+    check_rows,
+    fill_zeros,
+    halves,
+    learning,
+    refuse_dropout_without_effect,
     refuse_equal_samples,
     refuse_fixed_first_axis,
     refuse_no_masks,
     refuse_other_outputs,
     rounding_tolerance,
-    rows_again,
 )
 from al_lightning.posterior.evaluating import evaluating
-from al_lightning.posterior.interception import MaskedForward
+from al_lightning.posterior.in_training import InTraining
+from al_lightning.posterior.interception import LayerMasks, MaskedForward
 from al_lightning.posterior.logits import checked_output, log_probs_of, refuse_probabilities, refuse_sigmoid
+from al_lightning.posterior.model_state import attributes_back, handed_back
 from al_lightning.posterior.replaced import ReplacedDropout, can_be_replaced
 from al_lightning.posterior.sampling import check_draws
 from al_lightning.posterior.unreachable import refuse_unreachable_dropout
@@ -60,9 +66,9 @@ class MCDropout(Posterior):
     predict: Callable[[nn.Module, Any], Tensor] | None = None
 
     @override
-    def preview(self, model: nn.Module, batch: object) -> Tensor:
+    def preview(self, model: nn.Module, batch: object, *, smaller: object = None) -> Tensor:
         refuse_unreachable_dropout(model)
-        return _Samples(model, self.predict, MaskedForward(1, seed=0)).preview(batch)
+        return _Samples(model, self.predict, MaskedForward(3, seed=0)).preview(batch, smaller)
 
     @override
     @contextmanager
@@ -96,6 +102,7 @@ class _Samples:
         self._vectorised = Vectorised(masked, self._forward)
         self._checked = False
         self._replaced: ReplacedDropout | None = None  # once the loop has found that it need not look at every call
+        self._look: InTraining | None = None
         self._closed = False
 
     def close(self) -> None:
@@ -110,37 +117,65 @@ class _Samples:
                 "The samples of this posterior ended with their `with posterior.sample(...) as predict:` block. "
                 "Call `predict` inside it, or sample again with the same seed."
             )
-        inputs = model_inputs(batch) if self._predict is None else batch
+        inputs = self._inputs(batch)
         # Not inference_mode: what a model caches in `forward` must be of use in its next training.
-        with torch.inference_mode(mode=False), torch.no_grad(), evaluating(self._model):
-            if self._replaced is not None:
-                with self._replaced.active():
-                    return log_probs_of(self._stacked(self._output_by_replacement, inputs))
-            if self._checked:
-                with self._masked.following(self._model):
-                    return log_probs_of(self._outputs(inputs))
-            return self._first_log_probs(inputs)
+        with torch.inference_mode(mode=False), torch.no_grad(), attributes_back(self._model):
+            look = self._look_in_training(inputs)
+            with evaluating(self._model):
+                return self._log_probs(inputs, look)
 
-    def preview(self, batch: object) -> Tensor:
-        inputs = model_inputs(batch) if self._predict is None else batch
-        with (
-            torch.inference_mode(mode=False),
-            torch.no_grad(),
-            evaluating(self._model),
-            self._masked.following(self._model),
-        ):
-            log_probs_B_1_C = log_probs_of(self._output(inputs, 0).unsqueeze(1))
-        refuse_no_masks(self._model, self._masked.masks)
+    def _log_probs(self, inputs: object, look: InTraining) -> Tensor:
+        if self._replaced is not None:
+            with self._replaced.active():
+                return log_probs_of(self._stacked(self._output_by_replacement, inputs))
+        if self._checked:
+            with self._masked.following(self._model):
+                return log_probs_of(self._outputs(inputs))
+        return self._first_log_probs(inputs, look)
+
+    def preview(self, batch: object, smaller: object) -> Tensor:
+        """`log_probs_B_C` of the first sample, and all that can be refused with weights that are not trained yet."""
+        inputs = self._inputs(batch)
+        with torch.inference_mode(mode=False), torch.no_grad(), handed_back(self._model):
+            look = self._look_in_training(inputs)
+            with evaluating(self._model), self._masked.following(self._model):
+                first_B_C = self._output(inputs, 0)  # draws the masks
+                log_probs_B_1_C = log_probs_of(first_B_C.unsqueeze(1))
+                look.refuse_left_out(self._masked, len(first_B_C))
+                refuse_no_masks(self._model, self._masked.masks)
+                fill_zeros(learning(self._model))
+                again = None if smaller is None else self._inputs(smaller)
+                check_before_training(self._model, self._output_of_first(len(first_B_C)), inputs, again)
+                self._check_effect(inputs)
+            look.warn()
         return log_probs_B_1_C.squeeze(1)
 
-    def _first_log_probs(self, inputs: object) -> Tensor:
-        with self._masked.following(self._model):
+    def _check_effect(self, inputs: object) -> None:
+        for name, found in self._masked.masks.items():
+            self._masked.masks[name] = LayerMasks(found.p, halves(found.keep[0]))
+        outputs_B_3_C = self._stacked(self._output, inputs)
+        refuse_probabilities(outputs_B_3_C)
+        if len(outputs_B_3_C) > 1:
+            refuse_dropout_without_effect(outputs_B_3_C, self._masked.masks)
+
+    def _look_in_training(self, inputs: object) -> InTraining:
+        if self._look is None:
+            self._look = InTraining(self._model, self._call, inputs)
+            self._masked.never = self._look.never
+        return self._look
+
+    def _first_log_probs(self, inputs: object, look: InTraining) -> Tensor:
+        with self._masked.following(self._model), handed_back(self._model) as state:
             first_B_C = self._output(inputs, 0)  # draws the masks
-            first_axis = dict(self._masked.first_axis)
+            look.refuse_left_out(self._masked, len(first_B_C))
             refuse_no_masks(self._model, self._masked.masks)
+            check_rows(self._model, self._output_of_first(len(first_B_C)), inputs, first_B_C, state)
             outputs_B_K_C = self._outputs(inputs, first_B_C=first_B_C)
             log_probs_B_K_C = log_probs_of(outputs_B_K_C)
-            self._check(inputs, outputs_B_K_C, log_probs_B_K_C, first_axis)
+            refuse_probabilities(outputs_B_K_C)
+            if len(outputs_B_K_C) > 1:  # two rows of one batch are enough to tell, so later batches are not looked at
+                refuse_equal_samples(log_probs_B_K_C, self._masked.masks)
+                self._checked = True
         # Outside hooks and function mode, in which torch's fused transformer layer would not be taken.
         if self.path == "loop" and self._checked and can_be_replaced(self._model, self._masked):
             self._replaced = ReplacedDropout(self._model, self._masked)
@@ -191,25 +226,25 @@ class _Samples:
         refuse_sigmoid(output, self._masked.sigmoid)
         return output
 
+    def _output_of_first(self, num_rows: int) -> Callable[[object], Tensor]:
+        """Logits of the first sample, which compares the inputs of dropout with those of the pass before any others."""
+        before = dict(self._masked.first_axis)
+
+        def output(inputs: object) -> Tensor:
+            logits_b_C = self._output(inputs, 0)
+            if len(logits_b_C) < num_rows:
+                refuse_fixed_first_axis(before, self._masked.first_axis)
+            return logits_b_C
+
+        return output
+
+    def _inputs(self, batch: object) -> object:
+        return model_inputs(batch) if self._predict is None else batch
+
+    def _call(self, inputs: object) -> object:
+        return self._model(inputs) if self._predict is None else self._predict(self._model, inputs)
+
     def _forward(self, inputs: object) -> Tensor:
         inputs = map_tensors(Tensor.clone, inputs)  # an in-place layer may write on what it gets
-        output = self._model(inputs) if self._predict is None else self._predict(self._model, inputs)
         num_rows = len(inputs) if self._predict is None and isinstance(inputs, Tensor) else None
-        return checked_output(output, num_rows=num_rows)
-
-    def _check(
-        self, inputs: object, outputs_B_K_C: Tensor, log_probs_B_K_C: Tensor, first_axis: Mapping[tuple[str, int], int]
-    ) -> None:
-        """Is this a posterior? Two rows of one batch are enough to tell, so later batches are not looked at."""
-        num_rows = len(outputs_B_K_C)
-        if num_rows > 1:
-            refuse_probabilities(outputs_B_K_C)
-            refuse_equal_samples(log_probs_B_K_C, self._masked.masks)
-        inputs_again, rows = rows_again(inputs, num_rows)
-        log_probs_b_K_C = log_probs_of(self._output(inputs_again, 0).unsqueeze(1))
-        if len(rows) < num_rows:
-            refuse_fixed_first_axis(first_axis, self._masked.first_axis)
-        refuse_dependence_on_batch(
-            log_probs_B_K_C[rows, 0], log_probs_b_K_C[:, 0], tolerance=rounding_tolerance(outputs_B_K_C, self._model)
-        )
-        self._checked = num_rows > 1
+        return checked_output(self._call(inputs), num_rows=num_rows)

@@ -107,9 +107,9 @@ class DeepEnsemble(Posterior):
         return self._num_networks
 
     @override
-    def preview(self, model: nn.Module, batch: object) -> Tensor:
+    def preview(self, model: nn.Module, batch: object, *, smaller: object = None) -> Tensor:
         states = [read_state(path, model) for path in self.checkpoints or []]
-        return Networks(model, self.predict, states[:1] or [tensors_of(model)]).preview(batch)
+        return Networks(model, self.predict, states[:1] or [tensors_of(model)]).preview(batch, smaller)
 
     @override
     @contextmanager

@@ -50,6 +50,11 @@ _POSITION_OF_DROPOUT_P = MappingProxyType(
 _OUT_OF_PLACE: Mapping[Callable[..., Any], Callable[..., Any]] = MappingProxyType(
     {getattr(Tensor, f"{name}_"): getattr(Tensor, name) for name in ("add", "sub", "mul", "div")}  # +=, -=, *=, /=
 )
+WAY_OUT = (
+    "Let nn.Dropout or a function torch.nn.functional.dropout* drop in its place, called in evaluation mode too (they are "
+    "off by themselves there): attention's own dropout set to 0 and nn.Dropout after it; or choose another posterior."
+)
+_NOT_IN_TRAINING = (functional.alpha_dropout, functional.feature_alpha_dropout)  # unless they are told
 _T = TypeVar("_T")
 _SIGMOIDS = frozenset({torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, torch.special.expit})
 
@@ -70,6 +75,9 @@ class MaskedForward(TorchFunctionMode):
     Args:
         num_samples: K.
         seed: First part of every mask's name.
+
+    Attributes:
+        never: Calls of dropout, by layer and number, that do not drop in training either, and so get no mask.
     """
 
     def __init__(self, num_samples: int, *, seed: int) -> None:
@@ -77,6 +85,9 @@ class MaskedForward(TorchFunctionMode):
         self.num_samples = num_samples
         self.seed = seed
         self.masks: dict[tuple[str, int], LayerMasks] = {}
+        self.never: frozenset[tuple[str, int]] = frozenset()
+        self.not_training: set[tuple[str, int]] = set()  # calls of dropout that were told so
+        self.entered: set[str] = set()  # the modules that ran while they were followed
         self.first_axis: dict[tuple[str, int], int] = {}  # of the inputs of the last forward pass
         self.sigmoid: Tensor | None = None  # the last result of one
         self.results = Results()  # of the last pass of all samples
@@ -126,11 +137,16 @@ class MaskedForward(TorchFunctionMode):
         self.sigmoid = None
 
     @property
-    def _layer(self) -> str:
+    def layer(self) -> str:
+        """The module that is running."""
         return self._layers[-1] if self._layers else ""
 
     def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda _module, _inputs: self._layers.append(name)
+        def enter(_module: nn.Module, _inputs: object) -> None:
+            self._layers.append(name)
+            self.entered.add(name)
+
+        return enter
 
     def _leaving(self, _module: nn.Module, _inputs: object, _output: object) -> None:
         self._layers.pop()
@@ -141,10 +157,13 @@ class MaskedForward(TorchFunctionMode):
         """Dropout is replaced, attention that would drop by itself is refused, all else is called as it stands."""
         kwargs = kwargs or {}
         if func in DROPOUTS:
-            x, p, in_place = _dropout_arguments(args, kwargs)
-            return self._noted(self._dropout(DROPOUTS[func], x, p, in_place=in_place))
+            x, p, training, in_place = _dropout_arguments(func, args, kwargs)
+            return self._noted(self._dropout(DROPOUTS[func], x, p, training=training, in_place=in_place))
         if func in _POSITION_OF_DROPOUT_P:
-            self._refuse_attention_dropout(func, args, kwargs)
+            position = _POSITION_OF_DROPOUT_P[func]
+            p = kwargs.get("dropout_p", args[position] if len(args) > position else 0.0)
+            if p > 0:
+                self._attention_dropout(f"{func.__name__}, called with dropout_p={p}")
         if self._keep is not None:
             return self._call_of_all(func, args, kwargs)
         result = func(*args, **kwargs)
@@ -171,13 +190,15 @@ class MaskedForward(TorchFunctionMode):
             self.results.add(result)
         return result
 
-    def _dropout(self, kind: DropoutKind, x: Tensor, p: float, *, in_place: bool) -> Tensor:
-        layer = self._layer
+    def _dropout(self, kind: DropoutKind, x: Tensor, p: float, *, training: bool, in_place: bool) -> Tensor:
+        layer = self.layer
         call = self._calls[layer]
         self._calls[layer] += 1
+        if not training:
+            self.not_training.add((layer, call))
         if not 0 <= p <= 1:
             raise ValueError(f"The dropout of {named(layer)} has p={p}, which is no probability. Give it 0 <= p <= 1.")
-        if p == 0:
+        if p == 0 or (layer, call) in self.never:
             return x
         shape = kind.mask_shape(x.shape, layer=layer)
         in_place = in_place or kind.in_place
@@ -208,16 +229,8 @@ class MaskedForward(TorchFunctionMode):
             )
         return found
 
-    def _refuse_attention_dropout(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        position = _POSITION_OF_DROPOUT_P[func]
-        p = kwargs.get("dropout_p", args[position] if len(args) > position else 0.0)
-        if p > 0:
-            raise ValueError(
-                f"MCDropout cannot reach the dropout inside {func.__name__}, called with dropout_p={p} in "
-                f"{named(self._layer)}. Call it with dropout_p=0.0 when not training."
-            )
+    def _attention_dropout(self, words: str) -> None:
+        raise ValueError(f"MCDropout cannot reach the dropout inside {words} in {named(self.layer)}. {WAY_OUT}")
 
 
 def _dropout_of_all(kind: DropoutKind, x: Tensor, keep: Tensor, p: float, *, in_place: bool) -> Tensor:
@@ -231,8 +244,13 @@ def _any_depends_on_sample(args: tuple[Any, ...]) -> bool:
     return any(isinstance(arg, Tensor) and depends_on_sample(arg) for arg in args)
 
 
-def _dropout_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, float, bool]:
-    x = args[0] if args else kwargs["input"]
-    p = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
-    in_place = args[3] if len(args) > 3 else kwargs.get("inplace", False)  # noqa: PLR2004 - input, p, training, inplace
-    return x, p, in_place
+def _dropout_arguments(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, float, bool, bool]:
+    x, p, training, in_place = (*args, *(None,) * 4)[:4]
+    x = kwargs.get("input", x)
+    p = kwargs.get("p", 0.5 if p is None else p)
+    training = kwargs.get(
+        "training", kwargs.get("train", func not in _NOT_IN_TRAINING if training is None else training)
+    )
+    return x, p, training, kwargs.get("inplace", bool(in_place))

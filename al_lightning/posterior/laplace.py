@@ -12,11 +12,13 @@ from typing_extensions import override
 
 from al_lightning.posterior.base import Posterior, Predict
 from al_lightning.posterior.batch import model_inputs
-from al_lightning.posterior.check import refuse_dependence_on_batch, rounding_tolerance, rows_again
+from al_lightning.posterior.check import check_before_training, check_rows, fill_zeros, learning
+from al_lightning.posterior.evaluating import evaluating
 from al_lightning.posterior.gaussian import full_deviations, kron_deviations
 from al_lightning.posterior.last_layer import LastLayerPass, last_layer_pass
 from al_lightning.posterior.logits import log_probs_of
 from al_lightning.posterior.masks import named
+from al_lightning.posterior.model_state import attributes_back, handed_back
 from al_lightning.posterior.sampling import check_draws, until_the_end
 
 MAX_FULL_SIZE = 6_000  # weights: their covariance is then 0.3 GB and takes seconds of one core, once a round
@@ -68,18 +70,27 @@ class LastLayerLaplace(Posterior):
             raise ValueError(f"`structure` is {self.structure!r}, but must be 'full', 'kron' or None.")
 
     @override
-    def preview(self, model: nn.Module, batch: object) -> Tensor:
-        """`log_probs_B_C` of the trained weights: the Gaussian is known after the training only."""
-        return log_probs_of(self._run(model, batch, self.layer).logits_B_C)
+    def preview(self, model: nn.Module, batch: object, *, smaller: object = None) -> Tensor:
+        """`log_probs_B_C` of the present weights: the Gaussian is known after the training only."""
+
+        def output(inputs: object) -> Tensor:
+            return self._run(model, inputs, self.layer).logits_B_C
+
+        with torch.no_grad(), handed_back(model):
+            log_probs_B_C = log_probs_of(output(batch))
+            fill_zeros(learning(model))
+            check_before_training(model, output, self.inputs(batch), smaller)
+        return log_probs_B_C
 
     @override
     def fit(self, model: nn.Module, batches: Iterable[object]) -> "FittedLaplace":
         """The Gaussian at the model's present weights. The labels are not looked at: the curvature is without them."""
         passes: list[LastLayerPass] = []
         layer = self.layer
-        for batch in batches:
-            passes.append(self._run(model, batch, layer))
-            layer = passes[0].layer
+        with handed_back(model):
+            for batch in batches:
+                passes.append(self._run(model, batch, layer))
+                layer = passes[0].layer
         if layer is None or not passes:
             raise ValueError("`batches` is empty, but the curvature is that at the labelled points. Label some first.")
         features_N_D = torch.cat([one.features_B_D.cpu().double() for one in passes])
@@ -94,6 +105,10 @@ class LastLayerLaplace(Posterior):
             f"{self!r} has not seen the labelled points, whose curvature it needs. Sample what `fit` returns: "
             f"`posterior.fit(model, batches).sample(model, num_samples, seed=seed)`."
         )
+
+    def inputs(self, batch: object) -> object:
+        """What the model is called with."""
+        return model_inputs(batch) if self.predict is None else batch
 
     def _run(self, model: nn.Module, batch: object, layer: str | None) -> LastLayerPass:
         return last_layer_pass(model, batch, predict=self.predict, layer=layer)
@@ -131,8 +146,8 @@ class FittedLaplace(Posterior):
         return 1 / mean_square
 
     @override
-    def preview(self, model: nn.Module, batch: object) -> Tensor:
-        return self.laplace.preview(model, batch)
+    def preview(self, model: nn.Module, batch: object, *, smaller: object = None) -> Tensor:
+        return self.laplace.preview(model, batch, smaller=smaller)
 
     @override
     def fit(self, model: nn.Module, batches: Iterable[object]) -> "FittedLaplace":
@@ -181,9 +196,10 @@ class _Samples:
         self._checked = False
 
     def __call__(self, batch: object) -> Tensor:
-        found = self._run(batch)
-        if not self._checked:
-            self._check(batch, found)
+        with attributes_back(self._model):
+            if not self._checked:
+                self._check(batch)
+            found = self._run(batch)
         features_B_D, logits_B_C = found.features_B_D.float(), found.logits_B_C.float()
         self._deviations_D_KC = self._deviations_D_KC.to(features_B_D.device)
         rows = max(1, NUMBERS_AT_ONCE // self._deviations_D_KC.shape[1])
@@ -198,22 +214,25 @@ class _Samples:
     def _run(self, batch: object) -> LastLayerPass:
         return last_layer_pass(self._model, batch, predict=self._fitted.laplace.predict, layer=self._fitted.layer)
 
-    def _check(self, batch: object, found: LastLayerPass) -> None:
+    def _check(self, batch: object) -> None:
         """Are rows predicted alike in another batch? Two rows tell, so later batches are not looked at."""
-        num_rows = len(found.logits_B_C)
-        inputs = model_inputs(batch) if self._fitted.laplace.predict is None else batch
-        inputs_again, rows = rows_again(inputs, num_rows)
-        again_b_C = log_probs_of(self._run(inputs_again).logits_B_C)
-        tolerance = rounding_tolerance(found.logits_B_C, self._model)
-        refuse_dependence_on_batch(log_probs_of(found.logits_B_C)[rows], again_b_C, tolerance=tolerance)
-        self._checked = num_rows > 1
+
+        def output(inputs: object) -> Tensor:
+            return self._run(inputs).logits_B_C
+
+        inputs = self._fitted.laplace.inputs(batch)
+        with torch.no_grad(), handed_back(self._model) as state:
+            once_B_C = output(inputs)
+            check_rows(self._model, output, inputs, once_B_C, state)
+        self._checked = len(once_B_C) > 1
 
 
 def _weights_of(model: nn.Module, layer: str) -> Tensor:
     """Weights (C, D) of a linear layer, in double precision on the CPU, with its bias as last column if it has one."""
     linear = cast("nn.Linear", model.get_submodule(layer))
-    bias: Tensor | None = linear.bias
-    columns = [linear.weight] if bias is None else [linear.weight, bias.unsqueeze(1)]
+    with torch.no_grad(), evaluating(model):  # in training mode spectral_norm changes the weight with each look at it
+        bias: Tensor | None = linear.bias
+        columns = [linear.weight] if bias is None else [linear.weight, bias.unsqueeze(1)]
     return torch.cat(columns, dim=1).detach().cpu().double()
 
 

@@ -58,10 +58,11 @@ def log_probs_of(logits_B_K_C: Tensor) -> Tensor:
 def refuse_probabilities(outputs_B_K_C: Tensor) -> None:
     """Refuse what already went through a softmax: another one would flatten it beyond recognition.
 
-    Rows that are never negative and all sum to 1 are no logits. A single output in [0, 1] may well be a logit, so its
-    values say nothing: see `refuse_sigmoid`.
+    Rows that are never negative and all sum to 1 are no logits; one row alone may be so by accident. A single output in
+    [0, 1] may well be a logit, so its values say nothing: see `refuse_sigmoid`.
     """
-    if outputs_B_K_C.shape[-1] == 1:
+    rows_BK_C = outputs_B_K_C.flatten(end_dim=1)
+    if rows_BK_C.shape[1] == 1 or bool((rows_BK_C == rows_BK_C[:1]).all()):
         return
     tolerance = max(1e-3, 4 * torch.finfo(outputs_B_K_C.dtype).eps)
     sums_B_K = outputs_B_K_C.float().sum(dim=-1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from al_lightning.posterior.batch import has_rows, leaves, map_tensors
+from al_lightning.posterior.batch import leaves, map_tensors, num_rows_of
 from al_lightning.posterior.deferred import Deferred, computed
 from al_lightning.posterior.interception import MaskedForward
 from al_lightning.posterior.masks import keep_factors
@@ -73,7 +73,7 @@ class Vectorised:
 
         Tells, for all batches, how large the activations are and whether batches can be cut by rows.
         """
-        self._in_rows = _num_rows(inputs) == num_rows
+        self._in_rows = num_rows_of(inputs) == num_rows
         if self._in_rows:
             inputs = map_tensors(lambda tensor: tensor[:_TRIAL_ROWS], inputs)
         outputs_b_2_C = self._pass(inputs, slice(None, None, self._masked.num_samples - 1))
@@ -105,7 +105,7 @@ class Vectorised:
         return torch.cat([self._all_samples(rows, samples) for rows, samples in self._sliced(inputs)])
 
     def _sliced(self, inputs: object) -> Iterator[tuple[object, int]]:
-        num_rows = _num_rows(inputs) if self._in_rows else None
+        num_rows = num_rows_of(inputs) if self._in_rows else None
         leaf = next(leaf for leaf in leaves(inputs) if isinstance(leaf, Tensor))
         working_set = _WORKING_SET_CPU if leaf.device.type == "cpu" else _WORKING_SET_GPU
         slices = Slices.within(
@@ -151,12 +151,6 @@ def _nearly_equal(length: int, size: int) -> Iterator[slice]:
     count = math.ceil(length / size)
     bounds = [length * part // count for part in range(count + 1)]
     return (slice(start, end) for start, end in itertools.pairwise(bounds))
-
-
-def _num_rows(inputs: object) -> int | None:
-    """Rows of a batch that can be cut, by what it holds."""
-    tensors = [leaf for leaf in leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim() > 0]
-    return len(tensors[0]) if tensors and has_rows(inputs, len(tensors[0])) else None
 
 
 def refuse_kept_tensors(model: nn.Module) -> None:

@@ -1,0 +1,126 @@
+"""Random numbers that a forward pass draws besides the masks that it is given, seen below TorchScript and functions."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_UNIFORM = frozenset({"rand", "rand_like", "uniform", "uniform_"})
+_BERNOULLI = frozenset({"bernoulli", "bernoulli_"})
+_STILL_UNIFORM = frozenset(
+    {
+        *("add", "add_", "sub", "sub_", "rsub", "mul", "mul_", "div", "div_", "_to_copy", "clone", "detach"),
+        *("view", "_unsafe_view", "expand", "unsqueeze", "squeeze", "permute", "transpose"),
+    }
+)
+_COMPARISONS = frozenset({"lt", "lt_", "le", "le_", "gt", "gt_", "ge", "ge_"})
+_ROUNDINGS = frozenset({"floor", "floor_", "round", "round_", "ceil", "ceil_"})
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw of random numbers.
+
+    Args:
+        layer: The module that was running.
+        operation: Of torch, as "bernoulli_".
+        mask_shape: Of zeros and ones of one probability, or of what attention drops by itself; None for other noise.
+    """
+
+    layer: str
+    operation: str
+    mask_shape: tuple[int, ...] | None = None
+
+    def is_dropout(self, num_rows: int) -> bool:
+        """Tell dropout from noise, and from stochastic depth, which has one number for all or for each row.
+
+        Example:
+            >>> Draw("drop", "bernoulli_", (8, 16)).is_dropout(8), Draw("path", "bernoulli_", (8, 1)).is_dropout(8)
+            (True, False)
+        """
+        if self.mask_shape is None:
+            return False
+        first, *others = self.mask_shape or (1,)
+        is_for_rows = first in {1, num_rows} or (len(others) > 1 and first % num_rows == 0)  # of each frame of a video
+        return not is_for_rows or any(length != 1 for length in others)
+
+
+class Draws(TorchDispatchMode):
+    """While it is active, notes what is drawn.
+
+    Args:
+        layer: Tells which module is running; None while nothing is to be noted.
+
+    Example:
+        >>> with Draws(lambda: "net.3") as draws:
+        ...     kept = torch.rand(2, 3) >= 0.5
+        >>> [(draw.operation, draw.mask_shape) for draw in draws.found]
+        [('rand', None), ('ge', (2, 3))]
+    """
+
+    def __init__(self, layer: Callable[[], str | None]) -> None:
+        super().__init__()
+        self.found: list[Draw] = []
+        self._layer = layer
+        self._uniform: dict[int, Tensor] = {}  # by id; held, so that no other tensor gets it
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: object,
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        """Everything is called as it stands."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        layer = self._layer()
+        # Private, but nothing else tells the names of the arguments; operations of a higher order have none.
+        schema = getattr(func, "_schema", None)
+        if layer is not None and schema is not None:
+            operation = schema.name.split("::")[-1]
+            given = dict(zip((argument.name for argument in schema.arguments), args, strict=False)) | kwargs
+            if torch.Tag.nondeterministic_seeded in func.tags:
+                self._drawn(layer, operation, given, result)
+            else:
+                self._followed(layer, operation, args, result)
+        return result
+
+    def _drawn(self, layer: str, operation: str, given: dict[str, Any], result: Any) -> None:  # noqa: ANN401
+        p = given.get("dropout_p", given.get("p") if operation == "native_dropout" else None)
+        if p is not None:
+            if 0 < p < 1 and given.get("train") is not False:
+                first = next(value for value in given.values() if isinstance(value, Tensor))
+                self.found.append(Draw(layer, operation, tuple(first.shape)))
+        elif operation in _BERNOULLI:
+            p = _one_number(given.get("p", given["self"] if operation == "bernoulli" else 0.5))
+            if p is None or 0 < p < 1:
+                self.found.append(Draw(layer, operation, None if p is None else tuple(result.shape)))
+        elif given.get("training") is not False:
+            self.found.append(Draw(layer, operation))
+            if operation in _UNIFORM:
+                self._uniform[id(result)] = result
+
+    def _followed(self, layer: str, operation: str, args: Sequence[Any], result: Any) -> None:  # noqa: ANN401
+        """Find out where numbers between 0 and 1 become a mask: by a comparison, or by rounding."""
+        if not any(id(arg) in self._uniform for arg in args):
+            return
+        others = [_one_number(arg) for arg in args if id(arg) not in self._uniform and isinstance(arg, (Tensor, float))]
+        if None in others:
+            return
+        if operation in _STILL_UNIFORM:
+            self._uniform[id(result)] = result
+        elif (operation in _COMPARISONS and all(0 < other < 1 for other in others)) or (
+            operation in _ROUNDINGS and bool(((result == 0) | (result == 1)).all())
+        ):
+            self.found.append(Draw(layer, operation, tuple(result.shape)))
+
+
+def _one_number(value: Tensor | float) -> float | None:
+    """The number, also of a tensor that holds only that one; None if it holds several."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.min().item() if value.numel() and bool((value == value.flatten()[0]).all()) else None
