@@ -30,8 +30,8 @@ def refuse_no_masks(model: nn.Module, masks: Mapping[tuple[str, int], LayerMasks
     ]
     raise ValueError(
         f"MCDropout drew no mask in a forward pass of {type(model).__name__}, whose dropout layers are: "
-        f"{', '.join(layers) or 'none'}. Add nn.Dropout with 0 < p < 1 to `forward` and train with it (dropout behind "
-        f"`if self.training` is not seen), or {ANOTHER_POSTERIOR}."
+        f"{', '.join(layers) or 'none'}. Add nn.Dropout with 0 < p < 1 to `forward` and train with it (called with "
+        f"`training=False` it never drops), or {ANOTHER_POSTERIOR}."
     )
 
 
@@ -135,6 +135,14 @@ def check_rows(
     seen = _batch_statistics(model) + _changed(state.put_back())
     tolerance = rounding_tolerance(once_B_C, model)
     refuse_dependence_on_batch(log_probs_of(once_B_C[rows]), log_probs_of(again_b_C), tolerance=tolerance, seen=seen)
+
+
+def checked_first(model: nn.Module, output: Callable[[object], Tensor], inputs: object) -> Tensor:
+    """Logits (B, C) of a first batch, after `check_rows`."""
+    with handed_back(model) as state:
+        once_B_C = output(inputs)
+        check_rows(model, output, inputs, once_B_C, state)
+    return once_B_C
 
 
 def check_before_training(

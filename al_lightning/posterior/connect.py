@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from al_lightning.posterior.base import ANOTHER_POSTERIOR, Posterior, Predict
 from al_lightning.posterior.batch import map_tensors, model_inputs
-from al_lightning.posterior.check import check_before_training, check_rows, fill_zeros, halves, learning
+from al_lightning.posterior.check import check_before_training, checked_first, fill_zeros, halves, learning
 from al_lightning.posterior.evaluating import LastSigmoid, evaluating
 from al_lightning.posterior.logits import checked_output, log_probs_of, refuse_probabilities, refuse_sigmoid
 from al_lightning.posterior.masks import dropout_mask, masked, named
@@ -108,10 +108,8 @@ class _Samples:
         inputs = self._inputs(batch)
         with _evaluated(self._model), attributes_back(self._model):
             if self._checked:
-                return log_probs_of(self._outputs(inputs))
-            with handed_back(self._model) as state:
-                check_rows(self._model, self._output_of_first, inputs, self._output_of_first(inputs), state)
-                outputs_B_K_C = self._outputs(inputs)
+                return log_probs_of(self._outputs(inputs, [self._output_of_first(inputs)]))
+            outputs_B_K_C = self._outputs(inputs, [checked_first(self._model, self._output_of_first, inputs)])
             log_probs_B_K_C = log_probs_of(outputs_B_K_C)
             refuse_probabilities(outputs_B_K_C)
             if len(outputs_B_K_C) > 1:  # two rows of one batch are enough to tell, so later batches are not looked at
@@ -128,7 +126,8 @@ class _Samples:
             again = None if smaller is None else self._inputs(smaller)
             check_before_training(self._model, self._output_of_first, inputs, again)
             self._keep = {name: halves(keep[0]) for name, keep in self._keep.items()}
-            outputs_B_3_C = torch.stack([self._output(inputs, k) for k in range(3)], dim=1)
+            self._num_samples = 3
+            outputs_B_3_C = self._outputs(inputs, [])
             refuse_probabilities(outputs_B_3_C)
             if len(outputs_B_3_C) > 1:
                 self._refuse_equal_samples(outputs_B_3_C)
@@ -137,8 +136,10 @@ class _Samples:
     def _inputs(self, batch: object) -> object:
         return model_inputs(batch) if self._posterior.predict is None else batch
 
-    def _outputs(self, inputs: object) -> Tensor:
-        return torch.stack([self._output(inputs, k) for k in range(self._num_samples)], dim=1)
+    def _outputs(self, inputs: object, first: list[Tensor]) -> Tensor:
+        """`outputs_B_K_C`, given those (B, C) of the first samples."""
+        others = [self._output(inputs, k) for k in range(len(first), self._num_samples)]
+        return torch.stack([*first, *others], dim=1)
 
     def _output_of_first(self, inputs: object) -> Tensor:
         return self._output(inputs, 0)

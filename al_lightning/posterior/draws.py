@@ -10,12 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 _UNIFORM = frozenset({"rand", "rand_like", "uniform", "uniform_"})
 _BERNOULLI = frozenset({"bernoulli", "bernoulli_"})
-_STILL_UNIFORM = frozenset(
-    {
-        *("add", "add_", "sub", "sub_", "rsub", "mul", "mul_", "div", "div_", "_to_copy", "clone", "detach"),
-        *("view", "_unsafe_view", "expand", "unsqueeze", "squeeze", "permute", "transpose"),
-    }
-)
+_ARITHMETIC = frozenset({"add", "add_", "sub", "sub_", "rsub", "mul", "mul_", "div", "div_", "_to_copy", "clone"})
 _COMPARISONS = frozenset({"lt", "lt_", "le", "le_", "gt", "gt_", "ge", "ge_"})
 _ROUNDINGS = frozenset({"floor", "floor_", "round", "round_", "ceil", "ceil_"})
 
@@ -48,7 +43,7 @@ class Draw:
         return not is_for_rows or any(length != 1 for length in others)
 
 
-class Draws(TorchDispatchMode):
+class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is active, notes what is drawn.
 
     Args:
@@ -62,7 +57,7 @@ class Draws(TorchDispatchMode):
     """
 
     def __init__(self, layer: Callable[[], str | None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[Draw] = []
         self._layer = layer
         self._uniform: dict[int, Tensor] = {}  # by id; held, so that no other tensor gets it
@@ -82,21 +77,26 @@ class Draws(TorchDispatchMode):
         schema = getattr(func, "_schema", None)
         if layer is not None and schema is not None:
             operation = schema.name.split("::")[-1]
-            given = dict(zip((argument.name for argument in schema.arguments), args, strict=False)) | kwargs
             if torch.Tag.nondeterministic_seeded in func.tags:
+                given = {argument.name: argument.default_value for argument in schema.arguments}
+                given |= dict(zip(given, args, strict=False)) | kwargs
                 self._drawn(layer, operation, given, result)
-            else:
-                self._followed(layer, operation, args, result)
+            elif any(id(arg) in self._uniform for arg in args):
+                others = [arg for arg in args if id(arg) not in self._uniform and isinstance(arg, (Tensor, float, int))]
+                if func.is_view or (operation in _ARITHMETIC and all(_is_single(other) for other in others)):
+                    self._uniform[id(result)] = result
+                elif _makes_mask(operation, others, result):
+                    self.found.append(Draw(layer, operation, tuple(result.shape)))
         return result
 
     def _drawn(self, layer: str, operation: str, given: dict[str, Any], result: Any) -> None:  # noqa: ANN401
-        p = given.get("dropout_p", given.get("p") if operation == "native_dropout" else None)
+        p = given.get("dropout_p", given["p"] if operation == "native_dropout" else None)
         if p is not None:
             if 0 < p < 1 and given.get("train") is not False:
                 first = next(value for value in given.values() if isinstance(value, Tensor))
                 self.found.append(Draw(layer, operation, tuple(first.shape)))
         elif operation in _BERNOULLI:
-            p = _one_number(given.get("p", given["self"] if operation == "bernoulli" else 0.5))
+            p = _one_number(given.get("p", given["self"]))
             if p is None or 0 < p < 1:
                 self.found.append(Draw(layer, operation, None if p is None else tuple(result.shape)))
         elif given.get("training") is not False:
@@ -104,19 +104,17 @@ class Draws(TorchDispatchMode):
             if operation in _UNIFORM:
                 self._uniform[id(result)] = result
 
-    def _followed(self, layer: str, operation: str, args: Sequence[Any], result: Any) -> None:  # noqa: ANN401
-        """Find out where numbers between 0 and 1 become a mask: by a comparison, or by rounding."""
-        if not any(id(arg) in self._uniform for arg in args):
-            return
-        others = [_one_number(arg) for arg in args if id(arg) not in self._uniform and isinstance(arg, (Tensor, float))]
-        if None in others:
-            return
-        if operation in _STILL_UNIFORM:
-            self._uniform[id(result)] = result
-        elif (operation in _COMPARISONS and all(0 < other < 1 for other in others)) or (
-            operation in _ROUNDINGS and bool(((result == 0) | (result == 1)).all())
-        ):
-            self.found.append(Draw(layer, operation, tuple(result.shape)))
+
+def _makes_mask(operation: str, others: Sequence[Tensor | float], result: Tensor) -> bool:
+    """Tell if numbers between 0 and 1 become zeros and ones: by comparison with one number, or by rounding."""
+    if operation in _COMPARISONS:
+        numbers = [_one_number(other) for other in others]
+        return all(number is not None and 0 < number < 1 for number in numbers)
+    return operation in _ROUNDINGS and bool(((result == 0) | (result == 1)).all())
+
+
+def _is_single(value: Tensor | float) -> bool:
+    return not isinstance(value, Tensor) or value.numel() == 1
 
 
 def _one_number(value: Tensor | float) -> float | None:

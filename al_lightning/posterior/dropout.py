@@ -41,8 +41,12 @@ class MCDropout(Posterior):
 
     Works on the unchanged model: every `nn.Dropout*`, `nn.AlphaDropout`, `nn.FeatureAlphaDropout` and their functions
     draw masks, all else is in evaluation mode. Weights, flags and hooks are as before after every prediction. A model
-    with a single output is a sigmoid's logit and becomes two classes. Dropout that a layer skips by its own
-    `if self.training` is not seen.
+    with a single output is a sigmoid's logit and becomes two classes.
+
+    A pass in training mode, over two rows before the first training and at the start of each sampling, tells what masks
+    do not reach: dropout behind a layer's own `if self.training`, of TorchScript, of torch.ops, attention's own. It is
+    refused by name; noise and stochastic depth are warned of before the first training, and samples are without them. A
+    dropout function that is called with `training=False` even then never drops, and gets no mask.
 
     What comes before the first dropout is computed once for all K, by `torch.vmap` over the masks. That is tried on the
     first batch and compared there with plain forward passes; a model that it cannot trace (`if` on values, custom
@@ -227,7 +231,7 @@ class _Samples:
         return output
 
     def _output_of_first(self, num_rows: int) -> Callable[[object], Tensor]:
-        """Logits of the first sample, which compares the inputs of dropout with those of the pass before any others."""
+        """Logits of the first sample; the inputs of dropout are compared with those of the last pass, of `num_rows`."""
         before = dict(self._masked.first_axis)
 
         def output(inputs: object) -> Tensor:

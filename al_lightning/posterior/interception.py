@@ -51,8 +51,9 @@ _OUT_OF_PLACE: Mapping[Callable[..., Any], Callable[..., Any]] = MappingProxyTyp
     {getattr(Tensor, f"{name}_"): getattr(Tensor, name) for name in ("add", "sub", "mul", "div")}  # +=, -=, *=, /=
 )
 WAY_OUT = (
-    "Let nn.Dropout or a function torch.nn.functional.dropout* drop in its place, called in evaluation mode too (they are "
-    "off by themselves there): attention's own dropout set to 0 and nn.Dropout after it; or choose another posterior."
+    "Drop by nn.Dropout or torch.nn.functional.dropout*, called in evaluation mode too, where they are off by "
+    "themselves; set attention's own dropout to 0 and put nn.Dropout after it; noise that is meant can go into `training_step`. Or "
+    "choose another posterior."
 )
 _NOT_IN_TRAINING = (functional.alpha_dropout, functional.feature_alpha_dropout)  # unless they are told
 _T = TypeVar("_T")

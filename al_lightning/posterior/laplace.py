@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from al_lightning.posterior.base import Posterior, Predict
 from al_lightning.posterior.batch import model_inputs
-from al_lightning.posterior.check import check_before_training, check_rows, fill_zeros, learning
+from al_lightning.posterior.check import check_before_training, checked_first, fill_zeros, learning
 from al_lightning.posterior.evaluating import evaluating
 from al_lightning.posterior.gaussian import full_deviations, kron_deviations
 from al_lightning.posterior.last_layer import LastLayerPass, last_layer_pass
@@ -197,9 +197,7 @@ class _Samples:
 
     def __call__(self, batch: object) -> Tensor:
         with attributes_back(self._model):
-            if not self._checked:
-                self._check(batch)
-            found = self._run(batch)
+            found = self._run(batch) if self._checked else self._first_pass(batch)
         features_B_D, logits_B_C = found.features_B_D.float(), found.logits_B_C.float()
         self._deviations_D_KC = self._deviations_D_KC.to(features_B_D.device)
         rows = max(1, NUMBERS_AT_ONCE // self._deviations_D_KC.shape[1])
@@ -214,17 +212,17 @@ class _Samples:
     def _run(self, batch: object) -> LastLayerPass:
         return last_layer_pass(self._model, batch, predict=self._fitted.laplace.predict, layer=self._fitted.layer)
 
-    def _check(self, batch: object) -> None:
+    def _first_pass(self, batch: object) -> LastLayerPass:
         """Are rows predicted alike in another batch? Two rows tell, so later batches are not looked at."""
+        passes: list[LastLayerPass] = []
 
         def output(inputs: object) -> Tensor:
-            return self._run(inputs).logits_B_C
+            passes.append(self._run(inputs))
+            return passes[-1].logits_B_C
 
-        inputs = self._fitted.laplace.inputs(batch)
-        with torch.no_grad(), handed_back(self._model) as state:
-            once_B_C = output(inputs)
-            check_rows(self._model, output, inputs, once_B_C, state)
-        self._checked = len(once_B_C) > 1
+        logits_B_C = checked_first(self._model, output, self._fitted.laplace.inputs(batch))
+        self._checked = len(logits_B_C) > 1
+        return passes[0]
 
 
 def _weights_of(model: nn.Module, layer: str) -> Tensor:

@@ -42,7 +42,7 @@ def handed_back(model: nn.Module) -> Iterator["ModelState"]:
 def attributes_back(model: nn.Module) -> Iterator[None]:
     """Let modules have on exit the attributes, parameters and buffers that they had, whatever is written on these.
 
-    The global random generators are put back too. It costs some microseconds a module, and so can be around every batch.
+    The global random generators are put back too. It costs microseconds a module, and so can be around every batch.
     """
     state = ModelState(model, contents=False)
     with _generators_back(model):
@@ -154,7 +154,7 @@ def _kept_container(value: Any, parts: list[PutBack]) -> PutBack:  # noqa: ANN40
     held = dict(value) if isinstance(value, dict) else list(value)
 
     def put_back() -> bool:
-        is_other = any([part() for part in parts])
+        is_other = sum(part() for part in parts) > 0  # all of them, not up to the first
         if len(held) == len(value) and all(map(_same, _flat(held), _flat(value))):
             return is_other
         value.clear()

@@ -9,7 +9,12 @@ import al_lightning
 from al_lightning.posterior import MCDropout
 from al_lightning.posterior.base import ANOTHER_POSTERIOR, Posterior
 from al_lightning.posterior.check import (
+    check_before_training,
+    check_rows,
+    fill_zeros,
+    learning,
     refuse_dependence_on_batch,
+    refuse_dropout_without_effect,
     refuse_equal_samples,
     refuse_fixed_first_axis,
     refuse_no_masks,
@@ -18,6 +23,7 @@ from al_lightning.posterior.check import (
     rows_again,
 )
 from al_lightning.posterior.interception import LayerMasks
+from al_lightning.posterior.model_state import ModelState
 
 MASKS = {("head.1", 0): LayerMasks(0.5, torch.ones(2, 3, dtype=torch.bool))}
 K = 4
@@ -192,27 +198,139 @@ def test_other_outputs_are_refused_with_the_difference_and_nan_is_equal_to_nan()
         refuse_other_outputs(looped, torch.zeros(2, 2), tolerance=0.1)
 
 
-def test_the_checks_cost_four_forward_passes_in_all():
+def test_the_checks_cost_four_forward_passes_and_one_of_two_rows_in_all():
     calls = []
     model = Forward(lambda net, x: (calls.append(len(x)), net(x))[1])
     with MCDropout().sample(model, K, seed=0) as predict:
         predict(points())
         predict(points())
-    first, few_rows, half = 6, 4, 3
-    assert calls == [first, few_rows, few_rows, 6, half, 6]
+    in_training, first, few_rows, half = 2, 6, 4, 3
+    assert calls == [in_training, first, half, few_rows, few_rows, 6, 6]
 
 
-def test_the_checks_of_a_loop_cost_two_forward_passes_and_the_attempt():
+def test_the_checks_of_a_loop_cost_three_forward_passes_and_the_attempt():
     calls = []
     model = Forward(lambda net, x: (calls.append(len(x)), net(x) * net(x).isfinite().all().item())[1])
     with MCDropout().sample(model, K, seed=0) as predict:
         predict(points())
         predict(points())
-    assert calls == [6, 4] + [6] * (K - 1) + [3] + [6] + [6] * K
+    assert calls == [2] + [6, 3, 4] + [6] * (K - 1) + [6] + [6] * K
 
 
 def test_the_way_out_names_the_posteriors_that_there_are():
     ours = {kind.__name__ for kind in Posterior.__subclasses__()} & set(al_lightning.__all__)
     assert set(re.findall(r"`(\w+)\(", ANOTHER_POSTERIOR)) - {"ActiveLearning"} == ours
-    with pytest.raises(ValueError, match=re.escape(f"is not seen), or {ANOTHER_POSTERIOR}.")):
+    with pytest.raises(ValueError, match=re.escape(f"it never drops), or {ANOTHER_POSTERIOR}.")):
         refuse_no_masks(nn.Linear(1, 1), {})
+
+
+
+class Counting(nn.Module):
+    """Scales by how often it was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x * self.calls
+
+
+class Hidden(nn.Module):
+    """Adds what it returned before, as a recurrent layer whose state nobody resets."""
+
+    def __init__(self):
+        super().__init__()
+        self.state = None
+
+    def forward(self, x):
+        self.state = x if self.state is None else x + self.state
+        return self.state
+
+
+def output_of(model):
+    return lambda inputs: model(inputs).detach()
+
+
+def check(model, inputs, smaller=None):
+    model.eval()
+    check_before_training(model, output_of(model), inputs, smaller)
+
+
+def test_a_steady_network_passes_before_the_training():
+    check(mlp(), points())
+    check(mlp(), points(1))
+
+
+def test_noise_is_refused_before_the_training_by_the_layer_that_draws_it_and_however_small():
+    model = nn.Sequential(nn.Linear(5, 5), Forward(lambda net, x: net(x + 1e-2 * torch.randn_like(x))), nn.Identity())
+    with pytest.raises(ValueError, match=r"second pass over the same points gave other .* first in `1`, so the model"):
+        check(model, points())
+
+
+def test_what_is_kept_is_refused_before_the_training_by_its_name_and_put_back():
+    model = nn.Sequential(nn.Linear(5, 5), Counting(), nn.Linear(5, 3))
+    with pytest.raises(ValueError, match=r"first in `1`, so .* A forward pass changes `1\.calls`\. Let `forward` draw"):
+        check(model, points())
+    assert model[1].calls == 0
+
+
+def test_what_is_kept_and_fails_with_another_batch_is_refused_by_its_name():
+    model = nn.Sequential(nn.Linear(5, 5), Hidden(), nn.Linear(5, 3)).eval()
+    state = ModelState(model)
+    once = output_of(model)(points())
+    with pytest.raises(ValueError, match=r"failed at the next one \(RuntimeError: .*A forward pass changes `1\.state`"):
+        check_rows(model, output_of(model), points(), once, state)
+    assert model[1].state is None
+
+
+def test_what_a_model_says_of_another_batch_by_itself_is_left_as_it_is():
+    model = Forward(lambda net, x: net(x.reshape(6, 5)))
+    with pytest.raises(RuntimeError, match=r"shape '\[6, 5\]' is invalid"):
+        check(model, points())
+
+
+def test_batch_statistics_are_refused_before_the_training_by_name():
+    model = nn.Sequential(nn.BatchNorm1d(5, track_running_stats=False), mlp(), nn.BatchNorm1d(3))
+    with pytest.raises(
+        ValueError, match=r"so it is not one network\. BatchNorm has no running statistics in `0`\. Look"
+    ):
+        check(model, points() * 3)
+
+
+def test_a_smaller_batch_is_tried_where_a_batch_cannot_be_cut():
+    model = Forward(lambda net, x: net(x["x"].reshape(6, 5)))
+    batch = {"x": points(), "text": ["a"]}
+    check(model, batch)
+    with pytest.raises(RuntimeError, match="is invalid for input of size 15"):
+        check(model, batch, {"x": points(3), "text": ["a"]})
+
+
+def test_a_softmax_is_refused_before_the_training_and_a_single_row_is_no_proof():
+    model = nn.Sequential(mlp(), nn.Softmax(dim=1))
+    with pytest.raises(ValueError, match="returns probabilities"):
+        check(model, points())
+    check(model, points(1))
+
+
+def test_zeros_are_filled_whole_tensors_only_and_alike_each_time():
+    once, again = torch.zeros(4, 2), torch.zeros(4, 2)
+    some = torch.tensor([0.0, 2.0])
+    fill_zeros([once, some, torch.zeros(2, dtype=torch.long)])
+    fill_zeros([again])
+    assert torch.equal(once, again)
+    assert once.count_nonzero() == 8
+    assert some.tolist() == [0, 2]
+
+
+def test_what_does_not_learn_is_not_filled():
+    model = nn.Linear(1, 1)
+    model.bias.requires_grad_(requires_grad=False)
+    assert [id(parameter) for parameter in learning(model)] == [id(model.weight)]
+
+
+def test_dropout_without_effect_is_refused_by_its_layers():
+    refuse_dropout_without_effect(torch.tensor([[[1.0], [1.0], [2.0]]]), MASKS)
+    with pytest.raises(ValueError, match=r"changes nothing of what the model predicts, .*: `head.1` \(p=0.5\)\. Look"):
+        refuse_dropout_without_effect(torch.ones(4, 3, 2), MASKS)

@@ -176,14 +176,16 @@ def test_hidden_dropout_is_refused_before_the_first_batch():
         pass
 
 
-def test_layers_run_in_evaluation_mode_and_only_during_predictions():
+def test_layers_run_in_evaluation_mode_and_only_during_predictions_after_one_look_at_training():
     seen = []
     model = Forward(lambda net, x: (seen.append([module.training for module in net]), net(x))[1]).train()
     with MCDropout().sample(model, K, seed=0) as predict:
         predict(points())
         assert all(module.training for module in model.modules())
-    assert len(seen) == K + 1
-    assert not any(flag for flags in seen for flag in flags)
+    in_training, *in_evaluation = seen
+    assert all(in_training)
+    assert len(in_evaluation) == K + 1
+    assert not any(flag for flags in in_evaluation for flag in flags)
 
 
 def test_a_lightning_module_is_called_by_its_forward():

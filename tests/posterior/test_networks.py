@@ -164,7 +164,7 @@ class Forward(nn.Module):
     [
         (lambda logits: logits.softmax(dim=1), "returns probabilities"),
         (lambda logits: logits[:, :1].sigmoid(), "returns sigmoid probabilities"),
-        (lambda logits: functional.dropout(logits, training=True), "other probabilities in another batch"),
+        (lambda logits: functional.dropout(logits, training=True), "the same points (gave )?other probabilities"),
         (lambda logits: logits - logits.mean(dim=0), "other probabilities in another batch"),
         (lambda logits: logits * 0, "All 2 networks predict exactly the same"),
         (lambda logits: logits[:2], r"returned shape \(2, 3\) for a batch of 6 rows"),
