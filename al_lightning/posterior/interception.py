@@ -52,8 +52,8 @@ _OUT_OF_PLACE: Mapping[Callable[..., Any], Callable[..., Any]] = MappingProxyTyp
 )
 WAY_OUT = (
     "Drop by nn.Dropout or torch.nn.functional.dropout*, called in evaluation mode too, where they are off by "
-    "themselves; set attention's own dropout to 0 and put nn.Dropout after it; noise that is meant can go into `training_step`. Or "
-    "choose another posterior."
+    "themselves; set attention's own dropout to 0 and put nn.Dropout after it; noise that is meant can go into "
+    "`training_step`. Or choose another posterior."
 )
 _NOT_IN_TRAINING = (functional.alpha_dropout, functional.feature_alpha_dropout)  # unless they are told
 _T = TypeVar("_T")

@@ -31,13 +31,13 @@ def drawn(function):
         lambda: scripted_dropout(X),
         lambda: torch.ops.aten.dropout(X, 0.5, True),
         lambda: torch.native_dropout(X, 0.5, True),
-        lambda: torch.bernoulli(torch.full_like(X, 0.5)),
+        lambda: torch.full_like(X, 0.5).bernoulli(),
         lambda: torch.empty_like(X).bernoulli_(),
         lambda: torch.empty_like(X).bernoulli_(torch.full((6,), 0.3)),
         lambda: torch.distributions.Bernoulli(0.5).sample(X.shape),
         lambda: torch.rand_like(X) > 0.5,
         lambda: X.clone().uniform_() < torch.tensor(0.5),
-        lambda: (0.5 + torch.rand(4, 6)).floor_(),
+        lambda: torch.floor(0.5 + torch.rand(4, 6)),
         lambda: (torch.rand(6, 4) * 1.0).t().round(),
         lambda: functional.scaled_dot_product_attention(*[X.reshape(1, 4, 6)] * 3, dropout_p=0.5),
     ],
@@ -52,14 +52,14 @@ def test_dropout_is_known_in_every_form(function):
         lambda: torch.empty(4, 1).bernoulli_(0.5),  # stochastic depth of each row, and of all
         lambda: torch.empty(1, 1).bernoulli_(0.5),
         lambda: torch.empty(8, 1, 1).bernoulli_(0.5),  # of each frame
-        lambda: (0.5 + torch.rand(4, 1)).floor_(),
+        lambda: torch.floor(0.5 + torch.rand(4, 1)),
         lambda: torch.rand([]) < 0.5,
         lambda: torch.randn_like(X) > 0.5,
         lambda: torch.bernoulli(torch.arange(24.0).reshape(4, 6) / 24),  # stochastic units
         lambda: X * torch.empty_like(X).uniform_(0.9, 1.1) > 0.5,
         lambda: functional.gumbel_softmax(X),
         lambda: functional.rrelu(-X, training=True),
-        lambda: (torch.rand(4, 6) * 10).floor(),
+        lambda: torch.floor(torch.rand(4, 6) * 10),
         lambda: torch.randperm(6),
     ],
 )

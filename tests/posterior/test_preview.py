@@ -1,4 +1,4 @@
-"""What every posterior refuses before a training, by models that are not trained yet and are handed back as they were."""
+"""What every posterior refuses before a training, and that it hands back the model as it was."""
 
 import pytest
 import torch
