@@ -245,8 +245,16 @@ def rounding_tolerance(outputs: Tensor, model: nn.Module, *, at_least: float = 0
         >>> rounding_tolerance(torch.zeros(1), nn.Linear(2, 2))
         0.002
     """
+    return max(at_least, math.sqrt(_coarsest(outputs, model)))
+
+
+def is_fine(outputs: Tensor, model: nn.Module) -> bool:
+    """Whether the number formats in use show small effects: half precision rounds them away."""
+    return _coarsest(outputs, model) <= torch.finfo(torch.float32).eps
+
+
+def _coarsest(outputs: Tensor, model: nn.Module) -> float:
     dtypes = {outputs.dtype} | {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     if torch.is_autocast_enabled(outputs.device.type):
         dtypes.add(torch.get_autocast_dtype(outputs.device.type))
-    coarsest = max(torch.finfo(dtype).eps for dtype in dtypes)
-    return max(at_least, math.sqrt(coarsest))
+    return max(torch.finfo(dtype).eps for dtype in dtypes)

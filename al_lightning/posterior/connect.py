@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from al_lightning.posterior.base import ANOTHER_POSTERIOR, Posterior, Predict
 from al_lightning.posterior.batch import map_tensors, model_inputs
-from al_lightning.posterior.check import check_before_training, checked_first, fill_zeros, halves, learning
+from al_lightning.posterior.check import check_before_training, checked_first, fill_zeros, halves, is_fine, learning
 from al_lightning.posterior.evaluating import LastSigmoid, evaluating
 from al_lightning.posterior.logits import checked_output, log_probs_of, refuse_probabilities, refuse_sigmoid
 from al_lightning.posterior.masks import dropout_mask, masked, named
@@ -129,7 +129,7 @@ class _Samples:
             self._num_samples = 3
             outputs_B_3_C = self._outputs(inputs, [])
             refuse_probabilities(outputs_B_3_C)
-            if len(outputs_B_3_C) > 1:
+            if len(outputs_B_3_C) > 1 and is_fine(outputs_B_3_C, self._model):
                 self._refuse_equal_samples(outputs_B_3_C)
         return log_probs_B_C
 

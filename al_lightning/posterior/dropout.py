@@ -16,6 +16,7 @@ from al_lightning.posterior.check import (
     check_rows,
     fill_zeros,
     halves,
+    is_fine,
     learning,
     refuse_dropout_without_effect,
     refuse_equal_samples,
@@ -159,7 +160,7 @@ class _Samples:
             self._masked.masks[name] = LayerMasks(found.p, halves(found.keep[0]))
         outputs_B_3_C = self._stacked(self._output, inputs)
         refuse_probabilities(outputs_B_3_C)
-        if len(outputs_B_3_C) > 1:
+        if len(outputs_B_3_C) > 1 and is_fine(outputs_B_3_C, self._model):
             refuse_dropout_without_effect(outputs_B_3_C, self._masked.masks)
 
     def _look_in_training(self, inputs: object) -> InTraining:

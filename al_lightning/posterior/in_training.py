@@ -11,10 +11,10 @@ from al_lightning.posterior.batch import map_tensors, num_rows_of
 from al_lightning.posterior.draws import Draw, Draws
 from al_lightning.posterior.interception import WAY_OUT, LayerMasks, MaskedForward
 from al_lightning.posterior.masks import named
-from al_lightning.posterior.model_state import handed_back, seed_generators
+from al_lightning.posterior.model_state import are_seeded, handed_back, seed_generators
 from al_lightning.posterior.passes import are_alike, first_difference
 
-NUM_SEEDS = 10
+NUM_SEEDS = 10  # passes that may differ: what is skipped at random is not skipped each time
 
 
 @contextmanager
@@ -55,14 +55,17 @@ class InTraining:
         self._draws: list[Draw] = []
         self.never: frozenset[tuple[str, int]] = frozenset()
         self.error = ""
+        self._drew = False
         try:
-            self._run(0, self._draws)
+            with handed_back(model):
+                self._run(0, self._draws)
+                self._drew = bool(self._draws) or not are_seeded(0)
         except Exception as error:  # noqa: BLE001 - what cannot be trained so fails in training; `warn` tells
             self.error = f"{type(error).__name__}: {error}"
 
     def _run(self, seed: int, draws: list[Draw] | None = None) -> object:
         mode = self._mode
-        with handed_back(self._model), training(self._model), mode.following(self._model), mode.start(0):
+        with training(self._model), mode.following(self._model), mode.start(0):
             seed_generators(self._model, seed)
             with Draws(lambda: None if mode.is_drawing else mode.layer) as seen:
                 output = self._call(map_tensors(Tensor.clone, self._inputs))
@@ -102,29 +105,35 @@ class InTraining:
 
     def warn(self) -> None:
         """Warn of noise in training that samples are without, or that nothing could be seen."""
-        seed = None if self.error else self._differing_seed()
-        if seed is not None:
-            layer = first_difference(self._model, lambda which: self._run(which * seed))
-            operations = {draw.operation for draw in self._draws if draw.layer == layer}
-            warnings.warn(
-                f"In training mode {named(layer)} draws random numbers ({', '.join(sorted(operations)) or 'of its own'}"
-                f") that are no dropout with masks. The samples of MCDropout are of the model in evaluation mode, "
-                f"without them. That is as it should be for noise and stochastic depth; dropout of your own is sampled "
-                f"if it is nn.Dropout or a function torch.nn.functional.dropout*.",
-                stacklevel=2,
-            )
-        elif self.error:
+        if self.error:
             warnings.warn(
                 f"A forward pass of {type(self._model).__name__} in training mode failed ({self.error}), so it is not "
                 f"known whether all its dropout is sampled. Let `forward` work with the inputs alone in training mode "
                 f"too, or look whether it drops by other means than nn.Dropout and torch.nn.functional.dropout*.",
                 stacklevel=2,
             )
+            return
+        with handed_back(self._model) as state:
 
-    def _differing_seed(self) -> int | None:
-        """A seed under which the pass differs from that with seed 0: what is skipped at random is so now and then."""
-        output = self._run(0)
-        return next((seed for seed in range(1, NUM_SEEDS) if not are_alike(output, self._run(seed))), None)
+            def run(seed: int) -> object:
+                output = self._run(seed)
+                state.put_back()  # not before it: whoever follows the run does so by hooks
+                return output
+
+            output = run(0)
+            seeds = range(1, NUM_SEEDS if self._drew else 2)
+            seed = next((seed for seed in seeds if not are_alike(output, run(seed))), None)
+            if seed is None:
+                return
+            layer = first_difference(self._model, lambda which: run(which * seed))
+        operations = sorted({draw.operation for draw in self._draws if draw.layer == layer})
+        warnings.warn(
+            f"In training mode {named(layer)} draws random numbers ({', '.join(operations) or 'of its own'}) that are "
+            f"no dropout with masks. The samples of MCDropout are of the model in evaluation mode, without them. That "
+            f"is as it should be for noise and stochastic depth; dropout of your own is sampled if it is nn.Dropout or "
+            f"a function torch.nn.functional.dropout*.",
+            stacklevel=2,
+        )
 
 
 class _Looking(MaskedForward):

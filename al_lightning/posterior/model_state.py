@@ -73,6 +73,13 @@ def seed_generators(model: nn.Module, seed: int) -> None:
             torch.cuda.manual_seed(seed)
 
 
+def are_seeded(seed: int) -> bool:
+    """Whether nothing was drawn of Python's and NumPy's generators since `seed_generators`."""
+    of_python, of_numpy = random.Random(seed), np.random.RandomState(seed)  # noqa: S311
+    states = [repr(generator.get_state()) for generator in (of_numpy, np.random)]
+    return random.getstate() == of_python.getstate() and states[0] == states[1]
+
+
 def _gpus(model: nn.Module) -> list[torch.device]:
     return list({tensor.device for tensor in model.parameters() if tensor.is_cuda})
 

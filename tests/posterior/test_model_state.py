@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from al_lightning.posterior.model_state import ModelState, attributes_back, handed_back, seed_generators
+from al_lightning.posterior.model_state import ModelState, are_seeded, attributes_back, handed_back, seed_generators
 
 
 class Keeping(nn.Module):
@@ -68,7 +68,7 @@ def test_all_that_a_forward_pass_leaves_is_put_back_in_place_and_named():
 def test_it_is_put_back_after_an_error_too():
     model = Keeping()
     before = everything(model)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), torch.no_grad(), handed_back(model):
+    with pytest.raises(RuntimeError, match="must match the size"), torch.no_grad(), handed_back(model):
         model(torch.ones(3, 2, 1).expand(3, 2, 3))
     assert everything(model) == before
 
@@ -152,3 +152,13 @@ def test_a_large_list_is_put_back_without_being_looked_into():
         model.points[4000].append(1)
     assert len(model.points) == 5000
     assert (model.points[0], model.points[4000]) == ([0], [4000, 1])
+
+
+def test_what_is_drawn_of_python_or_numpy_after_a_seed_is_noticed():
+    model = nn.Linear(1, 1)
+    with handed_back(model):
+        for draw in (random.random, np.random.rand):
+            seed_generators(model, 5)
+            assert are_seeded(5)
+            draw()
+            assert not are_seeded(5)

@@ -221,3 +221,17 @@ def test_a_tensor_that_a_model_keeps_of_a_vectorised_pass_is_not_left_behind():
         predict(points())
         predict(points(3))
         assert model.kept is None
+
+
+def test_an_effect_that_half_precision_rounds_away_is_no_reason_to_refuse():
+    class Faint(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop, self.last = nn.Dropout(), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.last(x) + 1e-6 * self.drop(x)[:, :3]
+
+    for posterior in (MCDropout(), MCDropConnect(layers=("last",))):
+        posterior.preview(Faint().bfloat16(), points().bfloat16())
+    MCDropout().preview(Faint(), points())
