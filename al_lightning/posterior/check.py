@@ -41,7 +41,7 @@ def refuse_dropout_without_effect(outputs_B_3_C: Tensor, masks: Mapping[tuple[st
         layers = ", ".join(f"{named(layer)} (p={found.p})" for (layer, _), found in masks.items())
         raise ValueError(
             f"Dropout changes nothing of what the model predicts, whatever it drops: {layers}. Look whether what is "
-            f"dropped reaches the output and is not all zero, or choose another posterior."
+            f"dropped reaches the output and is not all zero, or {ANOTHER_POSTERIOR}."
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from al_lightning.posterior.base import ANOTHER_POSTERIOR
 from al_lightning.posterior.channels import applied
 from al_lightning.posterior.deferred import (
     ScaledChannels,
@@ -53,7 +54,7 @@ _OUT_OF_PLACE: Mapping[Callable[..., Any], Callable[..., Any]] = MappingProxyTyp
 WAY_OUT = (
     "Drop by nn.Dropout or torch.nn.functional.dropout*, called in evaluation mode too, where they are off by "
     "themselves; set attention's own dropout to 0 and put nn.Dropout after it; noise that is meant can go into "
-    "`training_step`. Or choose another posterior."
+    f"`training_step`. Or {ANOTHER_POSTERIOR}."
 )
 _NOT_IN_TRAINING = (functional.alpha_dropout, functional.feature_alpha_dropout)  # unless they are told
 _T = TypeVar("_T")

@@ -224,7 +224,6 @@ def test_the_way_out_names_the_posteriors_that_there_are():
         refuse_no_masks(nn.Linear(1, 1), {})
 
 
-
 class Counting(nn.Module):
     """Scales by how often it was called."""
 
