@@ -23,6 +23,7 @@ from al_lightning.acquisition.base import (
 from al_lightning.acquisition.candidates import Candidates, candidates_of_chunks, candidates_of_tensor
 from al_lightning.acquisition.greedy import Greedy
 from al_lightning.acquisition.plan import Plan, planned
+from al_lightning.threads import own_threads
 
 
 def batchbald(
@@ -104,8 +105,9 @@ class BatchBALD(Acquisition):
             plan = self._plan(log_probs_N_K_C, batch_size, num_points=len(log_probs_N_K_C))
             return candidates_of_tensor(log_probs_N_K_C, plan, offset=predictions.offset)
 
-        candidates = prepared_on_all_ranks(predictions, prepare, exchange=exchange).agreed(exchange=exchange)
-        greedy = self._greedy(candidates, batch_size, generator=generator, exchange=exchange)
+        with own_threads():
+            candidates = prepared_on_all_ranks(predictions, prepare, exchange=exchange).agreed(exchange=exchange)
+            greedy = self._greedy(candidates, batch_size, generator=generator, exchange=exchange)
         num_missing = batch_size - len(greedy.positions)
         if self.fill is not None and num_missing > 0:
             ranking = self.fill(predictions, batch_size, generator=generator, exchange=exchange).positions

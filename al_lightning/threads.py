@@ -1,0 +1,139 @@
+"""Threads of our own over coarse blocks of work, within which torch computes serially.
+
+At the start and end of each operation that torch shares among its threads, libgomp's threads wait for each other, and
+spin meanwhile. Where another process keeps a core busy, each such wait lasts until the scheduler turns to the thread on
+that core: thousands of short operations take a hundred times as long. Our threads meet once for many operations, and
+sleep meanwhile, so that the scheduler moves the one that is late to the core that is free.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class _Helpers(threading.local):
+    """The threads that help the current one, if it is within `own_threads`."""
+
+    executor: ThreadPoolExecutor | None = None
+    number = 0
+
+
+_helpers = _Helpers()
+
+
+@contextmanager
+def own_threads(most: int | None = None) -> Iterator[None]:
+    """Within the block `each` uses as many threads as torch would, and torch is serial in all of them.
+
+    Only the calling thread and its helpers are concerned, and only until the block ends. Where torch has one thread,
+    and within another such block, nothing changes.
+
+    Args:
+        most: How many threads to use at most, where each takes memory; by default as many as torch has.
+    """
+    number = torch.get_num_threads()
+    if number == 1 or _helpers.executor is not None:
+        yield
+        return
+    keep_freed_memory()
+    helping = max(0, min(number, most or number) - 1)
+    executor = ThreadPoolExecutor(max(1, helping), "al_lightning", initializer=_compute_serially, initargs=(number,))
+    with executor:
+        try:
+            _compute_serially(number)
+            _helpers.executor, _helpers.number = executor, helping
+            yield
+        finally:
+            _helpers.executor, _helpers.number = None, 0
+            torch.set_num_threads(number)
+
+
+def each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+    """`[function(item) for item in items]`, within `own_threads` by several threads, the calling one among them.
+
+    A thread takes the next item when it is done with one, so one that gets no processor delays nobody. The results do
+    not depend on the number of threads if `function` does not: items must be cut alike for any number. Once an item
+    raises, none is begun; the calling thread raises when all that were begun are done.
+
+    Example:
+        >>> with own_threads():
+        ...     each(lambda start: sum(range(start, start + 3)), [0, 3, 6])
+        [3, 12, 21]
+        >>> each(abs, [])
+        []
+    """
+    every = list(items)
+    executor, helping = _helpers.executor, min(_helpers.number, len(every) - 1)
+    if executor is None or helping < 1:
+        return [function(item) for item in every]
+    results: dict[int, _Result] = {}
+    numbers = iter(range(len(every)))  # shared: to take the next of a range is one step of the interpreter
+    modes = _Modes()
+
+    def work() -> None:
+        try:
+            for number in numbers:
+                results[number] = function(every[number])
+        except BaseException:
+            for _ in numbers:
+                pass
+            raise
+
+    def help_out() -> None:
+        with modes.active():
+            work()
+
+    helpers = [executor.submit(help_out) for _ in range(helping)]
+    try:
+        work()
+    finally:
+        errors = [helper.exception() for helper in helpers if not helper.cancel()]
+    for error in errors:
+        if error is not None:
+            raise error
+    return [results[number] for number in range(len(every))]
+
+
+class _Modes:
+    """The modes of torch that belong to a thread and decide what an operation computes, as they are here and now."""
+
+    def __init__(self) -> None:
+        self._is_inference, self._has_grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+        self._is_autocast, self._dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        with (
+            torch.inference_mode(self._is_inference),
+            torch.set_grad_enabled(self._has_grad),
+            torch.autocast("cpu", dtype=self._dtype, enabled=self._is_autocast),
+        ):
+            yield
+
+
+def _compute_serially(usual: int) -> None:
+    """Have torch compute serially in the calling thread, and with `usual` threads in those that anybody starts later.
+
+    The setting belongs to the calling thread, but a new one begins with what was set last, wherever that was.
+    """
+    torch.get_num_threads()  # begins: what is set before that is set anew at the first operation
+    torch.set_num_threads(1)
+    last = threading.Thread(target=torch.set_num_threads, args=(usual,))
+    last.start()
+    last.join()
+
+
+def keep_freed_memory() -> None:
+    """Have large blocks that are freed kept for the next operation: fresh pages take longer than to compute on them.
+
+    glibc raises its thresholds, of what is mapped apart and of what is given back, to the largest block that it saw
+    freed, up to 32 MiB. No page of this one is touched. Other allocators do not care.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
