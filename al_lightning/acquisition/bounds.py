@@ -8,6 +8,7 @@ from torch import Tensor
 
 from al_lightning.information import Configurations, mean_mixture_entropy
 from al_lightning.information.products import recurring_size
+from al_lightning.threads import each
 
 FEWEST, FEW = 32, 200
 KEPT_APART = (500, 2000)
@@ -130,8 +131,15 @@ def regrouped(configurations: Configurations, group_M: Tensor) -> Tensor:
 
 def typical_moment(probs_n_C_K: Tensor) -> Tensor:
     """The mean of sum_c p_c p_c' over some candidates (K, K, double): what makes a direction of weights matter."""
-    rows_R_K = probs_n_C_K[:: max(1, len(probs_n_C_K) // 2000)].flatten(0, 1)
-    return (rows_R_K.t() @ rows_R_K).double() / max(1, len(rows_R_K))
+    some_n_C_K = probs_n_C_K[:: max(1, len(probs_n_C_K) // 2000)]
+
+    def moment(some_C_K: Tensor) -> Tensor:
+        rows_R_K = some_C_K.flatten(0, 1)
+        return (rows_R_K.t() @ rows_R_K).double()
+
+    rows = max(1, ELEMENTS_IN_CACHE // probs_n_C_K[0:1].numel()) if len(probs_n_C_K) > 0 else 1
+    moments = each(moment, torch.split(some_n_C_K, rows))
+    return torch.stack(moments).sum(dim=0) / max(1, some_n_C_K.shape[:2].numel())
 
 
 def _spread(second_moment_K_K: Tensor, means: Configurations, typical_K_K: Tensor) -> Tensor:
@@ -159,11 +167,15 @@ def _spread(second_moment_K_K: Tensor, means: Configurations, typical_K_K: Tenso
 
 def _second_moment(configurations: Configurations) -> Tensor:
     weights_M_K, joint_M_K = configurations.weights_M_K, configurations.joint
-    moment_K_K = torch.zeros(weights_M_K.shape[1], weights_M_K.shape[1], dtype=torch.float64, device=joint_M_K.device)
-    # In parts: what thousands of like terms drift in single precision would be taken for spread.
-    for weights_m_K, joint_m_K in zip(torch.split(weights_M_K, 512), torch.split(joint_M_K, 512), strict=True):
-        moment_K_K += weights_m_K.t() @ joint_m_K
-    return moment_K_K
+
+    def moment(some: tuple[Tensor, Tensor]) -> Tensor:
+        # In parts: what thousands of like terms drift in single precision would be taken for spread.
+        parts = zip(*(torch.split(part_m_K, 512) for part_m_K in some), strict=True)
+        return torch.stack([(weights_m_K.t() @ joint_m_K).double() for weights_m_K, joint_m_K in parts]).sum(dim=0)
+
+    rows = 512 * max(1, ELEMENTS_IN_CACHE // (512 * weights_M_K.shape[1]))
+    moments = each(moment, zip(torch.split(weights_M_K, rows), torch.split(joint_M_K, rows), strict=True))
+    return torch.stack(moments).sum(dim=0)
 
 
 def _loss(configurations: Configurations, merged: Configurations, group_M: Tensor) -> Tensor:
@@ -171,11 +183,12 @@ def _loss(configurations: Configurations, merged: Configurations, group_M: Tenso
     tiny = torch.finfo(torch.float32).tiny
     logs_G_K = merged.weights_M_K.clamp_min(tiny).log_()
     rows = max(1, ELEMENTS_IN_CACHE // logs_G_K.shape[1])
-    losses = []
-    for weights_m_K, group_m in zip(
-        torch.split(configurations.weights_M_K, rows), torch.split(group_M, rows), strict=True
-    ):
+
+    def loss(some: tuple[Tensor, Tensor]) -> Tensor:
+        weights_m_K, group_m = some
         logs_m_K = weights_m_K.clamp_min(tiny).log_()
         logs_m_K -= logs_G_K.index_select(0, group_m)
-        losses.append(logs_m_K.mul_(weights_m_K).sum(dim=1))
-    return configurations.probs_M * torch.cat(losses)
+        return logs_m_K.mul_(weights_m_K).sum(dim=1)
+
+    blocks = zip(torch.split(configurations.weights_M_K, rows), torch.split(group_M, rows), strict=True)
+    return configurations.probs_M * torch.cat(each(loss, blocks))

@@ -10,8 +10,8 @@ from torch import Tensor
 from al_lightning.information.entropy import at_least_single, fano_bound
 from al_lightning.information.kernel import mean_mixture_entropy
 from al_lightning.information.products import recurring_size
+from al_lightning.threads import each
 
-ELEMENTS_PER_BLOCK = 2**22
 ELEMENTS_IN_CACHE = 2**17  # in double precision
 
 
@@ -126,10 +126,14 @@ class Configurations:
         num_classes = probs_K_C.shape[1]
         rows_R_K = probs_K_C.new_zeros(-(-(num_classes + 1) // 4) * 4, len(probs_K_C))  # in fours it is a third faster
         rows_R_K[:num_classes], rows_R_K[num_classes] = probs_K_C.t(), torch.special.entr(probs_K_C).sum(dim=1)
-        mixed_R_M = rows_R_K @ self.weights_M_K.t()  # the other way round it takes half as long again
-        mixtures_C_M, noise_M = mixed_R_M[:num_classes], mixed_R_M[num_classes]
-        logs_C_M = mixtures_C_M.clamp_min(torch.finfo(mixtures_C_M.dtype).tiny).log_()
-        return mixtures_C_M.mul_(logs_C_M).sum(dim=0).add_(noise_M).neg_()
+
+        def of_some(weights_m_K: Tensor) -> Tensor:
+            mixed_R_m = rows_R_K @ weights_m_K.t()  # the other way round it takes half as long again
+            mixtures_C_m, noise_m = mixed_R_m[:num_classes], mixed_R_m[num_classes]
+            logs_C_m = mixtures_C_m.clamp_min(torch.finfo(mixtures_C_m.dtype).tiny).log_()
+            return mixtures_C_m.mul_(logs_C_m).sum(dim=0).add_(noise_m).neg_()
+
+        return torch.cat(each(of_some, torch.split(self.weights_M_K, _rows_in_cache(len(rows_R_K)))))
 
     def remaining(self) -> Tensor:
         """H[w | y_S], what is still unknown about which sample it is (scalar, nats): no label can add more."""
@@ -166,7 +170,7 @@ class Configurations:
         probs_G = torch.zeros(num_groups, dtype=torch.float64, device=group_M.device)
         probs_G.index_add_(0, group_M, self.probs_M.double())
         sums_G_K = probs_G.new_zeros(num_groups, self.weights_M_K.shape[1])
-        rows = max(1, ELEMENTS_IN_CACHE // sums_G_K.shape[1])
+        rows = _rows_in_cache(sums_G_K.shape[1])
         for group_m, joint_m_K in zip(torch.split(group_M, rows), torch.split(self.joint, rows), strict=True):
             sums_G_K.index_add_(0, group_m, joint_m_K.double())
         is_group_G = probs_G > 0
@@ -191,12 +195,19 @@ class Configurations:
         return self._with_drawn_labels(probs_K_C, counts_M, generator)
 
     def _with_every_label(self, probs_K_C: Tensor) -> "Configurations":
-        joint_M_C_K = self.weights_M_K[:, None, :] * probs_K_C.t()
-        label_probs_M_C = joint_M_C_K.sum(dim=2)
-        probs_M_C = self.probs_M[:, None] * label_probs_M_C
-        is_possible = probs_M_C > 0
-        weights = joint_M_C_K[is_possible] / label_probs_M_C[is_possible][:, None]
-        return Configurations(probs_M_C[is_possible], weights)
+
+        def of_some(some: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            probs_m, weights_m_K = some
+            joint_m_C_K = weights_m_K[:, None, :] * probs_K_C.t()
+            label_probs_m_C = joint_m_C_K.sum(dim=2)
+            probs_m_C = probs_m[:, None] * label_probs_m_C
+            is_possible = probs_m_C > 0
+            return probs_m_C[is_possible], joint_m_C_K[is_possible] / label_probs_m_C[is_possible][:, None]
+
+        rows = _rows_in_cache(probs_K_C.numel())
+        blocks = zip(torch.split(self.probs_M, rows), torch.split(self.weights_M_K, rows), strict=True)
+        probs, weights = zip(*each(of_some, blocks), strict=True)
+        return Configurations(torch.cat(probs), torch.cat(weights))
 
     def _draw_counts(self, num_draws: int, generator: torch.Generator) -> Tensor:
         """Draw configurations, one from each of `num_draws` equal strata of probability: unbiased, and less noisy."""
@@ -213,19 +224,28 @@ class Configurations:
         parents = torch.repeat_interleave(counts_M)
         uniform = torch.rand(len(parents), dtype=torch.float64, generator=generator).to(parents.device)
         label_probs_M_C = self.weights_M_K @ probs_K_C
-        rows = max(1, ELEMENTS_PER_BLOCK // num_classes)
-        labels = [
-            _draw_labels(label_probs_M_C.index_select(0, some), uniform_some)
-            for some, uniform_some in zip(torch.split(parents, rows), torch.split(uniform, rows), strict=True)
-        ]
+
+        def drawn(some: tuple[Tensor, Tensor]) -> Tensor:
+            return _draw_labels(label_probs_M_C.index_select(0, some[0]), some[1])
+
+        rows = _rows_in_cache(num_classes)
+        labels = each(drawn, zip(torch.split(parents, rows), torch.split(uniform, rows), strict=True))
         children, counts = torch.unique(parents * num_classes + torch.cat(labels), return_counts=True)
         weights, probs_C_K = self.weights_M_K.new_empty(len(children), len(probs_K_C)), probs_K_C.t().contiguous()
-        rows = max(1, ELEMENTS_IN_CACHE // len(probs_K_C))
-        for some, weights_m_K in zip(torch.split(children, rows), torch.split(weights, rows), strict=True):
-            before_m_K = self.weights_M_K.index_select(0, some // num_classes)
-            torch.mul(before_m_K, probs_C_K.index_select(0, some % num_classes), out=weights_m_K)
+
+        def weigh(some: tuple[Tensor, Tensor]) -> None:
+            children_m, weights_m_K = some
+            before_m_K = self.weights_M_K.index_select(0, children_m // num_classes)
+            torch.mul(before_m_K, probs_C_K.index_select(0, children_m % num_classes), out=weights_m_K)
             weights_m_K.div_(weights_m_K.sum(dim=1, keepdim=True))
+
+        rows = _rows_in_cache(len(probs_K_C))
+        each(weigh, zip(torch.split(children, rows), torch.split(weights, rows), strict=True))
         return Configurations(counts.to(weights) / len(parents), weights, counts)
+
+
+def _rows_in_cache(numbers_each: int) -> int:
+    return max(1, ELEMENTS_IN_CACHE // numbers_each)
 
 
 def _draw_labels(probs_n_C: Tensor, uniform_n: Tensor) -> Tensor:
