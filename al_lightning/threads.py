@@ -29,20 +29,21 @@ _helpers = _Helpers()
 
 
 @contextmanager
-def own_threads(most: int | None = None) -> Iterator[None]:
-    """Within the block `each` uses as many threads as torch would, and torch is serial in all of them.
+def own_threads(device: torch.device, *, most: int | None = None) -> Iterator[None]:
+    """Have `each` use as many threads as torch would within the block, and torch be serial in all of them.
 
     Only the calling thread and its helpers are concerned, and only until the block ends. Where torch has one thread,
-    and within another such block, nothing changes.
+    on another device than the CPU, and within another such block, nothing changes.
 
     Args:
+        device: Where the work is done.
         most: How many threads to use at most, where each takes memory; by default as many as torch has.
     """
+    keep_freed_memory()
     number = torch.get_num_threads()
-    if number == 1 or _helpers.executor is not None:
+    if number == 1 or device.type != "cpu" or _helpers.executor is not None:
         yield
         return
-    keep_freed_memory()
     helping = max(0, min(number, most or number) - 1)
     executor = ThreadPoolExecutor(max(1, helping), "al_lightning", initializer=_compute_serially, initargs=(number,))
     with executor:
@@ -60,10 +61,10 @@ def each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_
 
     A thread takes the next item when it is done with one, so one that gets no processor delays nobody. The results do
     not depend on the number of threads if `function` does not: items must be cut alike for any number. Once an item
-    raises, none is begun; the calling thread raises when all that were begun are done.
+    raises, none is begun; the error of the first that raised is raised here when all that were begun are done.
 
     Example:
-        >>> with own_threads():
+        >>> with own_threads(torch.device("cpu")):
         ...     each(lambda start: sum(range(start, start + 3)), [0, 3, 6])
         [3, 12, 21]
         >>> each(abs, [])
@@ -74,17 +75,19 @@ def each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_
     if executor is None or helping < 1:
         return [function(item) for item in every]
     results: dict[int, _Result] = {}
+    errors: dict[int, Exception] = {}
     numbers = iter(range(len(every)))  # shared: to take the next of a range is one step of the interpreter
     modes = _Modes()
 
     def work() -> None:
-        try:
-            for number in numbers:
+        while not errors:
+            number = next(numbers, None)
+            if number is None:
+                return
+            try:
                 results[number] = function(every[number])
-        except BaseException:
-            for _ in numbers:
-                pass
-            raise
+            except Exception as error:  # noqa: BLE001 - raised below, the first of the items as if there were one thread
+                errors[number] = error
 
     def help_out() -> None:
         with modes.active():
@@ -94,10 +97,13 @@ def each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_
     try:
         work()
     finally:
-        errors = [helper.exception() for helper in helpers if not helper.cancel()]
-    for error in errors:
-        if error is not None:
-            raise error
+        for _ in numbers:  # interrupted: nothing more is begun
+            pass
+        for helper in helpers:
+            if not helper.cancel():
+                helper.result()
+    if errors:
+        raise errors[min(errors)]
     return [results[number] for number in range(len(every))]
 
 

@@ -105,9 +105,8 @@ class BatchBALD(Acquisition):
             plan = self._plan(log_probs_N_K_C, batch_size, num_points=len(log_probs_N_K_C))
             return candidates_of_tensor(log_probs_N_K_C, plan, offset=predictions.offset)
 
-        with own_threads():
-            candidates = prepared_on_all_ranks(predictions, prepare, exchange=exchange).agreed(exchange=exchange)
-            greedy = self._greedy(candidates, batch_size, generator=generator, exchange=exchange)
+        candidates = prepared_on_all_ranks(predictions, prepare, exchange=exchange).agreed(exchange=exchange)
+        greedy = self._greedy(candidates, batch_size, generator=generator, exchange=exchange)
         num_missing = batch_size - len(greedy.positions)
         if self.fill is not None and num_missing > 0:
             ranking = self.fill(predictions, batch_size, generator=generator, exchange=exchange).positions
@@ -138,7 +137,8 @@ class BatchBALD(Acquisition):
     def _greedy(
         self, candidates: Candidates, batch_size: int, *, generator: torch.Generator, exchange: Exchange
     ) -> Greedy:
-        greedy = Greedy(candidates, self.num_configs, self.max_configs, generator=generator, exchange=exchange)
-        while len(greedy.positions) < batch_size and (self.fill is None or greedy.saturation <= self.saturated_at):
-            greedy.pick()
+        with own_threads(candidates.probs_n_C_K.device, most=candidates.num_threads):
+            greedy = Greedy(candidates, self.num_configs, self.max_configs, generator=generator, exchange=exchange)
+            while len(greedy.positions) < batch_size and (self.fill is None or greedy.saturation <= self.saturated_at):
+                greedy.pick()
         return greedy

@@ -10,6 +10,7 @@ from al_lightning.acquisition.base import ALONE, Exchange
 from al_lightning.acquisition.plan import Plan
 from al_lightning.information import check_log_probs
 from al_lightning.information.entropy import at_least_single, check_shape, rounding_allowed
+from al_lightning.threads import each, own_threads
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Candidates:
         num_points: How many points the whole pool holds.
         largest_dropped: The largest BALD of a point that was not kept, on any rank; minus infinity if all were.
         rows_per_block: How many candidates to work on at once.
+        num_threads: How many threads may do so.
     """
 
     source_N_K_C: Tensor
@@ -37,6 +39,7 @@ class Candidates:
     num_points: int
     largest_dropped: float
     rows_per_block: int
+    num_threads: int
 
     def log_probs(self, candidates: Tensor) -> Tensor:
         """The log-probabilities of some candidates, normalised and at least in single precision."""
@@ -62,10 +65,7 @@ def candidates_of_tensor(log_probs_N_K_C: Tensor, plan: Plan, *, offset: int = 0
     every_row = torch.arange(len(log_probs_N_K_C), device=log_probs_N_K_C.device)
     if plan.num_kept >= len(log_probs_N_K_C):
         return _prepared(log_probs_N_K_C, every_row, every_row + offset, -torch.inf, plan=plan)
-    blocks = zip(
-        torch.split(log_probs_N_K_C, plan.rows_per_block), torch.split(every_row, plan.rows_per_block), strict=True
-    )
-    bald_N = torch.cat([_measured(rows, first=int(numbers[0]))[2] for rows, numbers in blocks])
+    bald_N = _bald(log_probs_N_K_C, first=0, plan=plan)
     order_N = bald_N.argsort(descending=True, stable=True)  # of equal points the first are kept
     rows_n = order_N[: plan.num_kept].sort().values
     return _prepared(log_probs_N_K_C, rows_n, rows_n + offset, bald_N[order_N[plan.num_kept]].item(), plan=plan)
@@ -85,15 +85,19 @@ def candidates_of_chunks(chunks: Iterable[Tensor], plan_for: Callable[[Tensor], 
     check_shape(first)
     plan = plan_for(first)
     kept = _Kept(first, plan.num_kept)
-    for log_probs_n_K_C in _blocks(first, remaining, rows_per_block=plan.rows_per_block):
-        kept.offer(log_probs_n_K_C, _measured(log_probs_n_K_C, first=kept.num_points)[2])
+    for chunk in _alike(first, remaining):
+        bald_N = _bald(chunk, first=kept.num_points, plan=plan)
+        blocks = zip(torch.split(chunk, plan.rows_per_block), torch.split(bald_N, plan.rows_per_block), strict=True)
+        for log_probs_n_K_C, bald_n in blocks:
+            kept.offer(log_probs_n_K_C, bald_n)
     slots_n = kept.positions_N[: kept.num_kept].argsort()
     prepared = _prepared(kept.log_probs_N_K_C, slots_n, kept.positions_N[slots_n], kept.largest_dropped, plan=plan)
     return replace(prepared, num_points=kept.num_points)
 
 
-def _blocks(first: Tensor, remaining: Iterable[Tensor], *, rows_per_block: int) -> Iterator[Tensor]:
-    yield from torch.split(first, rows_per_block)
+def _alike(first: Tensor, remaining: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The chunks, each of which must be like the first."""
+    yield first
     expected = (first.shape[1:], first.dtype, first.device)
     for number, chunk in enumerate(remaining, start=1):
         check_shape(chunk)
@@ -103,7 +107,7 @@ def _blocks(first: Tensor, remaining: Iterable[Tensor], *, rows_per_block: int) 
                 f"{chunk.device}, but the first has {tuple(first.shape)} and is {first.dtype} on {first.device}: only "
                 "the number of points may differ."
             )
-        yield from torch.split(chunk, rows_per_block)
+        yield chunk
 
 
 class _Kept:
@@ -146,6 +150,17 @@ class _Kept:
         self.positions_N[slots] = positions_n[rows]
 
 
+def _bald(log_probs_N_K_C: Tensor, *, first: int, plan: Plan) -> Tensor:
+    """BALD of each point (N), which are checked on the way; `first` is the position of the first."""
+    starts = range(0, len(log_probs_N_K_C), plan.rows_per_block)
+
+    def measure(start: int) -> Tensor:
+        return _measured(log_probs_N_K_C[start : start + plan.rows_per_block], first=first + start)[2]
+
+    with own_threads(log_probs_N_K_C.device, most=plan.num_threads):
+        return torch.cat(each(measure, starts))
+
+
 def _measured(log_probs_n_K_C: Tensor, *, first: int, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Probabilities (n, C, K), their entropies (n, K) and BALD (n) of a few points, which are checked on the way."""
     logs_n_C_K = log_probs_n_K_C.transpose(1, 2)
@@ -172,10 +187,14 @@ def _prepared(
     probs_n_C_K = torch.empty(num_rows, num_classes, num_samples, dtype=dtype, device=source_N_K_C.device)
     entropies_n_K, bald_n = probs_n_C_K.new_empty(num_rows, num_samples), probs_n_C_K.new_empty(num_rows)
     is_whole = num_rows == len(source_N_K_C) and rows_n.diff().eq(1).all()
-    for start in range(0, num_rows, plan.rows_per_block):
+
+    def measure(start: int) -> None:
         some = slice(start, start + plan.rows_per_block)
         log_probs = source_N_K_C[some] if is_whole else source_N_K_C[rows_n[some]]
         _, entropies_n_K[some], bald_n[some] = _measured(log_probs, first=start, out=probs_n_C_K[some])
+
+    with own_threads(source_N_K_C.device, most=plan.num_threads):
+        each(measure, range(0, num_rows, plan.rows_per_block))
     return Candidates(
         source_N_K_C,
         rows_n,
@@ -186,4 +205,5 @@ def _prepared(
         num_rows,
         largest_dropped,
         plan.rows_per_block,
+        plan.num_threads,
     )

@@ -8,7 +8,8 @@ import torch
 ELEMENTS_PER_BLOCK = 2**19  # of predictions that are prepared at once: 2 MB in single precision stay in cache
 BYTES_PER_POINT = 48  # its BALD in single precision, and what sorting takes
 BYTES_PER_CANDIDATE = 96  # its position, gains and bounds
-COPIES_OF_BLOCK = 10  # in preparing a block, or in bounding the gains of its points
+COPIES_OF_BLOCK = 10  # in preparing a block, or in bounding the gains of its points, by two threads
+COPIES_OF_THREAD = 5  # of a block, for each further thread
 COPIES_OF_WEIGHTS = 8  # in double precision: of the configurations before, of those after, and of their bounds
 MIB = 2**20
 
@@ -21,11 +22,13 @@ class Plan:
         num_kept: How many candidates can be kept; the pool's size if all can.
         rows_per_block: How many points are read and prepared at once, or copied to be bounded.
         num_bytes: What all that takes at most.
+        num_threads: How many threads may work at once: two, and as many more as what is left of the budget allows.
     """
 
     num_kept: int
     rows_per_block: int
     num_bytes: int
+    num_threads: int
 
 
 def planned(
@@ -64,4 +67,8 @@ def planned(
             f"and the {least_kept} candidates of a batch take {least}. Pass at least {least}, or lower `num_configs`."
         )
     num_kept = num_affordable if num_points is None else min(num_affordable, num_points)
-    return Plan(num_kept, rows_per_block, fixed + num_kept * per_candidate)
+    num_bytes = fixed + num_kept * per_candidate
+    # After the candidates: which these are must not depend on how many threads there are.
+    left = memory_budget_mib * MIB - num_bytes
+    num_threads = 2 + left // (COPIES_OF_THREAD * rows_per_block * row * work_itemsize)
+    return Plan(num_kept, rows_per_block, num_bytes, num_threads)

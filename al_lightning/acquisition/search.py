@@ -11,6 +11,7 @@ from al_lightning.acquisition.candidates import Candidates
 from al_lightning.information import Configurations
 from al_lightning.information.kernel import full_precision_products
 from al_lightning.information.products import recurring_size
+from al_lightning.threads import each
 
 FIRST_CHUNK, PROMISING, LARGEST_CHUNK = 8, 3, 256
 # The most certain configurations are left out: of gains, those that add no more than this share of the slack; of
@@ -146,14 +147,15 @@ class Search:
             # no more than half a block then.
             many = size * max(1, min(16, *probs_n_C_K.shape[1:]) // 2)
             slices = zip(torch.split(probs_n_C_K, many), torch.split(entropies_n_K, many), strict=True)
-            return torch.cat([gains(*some) for some in slices]).index_select(0, rows)
-        parts = []
-        for some in torch.split(rows, size):
+            return torch.cat(each(lambda some: gains(*some), slices)).index_select(0, rows)
+
+        def gains_of(some: Tensor) -> Tensor:
             padding = min(recurring_size(len(some), like=probs_n_C_K), size) - len(some)
             more = torch.nn.functional.pad(some, (0, padding))  # with the first candidate
             copies = (values_n.index_select(0, more) for values_n in (probs_n_C_K, entropies_n_K))  # [more] is slower
-            parts.append(gains(*copies)[: len(some)])
-        return torch.cat(parts)
+            return gains(*copies)[: len(some)]
+
+        return torch.cat(each(gains_of, torch.split(rows, size)))
 
 
 def _highest(values_n: Tensor, rows: Tensor, number: int) -> Tensor:

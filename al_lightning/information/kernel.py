@@ -14,7 +14,7 @@ from al_lightning.threads import each
 
 # Measured for M = 10,000, K = 100, C = 10 on one and two threads: flat within 5 % around these sizes.
 CONFIGURATIONS_PER_BLOCK = 256
-ELEMENTS_PER_BLOCK = 2**19  # two buffers of this size, or of twice as much where squares are subtracted too
+ELEMENTS_PER_BLOCK = 2**18  # two buffers of this size, or of twice as much where squares are subtracted too
 MOST_CONFIGURATIONS, ELEMENTS_OF_FEW = 2048, 2**18  # of few candidates: there a call costs more than what it computes
 ELEMENTS_PER_BLOCK_CUDA = 2**25
 FEW_CLASSES = 100  # up to these, what coarser logarithms cost in all is at most a tenth of a search's slack
@@ -137,8 +137,12 @@ def _entropies_of_block(factors_f_K: Tensor, probs_m: Tensor, rows_r_K: Tensor, 
     # In parts, and `entropies_r` is double: thousands of like terms added one by one in single precision drift by up to
     # 1e-4.
     size = CONFIGURATIONS_PER_BLOCK
-    for terms_m_r, probs_some in zip(torch.split(q_m_r, size), torch.split(probs_m, size), strict=True):
-        entropies_r.sub_(torch.mv(terms_m_r.t(), probs_some))
+    whole = num_configs // size * size
+    if whole > 0:
+        sums_p_1_r = torch.bmm(probs_m[:whole].view(-1, 1, size), q_m_r[:whole].view(-1, size, num_rows))
+        entropies_r.sub_(sums_p_1_r.double().sum(dim=(0, 1)))
+    if whole < num_configs:
+        entropies_r.sub_(torch.mv(q_m_r[whole:].t(), probs_m[whole:]))
     if len(roots_R_r) > 0:
         entropies_r.sub_(roots_R_r.square_().sum(dim=0))
     return entropies_r

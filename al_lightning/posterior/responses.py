@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from al_lightning.threads import each, own_threads
+
 _WINDOWS_AT_ONCE = 2**21  # numbers: they are read anew for every few output channels,
 _RESPONSES_AT_ONCE = 2**21  # these too are to be in the last cache,
 _MIXED_AT_ONCE = 2**20  # and these nearer; flat within a twentieth
 # Measured on one and two threads, K of 10 to 100, 8 to 512 channels, results of 2 x 2 to 30 x 30.
+_ZEROED_PARTS = 16
 _MOST_KEPT, _FEWEST_POSITIONS = 0.75, 16
 
 
@@ -131,32 +134,37 @@ def kept_responses(
     scale_O_K_D = _with_bias(scale_K_C)[sample_O_K] * kept_O_K.gather(1, sample_O_K)[:, :, None]
     place_O_K = sample_O_K * num_out + order_O[:, None]
     shape = then(x_B_C.new_empty(1, 1, *positions)).shape[2:]
-    results = x_B_C.new_zeros(num_samples * num_out, *shape, len(x_B_C))
+    results = x_B_C.new_empty(num_samples * num_out, *shape, len(x_B_C))
+    weight_C_O_T = convolution.weight.flatten(2).transpose(0, 1)[:, order_O]
+    bias_O = convolution.bias_O[order_O]
     numbers_each = convolution.weight[0].numel() * math.prod(positions)
-    for rows in _in_parts(slice(0, len(x_B_C)), numbers_each=numbers_each, most=_WINDOWS_AT_ONCE):
-        windows_C_T_P = _windows_of_taps(x_B_C[rows], positions, convolution)
-        num_rows, num_positions = rows.stop - rows.start, windows_C_T_P.shape[2]
-        for some, responses_D_o_P in _responses(windows_C_T_P, convolution, order_O):
-            for few in _in_parts(some, numbers_each=num_samples * num_positions, most=_MIXED_AT_ONCE):
-                num_kept = int(num_kept_O[few.stop - 1])
-                responses_o_D_P = responses_D_o_P[:, few.start - some.start : few.stop - some.start].transpose(0, 1)
-                mixed_o_k_P = scale_O_K_D[few, :num_kept] @ responses_o_D_P
-                result = then(mixed_o_k_P.view(-1, *positions, num_rows).movedim(-1, 1)).movedim(1, -1)
-                results[..., rows].index_copy_(0, place_O_K[few, :num_kept].flatten(), result)
+    with own_threads(x_B_C.device):
+        each(Tensor.zero_, torch.split(results, -(-len(results) // _ZEROED_PARTS)))
+        for rows in _in_parts(slice(0, len(x_B_C)), numbers_each=numbers_each, most=_WINDOWS_AT_ONCE):
+            windows_C_T_P = _windows_of_taps(x_B_C[rows], positions, convolution)
+            num_rows, num_positions = rows.stop - rows.start, windows_C_T_P.shape[2]
+
+            def keep(some: slice) -> None:
+                responses_D_o_P = _responses(windows_C_T_P, weight_C_O_T[:, some], bias_O[some])
+                for few in _in_parts(some, numbers_each=num_samples * num_positions, most=_MIXED_AT_ONCE):
+                    num_kept = int(num_kept_O[few.stop - 1])
+                    responses_o_D_P = responses_D_o_P[:, few.start - some.start : few.stop - some.start].transpose(0, 1)
+                    mixed_o_k_P = scale_O_K_D[few, :num_kept] @ responses_o_D_P
+                    result = then(mixed_o_k_P.view(-1, *positions, num_rows).movedim(-1, 1)).movedim(1, -1)
+                    results[..., rows].index_copy_(0, place_O_K[few, :num_kept].flatten(), result)
+
+            numbers_each_out = len(windows_C_T_P) * num_positions
+            each(keep, _in_parts(slice(0, num_out), numbers_each=numbers_each_out, most=_RESPONSES_AT_ONCE))
     return results.view(num_samples, num_out, *shape, len(x_B_C)).movedim(-1, 0)
 
 
-def _responses(windows_C_T_P: Tensor, convolution: Convolution, order_O: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The responses of some output channels at a time, and the bias as if of one more input channel."""
+def _responses(windows_C_T_P: Tensor, weight_C_o_T: Tensor, bias_o: Tensor) -> Tensor:
+    """The responses of some output channels, and the bias as if of one more input channel (D, o, P)."""
     num_channels, _, num_positions = windows_C_T_P.shape
-    weight_C_O_T = convolution.weight.flatten(2).transpose(0, 1)[:, order_O]
-    bias_O = convolution.bias_O[order_O]
-    numbers_each = (num_channels + 1) * num_positions
-    for some in _in_parts(slice(0, len(order_O)), numbers_each=numbers_each, most=_RESPONSES_AT_ONCE):
-        responses_D_o_P = windows_C_T_P.new_empty(num_channels + 1, some.stop - some.start, num_positions)
-        torch.bmm(weight_C_O_T[:, some], windows_C_T_P, out=responses_D_o_P[:-1])
-        responses_D_o_P[-1] = bias_O[some, None]
-        yield some, responses_D_o_P
+    responses_D_o_P = windows_C_T_P.new_empty(num_channels + 1, len(bias_o), num_positions)
+    torch.bmm(weight_C_o_T, windows_C_T_P, out=responses_D_o_P[:-1])
+    responses_D_o_P[-1] = bias_o[:, None]
+    return responses_D_o_P
 
 
 def _with_bias(scale_K_C: Tensor) -> Tensor:

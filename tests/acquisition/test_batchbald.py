@@ -292,7 +292,7 @@ def test_yaml_names_what_fills_a_saturated_batch():
 
 def with_little_memory(log_probs, batch_size, num_kept, **arguments):
     """The batch if only `num_kept` candidates can be kept."""
-    small = plan.Plan(num_kept, rows_per_block=7, num_bytes=0)
+    small = plan.Plan(num_kept, rows_per_block=7, num_bytes=0, num_threads=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(import_module("al_lightning.acquisition.batchbald"), "planned", lambda *_, **__: small)
         return batchbald(log_probs, batch_size, generator=seeded(), **arguments)

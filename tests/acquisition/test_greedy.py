@@ -21,7 +21,7 @@ def random_log_probs(num_points=30, num_samples=8, num_classes=4):
 
 
 def greedy_of(log_probs_N_K_C, *, num_kept, num_configs=10_000):
-    candidates = candidates_of_tensor(log_probs_N_K_C, Plan(num_kept, rows_per_block=8, num_bytes=0))
+    candidates = candidates_of_tensor(log_probs_N_K_C, Plan(num_kept, rows_per_block=8, num_bytes=0, num_threads=2))
     return Greedy(candidates, num_configs, None, generator=seeded(), exchange=ALONE)
 
 
