@@ -12,7 +12,7 @@ from al_lightning.information.kernel import mean_mixture_entropy
 from al_lightning.information.products import recurring_size
 from al_lightning.threads import each
 
-ELEMENTS_IN_CACHE, ELEMENTS_OF_POINT = 2**17, 2**15  # in double precision; of one point there is not much to share out
+ELEMENTS_IN_CACHE = 2**17  # in double precision
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,7 @@ class Configurations:
             logs_C_m = mixtures_C_m.clamp_min(torch.finfo(mixtures_C_m.dtype).tiny).log_()
             return mixtures_C_m.mul_(logs_C_m).sum(dim=0).add_(noise_m).neg_()
 
-        rows = max(1, ELEMENTS_OF_POINT // len(rows_R_K))
-        return torch.cat(each(of_some, torch.split(self.weights_M_K, rows)))
+        return torch.cat(each(of_some, torch.split(self.weights_M_K, _rows_in_cache(len(rows_R_K)))))
 
     def remaining(self) -> Tensor:
         """H[w | y_S], what is still unknown about which sample it is (scalar, nats): no label can add more."""
@@ -229,7 +228,7 @@ class Configurations:
         def drawn(some: tuple[Tensor, Tensor]) -> Tensor:
             return _draw_labels(label_probs_M_C.index_select(0, some[0]), some[1])
 
-        rows = max(1, ELEMENTS_OF_POINT // num_classes)
+        rows = _rows_in_cache(num_classes)
         labels = each(drawn, zip(torch.split(parents, rows), torch.split(uniform, rows), strict=True))
         children, counts = torch.unique(parents * num_classes + torch.cat(labels), return_counts=True)
         weights, probs_C_K = self.weights_M_K.new_empty(len(children), len(probs_K_C)), probs_K_C.t().contiguous()

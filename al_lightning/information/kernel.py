@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from al_lightning.information import kernel_triton
-from al_lightning.information.products import product_of_rows
+from al_lightning.information.products import MKL_IS_AT_HOME, product_of_rows
 from al_lightning.threads import each
 
 # Measured for M = 10,000, K = 100, C = 10 on one and two threads: flat within 5 % around these sizes.
@@ -107,28 +107,33 @@ def mean_mixture_entropy_in_blocks(
     block_r = min(elements // max(block_m, len(squares_R_K)), len(rows_R_K))
     factors = list(torch.split(weights_M_K, block_m))
     factors[0] = torch.cat([factors[0], squares_R_K])
-    factor_blocks = zip(factors, torch.split(probs_M, block_m), strict=True)
-    pairs = itertools.product(torch.split(rows_R_K, block_r), factor_blocks)
+    factor_blocks = list(zip(factors, torch.split(probs_M, block_m), strict=True))
+    # A thread gets so many blocks of factors that a thread more is worth it.
+    size = max(1, ELEMENTS_PER_BLOCK // (block_m * block_r))
+    runs = [factor_blocks[first : first + size] for first in range(0, len(factor_blocks), size)]
 
-    def entropies_of(pair: tuple[Tensor, tuple[Tensor, Tensor]]) -> Tensor:
-        rows_r_K, (factors_f_K, probs_m) = pair
-        return _entropies_of_block(factors_f_K, probs_m, rows_r_K, num_classes)
+    def entropies_of(some: tuple[Tensor, list[tuple[Tensor, Tensor]]]) -> Tensor:
+        rows_r_K, run = some
+        entropies_r = torch.zeros(len(rows_r_K), dtype=torch.float64, device=rows_r_K.device)
+        buffers = rows_r_K.new_empty(2, max(len(factors_f_K) for factors_f_K, _ in run) * len(rows_r_K))
+        for factors_f_K, probs_m in run:
+            _add_block(entropies_r, factors_f_K, probs_m, rows_r_K, buffers, num_classes)
+        return entropies_r
 
     with full_precision_products() if rows_R_K.is_cuda else nullcontext():
-        parts = each(entropies_of, pairs)
-    of_rows = [torch.stack(parts[first : first + len(factors)]) for first in range(0, len(parts), len(factors))]
-    entropies_R = torch.cat(of_rows, dim=1).sum(dim=0)
-    return entropies_R.view(num_points, num_classes).sum(dim=1).to(rows_R_K.dtype)
+        parts = each(entropies_of, itertools.product(torch.split(rows_R_K, block_r), runs))
+    of_rows = [torch.stack(parts[first : first + len(runs)]).sum(dim=0) for first in range(0, len(parts), len(runs))]
+    return torch.cat(of_rows).view(num_points, num_classes).sum(dim=1).to(rows_R_K.dtype)
 
 
-def _entropies_of_block(factors_f_K: Tensor, probs_m: Tensor, rows_r_K: Tensor, num_classes: int) -> Tensor:
-    """sum_m probs_m (-q log q) of each row, q = factors @ rows.T (r, double).
+def _add_block(
+    entropies_r: Tensor, factors_f_K: Tensor, probs_m: Tensor, rows_r_K: Tensor, buffers: Tensor, num_classes: int
+) -> None:
+    """Add sum_m probs_m (-q log q), q = factors @ rows.T, to `entropies_r` in place.
 
     Where there are more factors than probabilities, the squares of what they give are subtracted.
     """
     num_configs, num_rows = len(probs_m), len(rows_r_K)
-    entropies_r = torch.zeros(num_rows, dtype=torch.float64, device=rows_r_K.device)
-    buffers = rows_r_K.new_empty(2, len(factors_f_K) * num_rows)
     q_f_r = buffers[0, : len(factors_f_K) * num_rows].view(len(factors_f_K), num_rows)
     log_m_r = buffers[1, : num_configs * num_rows].view(num_configs, num_rows)
     q_f_r = product_of_rows(factors_f_K, rows_r_K, out_M_R=q_f_r)
@@ -145,7 +150,6 @@ def _entropies_of_block(factors_f_K: Tensor, probs_m: Tensor, rows_r_K: Tensor, 
         entropies_r.sub_(torch.mv(q_m_r[whole:].t(), probs_m[whole:]))
     if len(roots_R_r) > 0:
         entropies_r.sub_(roots_R_r.square_().sum(dim=0))
-    return entropies_r
 
 
 def _logarithms(q_m_r: Tensor, num_classes: int, *, out: Tensor) -> Tensor:
@@ -155,6 +159,6 @@ def _logarithms(q_m_r: Tensor, num_classes: int, *, out: Tensor) -> Tensor:
     than the rounding of q - 1, that costs up to a third of this rounding in q log q, for each class.
     """
     kind = torch.finfo(q_m_r.dtype)
-    if num_classes > FEW_CLASSES:
+    if num_classes > FEW_CLASSES or MKL_IS_AT_HOME:
         return torch.clamp(q_m_r, min=kind.tiny, out=out).log_()
     return torch.sub(q_m_r, 1, out=out).clamp_min_(kind.eps / 2 - 1).log1p_()
