@@ -14,7 +14,8 @@ from al_lightning.threads import each
 
 # Measured for M = 10,000, K = 100, C = 10 on one and two threads: flat within 5 % around these sizes.
 CONFIGURATIONS_PER_BLOCK = 256
-ELEMENTS_PER_BLOCK = 2**18  # two buffers of this size, or of twice as much where squares are subtracted too
+ELEMENTS_PER_BLOCK = 2**19  # two buffers of this size, or of twice as much where squares are subtracted too
+ELEMENTS_OF_THREAD = 2**20  # fewer, and threads wait for the interpreter as long as they compute
 MOST_CONFIGURATIONS, ELEMENTS_OF_FEW = 2048, 2**18  # of few candidates: there a call costs more than what it computes
 ELEMENTS_PER_BLOCK_CUDA = 2**25
 FEW_CLASSES = 100  # up to these, what coarser logarithms cost in all is at most a tenth of a search's slack
@@ -109,7 +110,7 @@ def mean_mixture_entropy_in_blocks(
     factors[0] = torch.cat([factors[0], squares_R_K])
     factor_blocks = list(zip(factors, torch.split(probs_M, block_m), strict=True))
     # A thread gets so many blocks of factors that a thread more is worth it.
-    size = max(1, ELEMENTS_PER_BLOCK // (block_m * block_r))
+    size = max(1, ELEMENTS_OF_THREAD // (block_m * block_r))
     runs = [factor_blocks[first : first + size] for first in range(0, len(factor_blocks), size)]
 
     def entropies_of(some: tuple[Tensor, list[tuple[Tensor, Tensor]]]) -> Tensor:

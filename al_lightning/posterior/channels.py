@@ -42,7 +42,7 @@ _NUM_AXES: Mapping[Callable[..., Any], int | None] = MappingProxyType(
 _POSITION_OF_INPLACE: Mapping[Callable[..., Any], int] = MappingProxyType(
     {functional.relu: 1, functional.leaky_relu: 2}  # homogeneous as well
 )
-_CONVOLUTIONS: frozenset[Callable[..., Any]] = frozenset({torch.conv1d, torch.conv2d, torch.conv3d})
+CONVOLUTIONS: frozenset[Callable[..., Any]] = frozenset({torch.conv1d, torch.conv2d, torch.conv3d})
 _FEWEST_TAPS = 4  # a kernel of one or two elements has no responses to share
 
 
@@ -68,7 +68,7 @@ def applied(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
                 return result
         if func in _POSITION_OF_INPLACE:
             return _activated(func, x, args[1:], kwargs)
-        if func in _CONVOLUTIONS and isinstance(x, ScaledChannels):
+        if func in CONVOLUTIONS and isinstance(x, ScaledChannels):
             return _convolved(func, x, args[1:], kwargs)
     return func(*map_tensors(computed, list(args)), **map_tensors(computed, kwargs))  # type: ignore[misc, arg-type]
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from al_lightning.posterior.base import ANOTHER_POSTERIOR
-from al_lightning.posterior.channels import applied
+from al_lightning.posterior.channels import CONVOLUTIONS, applied
 from al_lightning.posterior.deferred import (
     ScaledChannels,
     SharedConvolution,
@@ -179,6 +179,7 @@ class MaskedForward(TorchFunctionMode):
         func = FASTER.get(func, func)
         deferred = list(deferred_among((*args, *kwargs.values())))
         if not deferred:
+            self.results.has_own_convolution |= func in CONVOLUTIONS and _any_depends_on_sample(args[:2])
             return self._noted((linear if func is functional.linear else func)(*args, **kwargs))
         result = applied(func, args, kwargs)
         if isinstance(result, SharedConvolution) and isinstance(args[0], ScaledChannels):

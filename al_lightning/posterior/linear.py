@@ -6,8 +6,10 @@ from torch._C._functorch import _add_batch_dim, get_unwrapped, maybe_get_bdim, m
 from torch.nn import functional
 
 from al_lightning.posterior.deferred import depends_on_sample
+from al_lightning.threads import each, own_threads
 
 _FEWEST_ROWS, _SMALLEST_WEIGHT = 16, 2**16  # below it a product for each sample costs more than the copy
+_SAMPLES_AT_ONCE = 16
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -30,4 +32,12 @@ def _product_of_columns(x: Tensor, weight: Tensor) -> Tensor:
     is_large = x.dim() == 2 and len(x) >= _FEWEST_ROWS and weight.numel() >= _SMALLEST_WEIGHT  # noqa: PLR2004
     if not is_large or depends_on_sample(weight) or x_K.stride(1) != 1 or x_K.stride(2) < x_K.shape[1]:
         return functional.linear(x, weight)
-    return _add_batch_dim(torch.bmm(x_K, weight.t().expand(len(x_K), -1, -1)), 0, level)
+    product_K = x_K.new_empty(*x_K.shape[:2], len(weight))
+
+    def multiply(some: tuple[Tensor, Tensor]) -> None:
+        x_k, product_k = some
+        torch.bmm(x_k, weight.t().expand(len(x_k), -1, -1), out=product_k)
+
+    with own_threads(x_K.device):
+        each(multiply, zip(torch.split(x_K, _SAMPLES_AT_ONCE), torch.split(product_K, _SAMPLES_AT_ONCE), strict=True))
+    return _add_batch_dim(product_K, 0, level)

@@ -14,7 +14,7 @@ _WINDOWS_AT_ONCE = 2**21  # numbers: they are read anew for every few output cha
 _RESPONSES_AT_ONCE = 2**21  # these too are to be in the last cache,
 _MIXED_AT_ONCE = 2**20  # and these nearer; flat within a twentieth
 # Measured on one and two threads, K of 10 to 100, 8 to 512 channels, results of 2 x 2 to 30 x 30.
-_ZEROED_PARTS = 16
+_PRODUCTS_AT_ONCE, _ZEROED_PARTS = 2**19, 16
 _MOST_KEPT, _FEWEST_POSITIONS = 0.75, 16
 
 
@@ -82,13 +82,17 @@ def mixed_responses(x_B_C: Tensor, scale_K_C: Tensor, convolution: Convolution) 
     mixed = []
     num_out, numbers_each = len(convolution.weight), (num_channels + 1) * num_positions
     most = max(_RESPONSES_AT_ONCE, len(scale_K_C) * num_positions * num_out)  # they may be as large as the result
-    for some in _in_parts(slice(0, num_out), numbers_each=numbers_each, most=most):
-        responses_D_P_o = weight_C_T_O.new_empty(num_channels + 1, num_positions, some.stop - some.start)
-        torch.bmm(windows_C_P_T, weight_C_T_O[:, :, some], out=responses_D_P_o[:-1])
-        responses_D_P_o[-1] = convolution.bias_O[some]
-        # A product for each row: its result stays in the cache.
-        responses_B_D = responses_D_P_o.view(num_channels + 1, num_rows, -1).transpose(0, 1)
-        mixed.append((scale_B_K_D @ responses_B_D).view(num_rows, -1, *positions, responses_D_P_o.shape[2]))
+    with own_threads(x_B_C.device):
+        for some in _in_parts(slice(0, num_out), numbers_each=numbers_each, most=most):
+            responses_D_P_o = weight_C_T_O.new_empty(num_channels + 1, num_positions, some.stop - some.start)
+            responses_D_P_o[-1] = convolution.bias_O[some]
+            weight_C_T_o = weight_C_T_O[:, :, some]
+            _multiply(windows_C_P_T, weight_C_T_o, out=responses_D_P_o[:-1])
+            # A product for each row: its result stays in the cache.
+            responses_B_D = responses_D_P_o.view(num_channels + 1, num_rows, -1).transpose(0, 1)
+            mixed_B_K = responses_B_D.new_empty(num_rows, len(scale_K_C), responses_B_D.shape[2])
+            _multiply(scale_B_K_D, responses_B_D, out=mixed_B_K)
+            mixed.append(mixed_B_K.view(num_rows, -1, *positions, responses_D_P_o.shape[2]))
     return (mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=-1)).movedim(-1, 2)
 
 
@@ -165,6 +169,15 @@ def _responses(windows_C_T_P: Tensor, weight_C_o_T: Tensor, bias_o: Tensor) -> T
     torch.bmm(weight_C_o_T, windows_C_T_P, out=responses_D_o_P[:-1])
     responses_D_o_P[-1] = bias_o[:, None]
     return responses_D_o_P
+
+
+def _multiply(left: Tensor, right: Tensor, *, out: Tensor) -> None:
+    """`torch.bmm`, a few products at a time."""
+
+    def some_products(some: slice) -> None:
+        torch.bmm(left[some], right[some], out=out[some])
+
+    each(some_products, _in_parts(slice(0, len(out)), numbers_each=out[0].numel(), most=_PRODUCTS_AT_ONCE))
 
 
 def _with_bias(scale_K_C: Tensor) -> Tensor:

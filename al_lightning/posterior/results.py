@@ -14,6 +14,13 @@ class Results:
     shared: int = 0  # does not depend on the sample
     own: int = 0  # of one sample
     largest: int = 0  # of one sample, one tensor
+    responses: int = 0  # of what is shared
+    has_own_convolution: bool = False  # one whose input depends on the sample, with no responses to share
+
+    @property
+    def are_mostly_responses(self) -> bool:
+        """Whether what is computed in coarse blocks, responses and their mixtures, takes most of the time."""
+        return self.shared - self.responses < self.responses and not self.has_own_convolution
 
     def add(self, result: Tensor) -> None:
         """Count a result once, or as one of each sample."""
@@ -35,4 +42,6 @@ class Results:
 
     def add_responses(self, x: Tensor, result: SharedConvolution) -> None:
         """Count those of the channels of `x` to a convolution."""
-        self.shared += x.shape[1] * result.mixture.num_bytes
+        size = x.shape[1] * result.mixture.num_bytes
+        self.shared += size
+        self.responses += size

@@ -4,6 +4,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from al_lightning.posterior.batch import leaves, map_tensors, num_rows_of
 from al_lightning.posterior.deferred import Deferred, computed
 from al_lightning.posterior.interception import MaskedForward
 from al_lightning.posterior.masks import keep_factors
+from al_lightning.threads import keep_freed_memory, own_threads
 
 _WORKING_SET_CPU = 16 * 2**20  # bytes of the largest activation of all samples: more leaves the cache
 _WORKING_SET_GPU = 2**30
@@ -65,8 +67,9 @@ class Vectorised:
         self._bytes_of_a_cell = 0.0  # largest activation of one sample for one row, or for a batch that cannot be cut
         self._sharing = 1
         self._in_rows = False
+        self._is_mostly_responses, self._device = False, torch.device("cpu")
         self._factors: dict[tuple[str, int], Tensor] = {}
-        _keep_freed_memory()
+        keep_freed_memory()
 
     def first_and_last(self, inputs: object, num_rows: int) -> tuple[object, Tensor]:
         """Some rows of the first batch and `outputs_b_2_C` of the first and the last sample, to be compared.
@@ -85,6 +88,7 @@ class Vectorised:
                 f"What all samples share is {shared:.0%} of what each computes, too little to gain by it."
             )
         self._sharing = max(1, math.ceil(shared / _SHARED_SHARE))
+        self._is_mostly_responses, self._device = results.are_mostly_responses, outputs_b_2_C.device
         self._keep_factors()
         return inputs, outputs_b_2_C
 
@@ -102,7 +106,8 @@ class Vectorised:
 
     def __call__(self, inputs: object) -> Tensor:
         """`outputs_B_K_C` of all samples."""
-        return torch.cat([self._all_samples(rows, samples) for rows, samples in self._sliced(inputs)])
+        with own_threads(self._device) if self._is_mostly_responses else nullcontext():
+            return torch.cat([self._all_samples(rows, samples) for rows, samples in self._sliced(inputs)])
 
     def _sliced(self, inputs: object) -> Iterator[tuple[object, int]]:
         num_rows = num_rows_of(inputs) if self._in_rows else None
@@ -135,15 +140,6 @@ class Vectorised:
             warnings.filterwarnings("ignore", message="There is a performance drop")
             outputs_k_B_C: Tensor = torch.vmap(outputs)(keep)
         return outputs_k_B_C.transpose(0, 1)
-
-
-def _keep_freed_memory() -> None:
-    """Have large blocks that are freed kept for the next pass: to get fresh pages takes longer than to compute on them.
-
-    glibc raises its thresholds, of what is mapped apart and of what is given back, to the largest block that it saw
-    freed, up to 32 MiB. No page of this one is touched. Other allocators do not care.
-    """
-    torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 def _nearly_equal(length: int, size: int) -> Iterator[slice]:
