@@ -13,6 +13,8 @@ from al_lightning.information import Configurations
 
 SIGNIFICANT = 2  # standard errors
 LEAST_TO_LEARN = 2  # times the slack of a search: what is less may be rounding
+NEGLIGIBLE_TO_SCORE = 1e-3  # times the slack: of scores that differ by less than the slack most differ by more
+WORTHWHILE = 0.5  # of the configurations: a bound of a score takes as long as its share of them
 REMEMBERED = 8  # the best two are among the points of the highest gains but for rounding
 
 
@@ -36,6 +38,7 @@ class Greedy:
         self._luck_n = by_chance(candidates.positions_n, generator.clone_state())
         self._num_samples = candidates.source_N_K_C.shape[1]
         self._configurations = Configurations.start(self._num_samples)
+        self._doubtful: Configurations | None = None  # those that a bound of a score needs
         self._informations: dict[bytes, Tensor] = {}
         self._rows: list[Tensor] = []
         self._scores: list[Tensor] = []
@@ -128,7 +131,7 @@ class Greedy:
             return search.equal_scores()
         if best_two[1] < almost + search.slack:  # what was left out may lie within the slack of the second best
             gains_n, best_two = self._best_gains(at_least=search.slack / 4)
-        return search.scores(gains_n, best_two, self._score)
+        return search.scores(gains_n, best_two, self._score, self._score_bound)
 
     def _best_gains(self, *, at_least: float) -> tuple[Tensor, Tensor]:
         gains_n = self._search.gains(self._configurations, at_least=at_least)
@@ -153,6 +156,15 @@ class Greedy:
         self._leads.append(lead)
         self._search.take(position)
 
+    def _score_bound(self, row_K_C: Tensor) -> float:
+        """What a point's score does not exceed, for less where most configurations are nearly certain."""
+        left_out = NEGLIGIBLE_TO_SCORE * self._search.slack
+        doubtful = self._doubtful or self._configurations.doubtful(negligible=left_out)
+        self._doubtful = doubtful
+        if len(doubtful.probs_M) > WORTHWHILE * len(self._configurations.probs_M):
+            return math.inf
+        return doubtful.mean(doubtful.information(row_K_C)).item() + 2 * left_out  # twice, as sums are rounded
+
     def _score(self, row_K_C: Tensor) -> Tensor:
         return self._configurations.mean(self._information(row_K_C))
 
@@ -161,21 +173,23 @@ class Greedy:
         key = row_K_C.double().numpy().tobytes()
         if key in self._informations:
             return self._informations[key]
-        information_M = self._configurations.information(row_K_C)
+        information_M = self._configurations.information(row_K_C, only_unsettled=self._is_over)
         if len(self._informations) < REMEMBERED:
             self._informations[key] = information_M
         return information_M
 
     def _learn_last(self) -> None:
         if self._rows:
-            self._know(self._extended(self._rows[-1]))
+            self._know(self._extended(self._rows[-1], only_unsettled=self._is_over))
 
     def _know(self, configurations: Configurations) -> None:
-        self._configurations = configurations
+        self._configurations, self._doubtful = configurations, None
         self._informations.clear()
 
-    def _extended(self, row_K_C: Tensor) -> Configurations:
-        return self._configurations.extended(row_K_C, num_configs=self._num_configs, generator=self._generator)
+    def _extended(self, row_K_C: Tensor, *, only_unsettled: bool = False) -> Configurations:
+        return self._configurations.extended(
+            row_K_C, num_configs=self._num_configs, generator=self._generator, only_unsettled=only_unsettled
+        )
 
     def _grow(self) -> None:
         """Draw anew, twice as many configurations, as if that number had been asked for; scores are estimated anew."""

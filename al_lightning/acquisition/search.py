@@ -52,7 +52,13 @@ class Search:
         with full_precision_products():
             return self._search(configurations, at_least)
 
-    def scores(self, gains_n: Tensor, best_two: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
+    def scores(
+        self,
+        gains_n: Tensor,
+        best_two: Tensor,
+        score: Callable[[Tensor], Tensor],
+        bound: Callable[[Tensor], float] = lambda _: math.inf,
+    ) -> Tensor:
         """What `gains` found, so that the choice depends neither on the search nor on where a point lies (n, double).
 
         Whatever may be one of the best two is scored again, one by one and in double precision; the rest is minus
@@ -62,6 +68,7 @@ class Search:
             gains_n: See `gains`.
             best_two: The two best gains of the whole pool.
             score: The gain of one point, given its log-probabilities, under the configurations of `gains`.
+            bound: What that score does not exceed, if it costs less.
         """
         scores_n = torch.full((len(gains_n),), -torch.inf, dtype=torch.float64)
         best, second = best_two.tolist()
@@ -78,6 +85,8 @@ class Search:
             if gain < two_scores[1] - self.slack / 2:  # `slack` is for two gains, and a score is hardly rounded
                 break
             key = log_probs_K_C.numpy().tobytes()
+            if key not in known and two_scores[1] > -math.inf and bound(log_probs_K_C) < two_scores[1]:
+                continue
             if key not in known:
                 known[key] = score(log_probs_K_C)
             scores_n[number] = known[key]

@@ -13,6 +13,7 @@ from al_lightning.information.products import recurring_size
 from al_lightning.threads import each
 
 ELEMENTS_IN_CACHE = 2**17  # in double precision
+SETTLED_ROUNDINGS = 8
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,26 @@ class Configurations:
         mixed_B = mean_mixture_entropy(self.weights_M_K, self.probs_M, probs_B_C_K.transpose(1, 2))
         return mixed_B - entropies_B_K @ self.mean_weights
 
-    def information(self, log_probs_K_C: Tensor) -> Tensor:
+    @cached_property
+    def unsettled(self) -> Tensor:
+        """The numbers of the configurations that leave more than rounding unknown (long): others learn from no label."""
+        doubt_M = 1 - self.weights_M_K.amax(dim=1)
+        return (doubt_M > SETTLED_ROUNDINGS * torch.finfo(doubt_M.dtype).eps).nonzero().squeeze(1)
+
+    def information(self, log_probs_K_C: Tensor, *, only_unsettled: bool = False) -> Tensor:
         """I[y; w | s_m] of one point for each configuration (M, nats), in the precision and on the device of `self`.
 
         Its mean under `probs_M` is the point's gain, by a path that depends on nothing but the point: equal points get
         equal bits, wherever they lie.
+
+        Args:
+            log_probs_K_C: The predictions for the point.
+            only_unsettled: Whether settled configurations get 0 and not its rounding, which costs nothing.
         """
+        if only_unsettled:
+            information_M = torch.zeros_like(self.probs_M)
+            information_M[self.unsettled] = self._only(self.unsettled).information(log_probs_K_C)
+            return information_M
         probs_K_C = log_probs_K_C.to(self.weights_M_K).exp()
         num_classes = probs_K_C.shape[1]
         rows_R_K = probs_K_C.new_zeros(-(-(num_classes + 1) // 4) * 4, len(probs_K_C))  # in fours it is a third faster
@@ -177,7 +192,14 @@ class Configurations:
         weights_G_K = sums_G_K[is_group_G] / probs_G[is_group_G][:, None]
         return Configurations(probs_G[is_group_G].to(self.probs_M), weights_G_K.to(self.weights_M_K))
 
-    def extended(self, log_probs_K_C: Tensor, *, num_configs: int, generator: torch.Generator) -> "Configurations":
+    def extended(
+        self,
+        log_probs_K_C: Tensor,
+        *,
+        num_configs: int,
+        generator: torch.Generator,
+        only_unsettled: bool = False,
+    ) -> "Configurations":
         """The configurations after one more point is chosen.
 
         Exact, all M * C, while they are at most `num_configs`. From then on `num_configs` draws, which are kept: each
@@ -187,12 +209,15 @@ class Configurations:
             log_probs_K_C: The predictions for the chosen point.
             num_configs: How many configurations to keep at most.
             generator: On the CPU, whatever the device, so that every device and rank draws the same.
+            only_unsettled: Whether drawn configurations that are settled stay as they are: no label tells them more.
         """
         probs_K_C = log_probs_K_C.to(self.weights_M_K).exp()
         if self.counts_M is None and len(self.probs_M) * probs_K_C.shape[1] <= num_configs:
             return self._with_every_label(probs_K_C)
         counts_M = self._draw_counts(num_configs, generator) if self.counts_M is None else self.counts_M
-        return self._with_drawn_labels(probs_K_C, counts_M, generator)
+        uniform = torch.rand(int(counts_M.sum()), dtype=torch.float64, generator=generator).to(counts_M.device)
+        drawn = Configurations(self.probs_M, self.weights_M_K, counts_M)
+        return drawn._with_drawn_labels(probs_K_C, uniform, only_unsettled=only_unsettled)
 
     def _with_every_label(self, probs_K_C: Tensor) -> "Configurations":
 
@@ -219,18 +244,17 @@ class Configurations:
         last = len(cumulated_M) - 1  # a quantile may round up to one
         return torch.bincount(drawn.clamp_max(last), minlength=len(cumulated_M)).to(self.probs_M.device)
 
-    def _with_drawn_labels(self, probs_K_C: Tensor, counts_M: Tensor, generator: torch.Generator) -> "Configurations":
-        num_classes = probs_K_C.shape[1]
-        parents = torch.repeat_interleave(counts_M)
-        uniform = torch.rand(len(parents), dtype=torch.float64, generator=generator).to(parents.device)
-        label_probs_M_C = self.weights_M_K @ probs_K_C
-
-        def drawn(some: tuple[Tensor, Tensor]) -> Tensor:
-            return _draw_labels(label_probs_M_C.index_select(0, some[0]), some[1])
-
-        rows = _rows_in_cache(num_classes)
-        labels = each(drawn, zip(torch.split(parents, rows), torch.split(uniform, rows), strict=True))
-        children, counts = torch.unique(parents * num_classes + torch.cat(labels), return_counts=True)
+    def _with_drawn_labels(self, probs_K_C: Tensor, uniform: Tensor, *, only_unsettled: bool) -> "Configurations":
+        num_classes, parents = probs_K_C.shape[1], self._parents()
+        if only_unsettled:
+            is_settled_M = torch.ones_like(parents[:1], dtype=torch.bool).repeat(len(self.probs_M))
+            is_settled_M[self.unsettled] = False
+            draws = (~is_settled_M[parents]).nonzero().squeeze(1)
+            labels = torch.zeros_like(parents)  # of settled ones any: they stay together, and where they are
+            labels[draws] = self._only(self.unsettled)._labels(probs_K_C, uniform[draws])
+        else:
+            labels = self._labels(probs_K_C, uniform)
+        children, counts = torch.unique(parents * num_classes + labels, return_counts=True)
         weights, probs_C_K = self.weights_M_K.new_empty(len(children), len(probs_K_C)), probs_K_C.t().contiguous()
 
         def weigh(some: tuple[Tensor, Tensor]) -> None:
@@ -241,7 +265,26 @@ class Configurations:
 
         rows = _rows_in_cache(len(probs_K_C))
         each(weigh, zip(torch.split(children, rows), torch.split(weights, rows), strict=True))
+        if only_unsettled:
+            settled = is_settled_M[children // num_classes].nonzero().squeeze(1)
+            weights[settled] = self.weights_M_K[children[settled] // num_classes]
         return Configurations(counts.to(weights) / len(parents), weights, counts)
+
+    def _parents(self) -> Tensor:
+        """The number of the configuration of each draw."""
+        assert self.counts_M is not None  # noqa: S101 - they were drawn
+        return torch.repeat_interleave(self.counts_M)
+
+    def _labels(self, probs_K_C: Tensor, uniform: Tensor) -> Tensor:
+        """A label for each draw."""
+        rows = _rows_in_cache(probs_K_C.shape[1])
+        label_probs_M_C = torch.cat(each(lambda some: some @ probs_K_C, torch.split(self.weights_M_K, rows)))
+
+        def drawn(some: tuple[Tensor, Tensor]) -> Tensor:
+            return _draw_labels(label_probs_M_C.index_select(0, some[0]), some[1])
+
+        blocks = zip(torch.split(self._parents(), rows), torch.split(uniform, rows), strict=True)
+        return torch.cat(each(drawn, blocks))
 
 
 def _rows_in_cache(numbers_each: int) -> int:
