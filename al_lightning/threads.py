@@ -7,10 +7,10 @@ sleep meanwhile, so that the scheduler moves the one that is late to the core th
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
@@ -74,37 +74,54 @@ def each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_
     executor, helping = _helpers.executor, min(_helpers.number, len(every) - 1)
     if executor is None or helping < 1:
         return [function(item) for item in every]
-    results: dict[int, _Result] = {}
-    errors: dict[int, Exception] = {}
-    numbers = iter(range(len(every)))  # shared: to take the next of a range is one step of the interpreter
-    modes = _Modes()
-
-    def work() -> None:
-        while not errors:
-            number = next(numbers, None)
-            if number is None:
-                return
-            try:
-                results[number] = function(every[number])
-            except Exception as error:  # noqa: BLE001 - raised below, the first of the items as if there were one thread
-                errors[number] = error
-
-    def help_out() -> None:
-        with modes.active():
-            work()
-
-    helpers = [executor.submit(help_out) for _ in range(helping)]
+    work = _Work(function, every)
+    helpers = [executor.submit(work.help_out) for _ in range(helping)]
     try:
-        work()
+        work.take_part()
     finally:
-        for _ in numbers:  # interrupted: nothing more is begun
-            pass
+        work.end()
         for helper in helpers:
             if not helper.cancel():
                 helper.result()
-    if errors:
-        raise errors[min(errors)]
-    return [results[number] for number in range(len(every))]
+    return work.outcome()
+
+
+class _Work(Generic[_Item, _Result]):
+    """Items of which several threads take the next until none is left."""
+
+    def __init__(self, function: Callable[[_Item], _Result], items: Sequence[_Item]) -> None:
+        self._function, self._items = function, items
+        self._numbers = iter(range(len(items)))  # shared: to take the next of a range is one step of the interpreter
+        self._results: dict[int, _Result] = {}
+        self._errors: dict[int, Exception] = {}
+        self._modes = _Modes()
+
+    def take_part(self) -> None:
+        """Do what nobody else has begun."""
+        while not self._errors:
+            number = next(self._numbers, None)
+            if number is None:
+                return
+            try:
+                self._results[number] = self._function(self._items[number])
+            except Exception as error:  # noqa: BLE001 - `outcome` raises it
+                self._errors[number] = error
+
+    def help_out(self) -> None:
+        """Do the same in another thread than the one that asked."""
+        with self._modes.active():
+            self.take_part()
+
+    def end(self) -> None:
+        """Let nothing more be begun."""
+        for _ in self._numbers:
+            pass
+
+    def outcome(self) -> list[_Result]:
+        """Return all results, or raise the error of the first item that has one, as if there were one thread."""
+        if self._errors:
+            raise self._errors[min(self._errors)]
+        return [self._results[number] for number in range(len(self._items))]
 
 
 class _Modes:

@@ -13,7 +13,7 @@ from al_lightning.information.products import recurring_size
 from al_lightning.threads import each
 
 ELEMENTS_IN_CACHE = 2**17  # in double precision
-SETTLED_ROUNDINGS = 8
+SETTLED_ROUNDINGS = 8  # of double precision: less uncertainty about the sample than that is rounding
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Configurations:
 
     @cached_property
     def unsettled(self) -> Tensor:
-        """The numbers of the configurations that leave more than rounding unknown (long): others learn from no label."""
+        """The numbers of the configurations that leave more than rounding unknown (long): no label tells the others."""
         doubt_M = 1 - self.weights_M_K.amax(dim=1)
         return (doubt_M > SETTLED_ROUNDINGS * torch.finfo(doubt_M.dtype).eps).nonzero().squeeze(1)
 

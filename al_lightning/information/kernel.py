@@ -156,8 +156,8 @@ def _add_block(
 def _logarithms(q_m_r: Tensor, num_classes: int, *, out: Tensor) -> Tensor:
     """The factor of q in q log q, finite for 0: 0 * log(something) = 0 is exact (and entr takes twice as long).
 
-    Of few classes log q is log1p(q - 1), which takes 0.6 of the time of log where it was measured. Where q is no more
-    than the rounding of q - 1, that costs up to a third of this rounding in q log q, for each class.
+    Of few classes log q is log1p(q - 1), where that takes less time than log. Where q is no more than the rounding of
+    q - 1, that costs up to a third of this rounding in q log q, for each class.
     """
     kind = torch.finfo(q_m_r.dtype)
     if num_classes > FEW_CLASSES or MKL_IS_AT_HOME:

@@ -142,23 +142,27 @@ def kept_responses(
     weight_C_O_T = convolution.weight.flatten(2).transpose(0, 1)[:, order_O]
     bias_O = convolution.bias_O[order_O]
     numbers_each = convolution.weight[0].numel() * math.prod(positions)
+
+    def keep_rows(rows: slice) -> None:
+        windows_C_T_P = _windows_of_taps(x_B_C[rows], positions, convolution)
+        num_rows, num_positions = rows.stop - rows.start, windows_C_T_P.shape[2]
+
+        def keep(some: slice) -> None:
+            responses_D_o_P = _responses(windows_C_T_P, weight_C_O_T[:, some], bias_O[some])
+            for few in _in_parts(some, numbers_each=num_samples * num_positions, most=_MIXED_AT_ONCE):
+                num_kept = int(num_kept_O[few.stop - 1])
+                responses_o_D_P = responses_D_o_P[:, few.start - some.start : few.stop - some.start].transpose(0, 1)
+                mixed_o_k_P = scale_O_K_D[few, :num_kept] @ responses_o_D_P
+                result = then(mixed_o_k_P.view(-1, *positions, num_rows).movedim(-1, 1)).movedim(1, -1)
+                results[..., rows].index_copy_(0, place_O_K[few, :num_kept].flatten(), result)
+
+        numbers_each = (len(windows_C_T_P) + 1) * num_positions
+        each(keep, _in_parts(slice(0, num_out), numbers_each=numbers_each, most=_RESPONSES_AT_ONCE))
+
     with own_threads(x_B_C.device):
         each(Tensor.zero_, torch.split(results, -(-len(results) // _ZEROED_PARTS)))
         for rows in _in_parts(slice(0, len(x_B_C)), numbers_each=numbers_each, most=_WINDOWS_AT_ONCE):
-            windows_C_T_P = _windows_of_taps(x_B_C[rows], positions, convolution)
-            num_rows, num_positions = rows.stop - rows.start, windows_C_T_P.shape[2]
-
-            def keep(some: slice) -> None:
-                responses_D_o_P = _responses(windows_C_T_P, weight_C_O_T[:, some], bias_O[some])
-                for few in _in_parts(some, numbers_each=num_samples * num_positions, most=_MIXED_AT_ONCE):
-                    num_kept = int(num_kept_O[few.stop - 1])
-                    responses_o_D_P = responses_D_o_P[:, few.start - some.start : few.stop - some.start].transpose(0, 1)
-                    mixed_o_k_P = scale_O_K_D[few, :num_kept] @ responses_o_D_P
-                    result = then(mixed_o_k_P.view(-1, *positions, num_rows).movedim(-1, 1)).movedim(1, -1)
-                    results[..., rows].index_copy_(0, place_O_K[few, :num_kept].flatten(), result)
-
-            numbers_each_out = len(windows_C_T_P) * num_positions
-            each(keep, _in_parts(slice(0, num_out), numbers_each=numbers_each_out, most=_RESPONSES_AT_ONCE))
+            keep_rows(rows)
     return results.view(num_samples, num_out, *shape, len(x_B_C)).movedim(-1, 0)
 
 

@@ -53,7 +53,10 @@ def plain_greedy(log_probs_N_K_C, batch_size):
 
 
 def full_greedy(log_probs_N_K_C, batch_size, *, num_configs, seed):
-    """Score every candidate over all configurations, one by one; by chance, if none adds more than rounding."""
+    """Score every candidate over all configurations, one by one; by chance, if none adds more than rounding.
+
+    From then on settled configurations tell exactly nothing, and not the rounding of nothing.
+    """
     rounding = 64 * torch.finfo(log_probs_N_K_C.dtype).eps * (1 + math.log(log_probs_N_K_C.shape[2]))
     generator = seeded(seed)
     luck_N = by_chance(torch.arange(len(log_probs_N_K_C)), seeded(seed)).tolist()
@@ -62,13 +65,17 @@ def full_greedy(log_probs_N_K_C, batch_size, *, num_configs, seed):
     for number in range(batch_size):
         if number > 0:
             last = log_probs_N_K_C[chosen[-1]]
-            configurations = configurations.extended(last, num_configs=num_configs, generator=generator)
+            configurations = configurations.extended(
+                last, num_configs=num_configs, generator=generator, only_unsettled=is_known
+            )
         left = [n for n in range(len(log_probs_N_K_C)) if n not in chosen]
         gain_of = {n: configurations.mean(configurations.information(log_probs_N_K_C[n])).item() for n in left}
         unknown = configurations.mean(torch.special.entr(configurations.weights_M_K).sum(dim=1))
         is_known = is_known or unknown < rounding or max(gain_of.values()) < 2 * rounding
         chosen.append(max(left, key=lambda n: (0 if is_known else gain_of[n], luck_N[n])))
-        gains.append(gain_of[chosen[-1]])
+        information_M = configurations.information(log_probs_N_K_C[chosen[-1]], only_unsettled=is_known)
+        gains.append(configurations.mean(information_M).item())
+        assert gains[-1] == pytest.approx(gain_of[chosen[-1]], rel=0, abs=1e-13)
     return chosen, gains
 
 
@@ -404,3 +411,49 @@ def test_a_stream_cannot_be_filled_up():
 def test_a_batch_that_the_stream_cannot_fill_is_refused(batch_size):
     with pytest.raises(ValueError, match=f"`batch_size` is {batch_size}, but"):
         batchbald(iter([random_log_probs(0)]), batch_size, generator=seeded())
+
+
+@pytest.mark.parametrize("num_threads", [2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_batch_is_the_same_to_the_bit_whatever_the_number_of_threads(num_threads, dtype):
+    log_probs_N_K_C = random_log_probs(5, 500, 20, 6, dtype=dtype)
+
+    def chosen():
+        whole = batchbald(log_probs_N_K_C, 8, num_configs=3000, generator=seeded())
+        chunks = torch.split(log_probs_N_K_C, 90)
+        streamed = batchbald(chunks, 8, num_configs=3000, generator=seeded())
+        return whole, streamed
+
+    expected = chosen()
+    torch.set_num_threads(num_threads)  # put back by the fixture of all tests here
+    found = chosen()
+    assert torch.get_num_threads() == num_threads
+    for batch, other in zip(found, expected, strict=True):
+        assert torch.equal(batch.positions, other.positions)
+        assert torch.equal(batch.scores, other.scores)
+        assert torch.equal(batch.leads, other.leads)
+        assert batch.num_evaluated == other.num_evaluated
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_several_threads_choose_what_enumeration_in_plain_python_chooses(seed, monkeypatch):
+    monkeypatch.setattr(import_module("al_lightning.information.kernel"), "ELEMENTS_PER_BLOCK", 30)
+    monkeypatch.setattr(import_module("al_lightning.information.kernel"), "ELEMENTS_OF_THREAD", 30)
+    monkeypatch.setattr(import_module("al_lightning.information.joint"), "ELEMENTS_IN_CACHE", 30)
+    monkeypatch.setattr(bounds, "ELEMENTS_IN_CACHE", 30)
+    monkeypatch.setattr(plan, "ELEMENTS_PER_BLOCK", 24)
+    torch.set_num_threads(3)
+    log_probs_N_K_C = random_log_probs(seed)
+    chosen, gains = plain_greedy(log_probs_N_K_C, 4)
+    batch = batchbald(log_probs_N_K_C, 4, generator=seeded())
+    assert batch.positions.tolist() == chosen
+    assert_close(batch.scores, torch.tensor(gains).double(), atol=1e-6, rtol=0)
+
+
+def test_a_wrong_row_is_named_as_by_one_thread_and_the_threads_are_given_back():
+    log_probs_N_K_C = random_log_probs(0, 4000, 20, 50, dtype=torch.float32)
+    log_probs_N_K_C[[1234, 3456], 3, 5] = float("nan")
+    torch.set_num_threads(3)
+    with pytest.raises(ValueError, match=r"`log_probs_N_K_C`\[1234, 3\] holds NaN"):
+        batchbald(log_probs_N_K_C, 4, generator=seeded())
+    assert torch.get_num_threads() == 3

@@ -13,7 +13,7 @@ def random_log_probs(num_points=30, *, seed=0, dtype=torch.float32):
 
 
 def keeping(num_kept):
-    return Plan(num_kept, rows_per_block=7, num_bytes=0)
+    return Plan(num_kept, rows_per_block=7, num_bytes=0, num_threads=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -196,3 +196,38 @@ def test_the_most_certain_configurations_are_left_out_first_and_by_their_probabi
         assert sorted(configurations.doubtful(negligible=left_out * 1.01 + 1e-12).counts_M.tolist()) == sorted(
             counts_M[order[number:]].tolist()
         )
+
+
+@pytest.mark.parametrize("batch_size", [4, 6])
+def test_what_is_settled_is_left_as_it_is_and_tells_nothing(batch_size):
+    configurations = extended_by(random_log_probs(4, batch_size, 5, sharpness=30.0), num_configs=200)
+    point_K_C = random_log_probs(5, 1, 5, sharpness=1.0)[0]
+    settled_M = torch.ones_like(configurations.probs_M, dtype=torch.bool)
+    settled_M[configurations.unsettled] = False
+    assert 0 < settled_M.sum() < len(settled_M)
+    information_M = configurations.information(point_K_C, only_unsettled=True)
+    assert (information_M[settled_M] == 0).all()
+    assert_close(information_M, configurations.information(point_K_C), atol=1e-13, rtol=0)
+
+    def extended(*, only_unsettled):
+        generator = torch.Generator().manual_seed(1)
+        found = configurations.extended(point_K_C, num_configs=200, generator=generator, only_unsettled=only_unsettled)
+        return found, torch.rand((), generator=generator)
+
+    (found, drawn_next), (whole, drawn_next_of_whole) = extended(only_unsettled=True), extended(only_unsettled=False)
+    assert drawn_next == drawn_next_of_whole
+    assert len(found.probs_M) < len(whole.probs_M)  # those that are settled are not told apart by their labels
+    assert found.counts_M.sum() == whole.counts_M.sum() == 200
+    for other_K_C in random_log_probs(6, 4, 5):
+        gain = found.mean(found.information(other_K_C))
+        assert_close(gain, whole.mean(whole.information(other_K_C)), atol=1e-13, rtol=1e-9)
+
+
+def test_where_all_is_settled_no_label_is_drawn():
+    certain_K_C = torch.eye(3).double().log()
+    configurations = extended_by(certain_K_C[None].repeat(2, 1, 1), num_configs=4)
+    assert len(configurations.unsettled) == 0
+    generator = torch.Generator()
+    after = configurations.extended(certain_K_C, num_configs=4, generator=generator, only_unsettled=True)
+    assert_close(after.weights_M_K, torch.eye(3).double())
+    assert after.information(certain_K_C, only_unsettled=True).tolist() == [0.0, 0.0, 0.0]

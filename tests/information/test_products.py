@@ -11,9 +11,11 @@ def normal(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
+@pytest.mark.parametrize("is_at_home", [False, True])
 @pytest.mark.parametrize("has_onednn", [False, True])
 @pytest.mark.parametrize("shape", [(3, 5, 7), (1, 1, 1), (0, 5, 3), (3, 5, 0), (256, 100, 2048), (2, 1000, 3)])
-def test_the_product_is_that_of_double_precision(shape, has_onednn, monkeypatch):
+def test_the_product_is_that_of_double_precision(shape, has_onednn, is_at_home, monkeypatch):
+    monkeypatch.setattr(products, "MKL_IS_AT_HOME", is_at_home)
     monkeypatch.setattr(products, "HAS_ONEDNN", has_onednn and products.HAS_ONEDNN)
     num_left, num_samples, num_right = shape
     left, right = normal(num_left, num_samples), normal(num_right, num_samples, seed=1)
@@ -38,7 +40,8 @@ def test_torch_has_the_operation_as_it_was_when_this_was_written():
 
 
 @needs_onednn
-def test_few_sizes_recur_and_none_is_much_larger_than_what_was_asked_for():
+def test_few_sizes_recur_and_none_is_much_larger_than_what_was_asked_for(monkeypatch):
+    monkeypatch.setattr(products, "MKL_IS_AT_HOME", False)
     sizes = [recurring_size(size, like=torch.empty(0)) for size in range(20_000)]
     assert all(size <= found <= size + size // 16 + 1 for size, found in enumerate(sizes))
     assert [recurring_size(size, like=torch.empty(0)) for size in sizes] == sizes
@@ -47,6 +50,17 @@ def test_few_sizes_recur_and_none_is_much_larger_than_what_was_asked_for():
 
 
 def test_where_no_kernel_is_compiled_a_size_stays(monkeypatch):
+    monkeypatch.setattr(products, "MKL_IS_AT_HOME", False)
     assert recurring_size(99, like=torch.empty(0).double()) == 99
     monkeypatch.setattr(products, "HAS_ONEDNN", False)
     assert recurring_size(99, like=torch.empty(0)) == 99
+
+
+@needs_onednn
+def test_mkl_is_at_home_on_processors_of_intel_alone(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    for name, expected in (("Intel Xeon 2.80GHz", True), ("AMD EPYC 9R14", False), ("", False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=name: {"cpu_name": name}, raising=False)
+        assert products._is_mkl_at_home() == expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not products._is_mkl_at_home()

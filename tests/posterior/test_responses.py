@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from al_lightning.posterior import responses
 from al_lightning.posterior.pooling import FASTER
 from al_lightning.posterior.responses import Convolution, kept_responses, mixed_responses, skipping_pays
 
@@ -104,3 +105,28 @@ def test_channels_are_skipped_where_many_are_dropped_from_results_that_are_not_s
     kept_K_O = torch.full((2, 4), 2.0)
     kept_K_O.view(-1)[:num_dropped] = 0.0
     assert skipping_pays(kept_K_O, num_positions) == pays
+
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("num_axes", [1, 2])
+def test_responses_are_the_same_to_the_bit_by_several_threads(num_axes, three_threads, monkeypatch):
+    for name, size in (("_MIXED_AT_ONCE", 2000), ("_RESPONSES_AT_ONCE", 1000), ("_PRODUCTS_AT_ONCE", 500)):
+        monkeypatch.setattr(responses, name, size)
+    x, scale_K_C = normal(3, 4, *(9, 8)[:num_axes]), normal(6, 4, seed=3).relu()
+    kept_K_O = (normal(6, 7, seed=4) > 0).float()
+    convolution = Convolution(normal(7, 4, *(3, 2)[:num_axes], seed=1), normal(7, seed=2), padding=1)
+
+    def found():
+        return mixed_responses(x, scale_K_C, convolution), kept_responses(x, scale_K_C, convolution, kept_K_O)
+
+    by_three = found()
+    torch.set_num_threads(1)
+    assert all(torch.equal(some, same) for some, same in zip(by_three, found(), strict=True))
+    torch.testing.assert_close(by_three[1], by_three[0] * kept_K_O.reshape(1, 6, 7, *[1] * num_axes))

@@ -1,0 +1,181 @@
+"""What another process that keeps a core busy costs: a batch of BatchBALD, and the MC dropout of some images.
+
+    python benchmarks/busy_neighbour.py
+    python benchmarks/busy_neighbour.py --neighbours 2 --repeats 9
+
+The neighbour is a loop in a session of its own, as another user's or a container's is, because Linux shares a core
+fairly between sessions. It is started and stopped in turn: a round times every case without it, then with it. The two
+must give the same to the bit. Each round lasts seconds; no new one is begun after `--limit` seconds.
+
+Numbers to be shown are measured on a machine that does nothing else. The pools are those of `joint_entropy.py`, made if
+they are missing. Writes busy_neighbour.csv and prints a table.
+"""
+
+import argparse
+import csv
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from joint_entropy import RESULTS, find_pool
+from joint_entropy_case import select_ours
+from joint_entropy_record import Provenance, find_provenance
+
+from al_lightning.models import PaperCNN
+from al_lightning.posterior import MCDropout
+
+BOUND = 3  # times the quiet time
+BUSY = "print(flush=True)\nwhile True: pass"
+
+Run = Callable[[], object]  # the result can be compared
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the CSV file; seconds are medians."""
+
+    case: str
+    threads: int
+    neighbours: int
+    repeats: int
+    quiet_s: float
+    busy_s: float
+    longest_busy_s: float
+    times: float
+    is_same: bool
+
+
+@contextmanager
+def neighbours(number: int) -> Iterator[None]:
+    """That many processes, each of which keeps a core busy, in sessions of their own."""
+    with ExitStack() as running:
+        for _ in range(number):
+            process = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, start_new_session=True)
+            running.enter_context(process)
+            running.callback(process.send_signal, signal.SIGKILL)
+            assert process.stdout is not None
+            process.stdout.readline()  # it has begun
+        yield
+
+
+def prediction(images: int, samples: int, stack: ExitStack) -> Run:
+    """MC dropout of random images by the paper's net."""
+    torch.manual_seed(0)
+    model, batch = PaperCNN(), torch.randn(images, 1, 28, 28)
+    predict = stack.enter_context(MCDropout().sample(model, samples, seed=0))
+    return lambda: predict(batch).numpy().tobytes()
+
+
+def cases(arguments: argparse.Namespace, stack: ExitStack) -> dict[str, Run]:
+    """What is timed, by its name."""
+    runs: dict[str, Run] = {}
+    folder, axes = arguments.folder.resolve(), (arguments.samples, arguments.classes)
+    for num_points in arguments.num_points:
+        pool = torch.from_numpy(np.load(find_pool(folder, num_points, *axes, threads=arguments.threads)))
+        name = f"BatchBALD, N = {num_points:,}, K = {axes[0]}, b = {arguments.batch_size}"
+        runs[name] = lambda pool=pool: select_ours(pool, arguments.batch_size, arguments.num_configs)  # type: ignore[misc]
+    for images in arguments.images:
+        runs[f"MC dropout, {images} images, K = {axes[0]}"] = prediction(images, axes[0], stack)
+    return runs
+
+
+def timed(runs: dict[str, Run]) -> dict[str, tuple[float, object]]:
+    """Seconds and result of each case, once."""
+    found = {}
+    for name, run in runs.items():
+        started = time.perf_counter()
+        result = run()
+        found[name] = time.perf_counter() - started, result
+    return found
+
+
+def measure(runs: dict[str, Run], arguments: argparse.Namespace) -> list[Result]:
+    """All cases in turn, without and with the neighbours."""
+    timed(runs)  # the first time costs more
+    quiet, busy = [], []
+    started = time.perf_counter()
+    while len(quiet) < arguments.repeats and (not quiet or time.perf_counter() - started < arguments.limit):
+        quiet.append(timed(runs))
+        with neighbours(arguments.neighbours):
+            busy.append(timed(runs))
+    results = []
+    for name in runs:
+        seconds = [[found[name][0] for found in rounds] for rounds in (quiet, busy)]
+        first = quiet[0][name][1]
+        quiet_s, busy_s = (median(some) for some in seconds)
+        results.append(
+            Result(
+                name,
+                arguments.threads,
+                arguments.neighbours,
+                len(quiet),
+                round(quiet_s, 4),
+                round(busy_s, 4),
+                round(max(seconds[1]), 4),
+                round(busy_s / quiet_s, 2),
+                all(found[name][1] == first for found in (*quiet, *busy)),
+            )
+        )
+    return results
+
+
+def write_csv(path: Path, results: list[Result], provenance: Provenance) -> None:
+    """A line for each case."""
+    about = {"commit": provenance.commit, "torch": provenance.torch, "machine": provenance.machine}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*about, *(field.name for field in fields(Result))])
+        writer.writeheader()
+        writer.writerows({**about, **asdict(result)} for result in results)
+
+
+def table(results: list[Result]) -> str:
+    """For the README."""
+    lines = ["| | quiet, s | beside the neighbour | times | results |", "| - | -: | -: | -: | - |"]
+    lines += [
+        f"| {found.case} | {found.quiet_s:.3g} | {found.busy_s:.3g} (longest {found.longest_busy_s:.3g}) | "
+        f"{found.times:.2f} | {'the same' if found.is_same else 'DIFFERENT'} |"
+        for found in results
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, write and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-points", type=int, nargs="+", default=[1_000, 10_000])
+    parser.add_argument("--images", type=int, nargs="+", default=[256])
+    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=10)
+    parser.add_argument("--num-configs", type=int, default=10_000)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--neighbours", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--limit", type=float, default=120, help="seconds after which no further round is begun")
+    parser.add_argument("--folder", type=Path, default=Path("runs/joint_entropy"), help="pools")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(arguments.threads)
+    provenance = find_provenance(threads=arguments.threads, device="cpu", commit=None)
+    with ExitStack() as stack:
+        results = measure(cases(arguments, stack), arguments)
+    write_csv(arguments.results / "busy_neighbour.csv", results, provenance)
+    print(table(results))
+    if not all(found.is_same for found in results):
+        sys.exit("A neighbour changed a result.")
+    too_slow = [found.case for found in results if found.times > BOUND]
+    print(f"more than {BOUND} times the quiet time: {'; '.join(too_slow) or 'none'}")
+
+
+if __name__ == "__main__":
+    main()
