@@ -34,6 +34,7 @@ class DigitsDataModule(LightningDataModule):
         split_seed: int = 0,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(logger=False)  # a run that goes on with others says so
         self.batch_size = batch_size
         self.val_size = val_size
         self.test_size = test_size

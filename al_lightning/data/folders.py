@@ -140,6 +140,7 @@ class ImageFolderDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(logger=False)  # a run that goes on with others says so
         self.root = root
         self.train_parts = train_parts
         self.test_part = test_part

@@ -100,6 +100,7 @@ class IDXDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(logger=False)  # a run that goes on with others says so
         self.root = root
         self.prefix = prefix
         self.batch_size = batch_size

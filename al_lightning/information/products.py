@@ -13,7 +13,8 @@ def _is_mkl_at_home() -> bool:
 
 # Torch's products and logarithms in single precision go to MKL. On processors of Intel it is the fastest: of thirty
 # columns its products take half as long as those of oneDNN, and `log` a third of `log1p`. On those of AMD it does
-# without AVX-512: on one of them 97 GFLOP/s a thread, where oneDNN has 216, and `log` takes 1.7 times as long as `log1p`.
+# without AVX-512: on one of them 97 GFLOP/s a thread, where oneDNN has 216, and `log` takes 1.7 times as long as
+# `log1p`.
 MKL_IS_AT_HOME = _is_mkl_at_home()
 # An operation that torch keeps for its own compiler; no public call leads to oneDNN.
 _IS_BUILT_WITH_IT: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
