@@ -167,7 +167,7 @@ def test_a_look_before_the_training_changes_no_record(make_trainer, make_model, 
     assert run() == once
 
 
-def warned_on_ranks(num_ranks, noisy):
+def warned_on_ranks(folder, num_ranks, noisy):
     """What each rank is told of a model: warnings, or the error."""
     import warnings  # noqa: PLC0415 - a function that ranks import by name
 
@@ -181,7 +181,7 @@ def warned_on_ranks(num_ranks, noisy):
         devices=num_ranks,
         strategy="ddp",
         max_epochs=1,
-        callbacks=[ActiveLearning(BALD(), query_size=4, num_samples=8, max_rounds=1)],
+        callbacks=[ActiveLearning(BALD(), query_size=4, num_samples=8, max_rounds=1, folder=folder)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -198,9 +198,12 @@ def warned_on_ranks(num_ranks, noisy):
 
 
 @pytest.mark.slow
-def test_all_ranks_refuse_together_and_one_warns(on_ranks):
-    refusals = sorted(found for _, found in on_ranks(2, __file__, "warned_on_ranks", num_ranks=2, noisy=True))
+def test_all_ranks_refuse_together_and_one_warns(on_ranks, tmp_path):
+    def told(name, *, noisy):
+        answers = on_ranks(2, __file__, "warned_on_ranks", folder=str(tmp_path / name), num_ranks=2, noisy=noisy)
+        return sorted(found for _, found in answers)
+
+    refusals = told("noisy", noisy=True)
     assert [(rank, step) for rank, step, _ in refusals] == [(0, 0), (1, 0)]
     assert all("first in `net.1`" in words for _, _, words in refusals)
-    said = sorted(found for _, found in on_ranks(2, __file__, "warned_on_ranks", num_ranks=2, noisy=False))
-    assert said == [(0, 1), (1, 0)]
+    assert told("in training", noisy=False) == [(0, 1), (1, 0)]
