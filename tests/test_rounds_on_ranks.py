@@ -212,7 +212,7 @@ def labels_differ(folder, num_ranks):
 def test_labels_that_differ_between_ranks_are_noticed(on_ranks, tmp_path):
     for ok, words in on_ranks(2, __file__, "labels_differ", folder=str(tmp_path), num_ranks=2):
         assert not ok
-        assert "disagree about the pool" in words
+        assert "disagree about who is labelled" in words
 
 
 def resumed(folder, num_ranks, max_rounds):
