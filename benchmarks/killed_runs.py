@@ -131,9 +131,9 @@ def sets_aside(datamodule: ActiveLearningDataModule) -> None:
 def gives(datamodule: ActiveLearningDataModule) -> None:
     """Label two points by hand, and one anew."""
     now = int(datamodule.labels.round_of_N.max())
-    again = datamodule.labels.labelled_indices[2:3]
+    again, others = datamodule.labels.labelled_indices[2:3], datamodule.labels.pool_indices[5:7]
     datamodule.unlabel(again)
-    datamodule.label([*datamodule.labels.pool_indices[5:7].tolist(), *again.tolist()], round=now)
+    datamodule.label([*others.tolist(), *again.tolist()], round=now)
 
 
 HOOKS = ("setup", "on_fit_start", "on_train_start", "on_train_end", "on_fit_end", "on_test_start", "on_test_end")
