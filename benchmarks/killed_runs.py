@@ -212,7 +212,12 @@ def run(folder: Path, plan: Plan = Plan(), *, max_rounds: int = 4, corrected: Se
         enable_model_summary=False,
         log_every_n_steps=1,
     )
-    data = ActiveLearningDataModule(Blobs(corrected), initial=INITIAL, corrected=list(corrected))
+    data = ActiveLearningDataModule(
+        Blobs(corrected),
+        initial=INITIAL,
+        samples_per_epoch=16,  # whatever is labelled, no batch of one is left to BatchNorm
+        corrected=list(corrected),
+    )
     active_fit(trainer, model, data)
 
 
