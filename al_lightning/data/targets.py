@@ -210,6 +210,12 @@ def refuse_other_targets(before: Mapping[int, int], now: Mapping[int, int], *, c
             f"). If these labels were corrected, start the command again with {accept}; the record of the next round "
             "names them. If not, the ids point at other samples: make `setup('fit')` build the same dataset always."
         )
+    raise ValueError(
+        f"{len(unexpected)} of {len(before)} labelled points have other targets than the run has recorded (first "
+        f"{shown}), so many that their ids point at other samples now. Make `setup('fit')` build the same dataset "
+        "always, splitting it by a seeded generator. If all of these labels were corrected, name their ids, "
+        "`ActiveLearningDataModule(..., corrected=[...])`."
+    )
 
 
 def refuse_visible(dataset: Dataset[Any], indices: Sequence[int], *, num_classes: int | None) -> None:
