@@ -42,7 +42,7 @@ def test_the_tables_of_a_run_folder_have_no_formula(tmp_path):
 
 
 def test_the_labelled_set_has_no_formula():
-    header = {"initial": [3], "initial_targets": ["=1"]}
+    header = {"num_points": 10, "initial": [3], "initial_targets": ["=1"]}
     assert labelled_csv([Round(0, 1, 9)], header).split() == ["id,round,target", "3,0,'=1"]
 
 
@@ -73,10 +73,10 @@ def test_plain_json_is_read_as_json_is():
 
 @pytest.mark.parametrize("line", ["[" * 100_000 + "]" * 100_000, '{"round": 1e999}', '{"round": NaN}'])
 def test_a_journal_with_such_a_line_is_refused_with_its_path(tmp_path, line):
-    Journal(tmp_path, {})
+    Journal(tmp_path, {"num_points": 3, "initial": [0]})
     path = tmp_path / "rounds.jsonl"
     path.write_text(f"{path.read_text()}{line}\n")
-    with pytest.raises(ValueError, match=r"rounds\.jsonl is torn or no journal \(.*(deep|finite)"):
+    with pytest.raises(ValueError, match=r"rounds\.jsonl cannot be used: line 2 is torn or no JSON \(.*(deep|finite)"):
         read_journal(tmp_path)
 
 

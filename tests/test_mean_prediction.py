@@ -1,5 +1,6 @@
 import importlib.util
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,8 +124,9 @@ def test_a_batch_before_the_samples_are_drawn_is_refused(make_trainer, make_mode
 
 def run_that_trains_alike(folder, *, num_ranks):
     """The run of test_rounds_on_ranks.py, whose weights do not depend on the ranks; its mean predictions' metrics."""
-    spec = importlib.util.spec_from_file_location("ranks", Path(__file__).with_name("test_rounds_on_ranks.py"))
+    spec = importlib.util.spec_from_file_location("rounds_alike", Path(__file__).with_name("test_rounds_on_ranks.py"))
     module = importlib.util.module_from_spec(spec)
+    sys.modules["rounds_alike"] = module  # the command line imports the modules of all classes that it may be given
     spec.loader.exec_module(module)
     _, _, metrics = module.run(folder, num_ranks=num_ranks, callbacks=[MeanPrediction()])
     return [value for of_round in metrics for name, value in of_round.items() if name.startswith("test_mean")]

@@ -756,7 +756,7 @@ def test_loaders_that_are_reloaded_each_epoch_are_those_of_the_plain_module_on_t
     ("later", "words"),
     [
         (numbered(39), "has 39 samples now, but had 40 when they were labelled"),
-        (TensorDataset(torch.zeros(40, 1), (torch.arange(40) + 1) % 3), "have other targets than in the last round"),
+        (TensorDataset(torch.zeros(40, 1), (torch.arange(40) + 1) % 3), "have other targets than the run has recorded"),
     ],
 )
 def test_a_loader_of_other_samples_within_a_fit_is_refused(later, words):

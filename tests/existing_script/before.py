@@ -6,19 +6,20 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
+STARTS = []  # what this test looks at: the state in which each training starts
+
 
 class MyModule(LightningModule):
     def __init__(self):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 2))
-        self.starts = []  # what this test looks at: the state in which each training starts
 
     def forward(self, x):
         return self.net(x)
 
     def on_train_start(self):
         optimizer, early_stopping = self.optimizers(), self.trainer.early_stopping_callback
-        self.starts.append(
+        STARTS.append(
             {
                 "weights": [p.detach().clone() for p in self.parameters()],
                 "optimizer_state": len(optimizer.state_dict()["state"]),

@@ -51,7 +51,7 @@ WHOLE = 2 * 3 * 16 * 4  # bytes
 
 def test_responses_are_one_result_for_each_input_channel():
     found = counted_of_convolution(lambda results, y: results.add_responses(torch.ones(2, 5, 6, 6), y))
-    assert found == Results(shared=5 * WHOLE)
+    assert found == Results(shared=5 * WHOLE, responses=5 * WHOLE)
 
 
 def test_a_convolution_is_of_each_sample_and_as_large_as_what_is_computed_of_it():
