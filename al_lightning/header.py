@@ -32,6 +32,7 @@ def described(
     labels = datamodule.labels
     initial = labels.initial_indices.tolist() if before is None else before["initial"]
     aside = labels.set_aside_indices.tolist() if before is None else before["set_aside"]
+    drawn = datamodule.initial_draw if before is None else before.get("initial_draw")
     return {
         **{name: re.sub(r" at 0x[0-9a-f]+", "", repr(settings[name])) for name in RULES_RECORDED},
         **{name: settings[name] for name in SETTINGS_RECORDED},
@@ -41,6 +42,7 @@ def described(
         "datamodule": type(datamodule.inner).__name__,
         "num_points": len(datamodule.labels),
         "initial": initial,
+        "initial_draw": drawn,
         "initial_targets": datamodule.targets_of(initial),
         "set_aside": aside,
         "hyper_parameters": {

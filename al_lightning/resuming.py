@@ -55,6 +55,7 @@ def opened(folder: Path, header: Mapping[str, Any]) -> tuple[Journal, list[Round
     if not (folder / "rounds.jsonl").exists():
         return Journal(folder, header), []
     before, rounds = read_journal(folder)
+    header = _as_drawn_before(header, before)
     is_current = before["version"] == SCHEMA_VERSION
     if not rounds and (not is_current or what_differs(before, header)):
         (folder / FIRST_WEIGHTS).unlink(missing_ok=True)
@@ -67,12 +68,22 @@ def opened(folder: Path, header: Mapping[str, Any]) -> tuple[Journal, list[Round
             "`ActiveLearning(folder=...)`."
         )
     refuse_other_run(before, header, folder)
-    _warn_of_other_hyper_parameters(before, header, folder)
+    if rounds:
+        _warn_of_other_hyper_parameters(before, header, folder)
     has_weights = bool(rounds) or (folder / FIRST_WEIGHTS).exists()
     stays = {*(["first_weights"] if has_weights else []), *(FIRST_VALUE_STAYS if rounds else [])}
     now = {**header, **{name: before[name] for name in stays if name in before}}
     in_the_order_of_before = {name: now[name] for name in [*before, *now] if name in now}
     return Journal(folder, in_the_order_of_before, rounds=rounds), rounds
+
+
+def _as_drawn_before(header: Mapping[str, Any], before: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Take a run's initial labels where they are drawn as before: after a correction the same draw gives others.
+
+    Whether the data are the same is told by the targets of all labelled points.
+    """
+    is_same_draw = before.get("initial_draw") is not None and before["initial_draw"] == header.get("initial_draw")
+    return {**header, "initial": before["initial"]} if is_same_draw else header
 
 
 def _warn_of_other_hyper_parameters(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:

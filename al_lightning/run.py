@@ -1,6 +1,6 @@
 """The rounds of a run: known to every rank, kept on disk by rank 0, and found again by the next process."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from filelock import FileLock
 
 from al_lightning._lightning import LightningModule, Trainer, set_logged_steps
-from al_lightning.data import SET_ASIDE, ActiveLearningDataModule, Labels
+from al_lightning.data import IN_POOL, SET_ASIDE, ActiveLearningDataModule, Labels
 from al_lightning.journal import Journal, read_journal, run_folder
 from al_lightning.posterior import Members
 from al_lightning.ranks import Ranks
@@ -204,14 +204,12 @@ def begin(
         find_folder=None if leaves_none else lambda: folder or run_folder(trainer),
         resumes=folder is not None,
     )
-    accepted = {index for record in run.rounds for index, *_ in record.corrections}
-    run.go_on_after(still_finished(run.rounds, limits, query_size=header["query_size"]))
-    base = recorded(run.header, []) if known is None else known
-    moved = [
-        change for change in datamodule.changes_since(base.state_of) if known is not None or change[1] == SET_ASIDE
-    ]
-    catch_up_labels(run, datamodule, accepted=accepted)
-    _move(datamodule, moved, base=base, now=recorded(run.header, run.rounds))
+    on_disk = run.rounds
+    run.go_on_after(still_finished(on_disk, limits, query_size=header["query_size"]))
+    base, now = recorded(run.header, []) if known is None else known, recorded(run.header, run.rounds)
+    moved = _moved_by_hand(datamodule, base, now, is_new_process=known is None)
+    catch_up_labels(run, datamodule, withdrawn=on_disk[len(run.rounds) :])
+    _move(datamodule, moved, base=base, now=now)
     if moved and run.rounds:  # the round that is due begins with them, even if it is run again
         complete = replace(run.rounds[-1], changed_after=[*run.rounds[-1].changed_after, *moved])
         run.commit(Ranks(trainer), [*run.rounds[:-1], complete])
@@ -219,16 +217,35 @@ def begin(
         set_logged_steps(trainer, run.rounds[-1].logged_steps)
 
 
-def catch_up_labels(run: Run, datamodule: ActiveLearningDataModule, *, accepted: Collection[int] = ()) -> None:
+def catch_up_labels(run: Run, datamodule: ActiveLearningDataModule, *, withdrawn: Sequence[Round] = ()) -> None:
     """Bring the labels to where the records of a run end.
 
     Args:
         run: An open run.
         datamodule: Whose labels.
-        accepted: Ids whose corrections the run has recorded, in rounds that are to be run again too.
+        withdrawn: Rounds that are to be run again; the corrections that they recorded are accepted, to these targets.
     """
     state = recorded(run.header, run.rounds)
-    datamodule.restore(state.state_of, state.target_of, corrected=accepted)
+    accepted = {index: new for record in withdrawn for index, _, new in record.corrections}
+    expected = {index: accepted.get(index, target) for index, target in state.target_of.items()}
+    datamodule.restore(state.state_of, expected)
+
+
+def _moved_by_hand(
+    datamodule: ActiveLearningDataModule, base: Recorded, now: Recorded, *, is_new_process: bool
+) -> list[Change]:
+    """Return what the user has changed since `base`, unless the records have it; a new process only excludes points."""
+    changes = datamodule.changes_since(base.state_of)
+    new = [change for change in changes if now.state_of.get(int(change[0] or 0), IN_POOL) != change[1]]
+    if not is_new_process:
+        return new
+    if labelled := [index for index, state, _ in new if state is not None and state > 0]:
+        raise ValueError(
+            f"The points {labelled[:5]} ({len(labelled)} in all) were labelled before the run was started, and its "
+            "records do not have them. Begin a run with a new data module and `initial=[...]`; to label points by "
+            "hand in a run, call `label` in a callback's `on_fit_start`."
+        )
+    return [change for change in new if change[1] == SET_ASIDE]
 
 
 def _move(datamodule: ActiveLearningDataModule, moved: Sequence[Change], *, base: Recorded, now: Recorded) -> None:

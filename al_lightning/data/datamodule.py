@@ -86,6 +86,7 @@ class ActiveLearningDataModule(LightningDataModule):
     samples_per_epoch: int | None
     seed: int
     _labels: Labels | None
+    _drawn: list[int] | None
     corrected: frozenset[int]
     _known_targets: dict[int, int]
     _class_names: list[str] | None
@@ -121,6 +122,7 @@ class ActiveLearningDataModule(LightningDataModule):
         self.seed = seed
         self.corrected = frozenset(corrected or [])
         self._labels = None
+        self._drawn = None
         self._known_targets = {}
         self._class_names = None  # read once, for it may take reading all items
         self._train_loader = None
@@ -187,6 +189,16 @@ class ActiveLearningDataModule(LightningDataModule):
         return self._labels
 
     @property
+    def initial_draw(self) -> str | None:
+        """How the initial labels were drawn; None where they were given, or were moved by hand since.
+
+        A balanced draw depends on the targets of all samples, so after a correction it gives others.
+        """
+        if self._drawn is None or self._drawn != self.labels.initial_indices.tolist():
+            return None
+        return f"{self.initial} samples{' of balanced classes' if self.balanced else ''}, seed {self.seed}"
+
+    @property
     def has_acquired(self) -> bool:
         """Whether samples were labelled besides the initial ones."""
         return self._labels is not None and bool((self._labels.round_of_N > 0).any())
@@ -207,6 +219,7 @@ class ActiveLearningDataModule(LightningDataModule):
             if self._labels is None:
                 labels = Labels(num_samples)
                 labels.label(initial_indices(self.initial, dataset, balanced=self.balanced, seed=self.seed), round=0)
+                self._drawn = labels.initial_indices.tolist() if isinstance(self.initial, int) else None
                 self._labels = labels
         self._refuse_other_length(num_samples)
         self._refuse_other_samples(self._known_targets, self.corrected)
@@ -276,18 +289,15 @@ class ActiveLearningDataModule(LightningDataModule):
         """Move samples from the pool to the labelled ones; training sees them from the next fit on."""
         self.labels.label(indices, round=round)
 
-    def restore(
-        self, state_of: Mapping[int, int], target_of: Mapping[int, int], *, corrected: Collection[int] = ()
-    ) -> None:
+    def restore(self, state_of: Mapping[int, int], target_of: Mapping[int, int]) -> None:
         """Take over the label state that the records of a run tell, if the data are the same.
 
         Args:
             state_of: States by id; points that are not named are in the pool.
-            target_of: Recorded targets of labelled points.
-            corrected: Ids whose corrections the run has accepted before, beside those of `corrected` above.
+            target_of: Targets that the records expect of labelled points.
         """
         self.labels.replace(state_of)
-        self._refuse_other_samples(target_of, self.corrected.union(corrected))
+        self._refuse_other_samples(target_of, self.corrected)
 
     def changes_since(self, state_of: Mapping[int, int]) -> list[list[int | None]]:
         """Return [id, state, target] of every point whose state differs from these; the target of labelled ones."""

@@ -21,6 +21,7 @@ NEEDED = {"num_points": int, "initial": list[int]}
 HEADER_TYPES: Mapping[str, Any] = {
     **NEEDED,
     "initial_targets": list[int] | None,
+    "initial_draw": str | None,
     "set_aside": list[int],
     "acquisition": str | None,
     "posterior": str | None,

@@ -86,17 +86,29 @@ class Round:
         return len(self.acquired) * mean_bald / joint if joint > 0 and mean_bald > 0 else None
 
     def numbers(self) -> dict[str, float | int | None]:
-        """Every number of the round under one flat name, as loggers and tables want them."""
-        return {
+        """Every number of the round under one flat name, as loggers and tables want them.
+
+        A metric of the user's that has the name of one of ours is under `logged/NAME`.
+
+        Example:
+            >>> numbers = Round(2, 9, 8, metrics={"round": 0.5, "acc": 0.75}).numbers()
+            >>> numbers["round"], numbers["logged/round"], numbers["acc"]
+            (2, 0.5, 0.75)
+        """
+        counts = {
             "round": self.round,
             "n_labelled": self.num_labelled,
             "n_pool": self.num_pool,
             "n_acquired": len(self.acquired),
-            **self.metrics,
+        }
+        measured = {
             **self.information,
             "redundancy": self.redundancy,
             **{f"seconds_{name}": value for name, value in self.seconds.items()},
         }
+        own = counts.keys() | measured.keys()
+        logged = {f"logged/{name}" if name in own else name: value for name, value in self.metrics.items()}
+        return {**counts, **logged, **measured}
 
     def picks(self) -> list[Pick]:
         """A row for each chosen sample, best first, with the columns of `acquisitions.csv`; None where unknown.

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from pytorch_lightning.loggers import WandbLogger
 
 TABLE, IMAGES = f"{PREFIX}acquired", f"{PREFIX}images"
-NOT_IN_CONFIG = frozenset({"initial", "initial_targets", "set_aside", "first_weights", "hyper_parameters", "versions"})
+NOT_IN_CONFIG = frozenset(
+    {"initial", "initial_draw", "initial_targets", "set_aside", "first_weights", "hyper_parameters", "versions"}
+)
 
 
 def wandb_loggers(trainer: Trainer) -> "list[WandbLogger]":
