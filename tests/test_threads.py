@@ -106,9 +106,9 @@ def test_the_number_of_threads_is_what_it_was_also_after_an_error_and_for_others
     def fail(_):
         raise ValueError("broken")
 
-    before = threading.active_count()
+    before, barrier = threading.active_count(), threading.Barrier(3)
     with own_threads(CPU):
-        each(abs, range(10))
+        each(lambda _: barrier.wait(timeout=30), range(3))  # all of them have begun
         assert torch.get_num_threads() == 1
         assert number_in_new_thread() == 3
     assert torch.get_num_threads() == number_in_new_thread() == 3

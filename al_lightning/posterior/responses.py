@@ -11,7 +11,7 @@ from torch.nn import functional
 from al_lightning.threads import each, own_threads
 
 _WINDOWS_AT_ONCE = 2**21  # numbers: they are read anew for every few output channels,
-_RESPONSES_AT_ONCE = 2**21  # these too are to be in the last cache,
+_RESPONSES_AT_ONCE = 2**20  # these too are to be in the last cache, and a thread gets as many at a time,
 _MIXED_AT_ONCE = 2**20  # and these nearer; flat within a twentieth
 # Measured on one and two threads, K of 10 to 100, 8 to 512 channels, results of 2 x 2 to 30 x 30.
 _PRODUCTS_AT_ONCE, _ZEROED_PARTS = 2**19, 16

@@ -41,3 +41,15 @@ def test_the_pool_in_half_precision_need_not_fit():
 def test_what_takes_too_much_is_named():
     with pytest.raises(ValueError, match=r"`memory_budget_mib` is 10, but 5000 configurations, .* the 7 candidates"):
         planned((100, 50, 10), torch.float32, batch_size=7, num_configs=5000, memory_budget_mib=10)
+
+
+def test_more_than_two_threads_work_at_once_where_the_budget_has_room_beyond_the_candidates():
+    shape, wanted = (2000, 100, 10), {"batch_size": 10, "num_configs": 10_000}
+    roomy = planned(shape, torch.float32, memory_budget_mib=2048, **wanted)
+    assert roomy.num_kept == 2000
+    block = roomy.rows_per_block * 1000 * 4
+    assert roomy.num_bytes + (roomy.num_threads - 2) * 5 * block <= 2048 * 2**20
+    assert roomy.num_threads > 100
+    tight = planned((10**7, 100, 10), torch.float32, memory_budget_mib=2048, **wanted)
+    assert tight.num_kept < 10**7
+    assert tight.num_threads == 2

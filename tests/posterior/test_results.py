@@ -86,3 +86,10 @@ def test_of_a_convolution_whose_channels_are_skipped_only_what_is_left_counts():
 
     torch.vmap(counting)(torch.ones(4, 5, 1, 1), torch.zeros(4, 3, 1, 1))
     assert results == Results(largest=WHOLE // 4)
+
+
+def test_a_pass_is_mostly_responses_unless_as_much_else_is_shared_or_a_convolution_is_of_each_sample():
+    assert Results(shared=15, responses=10).are_mostly_responses
+    assert not Results(shared=20, responses=10).are_mostly_responses
+    assert not Results().are_mostly_responses
+    assert not Results(shared=15, responses=10, has_own_convolution=True).are_mostly_responses

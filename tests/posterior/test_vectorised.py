@@ -393,3 +393,34 @@ def test_what_cannot_be_traced_is_looped_and_says_why(function, reason):
     model = made(lambda: Forward(function, first=nn.Linear(192, 8), drop=nn.Dropout(0.5), last=nn.LazyLinear(4)))
     samples = assert_same_as_the_loop(model, *points().split(5), path="loop")
     assert re.search(reason, samples.reason)
+
+
+@pytest.mark.parametrize(("model", "expected"), [("responses", True), ("linear", False), ("own convolution", False)])
+def test_torch_is_serial_only_where_most_is_done_in_blocks_of_our_own(model, expected):
+    convolution = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Dropout2d(), nn.ReLU(), nn.Conv2d(6, 6, 3))
+    elementwise = nn.Sequential(nn.Dropout(), nn.Conv2d(6, 3, 3))
+    models = {
+        "responses": nn.Sequential(convolution, nn.Flatten(), nn.LazyLinear(3)),
+        "linear": nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.Dropout(), nn.LazyLinear(3)),
+        "own convolution": nn.Sequential(convolution, elementwise, nn.Flatten(), nn.LazyLinear(3)),
+    }
+    seen, net, images = [], models[model], torch.randn(5, 1, 12, 12)
+    net(images)
+
+    def look(*_):
+        seen.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with MCDropout().sample(net, 20, seed=0) as predict:
+            predict(images)
+            handle = net.register_forward_hook(look)
+            seen.clear()
+            predict(images)
+            handle.remove()
+            assert predict.path == "vmap"
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1 if expected else 2}
