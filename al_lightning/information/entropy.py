@@ -5,7 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-ELEMENTS_PER_BLOCK = 2**22
+from al_lightning.threads import each, own_threads
+
+ELEMENTS_PER_BLOCK = 2**20
 
 
 def at_least_single(log_probs_N_K_C: Tensor) -> Tensor:
@@ -55,8 +57,12 @@ def check_log_probs(log_probs_N_K_C: Tensor, *, name: str = "log_probs_N_K_C", f
     """
     check_shape(log_probs_N_K_C, name=name)
     rows = max(1, ELEMENTS_PER_BLOCK // log_probs_N_K_C[0].numel())
-    for number, log_probs_n_K_C in enumerate(torch.split(log_probs_N_K_C, rows)):
-        _check_rows(log_probs_n_K_C, name=name, first=first + number * rows)
+
+    def check(start: int) -> None:
+        _check_rows(log_probs_N_K_C[start : start + rows], name=name, first=first + start)
+
+    with own_threads(log_probs_N_K_C.device):
+        each(check, range(0, len(log_probs_N_K_C), rows))
 
 
 def check_shape(log_probs_N_K_C: Tensor, *, name: str = "log_probs_N_K_C") -> None:
