@@ -288,7 +288,10 @@ class Configurations:
 
 
 def _rows_in_cache(numbers_each: int) -> int:
-    return max(1, ELEMENTS_IN_CACHE // numbers_each)
+    rows = ELEMENTS_IN_CACHE // numbers_each
+    return rows // 64 * 64 or max(
+        1, rows
+    )  # whole vectors: the products of parts are then, mostly to the bit, the whole's
 
 
 def _draw_labels(probs_n_C: Tensor, uniform_n: Tensor) -> Tensor:
