@@ -24,7 +24,9 @@ from al_lightning.records.lines import SCHEMA, SCHEMA_VERSION, decoded, encoded
 from al_lightning.records.round import PICK_COLUMNS, Round
 
 LIMITS = frozenset({"max_labelled", "max_rounds", "monitor", "target", "mode"})  # when to stop
-FIRST_VALUE_STAYS = frozenset({"initial_draw", "initial_targets", "set_aside", "hyper_parameters"})  # a change is compared by itself
+FIRST_VALUE_STAYS = frozenset(
+    {"initial_draw", "initial_targets", "set_aside", "hyper_parameters"}
+)  # a change is compared by itself
 MAY_CHANGE = LIMITS | FIRST_VALUE_STAYS | {"versions"}
 TABLES = ("rounds.csv", "acquisitions.csv")
 LEFT_WITH_A_JOURNAL = (*TABLES, "first_weights.pt", "last_weights.pt", "warm_weights-*.pt")
