@@ -3,9 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "busy_neighbour.py"
 
 
+@pytest.mark.slow
 def test_a_rehearsal_compares_small_cases_without_and_with_a_neighbour(tmp_path):
     command = [
         sys.executable,
