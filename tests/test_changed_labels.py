@@ -224,3 +224,62 @@ def test_a_correction_in_the_pool_is_no_matter(start, corrected_data, tmp_path):
         tmp_path, data=corrected_data({pool: (pool + 1) % 3}, initial=read_journal(tmp_path)[0]["initial"])
     )
     assert [record.corrections for record in rounds] == [[]] * 4
+
+
+def test_the_same_points_may_be_excluded_at_every_start(start, make_data, tmp_path):
+    start(tmp_path, max_rounds=2)
+    labelled = recorded(*read_journal(tmp_path)).state_of
+    broken = [index for index in range(60) if index not in labelled][-2:]
+    for max_rounds in (3, 3, 4):
+        data = make_data()
+        data.setup("fit")
+        data.set_aside(broken)
+        start(tmp_path, data=data, max_rounds=max_rounds)
+        assert data.labels.set_aside_indices.tolist() == broken
+
+
+def test_points_labelled_by_hand_before_a_plain_fit_are_refused_and_not_forgotten(
+    make_trainer, make_model, make_data, make_callback, tmp_path
+):
+    for _ in range(2):  # of a new run, and of one that goes on
+        data = make_data()
+        data.setup("fit")
+        ids = data.labels.pool_indices[-20:].tolist()
+        data.label(ids, round=1)
+        with pytest.raises(ValueError, match=r"The points .* in all\) were labelled before the run was started"):
+            make_trainer(make_callback(folder=tmp_path)).fit(make_model(), datamodule=data)
+        make_trainer(make_callback(folder=tmp_path)).fit(make_model(), datamodule=make_data())
+
+
+@pytest.mark.parametrize("further", [0, 2], ids=["to the old one", "to a third one"])
+def test_a_correction_is_accepted_to_its_target_alone(start, corrected_data, tmp_path, further):
+    index = start(tmp_path, max_rounds=2)[0][0].acquired[0]
+    once, again = (index + 1) % 3, (index + further) % 3
+    start(tmp_path, data=corrected_data({index: once}, corrected=[index]), max_rounds=3)
+    with pytest.raises(ValueError, match=rf"\(id {index}: {again}, was {once}\)"):
+        start(tmp_path, data=corrected_data({index: again}), max_rounds=4)
+    rounds, _ = start(tmp_path, data=corrected_data({index: again}, corrected=[index]), max_rounds=4)
+    assert [record.corrections for record in rounds][1:3] == [[[index, index % 3, once]], [[index, once, again]]]
+
+
+def test_a_correction_of_which_other_initial_labels_would_be_drawn_is_none_of_another_run(
+    start, corrected_data, make_data, tmp_path
+):
+    start(tmp_path, max_rounds=2)
+    header, _ = read_journal(tmp_path)
+    known = recorded(*read_journal(tmp_path)).state_of
+
+    def draws_others(index):
+        data = corrected_data({index: (index + 1) % 3})
+        data.setup("fit")
+        return data.labels.initial_indices.tolist() != header["initial"]
+
+    in_pool = next(index for index in range(60) if index not in known and draws_others(index))
+    start(tmp_path, data=corrected_data({in_pool: (in_pool + 1) % 3}), max_rounds=3)
+    first = next(index for index in header["initial"] if draws_others(index))
+    with pytest.raises(ValueError, match=rf"corrected=\[{first}\]"):
+        start(tmp_path, data=corrected_data({first: (first + 1) % 3}), max_rounds=4)
+    start(tmp_path, data=corrected_data({first: (first + 1) % 3}, corrected=[first]), max_rounds=4)
+    assert read_journal(tmp_path)[0]["initial"] == header["initial"]
+    with pytest.raises(ValueError, match="its `initial` is"):
+        start(tmp_path, data=make_data(seed=1), max_rounds=5)

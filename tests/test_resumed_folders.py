@@ -161,3 +161,21 @@ def test_every_file_damaged_in_twenty_ways_gives_an_error_with_its_path_or_the_r
     for folder, words in refused:
         assert folder in words
         assert any(way_out in words.lower() for way_out in ("restore", "delete")), words
+
+
+def test_a_metric_that_is_named_as_a_column_of_ours_leaves_a_folder_that_can_be_read(start, make_model, tmp_path):
+    class Counts(type(make_model())):
+        def validation_step(self, batch, batch_idx):
+            self.log("round", 3.7)
+            self.log("n_labelled", -1.0)
+
+    start(tmp_path, model=Counts())
+    assert len(start(tmp_path, model=Counts(), max_rounds=3)) == 3
+    columns = (tmp_path / "rounds.csv").read_text().partition("\n")[0].split(",")
+    assert columns[0] == "round"
+    assert {"logged/round", "logged/n_labelled"} < set(columns)
+
+
+def test_weights_of_the_users_own_in_a_run_folder_are_none_of_an_earlier_run(start, tmp_path):
+    torch.save({}, tmp_path / "pretrained_weights.pt")
+    assert len(start(tmp_path)) == 2
