@@ -3,10 +3,15 @@
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
+from hashlib import blake2b
 from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from al_lightning._lightning import LightningModule
 from al_lightning.data import ActiveLearningDataModule
+from al_lightning.records.lines import HEADER_TYPES, misfits
 
 MOST_CHARACTERS = 200  # of a hyper-parameter
 RULES_RECORDED = ("acquisition", "posterior")
@@ -33,11 +38,11 @@ def described(
     initial = labels.initial_indices.tolist() if before is None else before["initial"]
     aside = labels.set_aside_indices.tolist() if before is None else before["set_aside"]
     drawn = datamodule.initial_draw if before is None else before.get("initial_draw")
-    return {
+    header = {
         **{name: re.sub(r" at 0x[0-9a-f]+", "", repr(settings[name])) for name in RULES_RECORDED},
-        **{name: settings[name] for name in SETTINGS_RECORDED},
-        "screening": None if settings["screening"] is None else asdict(settings["screening"]),
-        **asdict(settings["limits"]),
+        **{name: _number(settings[name]) for name in SETTINGS_RECORDED},
+        "screening": None if settings["screening"] is None else _numbers(asdict(settings["screening"])),
+        **_numbers(asdict(settings["limits"])),
         "model": type(module).__name__,
         "datamodule": type(datamodule.inner).__name__,
         "num_points": len(datamodule.labels),
@@ -50,9 +55,54 @@ def described(
             **_hyper_parameters("datamodule", datamodule.inner.hparams),
         },
     }
+    for name in misfits(header):
+        raise ValueError(f"`{name}` is {header[name]!r}, but must be {_named(HEADER_TYPES[name])}, to be recorded.")
+    return header
+
+
+def _named(hint: Any) -> str:  # noqa: ANN401 - a type as annotations have it
+    words = {int: "an integer of at most 64 bits", float: "a finite number"}
+    return next((text for kind, text in words.items() if kind == hint or hint == kind | None), f"of type {hint}")
+
+
+def _numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _number(value) for name, value in settings.items()}
+
+
+def _number(value: object) -> Any:  # noqa: ANN401 - whatever the user gave
+    """Return a number of numpy or torch as Python's; anything else as it is."""
+    is_number = isinstance(value, np.generic) or (isinstance(value, Tensor) and value.ndim == 0)
+    return value.item() if is_number else value  # type: ignore[attr-defined]
 
 
 def _hyper_parameters(owner: str, values: Mapping[str, Any]) -> dict[str, str]:
     """Return what a module has saved with `save_hyperparameters`, in words that two processes share."""
-    words = {name: re.sub(r" at 0x[0-9a-f]+", "", repr(value)) for name, value in values.items()}
-    return {f"{owner}.{name}": value[:MOST_CHARACTERS] for name, value in words.items()}
+    return {f"{owner}.{name}": _cut(re.sub(r" at 0x[0-9a-f]+", "", _words(value))) for name, value in values.items()}
+
+
+def _words(value: object) -> str:
+    """Return the repr of a value; that of a set sorted, for its order differs between processes.
+
+    Example:
+        >>> _words({"classes": {"cat", "bee", "ant"}, "sizes": [1, (2,)]})
+        "{'classes': {'ant', 'bee', 'cat'}, 'sizes': [1, (2)]}"
+    """
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_words(key)}: {_words(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, set | frozenset):
+        return "{" + ", ".join(sorted(map(_words, value))) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_words, value)) + "]"
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(_words, value)) + ")"
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001 - a broken `__repr__` of the user's is no reason not to train
+        return f"<{type(value).__name__}>"
+
+
+def _cut(words: str) -> str:
+    """Return words that are not too long, and differ where the whole does."""
+    if len(words) <= MOST_CHARACTERS:
+        return words
+    return f"{words[:MOST_CHARACTERS]}... ({blake2b(words.encode(errors='replace'), digest_size=8).hexdigest()})"

@@ -134,6 +134,12 @@ class Run:
 
         self.header = {**self.header, "first_weights": ranks.first(ranks.together(saved))}
 
+    def forget_first_weights(self) -> None:
+        """Let those of an attempt that finished no round be replaced by the model's own."""
+        self.header = {name: value for name, value in self.header.items() if name != "first_weights"}
+        if self._journal is not None:
+            self._journal.header = self.header
+
     def first_weights(self, ranks: Ranks) -> States | None:
         """What every round starts from, as the first process had it; None if no process got so far."""
         return self._read(ranks, FIRST_WEIGHTS, digest=self.header.get("first_weights"))

@@ -68,7 +68,9 @@ class Start(Callback):
             )
         ranks, members = Ranks(trainer), callback.posterior.members
         saved, are_first = _saved(callback, ranks)
-        if saved is not None:
+        if saved is not None and not callback.rounds and not first_states.weights.has_shapes_of(saved):
+            callback.run.forget_first_weights()  # the model was corrected after an attempt that finished no round
+        elif saved is not None:
             first_states.take(module, saved, are_first=are_first)
         elif members is not None:
             _say_whose_weights(members)

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule
@@ -179,3 +180,60 @@ def test_a_metric_that_is_named_as_a_column_of_ours_leaves_a_folder_that_can_be_
 def test_weights_of_the_users_own_in_a_run_folder_are_none_of_an_earlier_run(start, tmp_path):
     torch.save({}, tmp_path / "pretrained_weights.pt")
     assert len(start(tmp_path)) == 2
+
+
+def test_a_first_attempt_that_died_in_its_first_round_leaves_room_for_a_model_of_another_size(
+    start, make_model, tmp_path
+):
+    class Dies(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            raise RuntimeError("out of memory")
+
+    def larger():
+        model = make_model()
+        model.net[0], model.net[3] = torch.nn.Linear(4, 99), torch.nn.Linear(99, 3)
+        return model
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        start(tmp_path, Dies())
+    assert (tmp_path / "first_weights.pt").exists()
+    assert len(start(tmp_path, model=larger())) == 2
+    assert torch.load(tmp_path / "first_weights.pt")[0]["net.0.bias"].shape == (99,)
+    assert len(start(tmp_path, model=larger(), max_rounds=3)) == 3
+    with pytest.raises(ValueError, match="holds weights of another model"):
+        start(tmp_path, max_rounds=4)
+
+
+def test_other_hyper_parameters_of_an_attempt_without_rounds_are_no_matter(start, tmp_path, recwarn):
+    class Dies(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            raise RuntimeError("diverged")
+
+    with pytest.raises(RuntimeError, match="diverged"):
+        start(tmp_path, Dies(), model=Hyper(9.0))
+    start(tmp_path, model=Hyper(0.1))
+    assert not [each for each in recwarn if "hyper-parameters" in str(each.message)]
+    assert read_journal(tmp_path)[0]["hyper_parameters"] == {"model.rate": "0.1"}
+
+
+@pytest.mark.parametrize(
+    "settings", [{"query_size": np.int64(4)}, {"monitor": "val_acc", "target": np.float32(2)}, {"seed": 2**64 - 1}]
+)
+def test_a_run_with_numbers_of_numpy_or_of_64_bits_can_go_on(start, tmp_path, settings):
+    start(tmp_path, **settings)
+    assert len(start(tmp_path, **settings, max_rounds=3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"seed": 2**64}, "`seed` is 18446744073709551616, but must be an integer of at most 64 bits"),
+        ({"seed": "3"}, "`seed` is '3', but must be an integer"),
+        ({"max_labelled": 14.0}, "`max_labelled` is 14.0, but must be an integer"),
+        ({"monitor": "val_acc", "target": float("inf")}, "`target` is inf, but must be a finite number"),
+    ],
+)
+def test_settings_that_no_record_can_hold_are_refused_before_anything_is_written(start, tmp_path, settings, words):
+    with pytest.raises(ValueError, match=words):
+        start(tmp_path, **settings)
+    assert not list(tmp_path.iterdir())

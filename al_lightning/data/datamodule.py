@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from al_lightning._lightning import LightningDataModule, check_flavour, is_overridden
-from al_lightning.data.initial import checked_initial, initial_indices
+from al_lightning.data.initial import checked_ids, checked_initial, initial_indices
 from al_lightning.data.labels import Labels
 from al_lightning.data.loaders import (
     draws_per_rank,
@@ -120,7 +120,7 @@ class ActiveLearningDataModule(LightningDataModule):
         self.pool = pool
         self.pool_batch_size = pool_batch_size
         self.seed = seed
-        self.corrected = frozenset(corrected or [])
+        self.corrected = checked_ids("corrected", [] if corrected is None else corrected)
         self._labels = None
         self._drawn = None
         self._known_targets = {}

@@ -1,6 +1,6 @@
 """The samples to begin with: drawn before any model exists."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,20 @@ def checked_initial(initial: object) -> int | list[int]:
     else:
         raise TypeError(f"`initial` is {initial!r}, but must be a number of samples or a list of their ids.")
     raise ValueError(f"`initial` is {initial}, but training needs at least one labelled sample to begin with.")
+
+
+def checked_ids(name: str, ids: object) -> frozenset[int]:
+    """Return ids given as a list, an array or a tensor.
+
+    Example:
+        >>> sorted(checked_ids("corrected", torch.tensor([4, 3])))
+        [3, 4]
+    """
+    values = ids.tolist() if isinstance(ids, np.ndarray | Tensor) else ids
+    if isinstance(values, Collection) and not isinstance(values, str | Mapping):
+        if all(isinstance(index, int | np.integer) and not isinstance(index, bool) and index >= 0 for index in values):
+            return frozenset(int(index) for index in values)
+    raise TypeError(f"`{name}` is {ids!r}, but must be a list of sample ids, integers from 0 on.")
 
 
 def initial_indices(

@@ -38,7 +38,8 @@ HEADER_TYPES: Mapping[str, Any] = {
     "mode": str | None,
     "first_weights": str | None,
 }
-LARGEST = 2**53  # beyond it JSON's numbers are not exact
+LARGEST = 2**53  # beyond it JSON's numbers are not exact for every reader
+SEEDS = frozenset({"seed", "fit_seed"})  # which may have 64 bits, as those of torch
 LISTS_OF_A_BATCH = ("scores", "targets", "bald", "predicted")
 CHECKED = re.compile(r'(?P<body>\{.+), "check": "(?P<check>[0-9a-f]{16})"\}', re.DOTALL)
 
@@ -132,9 +133,24 @@ def _check_header(header: Mapping[str, Any]) -> None:
     missing = [name for name in NEEDED if name not in header and header["version"] == SCHEMA_VERSION]
     if missing:
         raise ValueError(f"line 1 has no {', '.join(missing)}, which `active_fit` always writes")
-    for name, hint in HEADER_TYPES.items():
-        if name in header and not _fits(header[name], hint):
-            raise ValueError(f"line 1 has `{name}` = {_short(header[name])}, which no run writes")
+    if wrong := misfits(header):
+        raise ValueError(f"line 1 has `{wrong[0]}` = {_short(header[wrong[0]])}, which no run writes")
+
+
+def misfits(header: Mapping[str, Any]) -> list[str]:
+    """Return the names of what in a header is not as a run writes it.
+
+    Example:
+        >>> misfits({"query_size": 4.0, "seed": 2**63, "num_samples": None, "fit_seed": 2**64})
+        ['query_size', 'fit_seed']
+    """
+    return [name for name in HEADER_TYPES if name in header and not _is_as_written(name, header[name])]
+
+
+def _is_as_written(name: str, value: object) -> bool:
+    if name in SEEDS and isinstance(value, int) and not isinstance(value, bool):
+        return -(2**63) <= value < 2**64
+    return _fits(value, HEADER_TYPES[name])
 
 
 def _round(entry: dict[str, Any], position: int, *, is_last: bool) -> Round:

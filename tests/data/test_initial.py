@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from al_lightning.data.initial import draw, draw_balanced
+from al_lightning.data.initial import checked_ids, draw, draw_balanced
 
 
 def seeded(seed=0):
@@ -62,3 +62,9 @@ def test_a_draw_without_regard_to_classes_is_advised_only_where_they_are_classes
 def test_an_empty_balanced_draw_is_refused():
     with pytest.raises(ValueError, match="`initial` is 0, but training needs at least one"):
         draw_balanced(0, [0, 1], generator=seeded())
+
+
+@pytest.mark.parametrize("ids", [5, [-1], ["3"], [3.0], "3", [True], {3: 4}])
+def test_what_is_no_list_of_ids_is_refused_by_the_name_of_the_argument(ids):
+    with pytest.raises(TypeError, match="`corrected` is .*, but must be a list of sample ids"):
+        checked_ids("corrected", ids)
