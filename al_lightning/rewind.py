@@ -178,9 +178,7 @@ class FirstWeights:
 
     def has_shapes_of(self, tensors: Mapping[str, Tensor]) -> bool:
         """Return whether these have the names and shapes of all that is known, and may hold more."""
-        return all(
-            name in tensors and tensors[name].shape == tensor.shape for name, tensor in self._tensors.items()
-        )
+        return all(name in tensors and tensors[name].shape == tensor.shape for name, tensor in self._tensors.items())
 
     def replace(self, tensors: Mapping[str, Tensor]) -> None:
         """Take other values for all of them: those that an earlier process of this run began with."""

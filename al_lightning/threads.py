@@ -49,11 +49,24 @@ def own_threads(device: torch.device, *, most: int | None = None) -> Iterator[No
     with executor:
         try:
             _compute_serially(number)
+            _begin(executor, helping)
             _helpers.executor, _helpers.number = executor, helping
             yield
         finally:
             _helpers.executor, _helpers.number = None, 0
             torch.set_num_threads(number)
+
+
+def _begin(executor: ThreadPoolExecutor, number: int) -> None:
+    """Start that many threads, and wait until each has begun: none changes what threads of others begin with later."""
+    all_there = threading.Barrier(number + 1)
+    try:
+        for _ in range(number):
+            executor.submit(all_there.wait)
+        all_there.wait(timeout=60)
+    except BaseException:
+        all_there.abort()  # or those that came would wait for ever
+        raise
 
 
 def each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:

@@ -66,5 +66,5 @@ def test_an_empty_balanced_draw_is_refused():
 
 @pytest.mark.parametrize("ids", [5, [-1], ["3"], [3.0], "3", [True], {3: 4}])
 def test_what_is_no_list_of_ids_is_refused_by_the_name_of_the_argument(ids):
-    with pytest.raises(TypeError, match="`corrected` is .*, but must be a list of sample ids"):
+    with pytest.raises(TypeError, match=r"`corrected` is .*, but must be a list of sample ids"):
         checked_ids("corrected", ids)
