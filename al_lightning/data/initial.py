@@ -72,14 +72,13 @@ def checked_ids(name: str, ids: object) -> frozenset[int]:
         [3, 4]
     """
     values = ids.tolist() if isinstance(ids, np.ndarray | Tensor) else ids
-    is_list = isinstance(values, Collection) and not isinstance(values, str | Mapping)
-    if is_list and all(_is_id(index) for index in values):
+    if isinstance(values, Collection) and not isinstance(values, str | Mapping) and all(map(_is_id, values)):
         return frozenset(int(index) for index in values)
     raise TypeError(f"`{name}` is {ids!r}, but must be a list of sample ids, integers from 0 on.")
 
 
 def _is_id(index: object) -> bool:
-    return isinstance(index, int | np.integer) and not isinstance(index, bool) and index >= 0
+    return isinstance(index, int | np.integer) and not isinstance(index, bool) and int(index) >= 0
 
 
 def initial_indices(
