@@ -1,6 +1,7 @@
 """The callback that chooses the next batch to label at the end of every fit."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from al_lightning._lightning import (
     is_tuning,
     logged_steps,
     rank_zero_warn,
+    spawns,
 )
 from al_lightning.acquisition import Acquisition, Screening
 from al_lightning.averages import Metrics, mean_metrics
@@ -31,7 +33,7 @@ from al_lightning.header import described
 from al_lightning.posterior import MCDropout, Posterior
 from al_lightning.ranks import Ranks, check_strategy, repeated_points
 from al_lightning.records.replay import recorded
-from al_lightning.records.round import Round
+from al_lightning.records.round import Change, Round
 from al_lightning.run import Run, begin, check_stepped, keep_member, reason_to_stop
 from al_lightning.stopping import Limits
 from al_lightning.storage import Storage
@@ -134,6 +136,7 @@ class ActiveLearning(Callback):
         self._warned_of: set[str] = set()
         self._batch_norm: BatchNormWatch | None = None
         self._is_first_batch = False
+        self._has_finished_round = False
         self._chooser()  # refuses sizes that cannot be meant
         if weights not in {"last", "best"}:
             raise ValueError(f"`weights` is {weights!r}, but must be 'last' or 'best'.")
@@ -144,6 +147,7 @@ class ActiveLearning(Callback):
             return
         active_learning_callback(trainer)
         self._metrics_before = {}
+        self._has_finished_round = False
         if self.posterior.members is not None and self.member is None:
             raise RuntimeError(
                 f"`posterior` is {self.posterior!r}, whose members take a fit each, and `trainer.fit` is one. Call "
@@ -199,6 +203,7 @@ class ActiveLearning(Callback):
         self._is_first_batch = False
         datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
         labels = datamodule.labels
+        Ranks(trainer).same("who is labelled", labels_due(labels, round_index=len(self.rounds)))  # or some would wait
         coming = Coming(self.query_size, self.limits, len(self.rounds), labels.num_labelled, labels.num_pool)
         self._batch_norm = watch_batch_norm(
             trainer,
@@ -231,14 +236,46 @@ class ActiveLearning(Callback):
         self._finish_round(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """After a plain fit, let other objects and processes go on with the run; the driver lets go by itself."""
-        if self.fit_seed is None and self.folder is not None:
-            self.run.close()
+        """After a plain fit, let other objects and processes go on with the run; the driver lets go by itself.
+
+        What has moved since the choice is recorded here where the driver does not see it: it does not exist, or another
+        process has done it.
+        """
+        if stage == "fit" and self._has_finished_round and (self.fit_seed is None or spawns(trainer)):
+            self._record_later_changes(trainer)
+        elif stage == "test" and self.awaits_test and spawns(trainer):
+            self._refuse_lost_changes(trainer)
+        self._let_go()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
         """Let go here too, for then `teardown` is not called."""
         self.on_train_batch_end()
-        self.teardown(trainer, pl_module, "fit")
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self.fit_seed is None and self.folder is not None:
+            self.run.close()
+
+    def _later_changes(self, trainer: Trainer) -> list[Change]:
+        datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
+        return datamodule.changes_since(recorded(self.run.header, self.rounds).state_of)
+
+    def _record_later_changes(self, trainer: Trainer) -> None:
+        self._has_finished_round = False
+        ranks, changes = Ranks(trainer), self._later_changes(trainer)
+        ranks.same("who is labelled", changes)
+        if changes:
+            last = self.rounds[-1]
+            last = replace(last, changed_after=[*last.changed_after, *changes])
+            self.run.commit(ranks, [*self.rounds[:-1], last])
+
+    def _refuse_lost_changes(self, trainer: Trainer) -> None:
+        if changes := self._later_changes(trainer):
+            raise RuntimeError(
+                f"The points {[index for index, *_ in changes[:5]]} ({len(changes)} in all) were moved in a test, in a "
+                "process that ends with it, so that this would be lost. Move them in a hook of the fit, or use "
+                "`Trainer(strategy='ddp')`."
+            )
 
     @property
     def rounds(self) -> list[Round]:
@@ -278,6 +315,7 @@ class ActiveLearning(Callback):
         keep_images(trainer, self.run, datamodule, record)
         self.run.commit(ranks, [*self.rounds, record], states=self.posterior.states(module), is_warm=self.warm_start)
         datamodule.label(record.acquired, round=record.round + 1)
+        self._has_finished_round = True
         log_last_round(trainer, self.run)
 
     def _chooser(self) -> Chooser:

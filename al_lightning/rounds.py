@@ -251,11 +251,13 @@ def _complete(
     """Complete the record of the last round by its tests, one of each fit, and by what has changed since the choice."""
     last, ranks = _with_tests(callback.rounds[-1], tests), Ranks(trainer)
     ranks.same("who is labelled", labels_due(datamodule.labels, round_index=last.round))
-    changed_after = datamodule.changes_since(recorded(callback.run.header, callback.rounds).state_of)
+    later = datamodule.changes_since(recorded(callback.run.header, callback.rounds).state_of)
     if tests:
         repeated = repeated_points(ranks, test=(trainer.test_dataloaders, trainer.num_test_batches))
         last = replace(last, repeated_points={**last.repeated_points, **repeated})
-    callback.run.commit(ranks, [*callback.rounds[:-1], replace(last, changed_after=changed_after, complete=True)])
+    callback.run.commit(
+        ranks, [*callback.rounds[:-1], replace(last, changed_after=[*last.changed_after, *later], complete=True)]
+    )
     log_last_round(trainer, callback.run)
 
 

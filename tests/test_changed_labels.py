@@ -283,3 +283,33 @@ def test_a_correction_of_which_other_initial_labels_would_be_drawn_is_none_of_an
     assert read_journal(tmp_path)[0]["initial"] == header["initial"]
     with pytest.raises(ValueError, match="its `initial` is"):
         start(tmp_path, data=make_data(seed=1), max_rounds=5)
+
+
+@pytest.mark.parametrize("hook", ["on_fit_end", "teardown"])
+def test_plain_fits_of_several_processes_keep_what_is_changed_after_the_choice(
+    make_trainer, make_model, make_data, make_callback, tmp_path, hook
+):
+    class TakesBack(Callback):
+        def take(self, trainer, *_, **__):
+            if any(len(getattr(callback, "rounds", [])) == 1 for callback in trainer.callbacks):
+                trainer.datamodule.unlabel(trainer.datamodule.labels.initial_indices[:2])
+
+    setattr(TakesBack, hook, TakesBack.take)
+    for number in range(3):
+        callback = make_callback(folder=tmp_path, max_rounds=9)
+        order = (callback, TakesBack()) if hook == "on_fit_end" else (TakesBack(), callback)
+        make_trainer(*order).fit(make_model(number), datamodule=make_data())
+    rounds = read_journal(tmp_path)[1]
+    assert [record.num_labelled for record in rounds] == [6, 8, 12]
+    assert len(rounds[0].changed_after) == 2
+
+
+def test_a_plain_fit_that_fails_records_nothing_of_the_round_that_it_did_not_finish(
+    make_trainer, make_model, make_data, make_callback, tmp_path
+):
+    make_trainer(make_callback(folder=tmp_path)).fit(make_model(), datamodule=make_data())
+    before = read_journal(tmp_path)[1]
+    edits = Edits("on_train_start", num_rounds=1, edit=takes_back_one)
+    with pytest.raises(DiedError):
+        make_trainer(make_callback(folder=tmp_path), edits, DiesAt(1)).fit(make_model(), datamodule=make_data())
+    assert read_journal(tmp_path)[1] == before
