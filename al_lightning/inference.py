@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from al_lightning._lightning import LightningModule, Trainer, pl
+from al_lightning._lightning import LIGHTNINGS_OWN, LightningModule, Trainer, callbacks_of, pl
 from al_lightning.posterior import Posterior, Predict
+from al_lightning.snapshot import Snapshot
 
 DESCRIPTION = "Predicting the pool"
 NUM_NAMED = 20
@@ -23,10 +24,29 @@ def _predicting(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     trainer.predicting = True  # users ask `self.trainer.training` whether to augment
     trainer.strategy.model_to_device()  # at the end of a fit the strategy has moved the model to the CPU
     try:
-        yield
+        with _logging_nothing(module):
+            yield
     finally:
         module.to(device)
         trainer.state.stage = stage
+
+
+@contextmanager
+def _logging_nothing(module: LightningModule) -> Iterator[None]:
+    """Let `self.log` in `forward` do nothing: it works in a fit, and outside of its steps Lightning refuses it."""
+    parts = [part for part in module.modules() if isinstance(part, LightningModule)]
+    replaced = [(vars(part), name) for part in parts for name in ("log", "log_dict") if name not in vars(part)]
+    for attributes, name in replaced:
+        attributes[name] = _log_nothing
+    try:
+        yield
+    finally:
+        for attributes, name in replaced:
+            attributes.pop(name, None)
+
+
+def _log_nothing(*_args: object, **_kwargs: object) -> None:
+    pass
 
 
 def _batches_on_device(trainer: Trainer, module: LightningModule, batches: Iterable[object]) -> Iterator[object]:
@@ -109,12 +129,19 @@ def preview_pool(
         posterior: What is going to be sampled.
         smaller: Fewer points than are in the first batch.
     """
-    with _predicting(trainer, module), trainer.precision_plugin.forward_context():
-        few, fewer = (
-            None if loader is None else next(_batches_on_device(trainer, module, loader))
-            for loader in (batches, smaller)
-        )
-        return posterior.preview(module, few, smaller=fewer)
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    others = [trainer, datamodule, getattr(datamodule, "inner", None), *callbacks_of(trainer), *trainer.loggers]
+    # A forward pass may also draw from a generator of the model's, or write on other objects that it holds.
+    snapshot = Snapshot(module, shared=others, kept=LIGHTNINGS_OWN, kept_of=LightningModule)
+    try:
+        with _predicting(trainer, module), trainer.precision_plugin.forward_context():
+            few, fewer = (
+                None if loader is None else next(_batches_on_device(trainer, module, loader))
+                for loader in (batches, smaller)
+            )
+            return posterior.preview(module, few, smaller=fewer)
+    finally:
+        snapshot.put_back()
 
 
 def fitted_posterior(

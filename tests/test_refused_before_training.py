@@ -8,6 +8,7 @@ import torch
 from pytorch_lightning import Trainer
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from al_lightning import (
     BALD,
@@ -165,6 +166,63 @@ def test_a_look_before_the_training_changes_no_record(make_trainer, make_model, 
     once = run()
     monkeypatch.setattr("al_lightning.choice.Chooser.preview", lambda *_: None)
     assert run() == once
+
+
+class OwnThings:
+    """What `forward` may write on in training, besides tensors: a generator, and an object of the user's own."""
+
+    def __init__(self):
+        self.generator, self.scale = torch.Generator().manual_seed(1), 1.0
+
+
+def anneal(part, x):
+    if not part.training:
+        return x
+    part.things.scale *= 0.9
+    return x + part.things.scale * torch.randn(x.shape, generator=part.things.generator)
+
+
+@pytest.mark.filterwarnings("ignore:In training mode `net.1` draws random numbers")
+def test_a_look_before_the_training_draws_nothing_of_what_the_model_holds(
+    make_trainer, make_model, make_data, make_callback, monkeypatch
+):
+    def run():
+        model = make_model()
+        model.net.insert(1, Part(anneal))
+        model.net[1].things = OwnThings()
+        rounds = active_fit(make_trainer(make_callback()), model, make_data())
+        return [(record.acquired, record.metrics) for record in rounds]
+
+    once = run()
+    monkeypatch.setattr("al_lightning.choice.Chooser.preview", lambda *_: None)
+    assert run() == once
+
+
+@pytest.mark.parametrize("only_in_training", [True, False])
+def test_a_forward_pass_that_logs_is_neither_refused_nor_warned_of(
+    only_in_training, make_trainer, make_model, make_data, make_callback
+):
+    class Logs(type(make_model())):
+        def forward(self, x):
+            outputs = super().forward(x)
+            if self.training or not only_in_training:
+                self.log("mean", outputs.mean())
+                self.log_dict({"largest": outputs.max()})
+            return outputs
+
+    model = Logs()
+    rounds = active_fit(make_trainer(make_callback()), model, make_data())
+    assert all({"mean", "largest"} <= record.metrics.keys() for record in rounds)
+    assert not {"log", "log_dict"} & vars(model).keys()
+
+
+def test_checkpointed_layers_are_not_warned_of_without_need(make_trainer, make_model, make_data, make_callback):
+    def recomputed(part, x):
+        return checkpoint(functional.relu, x, use_reentrant=True) if part.training else functional.relu(x)
+
+    model = make_model()
+    model.net.insert(1, Part(recomputed))  # torch warns where nothing wants gradients, and a warning is an error here
+    assert len(active_fit(make_trainer(make_callback()), model, make_data())) == 3
 
 
 def warned_on_ranks(folder, num_ranks, noisy):

@@ -65,7 +65,8 @@ class InTraining:
 
     def _run(self, seed: int, draws: list[Draw] | None = None) -> object:
         mode = self._mode
-        with training(self._model), mode.following(self._model), mode.start(0):
+        with training(self._model), mode.following(self._model), mode.start(0), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says of checkpointed layers that nothing wants gradients
             seed_generators(self._model, seed)
             with Draws(lambda: None if mode.is_drawing else mode.layer) as seen:
                 output = self._call(map_tensors(Tensor.clone, self._inputs))
