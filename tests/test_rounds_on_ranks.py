@@ -215,6 +215,28 @@ def test_labels_that_differ_between_ranks_are_noticed(on_ranks, tmp_path):
         assert "disagree about who is labelled" in words
 
 
+class LabelsManyElsewhere(Callback):
+    """One rank has more batches than the others, which would wait for it to no end."""
+
+    def on_fit_start(self, trainer, pl_module):
+        if trainer.global_rank == 1:
+            trainer.datamodule.label(trainer.datamodule.labels.pool_indices[:40], round=0)
+
+    def on_train_batch_end(self, *arguments):
+        raise AssertionError("a batch was trained")
+
+
+def labels_differ_before_the_training(folder, num_ranks):
+    return run(folder, num_ranks=num_ranks, callbacks=[LabelsManyElsewhere()])
+
+
+def test_labels_that_differ_between_ranks_are_noticed_before_a_batch_is_trained(on_ranks, tmp_path):
+    name = "labels_differ_before_the_training"
+    for ok, words in on_ranks(2, __file__, name, folder=str(tmp_path), num_ranks=2):
+        assert not ok
+        assert "disagree about who is labelled" in words
+
+
 def resumed(folder, num_ranks, max_rounds):
     return run(folder, num_ranks=num_ranks, max_rounds=max_rounds)[:2]
 
