@@ -71,6 +71,8 @@ class Start(Callback):
         if saved is not None and not callback.rounds and not first_states.weights.has_shapes_of(saved):
             callback.run.forget_first_weights()  # the model was corrected after an attempt that finished no round
         elif saved is not None:
+            if not callback.rounds:
+                _say_whose_first_weights(callback)
             first_states.take(module, saved, are_first=are_first)
         elif members is not None:
             _say_whose_weights(members)
@@ -109,6 +111,13 @@ def _start_member(callback: ActiveLearning, module: LightningModule) -> None:
     members = callback.posterior.members
     if members is not None and callback.member is not None and callback.stopped is None:
         members.start(module, callback.member, warm=callback.warm_start and len(callback.rounds) > 0)
+
+
+def _say_whose_first_weights(callback: ActiveLearning) -> None:
+    rank_zero_info(
+        f"The model begins with the weights in {callback.run.folder} of an earlier start, which finished no round. "
+        "Delete that folder to begin with those that it has now."
+    )
 
 
 def _say_whose_weights(members: Members) -> None:

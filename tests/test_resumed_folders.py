@@ -237,3 +237,19 @@ def test_settings_that_no_record_can_hold_are_refused_before_anything_is_written
     with pytest.raises(ValueError, match=words):
         start(tmp_path, **settings)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_start_after_one_that_finished_no_round_says_whose_weights_it_takes(start, tmp_path, caplog):
+    class Dies(Callback):
+        def on_train_batch_start(self, *_):
+            raise KeyError("died")
+
+    with pytest.raises(KeyError, match="died"):
+        start(tmp_path, Dies())
+    with caplog.at_level("INFO"):
+        start(tmp_path, model_seed=9, max_rounds=1)
+    assert f"The model begins with the weights in {tmp_path} of an earlier start" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        start(tmp_path, max_rounds=2)
+    assert "of an earlier start" not in caplog.text
