@@ -115,8 +115,8 @@ def _start_member(callback: ActiveLearning, module: LightningModule) -> None:
 
 def _say_whose_first_weights(callback: ActiveLearning) -> None:
     rank_zero_info(
-        f"The model begins with the weights in {callback.run.folder} of an earlier start, which finished no round. "
-        "Delete that folder to begin with those that it has now."
+        f"The model begins with the weights in {callback.run.folder}, as the first start of this run did. Delete that "
+        "folder to begin with those that it has now."
     )
 
 

@@ -247,9 +247,9 @@ def test_a_start_after_one_that_finished_no_round_says_whose_weights_it_takes(st
     with pytest.raises(KeyError, match="died"):
         start(tmp_path, Dies())
     with caplog.at_level("INFO"):
-        start(tmp_path, model_seed=9, max_rounds=1)
-    assert f"The model begins with the weights in {tmp_path} of an earlier start" in caplog.text
+        start(tmp_path, model_seed=9, max_rounds=2)
+    assert f"The model begins with the weights in {tmp_path}, as the first start of this run did" in caplog.text
     caplog.clear()
     with caplog.at_level("INFO"):
-        start(tmp_path, max_rounds=2)
-    assert "of an earlier start" not in caplog.text
+        start(tmp_path, max_rounds=3)
+    assert "as the first start of this run did" not in caplog.text
