@@ -288,11 +288,14 @@ def pids_of(process):
     return [int(line.split()[1]) for line in process.stdout.splitlines() if line.startswith("pid ")]
 
 
-def is_gone(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
+def is_gone(pid, within_s=20):
+    """Whether a process has ended, or does so soon: a rank may be a moment behind the one that started it."""
+    for _ in range(10 * within_s):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
     return False
 
 
