@@ -225,6 +225,7 @@ def on_one_rank_at(folder, num_ranks, moments):
 
     spec = importlib.util.spec_from_file_location("tiny_parts", Path(__file__).with_name("conftest.py"))
     tiny = importlib.util.module_from_spec(spec)
+    sys.modules["tiny_parts"] = tiny  # the command line imports the modules of all classes that it may be given
     spec.loader.exec_module(tiny)
     callback = ActiveLearning(BALD(), query_size=4, num_samples=8, max_rounds=3, folder=folder)
     sends = Sends(moments[int(os.environ["LOCAL_RANK"])])

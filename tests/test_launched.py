@@ -33,6 +33,7 @@ def found(process):
 def on_one_process(folder):
     spec = importlib.util.spec_from_file_location("launched", SCRIPT)
     script = importlib.util.module_from_spec(spec)
+    sys.modules["launched"] = script  # the command line imports the modules of all classes that it may be given
     spec.loader.exec_module(script)
     return script.run(str(folder), "auto")
 

@@ -1,6 +1,7 @@
 """Real Trainers with models that no posterior can sample: refused before the first step, handed back as they were."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -231,6 +232,7 @@ def warned_on_ranks(folder, num_ranks, noisy):
 
     spec = importlib.util.spec_from_file_location("tiny_parts", Path(__file__).with_name("conftest.py"))
     tiny = importlib.util.module_from_spec(spec)
+    sys.modules["tiny_parts"] = tiny  # the command line imports the modules of all classes that it may be given
     spec.loader.exec_module(tiny)
     model = tiny.TinyModule()
     model.net.insert(1, Part(lambda part, x: x + torch.randn_like(x) if part.training or noisy else x))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def parts():
     """The module and data of conftest.py, which a rank cannot import by name."""
     spec = importlib.util.spec_from_file_location("tiny_parts", Path(__file__).with_name("conftest.py"))
     module = importlib.util.module_from_spec(spec)
+    sys.modules["tiny_parts"] = module  # the command line imports the modules of all classes that it may be given
     spec.loader.exec_module(module)
     return module
 

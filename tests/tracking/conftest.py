@@ -84,6 +84,7 @@ def tracked(wandb_environment: None, tmp_path_factory: pytest.TempPathFactory) -
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("tracked"))
         patch.setattr(sys, "argv", ["al-lightning"])
+        wandb.teardown()  # it keeps the environment of the first test that has asked for it
         cli = run([*OVERLAID, *QUICK, *TENSORBOARD])
         wandb.finish()
         wandb.teardown()  # offline, `finish` alone does not wait until all is written

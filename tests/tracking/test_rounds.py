@@ -2,6 +2,7 @@ import csv
 import importlib.util
 import json
 import math
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -272,6 +273,7 @@ def on_this_rank(folder, *, broken):
     """A run of which this process is one rank; rank 0's logger fails if that is asked for."""
     spec = importlib.util.spec_from_file_location("tiny_parts", Path(__file__).parents[1] / "conftest.py")
     tiny = importlib.util.module_from_spec(spec)
+    sys.modules["tiny_parts"] = tiny  # the command line imports the modules of all classes that it may be given
     spec.loader.exec_module(tiny)
     trainer = Trainer(
         accelerator="cpu",
