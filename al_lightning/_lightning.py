@@ -91,12 +91,12 @@ def spawns(trainer: Trainer) -> bool:
 
 
 def is_tuning(trainer: Trainer) -> bool:
-    """Whether the fit is a Tuner's, which ends before its training: private, but only its callback tells."""
+    """Tell the fit of a Tuner, which ends before its training: private, but only its callback tells."""
     return any(getattr(callback, "_early_exit", False) for callback in callbacks_of(trainer))
 
 
 def has_only_tuned(trainer: Trainer) -> bool:
-    """Whether all that a Trainer has done is fits of a Tuner, which put back what they have changed."""
+    """Tell a Trainer that only a Tuner has used, whose fits put back what they have changed."""
     untrained = trainer.global_step == 0 and trainer.current_epoch == 0
     return trainer.state.fn == "fit" and trainer.state.finished and untrained
 

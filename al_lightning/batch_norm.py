@@ -40,7 +40,7 @@ class Epoch:
     max_batches: int | None = None
 
     def has_batch_of_one(self, num_draws: int) -> bool:
-        """Whether one of the batches of `num_draws` samples that are trained on holds a single one."""
+        """Return whether one of the batches of `num_draws` samples that are trained on holds a single one."""
         num_batches = num_draws // self.batch_size if self.drop_last else math.ceil(num_draws / self.batch_size)
         limited = min(num_batches, self.limit) if isinstance(self.limit, int) else int(num_batches * self.limit)
         num_trained_on = limited if self.max_batches is None else min(limited, self.max_batches)
@@ -49,7 +49,7 @@ class Epoch:
         return num_trained_on == num_batches and not self.drop_last and num_draws % self.batch_size == 1
 
     def size_of(self, batch_idx: int, num_draws: int) -> int:
-        """How many samples a batch holds."""
+        """Return how many samples a batch holds."""
         return min(self.batch_size, num_draws - batch_idx * self.batch_size)
 
 

@@ -157,7 +157,7 @@ class Greedy:
         self._search.take(position)
 
     def _score_bound(self, row_K_C: Tensor) -> float:
-        """What a point's score does not exceed, for less where most configurations are nearly certain."""
+        """Bound a point's score from above, cheaply where most configurations are nearly certain."""
         left_out = NEGLIGIBLE_TO_SCORE * self._search.slack
         doubtful = self._doubtful or self._configurations.doubtful(negligible=left_out)
         self._doubtful = doubtful
