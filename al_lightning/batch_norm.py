@@ -18,7 +18,7 @@ from al_lightning.stopping import Limits
 
 @dataclass(frozen=True)
 class Epoch:
-    """How an epoch is cut into batches, on each rank.
+    """Cut of an epoch into batches, on each rank.
 
     Args:
         batch_size: Of all batches but the last.
@@ -55,7 +55,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Coming:
-    """What is labelled in the rounds to come, this one first.
+    """Labels of the rounds to come, this one first.
 
     Args:
         query_size: Labels per round.

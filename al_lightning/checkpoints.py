@@ -66,7 +66,7 @@ class PlainCheckpoints(CheckpointIO):
 
 
 def read_plain_checkpoints(trainer: Trainer) -> None:
-    """Let the Trainer run no code of a checkpoint, until `read_checkpoints_as_before`.
+    """Keep the Trainer from running code of a checkpoint, until `read_checkpoints_as_before`.
 
     A `CheckpointIO` of the user's own, which may read files of another kind, is left as it is.
     """

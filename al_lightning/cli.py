@@ -67,7 +67,7 @@ class ActiveLearningCLI(LightningCLI):
         return parser
 
     def before_instantiate_classes(self) -> None:
-        """Let `save_hyperparameters` of a module inside another one save its own parameters.
+        """Make `save_hyperparameters` of a module inside another one save its own parameters.
 
         LightningCLI gives those of the whole model to every module, and those of the whole data to every data module.
         """
@@ -95,7 +95,7 @@ class ActiveLearningCLI(LightningCLI):
 
 @dataclass
 class ConfiguredModule:
-    """What a configuration says of one module.
+    """Configuration of one module.
 
     Args:
         path: Where it stands, as in `data.init_args.datamodule`.
@@ -110,7 +110,7 @@ class ConfiguredModule:
     is_built: bool = field(default=False)
 
     def agrees_with(self, arguments: Mapping[str, Any]) -> bool:
-        """Whether the plain ones of these arguments are the parameters of this module."""
+        """Return whether the plain ones of these arguments are the parameters of this module."""
         return all(
             self.parameters[name] == value
             for name, value in arguments.items()
@@ -118,7 +118,7 @@ class ConfiguredModule:
         )
 
     def saved(self, links: Mapping[str, Any]) -> dict[str, Any]:
-        """What `save_hyperparameters` keeps, in the form in which Lightning reads it from checkpoints.
+        """Return what `save_hyperparameters` keeps, in the form in which Lightning reads it from checkpoints.
 
         Args:
             links: Values that were known only when other objects had been built, by where they stand.

@@ -106,7 +106,7 @@ def active_fit(
 
 
 def _way_on(callback: ActiveLearning) -> str:
-    """How a run goes on that is ended from outside."""
+    """Say how a run goes on that is ended from outside."""
     if callback.folder is None:
         return (
             "Its finished rounds are in the folder of its logger, but to go on after them a run must name its own, "

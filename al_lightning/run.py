@@ -135,7 +135,7 @@ class Run:
         self.header = {**self.header, "first_weights": ranks.first(ranks.together(saved))}
 
     def forget_first_weights(self) -> None:
-        """Let those of an attempt that finished no round be replaced by the model's own."""
+        """Drop those of an attempt that finished no round, for the model's own."""
         self.header = {name: value for name, value in self.header.items() if name != "first_weights"}
         if self._journal is not None:
             self._journal.header = self.header

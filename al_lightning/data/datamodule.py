@@ -190,7 +190,7 @@ class ActiveLearningDataModule(LightningDataModule):
 
     @property
     def initial_draw(self) -> str | None:
-        """How the initial labels were drawn; None where they were given, or were moved by hand since.
+        """Describe how the initial labels were drawn; None where they were given, or were moved by hand since.
 
         A balanced draw depends on the targets of all samples, so after a correction it gives others.
         """
@@ -233,7 +233,7 @@ class ActiveLearningDataModule(LightningDataModule):
             )
 
     def _refuse_other_samples(self, before: Mapping[int, int], corrected: Collection[int]) -> None:
-        """The ids must mean the same points as before; a split drawn anew shows in their targets."""
+        """Refuse ids that mean other points than before; a split drawn anew shows in their targets."""
         indices = self.labels.labelled_indices.tolist()
         targets = self.check_targets(indices)
         now = {} if targets is None else dict(zip(indices, targets, strict=True))

@@ -81,7 +81,7 @@ class Recorded:
 
 
 def _first(header: Mapping[str, Any]) -> Recorded:
-    """The label state that a run begins with."""
+    """Return the label state that a run begins with."""
     found = Recorded(header["num_points"])
     found._label(header["initial"], header.get("initial_targets"), round_index=0)
     for index in header.get("set_aside", []):
