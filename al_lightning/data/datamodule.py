@@ -51,7 +51,7 @@ class ActiveLearningDataModule(LightningDataModule):
     module are wrapped by Lightning's own
     `ActiveLearningDataModule(LightningDataModule.from_datasets(train, val, test, batch_size=64))`.
 
-    A last batch of a single sample, on which BatchNorm raises, is refused before the first training: choose a batch
+    A last batch of a single sample, on which BatchNorm raises, is refused in a run's first batch: choose a batch
     size that leaves none over, or `samples_per_epoch` as a multiple of it.
 
     Args:
@@ -265,7 +265,7 @@ class ActiveLearningDataModule(LightningDataModule):
             self._refuse_other_samples(self._known_targets, self.corrected)
 
     def draws_per_epoch(self, num_labelled: int, *, num_ranks: int) -> int:
-        """How many samples an epoch has on each rank, with so many labelled."""
+        """Return how many samples an epoch has on each rank, with so many labelled."""
         return draws_per_rank(
             self._fit_loader(), num_labelled, samples_per_epoch=self.samples_per_epoch, num_ranks=num_ranks
         )
