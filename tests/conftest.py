@@ -42,8 +42,11 @@ collect_ignore = [
 
 
 def pytest_configure() -> None:
-    """One thread for each of the processes that share the cores: with more they wait for each other."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    """One thread for each of the processes that share the cores: with more they wait for each other.
+
+    Here too, where there are no workers: ranks that are forked from a process whose threads have begun hang.
+    """
+    torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 
 class TinyModule(LightningModule):

@@ -195,6 +195,20 @@ def test_a_corrected_initial_label_is_accepted_and_the_header_keeps_the_old_one(
     assert again[1].corrections == [[index, index % 3, (index + 1) % 3]]
 
 
+def test_a_target_that_changes_after_its_point_was_labelled_is_a_correction(make_data):
+    inputs, targets = make_data().inner.train_dataloader().dataset.tensors
+    dataset = TensorDataset(inputs, targets.clone())
+    data = make_data(initial=[0, 1, 2, 3])
+    data.inner.train_dataloader = lambda: DataLoader(dataset, batch_size=8, shuffle=True)
+    data.setup("fit")
+    data.label([7], round=1)
+    dataset.tensors[1][7] = (targets[7] + 1) % 3
+    with pytest.raises(ValueError, match=r"corrected=\[7\]"):
+        data.setup("fit")
+    data.corrected = frozenset([7])
+    data.setup("fit")
+
+
 def test_other_data_are_refused_as_such(start, corrected_data, tmp_path):
     start(tmp_path, max_rounds=3)
     other = {index: (index + 1) % 3 for index in range(60)}

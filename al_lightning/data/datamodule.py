@@ -286,8 +286,14 @@ class ActiveLearningDataModule(LightningDataModule):
         )
 
     def label(self, indices: Sequence[int] | Tensor, *, round: int) -> None:  # noqa: A002
-        """Move samples from the pool to the labelled ones; training sees them from the next fit on."""
+        """Move samples from the pool to the labelled ones; training sees them from the next fit on.
+
+        Their targets are remembered: others, when the data are set up again, are a correction or other samples.
+        """
+        targets = self.targets_of(indices)
         self.labels.label(indices, round=round)
+        if targets is not None:
+            self._known_targets |= dict(zip(map(int, indices), targets, strict=True))
 
     def restore(self, state_of: Mapping[int, int], target_of: Mapping[int, int]) -> None:
         """Take over the label state that the records of a run tell, if the data are the same.
