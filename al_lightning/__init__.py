@@ -1,29 +1,31 @@
 """Deep Bayesian active learning for PyTorch Lightning: rounds of BatchBALD on your own Trainer.
 
 Five words: a *data module* knows what is labelled and what is pool, a *posterior* draws networks from a trained model,
-an *acquisition* scores whom to label, a *callback* acquires at the end of a fit, and *rounds* repeat the fit.
+an *acquisition* scores the points of the pool, a *callback* acquires at the end of a fit, and *rounds* repeat the fit.
 """
 
-from al_lightning import models
-from al_lightning.acquisition import (
-    BALD,
-    Acquisition,
-    BatchBALD,
-    Entropy,
-    LeastConfidence,
-    Margin,
-    MeanSTD,
-    Random,
-    Screening,
-    VariationRatios,
-)
-from al_lightning.callback import ActiveLearning
-from al_lightning.data import ActiveLearningDataModule, DigitsDataModule, IDXDataModule, ImageFolderDataModule
-from al_lightning.journal import read_journal
-from al_lightning.mean_prediction import MeanPrediction
-from al_lightning.posterior import DeepEnsemble, LastLayerLaplace, MCDropConnect, MCDropout, Posterior
-from al_lightning.records.round import Round
-from al_lightning.rounds import active_fit
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from al_lightning import models
+    from al_lightning.acquisition import (
+        BALD,
+        Acquisition,
+        BatchBALD,
+        Entropy,
+        LeastConfidence,
+        Margin,
+        MeanSTD,
+        Random,
+        Screening,
+        VariationRatios,
+    )
+    from al_lightning.data import ActiveLearningDataModule
+    from al_lightning.datasets import DigitsDataModule, IDXDataModule, ImageFolderDataModule
+    from al_lightning.posterior import DeepEnsemble, LastLayerLaplace, MCDropConnect, MCDropout, Posterior
+    from al_lightning.records import Round, read_journal
+    from al_lightning.rounds import ActiveLearning, MeanPrediction, active_fit
 
 __version__ = "0.1.0"
 
@@ -54,3 +56,27 @@ __all__ = [
     "read_journal",
     "models",
 ]
+
+# Imported when they are asked for: `al_lightning.information` needs no Lightning, and the command line limits what
+# torch's threads do before it loads torch.
+# `rounds` last: whoever asks for it gets all rules imported, whose short names a configuration may use.
+_ROOMS = ("acquisition", "posterior", "records", "data", "datasets", "models", "rounds")
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from the folder that exports it."""
+    if name == "models":
+        return importlib.import_module("al_lightning.models")
+    if name in __all__:
+        for room in _ROOMS:
+            module = importlib.import_module(f"al_lightning.{room}")
+            if name in getattr(module, "__all__", ()):
+                value: object = getattr(module, name)
+                globals()[name] = value
+                return value
+    raise AttributeError(f"module 'al_lightning' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted({*globals(), *__all__})

@@ -1,8 +1,8 @@
 """Torchmetrics for what the predictions of posterior samples tell, and for the label curve of a run.
 
 Each has a pure function beside it, which takes everything at once: `mutual_information` and `entropy` of
-`al_lightning.information`, `area_under_curve` and `labels_to_target` of `al_lightning.curves`. The classes collect over
-batches, rounds and ranks.
+`al_lightning.information`, `area_under_curve` and `labels_to_target` of `al_lightning.records.curves`. The classes
+collect over batches, rounds and ranks.
 
 Torchmetrics itself has the expected calibration error; it takes mean probabilities:
 
@@ -19,9 +19,9 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from al_lightning.curves import area_under_curve, check_target, labels_to_target
 from al_lightning.information import check_log_probs, entropy, mutual_information
-from al_lightning.information.entropy import at_least_single
+from al_lightning.information.entropies import at_least_single
+from al_lightning.records.curves import area_under_curve, check_target, labels_to_target
 
 
 def mean_probs(log_probs_N_K_C: Tensor) -> Tensor:

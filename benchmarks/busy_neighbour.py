@@ -1,4 +1,4 @@
-"""What another process that keeps a core busy costs: a batch of BatchBALD, and the MC dropout of some images.
+"""What another process that keeps a core busy costs: a batch of BatchBALD, MC dropout of some images, an epoch.
 
     python benchmarks/busy_neighbour.py
     python benchmarks/busy_neighbour.py --neighbours 2 --repeats 9
@@ -12,6 +12,7 @@ they are missing. Writes busy_neighbour.csv and prints a table.
 """
 
 import argparse
+import copy
 import csv
 import signal
 import subprocess
@@ -74,6 +75,27 @@ def prediction(images: int, samples: int, stack: ExitStack) -> Run:
     return lambda: predict(batch).numpy().tobytes()
 
 
+def training(images: int) -> Run:
+    """An epoch of the paper's net on random images, which is torch's own work alone: its threads spin while they wait.
+
+    The command line limits that, by `GOMP_SPINCOUNT`; set it in the environment of this benchmark to see what it does.
+    """
+    torch.manual_seed(0)
+    first, inputs, targets = PaperCNN(), torch.randn(images, 1, 28, 28), torch.randint(10, (images,))
+
+    def epoch() -> bytes:
+        torch.manual_seed(0)
+        model = copy.deepcopy(first)
+        optimizer = torch.optim.Adam(model.parameters())
+        for some in torch.arange(images).split(64):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(inputs[some]), targets[some]).backward()
+            optimizer.step()
+        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).numpy().tobytes()
+
+    return epoch
+
+
 def cases(arguments: argparse.Namespace, stack: ExitStack) -> dict[str, Run]:
     """What is timed, by its name."""
     runs: dict[str, Run] = {}
@@ -84,6 +106,8 @@ def cases(arguments: argparse.Namespace, stack: ExitStack) -> dict[str, Run]:
         runs[name] = lambda pool=pool: select_ours(pool, arguments.batch_size, arguments.num_configs)  # type: ignore[misc]
     for images in arguments.images:
         runs[f"MC dropout, {images} images, K = {axes[0]}"] = prediction(images, axes[0], stack)
+    for images in arguments.trained:
+        runs[f"epoch of {images:,} images"] = training(images)
     return runs
 
 
@@ -153,6 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-points", type=int, nargs="+", default=[1_000, 10_000])
     parser.add_argument("--images", type=int, nargs="+", default=[256])
+    parser.add_argument("--trained", type=int, nargs="+", default=[2_048], help="images of an epoch")
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=10)

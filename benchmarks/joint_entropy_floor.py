@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from al_lightning.information import mean_mixture_entropy
-from al_lightning.information.products import product_of_rows
+from al_lightning.information.matmul import product_of_rows
 
 # Blocks of an (m, K) by (K, r) product and lengths of a buffer of logarithms; the best of them is the machine's rate.
 CPU_BLOCKS = ((256, 512), (256, 1024), (256, 2048), (512, 1024), (512, 2048), (1024, 4096))

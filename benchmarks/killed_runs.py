@@ -42,7 +42,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import al_lightning
 from al_lightning import ActiveLearning, ActiveLearningDataModule, BatchBALD, active_fit
-from al_lightning.journal import read_journal
+from al_lightning.records.journal import read_journal
 
 PACKAGE = str(Path(al_lightning.__file__).parent)
 NOT_COMPARED = ("seconds", "logged_steps", "check", "weights")  # a check sum is over seconds too

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Subset
 
 from al_lightning import ActiveLearning, ActiveLearningDataModule, DigitsDataModule, Random, active_fit
 from al_lightning.models import MLP, Classifier
-from al_lightning.seeds import derived_seed
+from al_lightning.randomness import derived_seed
 
 NUM_ROUNDS = 10
 

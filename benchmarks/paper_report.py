@@ -17,8 +17,8 @@ import numpy as np
 from paper_runs import EXPERIMENTS, Job, provenance_of
 
 from al_lightning import Round
-from al_lightning.comparison.significance import holm, paired_difference
-from al_lightning.curves import area_under_curve, labels_to_target
+from al_lightning.records.curves import area_under_curve, labels_to_target
+from al_lightning.report.compare.significance import holm, paired_difference
 
 METRIC = "test_mean_acc"  # of the mean prediction, as in the paper
 TARGETS = (0.9, 0.95)

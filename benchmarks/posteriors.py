@@ -20,8 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from al_lightning import Round, read_journal
-from al_lightning.comparison.significance import paired_difference
-from al_lightning.curves import area_under_curve, labels_to_target
+from al_lightning.records.curves import area_under_curve, labels_to_target
+from al_lightning.report.compare.significance import paired_difference
 
 CONFIG = Path(__file__).parents[1] / "configs" / "repeated_digits.yaml"
 RESULTS = Path(__file__).parent / "results" / "posteriors.csv"

@@ -29,8 +29,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from al_lightning import ActiveLearning, ActiveLearningDataModule, BatchBALD, active_fit
+from al_lightning.distributed import Ranks
 from al_lightning.models import Classifier, PaperCNN
-from al_lightning.ranks import Ranks
 
 RESULTS = Path(__file__).parent / "results" / "ranks.csv"
 
@@ -63,9 +63,9 @@ def one_rank(arguments: argparse.Namespace) -> dict[str, Any]:
     """A run of two rounds; what the first one chose, took and sent."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    import al_lightning.choice  # noqa: PLC0415 - the name is replaced in it
+    import al_lightning.pool.select  # noqa: PLC0415 - the name is replaced in it
 
-    al_lightning.choice.Ranks = Counting
+    al_lightning.pool.select.Ranks = Counting
     torch.manual_seed(0)
     model = Classifier(PaperCNN(), lr=1e-30)  # trained alike on any number of ranks: not at all
     trainer = Trainer(

@@ -20,9 +20,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import al_lightning.callback
-import al_lightning.rounds
-from al_lightning.cli import run
+import al_lightning.rounds.callback
+import al_lightning.rounds.driver
+from al_lightning.cli.command import run
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 TRACKING = ("open_loggers", "begin_tracking", "log_last_round", "keep_images")
@@ -41,7 +41,7 @@ def child(way: str) -> None:
 
         return call
 
-    for module in (al_lightning.callback, al_lightning.rounds):
+    for module in (al_lightning.rounds.callback, al_lightning.rounds.driver):
         for name in TRACKING:
             if name != "open_loggers" and hasattr(module, name):  # opening W&B is W&B's own start
                 function = getattr(module, name)

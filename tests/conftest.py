@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from al_lightning import BALD, ActiveLearning, ActiveLearningDataModule, Round
-from al_lightning.journal import Journal
+from al_lightning.records.journal import Journal
 from al_lightning.records.replay import recorded
 
 NUM_CLASSES = 3
@@ -36,7 +36,7 @@ def labelled_by_hand(header: dict[str, Any], rounds: list[Round]) -> list[Round]
 
 
 collect_ignore = [
-    "existing_script",
+    "rounds/existing_script",
     "processes",
 ]  # scripts, which the search for doctests would run in the current folder
 

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from al_lightning import IDXDataModule, MeanPrediction, read_journal
-from al_lightning.cli import run
+from al_lightning.cli.command import run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MNIST = os.environ.get("AL_LIGHTNING_MNIST")

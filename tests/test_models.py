@@ -140,7 +140,7 @@ model:
   init_args:
     lr: 0.01
     net: {class_path: al_lightning.models.MLP, init_args: {in_features: 64, num_classes: 10, hidden: [32]}}
-data: {class_path: al_lightning.data.DigitsDataModule, init_args: {batch_size: 16}}
+data: {class_path: al_lightning.DigitsDataModule, init_args: {batch_size: 16}}
 trainer: {accelerator: cpu, logger: false, enable_checkpointing: false}
 """)
     cli = LightningCLI(

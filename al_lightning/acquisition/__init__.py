@@ -1,7 +1,7 @@
 """Which points to label: one class for each acquisition, and the pure functions of log-probabilities that they call."""
 
 from al_lightning.acquisition.base import Acquisition, Alone, Batch, Exchange, Predictions
-from al_lightning.acquisition.batchbald import BatchBALD, batchbald
+from al_lightning.acquisition.greedy.batchbald import BatchBALD, batchbald
 from al_lightning.acquisition.pointwise import (
     BALD,
     Entropy,

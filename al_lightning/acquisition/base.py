@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from al_lightning.information import check_log_probs
-from al_lightning.information.entropy import at_least_single, check_shape
+from al_lightning.information.entropies import at_least_single, check_shape
 
 Prepared = TypeVar("Prepared")
 

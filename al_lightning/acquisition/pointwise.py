@@ -20,10 +20,9 @@ from al_lightning.acquisition.base import (
     check_batch_size,
     checked_log_probs,
 )
-from al_lightning.acquisition.blocks import in_blocks
-from al_lightning.acquisition.ranking import by_chance, top
+from al_lightning.acquisition.top_k import by_chance, in_blocks, top
 from al_lightning.information import check_log_probs, entropy, mutual_information
-from al_lightning.information.entropy import at_least_single
+from al_lightning.information.entropies import at_least_single
 
 
 def _mean_probs(log_probs_N_K_C: Tensor) -> Tensor:

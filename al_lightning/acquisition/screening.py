@@ -100,7 +100,7 @@ class Screened:
         """What the record says of it, given the picks among the points left that their score decided."""
         return {
             "mean_bald_pool": self.mean_bald,
-            "n_screened": self.num_points,
+            "num_screened": self.num_points,
             "num_screening_samples": self.screening.num_samples,
             "lowest_rank_picked": self.lowest_rank(positions_B),
         }

@@ -5,7 +5,7 @@ import math
 import torch
 
 from al_lightning.acquisition.base import ALONE, Batch, Exchange, Predictions
-from al_lightning.acquisition.blocks import in_blocks
+from al_lightning.acquisition.top_k import in_blocks
 from al_lightning.information import batch_information, mutual_information
 
 SATURATED_AT = 0.9
@@ -33,13 +33,13 @@ def summarise(
     num_samples = rows_B_K_C.shape[1]
     joint = batch_information(rows_B_K_C, generator=generator).sum().item()
     return {
-        "n_predicted": predictions.num_points,
+        "num_predicted": predictions.num_points,
         "num_samples": num_samples,
         "joint_mi": joint,
         "joint_mi_over_log_k": joint / math.log(num_samples) if num_samples > 1 else 1.0,  # one leaves nothing to learn
         "mean_bald_pool": mean_bald(predictions, exchange=exchange),
         "mean_bald_picked": mutual_information(rows_B_K_C).mean().item(),
-        "n_evaluated": batch.num_evaluated,
+        "num_evaluated": batch.num_evaluated,
         **_search_numbers(batch),
     }
 
@@ -60,9 +60,9 @@ def _search_numbers(batch: Batch) -> dict[str, float]:
     drawn = batch.lead_errors > 0
     leads = {"least_lead_in_errors": (batch.leads / batch.lead_errors)[drawn].min().item()} if drawn.any() else {}
     return {
-        "n_configs": batch.num_configs,
-        "n_filled": batch.num_filled,
-        "n_certified": int(batch.is_certified.sum()),
+        "num_configs": batch.num_configs,
+        "num_filled": batch.num_filled,
+        "num_certified": int(batch.is_certified.sum()),
         **leads,
     }
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from al_lightning._lightning import LightningDataModule, check_flavour, is_overridden
+from al_lightning.data.evaluation import each_test_sample_once
 from al_lightning.data.initial import checked_ids, checked_initial, initial_indices
 from al_lightning.data.labels import Labels
 from al_lightning.data.loaders import (
@@ -20,8 +21,6 @@ from al_lightning.data.loaders import (
     sequential_loader,
     train_loader_of,
 )
-from al_lightning.data.once import each_test_sample_once
-from al_lightning.data.seeded import seeded
 from al_lightning.data.targets import (
     class_names,
     classes_of,
@@ -32,6 +31,7 @@ from al_lightning.data.targets import (
     refuse_visible,
     tells_at_once,
 )
+from al_lightning.randomness import seeded
 
 ABSENT = object()
 

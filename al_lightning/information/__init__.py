@@ -4,10 +4,9 @@ Axes are in the names of tensors: N points, K posterior samples, C classes, M jo
 batch. Upper case is a whole axis, lower case a chunk of it.
 """
 
-from al_lightning.information.batch import batch_information
-from al_lightning.information.entropy import check_log_probs, conditional_entropy, entropy, mutual_information
-from al_lightning.information.enumeration import joint_entropy
-from al_lightning.information.joint import Configurations
+from al_lightning.information.configurations import Configurations
+from al_lightning.information.entropies import check_log_probs, conditional_entropy, entropy, mutual_information
+from al_lightning.information.joint import batch_information, joint_entropy
 from al_lightning.information.kernel import kernel_name, mean_mixture_entropy
 
 __all__ = [

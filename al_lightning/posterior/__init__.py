@@ -1,12 +1,12 @@
 """Posterior samples: what K networks, equally likely after training, predict for a batch."""
 
 from al_lightning.posterior.base import Posterior, Predict
-from al_lightning.posterior.connect import MCDropConnect
-from al_lightning.posterior.dropout import MCDropout
-from al_lightning.posterior.ensemble import DeepEnsemble
-from al_lightning.posterior.laplace import LastLayerLaplace
-from al_lightning.posterior.masks import dropout_mask
-from al_lightning.posterior.members import Members, tensors_of
+from al_lightning.posterior.dropconnect import MCDropConnect
+from al_lightning.posterior.dropout.masks import dropout_mask
+from al_lightning.posterior.dropout.mc_dropout import MCDropout
+from al_lightning.posterior.ensemble.deep_ensemble import DeepEnsemble
+from al_lightning.posterior.ensemble.members import Members, tensors_of
+from al_lightning.posterior.laplace.last_layer_laplace import LastLayerLaplace
 
 __all__ = [
     "Posterior",

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from al_lightning.posterior.members import Members, tensors_of
+from al_lightning.posterior.ensemble.members import Members, tensors_of
 
 USUAL_NUM_SAMPLES = 100
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from al_lightning.posterior.batch import leaves
+from al_lightning.posterior.model import leaves
 
 Event = tuple[str, list[Tensor]]
 """A module, and the tensors that it has just returned or hands to a submodule."""

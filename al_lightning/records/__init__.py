@@ -1,10 +1,12 @@
 """What a run leaves on disk, and reading it back."""
 
+from al_lightning.records.journal import read_journal
 from al_lightning.records.replay import Recorded, recorded, trained_on
 from al_lightning.records.round import PICK_COLUMNS, Change, Correction, Pick, Round
 from al_lightning.records.weights import States, digest_of, read_states
 
 __all__ = [
+    "read_journal",
     "Change",
     "Correction",
     "Pick",

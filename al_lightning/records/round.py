@@ -97,9 +97,9 @@ class Round:
         """
         counts = {
             "round": self.round,
-            "n_labelled": self.num_labelled,
-            "n_pool": self.num_pool,
-            "n_acquired": len(self.acquired),
+            "num_labelled": self.num_labelled,
+            "num_pool": self.num_pool,
+            "num_acquired": len(self.acquired),
         }
         measured = {
             **self.information,

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from al_lightning.files import load_plain
+from al_lightning.records.files import load_plain
 
 States = Sequence[Mapping[str, Tensor]]
 """Parameters and buffers by name: of the model, or of each member of an ensemble."""

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from al_lightning.foreign import printable
+from al_lightning.records.foreign import printable
 from al_lightning.report.page import write_report
 from al_lightning.report.reference import paper_datasets
 from al_lightning.report.runs import read_runs

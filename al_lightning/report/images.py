@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from al_lightning.records.images import MAX_SIDE
 from al_lightning.records.round import Round
 from al_lightning.report.runs import Run
 from al_lightning.report.style import INK, LETTERS, WIDTH, panels, plain, refuse
-from al_lightning.tracking.thumbnails import MAX_SIDE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

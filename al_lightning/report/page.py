@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from al_lightning.files import write_atomically
+from al_lightning.records.files import write_atomically
 from al_lightning.report.markup import Html, element, joined
 from al_lightning.report.pictures import (
     classes_picture,

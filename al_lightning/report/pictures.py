@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from al_lightning.files import write_atomically
+from al_lightning.records.files import write_atomically
 from al_lightning.report.batches import class_balance, joint_information, unclassed, uninformed
 from al_lightning.report.efficiency import label_efficiency
 from al_lightning.report.images import acquired_images, read_stored, stored_files

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from al_lightning.curves import is_rising, labels_to_target
-from al_lightning.journal import read_journal
+from al_lightning.records.curves import is_rising, labels_to_target
+from al_lightning.records.journal import read_journal
 from al_lightning.records.round import Round
 
 # What makes runs of one dataset comparable; seeds, initial labels and budgets may differ within a group.

@@ -12,7 +12,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from al_lightning.foreign import printable
+from al_lightning.records.foreign import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

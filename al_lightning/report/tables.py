@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from al_lightning.foreign import as_csv
+from al_lightning.records.foreign import as_csv
 from al_lightning.report.markup import Html, element, joined, table
 from al_lightning.report.runs import UNKNOWN, Group, Run, grouped
 

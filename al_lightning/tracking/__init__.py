@@ -1,6 +1,6 @@
 """A run's rounds in every logger of the Trainer, and pictures of what they acquired."""
 
+from al_lightning.records.images import thumbnails_of
 from al_lightning.tracking.rounds import begin_tracking, keep_images, log_last_round, open_loggers
-from al_lightning.tracking.thumbnails import thumbnails_of
 
 __all__ = ["begin_tracking", "keep_images", "log_last_round", "open_loggers", "thumbnails_of"]

@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from al_lightning.curves import area_under_curve, is_rising, labels_to_target
+from al_lightning.records.curves import area_under_curve, is_rising, labels_to_target
 from al_lightning.records.replay import trained_on
 from al_lightning.records.round import Round
 
 PREFIX = "al/"
-X_AXIS = f"{PREFIX}n_labelled"
+X_AXIS = f"{PREFIX}num_labelled"
 MAX_CLASSES_COUNTED = 100  # a chart for each class of ImageNet would bury the others
 ACCURACY_TARGETS = (0.9, 0.95)
 

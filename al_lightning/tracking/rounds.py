@@ -1,16 +1,16 @@
 """The rounds of a run in every logger of the Trainer: one call of each logger a round."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from al_lightning._lightning import Trainer, spawns
 from al_lightning.data import ActiveLearningDataModule
-from al_lightning.data.seeded import seeded
-from al_lightning.ranks import Ranks
+from al_lightning.distributed import Ranks
+from al_lightning.randomness import seeded
+from al_lightning.records.images import refuse_linked, rendered, write_thumbnail
 from al_lightning.records.round import Round
-from al_lightning.run import Run
 from al_lightning.tracking.numbers import numbers_of_last
-from al_lightning.tracking.thumbnails import refuse_linked, rendered, write_thumbnail
 from al_lightning.tracking.weights_and_biases import (
     begin_wandb,
     define_axis,
@@ -33,7 +33,7 @@ def open_loggers(trainer: Trainer, *, job_type: str) -> None:
         open_wandb(logger, job_type=job_type)
 
 
-def begin_tracking(trainer: Trainer, run: Run) -> None:
+def begin_tracking(trainer: Trainer, rounds: Sequence[Round], header: Mapping[str, Any], folder: Path | None) -> None:
     """Prepare the loggers, and tell them of the rounds that earlier processes finished.
 
     The loggers of this process are new ones as a rule. A W&B run that is continued by its `id` has some of the rounds
@@ -41,29 +41,30 @@ def begin_tracking(trainer: Trainer, run: Run) -> None:
     """
 
     def begin() -> None:
-        if run.folder is not None:
-            refuse_linked(run.folder)  # before the first training
+        if folder is not None:
+            refuse_linked(folder)  # before the first training
         known = {id(logger): num_logged(logger) for logger in wandb_loggers(trainer)}
         for logger in wandb_loggers(trainer):
-            begin_wandb(logger, run.header)
+            begin_wandb(logger, header)
         if not spawns(trainer):  # each round's processes are new, but their loggers are not
-            for end in range(1, len(run.rounds) + 1):
-                _log(trainer, run, end=end, known=known)
+            for end in range(1, len(rounds) + 1):
+                _log(trainer, rounds[:end], header, folder, known=known)
 
     _on_first_rank(trainer, begin)
 
 
-def log_last_round(trainer: Trainer, run: Run) -> None:
-    """Tell all loggers of the last round, at the step at which Lightning logs its own metrics; once it is complete."""
-    if run.rounds[-1].complete:
-        _on_first_rank(trainer, lambda: _log(trainer, run, end=len(run.rounds), known={}))
+def log_last_round(trainer: Trainer, rounds: Sequence[Round], header: Mapping[str, Any], folder: Path | None) -> None:
+    """Log the last round to all loggers, at the step at which Lightning logs its own metrics; once it is complete."""
+    if rounds[-1].complete:
+        _on_first_rank(trainer, lambda: _log(trainer, rounds, header, folder, known={}))
 
 
-def keep_images(trainer: Trainer, run: Run, datamodule: ActiveLearningDataModule, record: Round) -> None:
-    """Write pictures of what a round has acquired into the run folder, for loggers and reports."""
-    folder = run.folder
-    if folder is not None and record.acquired:
-        _on_first_rank(trainer, lambda: _keep(folder, datamodule, record.acquired))
+def keep_images(
+    trainer: Trainer, folder: Path | None, datamodule: ActiveLearningDataModule, indices: list[int]
+) -> None:
+    """Write pictures of acquired points into the run folder, for loggers and reports."""
+    if folder is not None and indices:
+        _on_first_rank(trainer, lambda: _keep(folder, datamodule, indices))
 
 
 def _keep(folder: Path, datamodule: ActiveLearningDataModule, indices: list[int]) -> None:
@@ -75,18 +76,19 @@ def _keep(folder: Path, datamodule: ActiveLearningDataModule, indices: list[int]
                 write_thumbnail(folder, index, pixels)
 
 
-def _log(trainer: Trainer, run: Run, *, end: int, known: dict[int, int]) -> None:
-    """Log the round before `end`, except to loggers that know it."""
-    rounds = run.rounds[:end]
-    numbers = numbers_of_last(rounds, run.header)
+def _log(
+    trainer: Trainer, rounds: Sequence[Round], header: Mapping[str, Any], folder: Path | None, *, known: dict[int, int]
+) -> None:
+    """Log the last of these rounds, except to loggers that know it."""
+    numbers = numbers_of_last(rounds, header)
     for logger in trainer.loggers:
-        if known.get(id(logger), 0) >= end:
+        if known.get(id(logger), 0) >= len(rounds):
             continue
         everything = dict(numbers)
         if logger in wandb_loggers(trainer):
             define_axis(logger, numbers)
-            everything |= media_of(rounds[-1], run.folder)
-            log_labelled_set(logger, rounds, run.header)
+            everything |= media_of(rounds[-1], folder)
+            log_labelled_set(logger, rounds, header)
         logger.log_metrics(everything, step=rounds[-1].logged_steps)
         logger.save()
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from al_lightning._lightning import Trainer, pl
-from al_lightning.foreign import as_csv
+from al_lightning.records.foreign import as_csv
+from al_lightning.records.images import thumbnails_of
 from al_lightning.records.replay import trained_on
 from al_lightning.records.round import PICK_COLUMNS, Round
 from al_lightning.tracking.numbers import PREFIX, X_AXIS
-from al_lightning.tracking.thumbnails import thumbnails_of
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import WandbLogger

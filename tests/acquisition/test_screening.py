@@ -41,7 +41,7 @@ def test_the_record_counts_ranks_from_one_by_the_last_of_the_picks():
     screened = Screened(torch.tensor([9, 4, 7]), 0.25, 40, Screening(num_points=3, num_samples=6))
     assert screened.numbers(torch.tensor([2])) == {  # of 4, 7 and 9 the last, which was first
         "mean_bald_pool": 0.25,
-        "n_screened": 40,
+        "num_screened": 40,
         "num_screening_samples": 6,
         "lowest_rank_picked": 1,
     }

@@ -31,12 +31,12 @@ def test_each_number_is_what_its_name_says():
     batch = BatchBALD()(predictions, 5, generator=seeded())
     numbers = summarise(predictions, batch, generator=seeded(1))
     bald_N = mutual_information(log_probs_N_K_C)
-    assert (numbers["n_predicted"], numbers["num_samples"]) == (20, 4)
+    assert (numbers["num_predicted"], numbers["num_samples"]) == (20, 4)
     assert numbers["joint_mi"] == pytest.approx(batch.scores.sum().item())  # 3^4 configurations are enumerated by both
     assert numbers["joint_mi_over_log_k"] == pytest.approx(numbers["joint_mi"] / math.log(4))
     assert numbers["mean_bald_pool"] == pytest.approx(bald_N.mean().item())
     assert numbers["mean_bald_picked"] == pytest.approx(bald_N[batch.positions].mean().item())
-    assert numbers["n_evaluated"] == batch.num_evaluated > 0
+    assert numbers["num_evaluated"] == batch.num_evaluated > 0
 
 
 def test_a_pool_of_many_blocks_has_the_mean_bald_of_all_its_points():

@@ -14,8 +14,8 @@ from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split
 
-from al_lightning.data.bundled import DigitsDataModule
 from al_lightning.data.datamodule import ActiveLearningDataModule
+from al_lightning.datasets.digits import DigitsDataModule
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
@@ -564,7 +564,7 @@ data:
   class_path: al_lightning.data.ActiveLearningDataModule
   init_args:
     initial: {initial}
-    datamodule: {{class_path: al_lightning.data.DigitsDataModule, init_args: {{repeat: 2, noise: 0.1}}}}
+    datamodule: {{class_path: al_lightning.DigitsDataModule, init_args: {{repeat: 2, noise: 0.1}}}}
     pool: {{class_path: torch.utils.data.Dataset}}
 trainer: {{accelerator: cpu, logger: false, enable_checkpointing: false}}
 """)

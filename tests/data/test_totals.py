@@ -11,7 +11,7 @@ from pytorch_lightning.trainer.connectors.logger_connector.result import _Metada
 from torch.utils.data import DataLoader, Sampler, SubsetRandomSampler, TensorDataset
 
 from al_lightning import ActiveLearningDataModule
-from al_lightning.data.once import OneRanksShare
+from al_lightning.data.evaluation import OneRanksShare
 from al_lightning.data.totals import LOCKSTEP, Share, total
 
 VALUES = (1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)  # of seven points two are right

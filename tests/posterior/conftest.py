@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from al_lightning.posterior.deferred import scaled_channels
+from al_lightning.posterior.dropout.lazy.deferred import scaled_channels
 
 
 @pytest.fixture

@@ -126,10 +126,12 @@ def test_nesting_without_end_is_refused_and_costs_little():
         decoded("[" * 200_000 + "]" * 200_000 + "\n")
 
 
-def test_version_1_is_read_and_what_it_set_aside_becomes_a_change():
+def test_version_1_is_read_what_it_set_aside_becomes_a_change_and_its_counts_get_their_names():
     header = json.dumps({"schema": "al_lightning.rounds", "version": 1, "num_points": 10})
     first = {"round": 0, "num_labelled": 2, "num_pool": 7, "acquired": [4], "scores": [0.5], "set_aside": [9]}
+    first["information"] = {"n_predicted": 7, "num_samples": 3}
     second = {"round": 1, "num_labelled": 3, "num_pool": 5, "set_aside": [8, 9], "stopped": "max_rounds=2 reached"}
     found, rounds = decoded("\n".join([header, json.dumps(first), json.dumps(second)]) + "\n")
     assert found["version"] == 1
     assert [record.changed for record in rounds] == [[[9, -2, None]], [[8, -2, None]]]
+    assert rounds[0].information == {"num_predicted": 7, "num_samples": 3}

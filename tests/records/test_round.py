@@ -9,9 +9,9 @@ def test_the_numbers_of_a_round_have_one_flat_name_each():
     )
     assert record.numbers() == {
         "round": 3,
-        "n_labelled": 10,
-        "n_pool": 40,
-        "n_acquired": 2,
+        "num_labelled": 10,
+        "num_pool": 40,
+        "num_acquired": 2,
         "acc": 0.5,
         "joint_mi": 0.25,
         "redundancy": None,

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from al_lightning.records.weights import digest_of, read_states
-from al_lightning.resuming import save_states
+from al_lightning.rounds.resuming import save_states
 
 STATES = [{"w": torch.arange(12.0).reshape(3, 4), "n": torch.tensor(4), "b": torch.zeros(0)}]
 

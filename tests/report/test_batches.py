@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from al_lightning.journal import Round
+from al_lightning.records.journal import Round
 from al_lightning.report.batches import class_balance, joint_information
 from al_lightning.report.runs import Run
 from al_lightning.report.style import lines, png

@@ -5,7 +5,7 @@ import pytest
 import torch
 from matplotlib.image import imsave
 
-from al_lightning.journal import Round
+from al_lightning.records.journal import Round
 from al_lightning.report.images import acquired_images, read_stored, repeated, stored_files
 from al_lightning.report.style import png
 

@@ -39,7 +39,7 @@ def test_the_details_hold_settings_versions_and_every_round(make_run):
 def test_the_csv_has_a_row_for_each_round_with_what_it_belongs_to(make_run):
     runs = [make_run("a"), make_run("b", (0.25,), acquisition="BALD(), a,b", seed=3)]
     rows = list(csv.DictReader(io.StringIO(rounds_csv(runs))))
-    assert [row["n_labelled"] for row in rows] == ["10", "12", "14", "10"]
+    assert [row["num_labelled"] for row in rows] == ["10", "12", "14", "10"]
     assert (rows[3]["acquisition"], rows[3]["seed"], rows[3]["test_acc"]) == ("BALD(), a,b", "3", "0.25")
     assert rounds_csv([make_run("empty", ())]) == "run,dataset,acquisition,seed\n"
 

@@ -13,7 +13,7 @@ import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
 from al_lightning import read_journal
-from al_lightning.cli import run
+from al_lightning.cli.command import run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OVERLAID = ["fit", *(f"--config={CONFIGS / name}" for name in ("repeated_digits.yaml", "repeated_digits_wandb.yaml"))]

@@ -32,9 +32,9 @@ LAST = Round(round=1, num_labelled=4, num_pool=6, metrics={"test_acc": 0.95}, st
 def test_a_round_has_its_metrics_information_classes_and_seconds_and_nothing_that_is_unknown():
     assert numbers_of_last([FIRST], HEADER) == {
         "al/round": 0,
-        "al/n_labelled": 2,
-        "al/n_pool": 8,
-        "al/n_acquired": 2,
+        "al/num_labelled": 2,
+        "al/num_pool": 8,
+        "al/num_acquired": 2,
         "al/test_acc": 0.5,
         "al/joint_mi": 0.5,
         "al/mean_bald_picked": 0.375,
@@ -57,7 +57,7 @@ def test_a_run_that_took_labels_back_has_no_area_and_no_labels_to_a_target():
     second = replace(FIRST, round=1, changed=[[7, -1, None], [3, -1, None]])
     numbers = numbers_of_last([FIRST, replace(second, stopped="max_rounds=2 reached", acquired=[])], HEADER)
     assert not {"al/aulc", "al/labels_to_0.9"} & numbers.keys()
-    assert (numbers["al/n_labelled"], numbers["al/class_count/1"]) == (2, 1)
+    assert (numbers["al/num_labelled"], numbers["al/class_count/1"]) == (2, 1)
 
 
 def test_all_numbers_are_floats_as_loggers_want_them():

@@ -20,9 +20,9 @@ from al_lightning.tracking.numbers import numbers_of_last
 
 EVERY_ROUND = {
     "al/round",
-    "al/n_labelled",
-    "al/n_pool",
-    "al/n_acquired",
+    "al/num_labelled",
+    "al/num_pool",
+    "al/num_acquired",
     "al/test_acc",
     "al/test_loss",
     "al/seconds_fit",
@@ -38,7 +38,7 @@ EVERY_BATCH = {
     "al/redundancy",
     "al/seconds_predict",
     "al/seconds_acquire",
-    "al/n_evaluated",
+    "al/num_evaluated",
 }
 
 
@@ -58,7 +58,7 @@ def numbers(row):
 
 def test_the_numbers_of_each_round_are_those_of_the_records(tracked):
     rows = csv_rounds(tracked.folder)
-    assert [row["al/n_labelled"] for row in rows] == [10, 20, 30]
+    assert [row["al/num_labelled"] for row in rows] == [10, 20, 30]
     for end, row in enumerate(rows, start=1):
         assert row == numbers_of_last(tracked.rounds[:end], tracked.header)
         assert set(row) >= EVERY_ROUND
@@ -107,11 +107,11 @@ def test_the_steps_of_training_curves_go_on_from_round_to_round(tracked):
 
 
 def test_wandb_draws_every_metric_of_the_rounds_against_the_number_of_labels(tracked):
-    names = {name for row in csv_rounds(tracked.folder) for name in row} - {"al/n_labelled"}
+    names = {name for row in csv_rounds(tracked.folder) for name in row} - {"al/num_labelled"}
     assert len(names) > len(EVERY_ROUND | EVERY_BATCH) - 1
-    assert {tracked.wandb.axes[name] for name in names} == {"al/n_labelled"}
-    assert tracked.wandb.axes["al/*"] == "al/n_labelled"
-    assert (tracked.wandb.axes["al/n_labelled"], tracked.wandb.axes["*"]) == ("", "trainer/global_step")
+    assert {tracked.wandb.axes[name] for name in names} == {"al/num_labelled"}
+    assert tracked.wandb.axes["al/*"] == "al/num_labelled"
+    assert (tracked.wandb.axes["al/num_labelled"], tracked.wandb.axes["*"]) == ("", "trainer/global_step")
 
 
 def test_wandb_groups_by_experiment_acquisition_and_seed(tracked):
@@ -190,7 +190,7 @@ def test_a_round_is_logged_once_and_complete(make_trainer, make_model, make_data
     logger = CSVLogger(tmp_path, name="csv")
     active_fit(make_trainer(make_callback(), logger=logger), make_model(), make_data())
     rows = csv_rounds(tmp_path / "csv" / "version_0")
-    assert [row["al/n_labelled"] for row in rows] == [6, 10, 14]
+    assert [row["al/num_labelled"] for row in rows] == [6, 10, 14]
     assert all({"al/test_acc", "al/val_acc", "al/seconds_test"} <= set(row) for row in rows)
 
 
@@ -198,7 +198,7 @@ def test_a_plain_fit_logs_its_round_too(make_trainer, make_model, make_data, mak
     trainer = make_trainer(make_callback(), logger=CSVLogger(tmp_path, name="csv"))
     trainer.fit(make_model(), datamodule=make_data())
     (row,) = csv_rounds(tmp_path / "csv" / "version_0")
-    assert row["al/n_labelled"] == 6
+    assert row["al/num_labelled"] == 6
     assert "al/test_acc" not in row
 
 
@@ -261,11 +261,9 @@ def test_the_draws_of_a_render_method_do_not_reach_the_training(
     assert torch.equal(weights(draws=True), weights(draws=False))
 
 
-def test_an_incomplete_round_is_not_logged(make_trainer, make_callback, tmp_path):
-    callback = make_callback()
-    callback.run.rounds = [Round(0, 6, 54, complete=False)]
+def test_an_incomplete_round_is_not_logged(make_trainer, tmp_path):
     logger = CSVLogger(tmp_path, name="csv")
-    log_last_round(make_trainer(logger=logger), callback.run)
+    log_last_round(make_trainer(logger=logger), [Round(0, 6, 54, complete=False)], {}, tmp_path)
     assert not (tmp_path / "csv").exists()
 
 
@@ -293,7 +291,7 @@ def on_this_rank(folder, *, broken):
 def test_on_several_ranks_each_round_is_logged_once_and_a_logger_that_fails_ends_all(on_ranks, tmp_path):
     answers = on_ranks(2, __file__, "on_this_rank", folder=str(tmp_path / "whole"), broken=False)
     assert answers == [(True, 2), (True, 2)]
-    assert [row["al/n_labelled"] for row in csv_rounds(tmp_path / "whole" / "csv" / "version_0")] == [6, 10]
+    assert [row["al/num_labelled"] for row in csv_rounds(tmp_path / "whole" / "csv" / "version_0")] == [6, 10]
     (first_ok, first), (second_ok, second) = on_ranks(
         2, __file__, "on_this_rank", folder=str(tmp_path / "broken"), broken=True
     )

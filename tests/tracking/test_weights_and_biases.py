@@ -9,7 +9,7 @@ import yaml
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 
 from al_lightning import active_fit
-from al_lightning.cli import run
+from al_lightning.cli.command import run
 from al_lightning.tracking.weights_and_biases import (
     begin_wandb,
     define_axis,
@@ -56,8 +56,8 @@ def test_only_loggers_of_wandb_are_told_more_than_numbers(make_trainer, tmp_path
 
 def test_a_prefix_of_the_logger_is_part_of_the_names():
     logger = WandbLogger(experiment=Experiment(), prefix="mine")
-    define_axis(logger, ["al/n_labelled", "al/test_acc"])
-    assert logger.experiment.axes == {"mine-al/n_labelled": None, "mine-al/test_acc": "mine-al/n_labelled"}
+    define_axis(logger, ["al/num_labelled", "al/test_acc"])
+    assert logger.experiment.axes == {"mine-al/num_labelled": None, "mine-al/test_acc": "mine-al/num_labelled"}
 
 
 def test_the_config_says_what_runs_but_not_every_id():

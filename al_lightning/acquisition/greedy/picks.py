@@ -1,0 +1,201 @@
+"""One pick after the other: what is known from the picks so far, and which point adds most to it."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from al_lightning.acquisition.base import Batch, Exchange
+from al_lightning.acquisition.greedy.candidates import Candidates
+from al_lightning.acquisition.greedy.search import Search, largest_ratio
+from al_lightning.acquisition.top_k import by_chance, top
+from al_lightning.information import Configurations
+
+SIGNIFICANT = 2  # standard errors
+LEAST_TO_LEARN = 2  # times the slack of a search: what is less may be rounding
+NEGLIGIBLE_TO_SCORE = 1e-3  # times the slack: of scores that differ by less than the slack most differ by more
+WORTHWHILE = 0.5  # of the configurations: a bound of a score takes as long as its share of them
+REMEMBERED = 8  # the best two are among the points of the highest gains but for rounding
+
+
+class Greedy:
+    """A batch in the making; the same on every rank."""
+
+    def __init__(
+        self,
+        candidates: Candidates,
+        num_configs: int,
+        max_configs: int | None,
+        *,
+        generator: torch.Generator,
+        exchange: Exchange,
+    ) -> None:
+        self._candidates, self._exchange, self._generator = candidates, exchange, generator
+        self._num_configs, self._max_configs = num_configs, max_configs or num_configs
+        self._first_state = generator.get_state()
+        self._search = Search(candidates)
+        # One key a batch, from a copy: ties change nothing of what the generator draws.
+        self._luck_n = by_chance(candidates.positions_n, generator.clone_state())
+        self._num_samples = candidates.source_N_K_C.shape[1]
+        self._configurations = Configurations.start(self._num_samples)
+        self._doubtful: Configurations | None = None  # those that a bound of a score needs
+        self._informations: dict[bytes, Tensor] = {}
+        self._rows: list[Tensor] = []
+        self._scores: list[Tensor] = []
+        self._positions: list[int] = []
+        self._leads: list[tuple[Tensor, Tensor]] = []
+        self._is_certified: list[bool] = []
+        self._num_filled = 0
+        self._is_over = False  # whether nothing is left to learn: labels that tell nothing make no other tell more
+
+    @property
+    def positions(self) -> Tensor:
+        """The points that are chosen."""
+        return torch.tensor(self._positions, dtype=torch.long)
+
+    @property
+    def saturation(self) -> float:
+        """The joint information of the picks as a share of log K."""
+        return self._saturations()[-1].item() if self._scores else 0.0
+
+    def pick(self) -> None:
+        """Choose the point that adds most, with more configurations if its lead is not significant."""
+        self._learn_last()
+        position, rows = self._best_two()
+        score, lead, error = self._judged(rows)
+        while len(rows) > 1 and lead < SIGNIFICANT * error and self._num_configs < self._max_configs:
+            self._grow()
+            position, rows = self._best_two()
+            score, lead, error = self._judged(rows)
+        self._add(position, rows[0], score, lead=(lead, error))
+
+    def fill_up(self, positions_B: Tensor, rows_B_K_C: Tensor) -> None:
+        """Add points that another rule has chosen."""
+        none = torch.zeros((), dtype=torch.float64)
+        for position, row_K_C in zip(positions_B.tolist(), rows_B_K_C, strict=True):
+            self._learn_last()
+            self._add(position, row_K_C, self._score(row_K_C), lead=(none, none))
+        self._num_filled = len(positions_B)
+
+    def batch(self) -> Batch:
+        """What was chosen."""
+        counts = torch.tensor([self._search.num_evaluated, len(self._candidates.rows_n)])
+        num_evaluated, num_candidates = self._exchange.gather(counts).sum(dim=0).tolist()
+        leads, lead_errors = (torch.stack(column) for column in zip(*self._leads, strict=True))
+        return Batch(
+            self.positions,
+            torch.stack(self._scores),
+            num_evaluated=num_evaluated,
+            leads=leads,
+            lead_errors=lead_errors,
+            saturation=self._saturations(),
+            num_configs=self._num_configs,
+            num_filled=self._num_filled,
+            num_candidates=num_candidates,
+            is_certified=torch.tensor(self._is_certified),
+        )
+
+    def _saturations(self) -> Tensor:
+        joint_B = torch.stack(self._scores).cumsum(dim=0)
+        # One sample leaves nothing to learn.
+        return joint_B / math.log(self._num_samples) if self._num_samples > 1 else torch.ones_like(joint_B)
+
+    def _best_two(self) -> tuple[int, Tensor]:
+        """The position of the best point, and the rows of it and of the next best, if there is one (2, K, C).
+
+        Once less than rounding is left to learn, or to be learnt from any point, all points are equal. Chance decides
+        between equal points: pools often lie sorted by class, and their first points would be a batch of one class.
+        """
+        best = top(
+            self._scores_n(),
+            2,
+            luck_N=self._luck_n,
+            positions_N=self._candidates.positions_n,
+            exchange=self._exchange,
+        )
+        rows = self._candidates.rows(best.positions[best.scores.isfinite()], exchange=self._exchange)
+        return int(best.positions[0]), rows
+
+    def _scores_n(self) -> Tensor:
+        search, configurations = self._search, self._configurations
+        if not self._is_over:
+            self._is_over = bool(configurations.doubt() < search.slack and configurations.remaining() < search.slack)
+        if self._is_over:
+            return search.equal_scores()
+        # Where less than that is left, thousands of points are alike, and none need be told from the others.
+        least = LEAST_TO_LEARN * search.slack
+        almost = least - search.slack / 4  # so that no rounding of a bound hides as much as the least
+        gains_n, best_two = self._best_gains(at_least=almost)
+        self._is_over = bool(best_two[0] < least)
+        if self._is_over:
+            return search.equal_scores()
+        if best_two[1] < almost + search.slack:  # what was left out may lie within the slack of the second best
+            gains_n, best_two = self._best_gains(at_least=search.slack / 4)
+        return search.scores(gains_n, best_two, self._score, self._score_bound)
+
+    def _best_gains(self, *, at_least: float) -> tuple[Tensor, Tensor]:
+        gains_n = self._search.gains(self._configurations, at_least=at_least)
+        return gains_n, top(gains_n, 2, exchange=self._exchange).scores
+
+    def _judged(self, rows_2_K_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The first row's gain, its lead over the second's, if there is one, and the standard error of that lead."""
+        first_M, *second_M = (self._information(row_K_C) for row_K_C in rows_2_K_C)
+        lead_M = first_M - second_M[0] if second_M else first_M
+        configurations = self._configurations
+        return configurations.mean(first_M), configurations.mean(lead_M), configurations.standard_error(lead_M)
+
+    def _add(self, position: int, row_K_C: Tensor, score: Tensor, *, lead: tuple[Tensor, Tensor]) -> None:
+        dropped, slack = self._candidates.largest_dropped, self._search.slack
+        most_dropped = (
+            largest_ratio(self._configurations) * (dropped + slack) + slack if dropped > -math.inf else dropped
+        )
+        self._is_certified.append(score.item() > most_dropped)
+        self._positions.append(position)
+        self._rows.append(row_K_C)
+        self._scores.append(score)
+        self._leads.append(lead)
+        self._search.take(position)
+
+    def _score_bound(self, row_K_C: Tensor) -> float:
+        """Bound a point's score from above, cheaply where most configurations are nearly certain."""
+        left_out = NEGLIGIBLE_TO_SCORE * self._search.slack
+        doubtful = self._doubtful or self._configurations.doubtful(negligible=left_out)
+        self._doubtful = doubtful
+        if len(doubtful.probs_M) > WORTHWHILE * len(self._configurations.probs_M):
+            return math.inf
+        return doubtful.mean(doubtful.information(row_K_C)).item() + 2 * left_out  # twice, as sums are rounded
+
+    def _score(self, row_K_C: Tensor) -> Tensor:
+        return self._configurations.mean(self._information(row_K_C))
+
+    def _information(self, row_K_C: Tensor) -> Tensor:
+        """A point's information for each configuration (M); that of the first few is kept: two are asked for twice."""
+        key = row_K_C.double().numpy().tobytes()
+        if key in self._informations:
+            return self._informations[key]
+        information_M = self._configurations.information(row_K_C, only_unsettled=self._is_over)
+        if len(self._informations) < REMEMBERED:
+            self._informations[key] = information_M
+        return information_M
+
+    def _learn_last(self) -> None:
+        if self._rows:
+            self._know(self._extended(self._rows[-1], only_unsettled=self._is_over))
+
+    def _know(self, configurations: Configurations) -> None:
+        self._configurations, self._doubtful = configurations, None
+        self._informations.clear()
+
+    def _extended(self, row_K_C: Tensor, *, only_unsettled: bool = False) -> Configurations:
+        return self._configurations.extended(
+            row_K_C, num_configs=self._num_configs, generator=self._generator, only_unsettled=only_unsettled
+        )
+
+    def _grow(self) -> None:
+        """Draw anew, twice as many configurations, as if that number had been asked for; scores are estimated anew."""
+        self._num_configs = min(2 * self._num_configs, self._max_configs)
+        self._generator.set_state(self._first_state)
+        self._know(Configurations.start(self._num_samples))
+        for number, row_K_C in enumerate(self._rows):
+            self._scores[number] = self._score(row_K_C)
+            self._know(self._extended(row_K_C))

@@ -1,0 +1,8 @@
+"""Data modules for data that need no code: digits, IDX files, folders of images."""
+
+from al_lightning.datasets.digits import DigitsDataModule
+from al_lightning.datasets.idx import IDXDataModule, read_idx
+from al_lightning.datasets.image_folder import ImageFolderDataModule, read_image
+from al_lightning.datasets.repeated import Repeated
+
+__all__ = ["DigitsDataModule", "IDXDataModule", "ImageFolderDataModule", "Repeated", "read_idx", "read_image"]

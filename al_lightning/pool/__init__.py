@@ -1,0 +1,1 @@
+"""From a trained model to the ids of the points to label."""

@@ -1,0 +1,296 @@
+"""The choice of the next batch with a trained model: the pool is predicted, and the acquisition asked."""
+
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from hashlib import blake2b
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from al_lightning._lightning import LightningModule, Trainer, isolate_rng
+from al_lightning.acquisition import (
+    Acquisition,
+    Batch,
+    Predictions,
+    Screened,
+    Screening,
+    saturation_warning,
+    summarise,
+    uncertified_warning,
+)
+from al_lightning.data import ActiveLearningDataModule
+from al_lightning.distributed import Ranks
+from al_lightning.information import kernel_name, mutual_information
+from al_lightning.pool.predict import fitted_posterior, predict_pool, preview_pool
+from al_lightning.pool.storage import Storage
+from al_lightning.posterior import Posterior
+from al_lightning.randomness import derived_seed
+
+NUM_PREVIEWED = 8
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which samples of the posterior predict.
+
+    Args:
+        num_samples: How many.
+        seed: Decides which, and nothing else does.
+    """
+
+    num_samples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The points to label next, and what selecting them has shown; fields of the same name are those of `Round`.
+
+    Args:
+        acquired: Their ids, best first.
+        scores: The acquisition's score of each when it was selected.
+        targets: Their labels.
+        seconds: Wall time of predicting the pool and of the acquisition.
+        bald: The BALD of each, as the following None where nothing was predicted.
+        predicted: The most probable class of each.
+        posterior: What drew the networks.
+        information: Numbers about the acquisition.
+        kernel: What evaluated the gains.
+        predict_path: How MC dropout made its K forward passes.
+        warnings: What to warn of, by subject.
+    """
+
+    acquired: list[int]
+    scores: list[float]
+    targets: list[int] | None
+    seconds: dict[str, float]
+    bald: list[float] | None = None
+    predicted: list[int] | None = None
+    posterior: str | None = None
+    information: dict[str, float] = field(default_factory=dict)
+    kernel: Literal["torch", "triton"] | None = None
+    predict_path: str | None = None
+    warnings: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """What decides whom to label next.
+
+    Args:
+        acquisition: Scores the points.
+        query_size: How many points a round chooses, unless fewer are left.
+        posterior: What draws networks from the trained model.
+        num_samples: K, how many it draws.
+        max_predicted: How many points of the pool to predict at most, drawn at random; None for all. An acquisition
+            that needs no predictions chooses from the whole pool.
+        screening: What leaves few of these points to the `num_samples` and the acquisition; None leaves all.
+        storage: Where the predictions are kept.
+        seed: Of all draws, together with the round.
+    """
+
+    acquisition: Acquisition
+    query_size: int
+    posterior: Posterior
+    num_samples: int
+    max_predicted: int | None
+    screening: Screening | None
+    storage: Storage
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.query_size < 1:
+            raise ValueError(f"`query_size` is {self.query_size}, but must be at least 1.")
+        if self.max_predicted is not None and self.max_predicted < self.query_size:
+            raise ValueError(
+                f"`max_predicted` is {self.max_predicted}, but must be at least `query_size`, {self.query_size}; None "
+                "predicts the whole pool."
+            )
+        if self.screening is not None:
+            if self.screening.num_points < self.query_size:
+                raise ValueError(
+                    f"`screening` is {self.screening}, but must leave at least `query_size`, {self.query_size}; "
+                    "2000 are usual."
+                )
+            if not self.posterior.draws_anew:
+                raise ValueError(
+                    f"`screening` is {self.screening}, but {self.posterior!r} has no samples besides those that "
+                    "choose. Leave `screening` out (null in YAML)."
+                )
+
+    def preview(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> None:
+        """Refuse before the first training what would fail after it; the model is handed back as it was."""
+        ranks = Ranks(trainer)
+        with isolate_rng(), ExitStack() as quiet:  # random transforms of the pool must not shift the training's draws
+            if ranks.rank > 0:  # one rank warns for all
+                quiet.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+            ranks.together(lambda: self._try(trainer, module, datamodule))
+
+    def _try(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> None:
+        num_classes = self._try_model(trainer, module, datamodule) if self.acquisition.needs_predictions else None
+        datamodule.check_targets_to_come(num_classes=num_classes)
+
+    def _try_model(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> int:
+        """Predict a few points, and return the number of classes."""
+        few_N = datamodule.labels.pool_indices[:NUM_PREVIEWED]
+        few = datamodule.pool_dataloader(few_N)
+        num_fewer = min(len(few_N), few.batch_size or 1) // 2
+        fewer = datamodule.pool_dataloader(few_N[:num_fewer]) if num_fewer else None
+        num_classes = preview_pool(trainer, module, few, self.posterior, smaller=fewer).shape[1]
+        num_points = len(self._considered(datamodule.labels.pool_indices, round_index=0))
+        if self.screening is not None and num_points > self.screening.num_points:
+            self.storage.check((num_points, self.screening.num_samples, num_classes))
+            num_points = self.screening.num_points
+        self.storage.check((num_points, self.num_samples, num_classes))
+        return num_classes
+
+    def select(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        datamodule: ActiveLearningDataModule,
+        *,
+        round_index: int,
+        batch_size: int,
+    ) -> Selection:
+        """Select the `batch_size` points to label after a round."""
+        ranks = Ranks(trainer)
+        indices_N = self._considered(datamodule.labels.pool_indices, round_index=round_index)
+        ranks.same("the pool, whose ids have this fingerprint", blake2b(indices_N.numpy().tobytes()).hexdigest())
+        started = time.perf_counter()
+        predict = partial(self._predictions, trainer, module, datamodule)
+        screened = self._screened(indices_N, predict, ranks, round_index=round_index)
+        if screened is not None:
+            indices_N = indices_N[screened.kept]
+        predictions, path = predict(
+            indices_N, Draw(self.num_samples, derived_seed(self.seed, round_index, "posterior"))
+        )
+        predicted = time.perf_counter()
+        batch = self.acquisition(
+            predictions, batch_size, generator=self._generator(round_index, "acquisition"), exchange=ranks
+        )
+        acquired = time.perf_counter()
+        chosen = indices_N[batch.positions.cpu()].tolist()
+        ranks.same("the batch to label", chosen)
+        num_classes = None if predictions.log_probs_N_K_C is None else predictions.log_probs_N_K_C.shape[2]
+        selection = Selection(
+            acquired=chosen,
+            scores=batch.scores.tolist(),
+            targets=datamodule.check_targets(chosen, num_classes=num_classes),
+            seconds={"predict": predicted - started, "acquire": acquired - predicted},
+        )
+        if num_classes is None:
+            return selection
+        return replace(
+            selection,
+            **self._found(predictions, batch, screened, ranks, round_index=round_index),
+            predict_path=ranks.first(path),
+            warnings=self._warnings(batch, screened, num_points=len(indices_N)),
+        )
+
+    def _considered(self, pool_indices_N: Tensor, *, round_index: int) -> Tensor:
+        """The points to predict, in the order of the pool: all, or a random part, which is another in each round."""
+        num_points = len(pool_indices_N)
+        if not self.acquisition.needs_predictions or self.max_predicted is None or self.max_predicted >= num_points:
+            return pool_indices_N
+        drawn = torch.randperm(num_points, generator=self._generator(round_index, "pool"))[: self.max_predicted]
+        return pool_indices_N[drawn.sort().values]
+
+    def _screened(
+        self,
+        indices_N: Tensor,
+        predict: Callable[[Tensor, Draw], tuple[Predictions, str | None]],
+        ranks: Ranks,
+        *,
+        round_index: int,
+    ) -> Screened | None:
+        """What a first look at the points finds; None where all are left to the acquisition."""
+        screening = self.screening
+        if screening is None or not self.acquisition.needs_predictions or len(indices_N) <= screening.num_points:
+            return None
+        draw = Draw(screening.num_samples, derived_seed(self.seed, round_index, "screening"))
+        generator = self._generator(round_index, "screened")
+        return screening(predict(indices_N, draw)[0], generator=generator, exchange=ranks)
+
+    def _predictions(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        datamodule: ActiveLearningDataModule,
+        indices_N: Tensor,
+        draw: Draw,
+    ) -> tuple[Predictions, str | None]:
+        """This rank's part of the points, predicted if the acquisition wants that, and the path that this took."""
+        ranks = Ranks(trainer)
+        part = ranks.part(len(indices_N), datamodule.pool_dataloader(indices_N).batch_size or 1)
+        indices_n = indices_N[part.start : part.stop]
+        log_probs_n_K_C, path = None, None
+        if self.acquisition.needs_predictions:
+            ranks.send_buffers(module)
+            log_probs_n_K_C, path = ranks.together(
+                lambda: self._predicted(trainer, module, datamodule, indices_n, draw)
+            )
+            num_classes = int(ranks.gather(torch.tensor(log_probs_n_K_C.shape[2])).max())
+            if len(indices_n) == 0:  # of no points, a rank knows no number of classes
+                log_probs_n_K_C = log_probs_n_K_C.new_empty(0, draw.num_samples, num_classes)
+        return Predictions(log_probs_n_K_C, indices_n, offset=part.start, total=len(indices_N)), path
+
+    def _predicted(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        datamodule: ActiveLearningDataModule,
+        indices_n: Tensor,
+        draw: Draw,
+    ) -> tuple[Tensor, str | None]:
+        if len(indices_n) == 0:
+            return torch.empty(0, draw.num_samples, 0), None
+        labelled = datamodule.pool_dataloader(datamodule.labels.labelled_indices)
+        posterior = fitted_posterior(trainer, module, labelled, self.posterior)
+        with predict_pool(
+            trainer,
+            module,
+            datamodule.pool_dataloader(indices_n),
+            posterior,
+            num_samples=draw.num_samples,
+            seed=draw.seed,
+        ) as chunks:
+            log_probs_n_K_C = self.storage.filled(chunks, num_points=len(indices_n))
+            return log_probs_n_K_C, chunks.path
+
+    def _found(
+        self, predictions: Predictions, batch: Batch, screened: Screened | None, ranks: Ranks, *, round_index: int
+    ) -> dict[str, Any]:
+        """What the record says beside the samples chosen."""
+        generator = self._generator(round_index, "information")
+        kernel = None if predictions.log_probs_N_K_C is None else kernel_name(predictions.log_probs_N_K_C)
+        rows_B_K_C = predictions.rows(batch.positions, exchange=ranks)
+        information = summarise(predictions, batch, generator=generator, exchange=ranks)
+        if screened is not None:
+            information |= screened.numbers(batch.by_score)  # its mean BALD is that of the whole pool
+        return {
+            "bald": mutual_information(rows_B_K_C).tolist(),
+            "predicted": rows_B_K_C.logsumexp(dim=1).argmax(dim=1).tolist(),
+            "posterior": repr(self.posterior),
+            "information": information,
+            "kernel": None if batch.leads is None else kernel,
+        }
+
+    def _warnings(self, batch: Batch, screened: Screened | None, *, num_points: int) -> dict[str, str]:
+        messages = {
+            "screening": None if screened is None else screened.warning(batch.by_score),
+            "saturation": saturation_warning(
+                batch, num_samples=self.num_samples, more=self.posterior.way_to_more_samples
+            ),
+            "certificates": uncertified_warning(batch, num_points=num_points),
+        }
+        return {subject: message for subject, message in messages.items() if message is not None}
+
+    def _generator(self, round_index: int, purpose: str) -> torch.Generator:
+        return torch.Generator().manual_seed(derived_seed(self.seed, round_index, purpose))

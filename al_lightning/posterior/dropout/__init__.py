@@ -1,0 +1,1 @@
+"""MC dropout: masks of every dropout layer, and the K networks that they make of one."""

@@ -1,0 +1,166 @@
+"""A look at a model in training mode: dropout that no mask reaches, and noise."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from al_lightning.posterior.dropout.draws import Draw, Draws
+from al_lightning.posterior.dropout.function_mode import WAY_OUT, LayerMasks, MaskedForward
+from al_lightning.posterior.dropout.masks import named
+from al_lightning.posterior.model import map_tensors, num_rows_of
+from al_lightning.posterior.model_state import are_seeded, handed_back, seed_generators
+from al_lightning.posterior.passes import are_alike, first_difference
+
+NUM_SEEDS = 10  # passes that may differ: what is skipped at random is not skipped each time
+
+
+@contextmanager
+def training(model: nn.Module) -> Iterator[None]:
+    """`model` as it trains, flag by flag: all of it if it is evaluated now, else what is in training mode.
+
+    Normalisation keeps to its running statistics: two rows have none worth the name.
+    """
+    flags = {module: module.training for module in model.modules() if hasattr(module, "training")}
+    is_evaluated = not flags.get(model, False)
+    try:
+        for module, flag in flags.items():
+            module.training = (flag or is_evaluated) and not hasattr(module, "running_mean")
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+
+
+class InTraining:
+    """One forward pass of two points in training mode with a mask for each dropout that can have one.
+
+    Args:
+        model: The model; it is left as it was.
+        call: Calls it with a batch.
+        inputs: A batch, of which two rows are taken if it can be cut.
+
+    Attributes:
+        never: Calls of dropout, by layer and number, that drop neither in evaluation mode nor here.
+        error: Of the pass, if it failed: nothing is known then.
+    """
+
+    def __init__(self, model: nn.Module, call: Callable[[object], object], inputs: object) -> None:
+        self._model = model
+        self._call = call
+        self._inputs, self._num_rows = _two_rows(inputs)
+        self._mode = _Looking()
+        self._draws: list[Draw] = []
+        self.never: frozenset[tuple[str, int]] = frozenset()
+        self.error = ""
+        self._drew = False
+        try:
+            with handed_back(model):
+                self._run(0, self._draws)
+                self._drew = bool(self._draws) or not are_seeded(0)
+        except Exception as error:  # noqa: BLE001 - what cannot be trained so fails in training; `warn` tells
+            self.error = f"{type(error).__name__}: {error}"
+
+    def _run(self, seed: int, draws: list[Draw] | None = None) -> object:
+        mode = self._mode
+        with training(self._model), mode.following(self._model), mode.start(0), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says of checkpointed layers that nothing wants gradients
+            seed_generators(self._model, seed)
+            with Draws(lambda: None if mode.is_drawing else mode.layer) as seen:
+                output = self._call(map_tensors(Tensor.clone, self._inputs))
+            if draws is not None:
+                draws += seen.found
+                modules = dict(self._model.named_modules())
+                # A layer in evaluation mode tells nothing of what it does in training.
+                self.never = frozenset(call for call in mode.not_training if modules[call[0]].training)
+            return output
+
+    def refuse_left_out(self, evaluated: MaskedForward, num_rows: int) -> None:
+        """Raise if a part of the model that runs in evaluation mode too drops what has got no mask there.
+
+        Args:
+            evaluated: What followed the model in evaluation mode.
+            num_rows: B, for a batch that cannot be cut.
+        """
+        rows = self._num_rows or num_rows
+        found = {draw.layer: draw.operation for draw in self._draws if draw.is_dropout(rows)} | self._mode.attention
+        for layer, call in self._mode.masks.keys() - evaluated.masks.keys() - self.never:
+            found.setdefault(layer, f"call {call} of dropout, in training mode alone")
+        ran = evaluated.entered | {""}
+        left_out = [f"{named(layer)} ({words})" for layer, words in sorted(found.items()) if self._part(layer) in ran]
+        if left_out:
+            raise ValueError(
+                f"MCDropout cannot reach the dropout inside {', '.join(left_out)}: it drops in training and would not "
+                f"in the samples. {WAY_OUT}"
+            )
+
+    def _part(self, layer: str) -> str:
+        """The layer, or what calls it if it has no weights: a part that runs in training alone may drop as it likes."""
+        has_weights = any(True for _ in self._model.get_submodule(layer).parameters())
+        part = layer if has_weights else layer.rpartition(".")[0]
+        while part and part not in self._mode.entered:  # a list of modules, or one whose `forward` is called directly
+            part = part.rpartition(".")[0]
+        return part
+
+    def warn(self) -> None:
+        """Warn of noise in training that samples are without, or that nothing could be seen."""
+        if self.error:
+            warnings.warn(
+                f"A forward pass of {type(self._model).__name__} in training mode failed ({self.error}), so it is not "
+                f"known whether all its dropout is sampled. Let `forward` work with the inputs alone in training mode "
+                f"too, or look whether it drops by other means than nn.Dropout and torch.nn.functional.dropout*.",
+                stacklevel=2,
+            )
+            return
+        with handed_back(self._model) as state:
+
+            def run(seed: int) -> object:
+                output = self._run(seed)
+                state.put_back()  # not before it: whoever follows the run does so by hooks
+                return output
+
+            output = run(0)
+            seeds = range(1, NUM_SEEDS if self._drew else 2)
+            seed = next((seed for seed in seeds if not are_alike(output, run(seed))), None)
+            if seed is None:
+                return
+            layer = first_difference(self._model, lambda which: run(which * seed))
+        operations = sorted({draw.operation for draw in self._draws if draw.layer == layer})
+        warnings.warn(
+            f"In training mode {named(layer)} draws random numbers ({', '.join(operations) or 'of its own'}) that are "
+            f"no dropout with masks. The samples of MCDropout are of the model in evaluation mode, without them. That "
+            f"is as it should be for noise and stochastic depth; dropout of your own is sampled if it is nn.Dropout or "
+            f"a function torch.nn.functional.dropout*.",
+            stacklevel=2,
+        )
+
+
+class _Looking(MaskedForward):
+    """One set of masks, and what would be refused is noted instead."""
+
+    def __init__(self) -> None:
+        super().__init__(1, seed=0)
+        self.attention: dict[str, str] = {}  # by layer
+        self.is_drawing = False
+
+    def masks_of(self, layer: str, call: int, p: float, shape: tuple[int, ...], device: torch.device) -> LayerMasks:
+        """As ever, but what draws them is not the model."""
+        self.is_drawing = True
+        try:
+            return super().masks_of(layer, call, p, shape, device)
+        finally:
+            self.is_drawing = False
+
+    def _attention_dropout(self, words: str) -> None:
+        self.attention[self.layer] = words
+
+
+def _two_rows(inputs: object) -> tuple[object, int | None]:
+    """The first two rows of a batch, a single one twice, and 2; the whole batch and None if it cannot be cut."""
+    num_rows = num_rows_of(inputs)
+    if num_rows is None:
+        return inputs, None
+    rows = torch.tensor([0, min(1, num_rows - 1)])
+    return map_tensors(lambda tensor: tensor[rows.to(tensor.device)], inputs), 2

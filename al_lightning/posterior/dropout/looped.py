@@ -1,0 +1,86 @@
+"""Dropout modules that multiply by the masks of one sample, without looking at anything else that the model calls."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from al_lightning.posterior.dropout.function_mode import DROPOUTS, LayerMasks, MaskedForward
+from al_lightning.posterior.dropout.masks import DropoutKind, keep_factors, masked
+
+MOST_FACTORS = 64 * 2**20  # bytes of a layer's masks, as numbers
+_KINDS: Mapping[type[nn.Module], DropoutKind] = MappingProxyType(
+    {
+        nn.Dropout: DROPOUTS[nn.functional.dropout],
+        nn.Dropout1d: DROPOUTS[nn.functional.dropout1d],
+        nn.Dropout2d: DROPOUTS[nn.functional.dropout2d],
+        nn.Dropout3d: DROPOUTS[nn.functional.dropout3d],
+        nn.AlphaDropout: DROPOUTS[nn.functional.alpha_dropout],
+        nn.FeatureAlphaDropout: DROPOUTS[nn.functional.feature_alpha_dropout],
+    }
+)
+
+
+def can_be_replaced(model: nn.Module, mode: MaskedForward) -> bool:
+    """Whether all masks are of torch's own dropout modules, and none of a function that some module calls."""
+    modules = dict(model.named_modules())
+    drop_all = [module for module in modules.values() if type(module) in _KINDS and module.p == 1]  # without masks
+    return not drop_all and all(type(modules.get(layer)) in _KINDS for layer, _ in mode.masks)
+
+
+class ReplacedDropout:
+    """Each dropout module that has masks applies those of one sample, in the order of its calls.
+
+    Args:
+        model: A model of which `can_be_replaced` holds.
+        mode: What has drawn the masks.
+    """
+
+    def __init__(self, model: nn.Module, mode: MaskedForward) -> None:
+        self._mode = mode
+        self._sample = 0
+        self._calls: Counter[str] = Counter()
+        layers = {layer for layer, _ in mode.masks}
+        self._modules: list[tuple[str, Any]] = [pair for pair in model.named_modules() if pair[0] in layers]
+        self._factors: dict[tuple[str, int], Tensor] = {}
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """While the modules are replaced; taken back on exit."""
+        try:
+            for layer, module in self._modules:
+                # An instance's attribute goes before its class's method, and no user's object is left behind in it.
+                vars(module)["forward"] = self._applying(layer, module, _KINDS[type(module)])
+            yield
+        finally:
+            for _, module in self._modules:
+                vars(module).pop("forward", None)
+
+    def start(self, sample: int) -> None:
+        """Begin a forward pass of sample k."""
+        self._sample = sample
+        self._calls.clear()
+
+    def _applying(self, layer: str, module: Any, kind: DropoutKind) -> Callable[[Tensor], Tensor]:  # noqa: ANN401 - they share no type
+        def forward(input: Tensor) -> Tensor:  # noqa: A002 - the name that the module's own has
+            call = self._calls[layer]
+            self._calls[layer] += 1
+            shape = kind.mask_shape(input.shape, layer=layer)
+            found = self._mode.masks_of(layer, call, module.p, shape, input.device)
+            factors_K = None if kind.alpha else self._factors_of((layer, call), found, input.dtype)
+            if factors_K is None:
+                return masked(input, found.keep[self._sample], found.p, alpha=kind.alpha, in_place=module.inplace)
+            return input.mul_(factors_K[self._sample]) if module.inplace else input * factors_K[self._sample]
+
+        return forward
+
+    def _factors_of(self, name: tuple[str, int], found: LayerMasks, dtype: torch.dtype) -> Tensor | None:
+        """The masks of all samples as what is multiplied by, unless they are large."""
+        known = self._factors.get(name)
+        if known is None and found.keep.numel() * dtype.itemsize <= MOST_FACTORS:
+            known = self._factors[name] = keep_factors(found.keep, found.p, dtype=dtype)
+        return known if known is not None and known.dtype == dtype else None

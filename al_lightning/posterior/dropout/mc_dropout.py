@@ -1,0 +1,261 @@
+"""Monte Carlo dropout with consistent masks: sample k is the same network for every point of the pool."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from al_lightning.posterior.base import Posterior, Predict
+from al_lightning.posterior.checks import (
+    check_before_training,
+    check_rows,
+    fill_zeros,
+    halves,
+    is_fine,
+    learning,
+    refuse_dropout_without_effect,
+    refuse_equal_samples,
+    refuse_fixed_first_axis,
+    refuse_no_masks,
+    refuse_other_outputs,
+    rounding_tolerance,
+)
+from al_lightning.posterior.dropout.function_mode import LayerMasks, MaskedForward
+from al_lightning.posterior.dropout.in_training import InTraining
+from al_lightning.posterior.dropout.looped import ReplacedDropout, can_be_replaced
+from al_lightning.posterior.dropout.unreachable import refuse_unreachable_dropout
+from al_lightning.posterior.dropout.vmapped import Vectorised, refuse_kept_tensors
+from al_lightning.posterior.model import (
+    checked_output,
+    evaluating,
+    log_probs_of,
+    map_tensors,
+    model_inputs,
+    refuse_probabilities,
+    refuse_sigmoid,
+)
+from al_lightning.posterior.model_state import attributes_back, handed_back
+from al_lightning.posterior.sampling import check_draws
+
+
+@dataclass(frozen=True)
+class MCDropout(Posterior):
+    """K networks, each the trained model with one set of dropout masks that it keeps for all points.
+
+    Works on the unchanged model: every `nn.Dropout*`, `nn.AlphaDropout`, `nn.FeatureAlphaDropout` and their functions
+    draw masks, all else is in evaluation mode. Weights, flags and hooks are as before after every prediction. A model
+    with a single output is a sigmoid's logit and becomes two classes.
+
+    A pass in training mode, over two rows before the first training and at the start of each sampling, tells what masks
+    do not reach: dropout behind a layer's own `if self.training`, of TorchScript, of torch.ops, attention's own. It is
+    refused by name; noise and stochastic depth are warned of before the first training, and samples are without them. A
+    dropout function that is called with `training=False` even then never drops, and gets no mask.
+
+    What comes before the first dropout is computed once for all K, by `torch.vmap` over the masks. That is tried on the
+    first batch and compared there with plain forward passes; a model that it cannot trace (`if` on values, custom
+    functions without a rule) gets K of them, as does, on the CPU, one whose samples share little. `predict.path` tells
+    which, "vmap" or "loop", and `predict.reason` why. A convolution after dropped channels mixes the responses of
+    channels, which all samples share, and on the CPU computes no channel that dropout takes away right after it. The
+    results are the same up to the order of float32 sums.
+
+    Args:
+        predict: How to get logits or log-probabilities (B, C) of a batch, `predict(module, batch)`. By default
+            `module(x)`, x being the batch or the first item of an (x, y) batch.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
+        >>> with MCDropout().sample(model, 4, seed=0) as predict:
+        ...     log_probs_B_K_C = predict(torch.ones(5, 2))
+        >>> log_probs_B_K_C.shape, torch.allclose(log_probs_B_K_C[0], log_probs_B_K_C[4])  # equal points
+        (torch.Size([5, 4, 3]), True)
+    """
+
+    predict: Callable[[nn.Module, Any], Tensor] | None = None
+
+    @override
+    def preview(self, model: nn.Module, batch: object, *, smaller: object = None) -> Tensor:
+        refuse_unreachable_dropout(model)
+        return _Samples(model, self.predict, MaskedForward(3, seed=0)).preview(batch, smaller)
+
+    @override
+    @contextmanager
+    def sample(self, model: nn.Module, num_samples: int, *, seed: int) -> Iterator[Predict]:
+        """Draw K sets of masks, each when its layer first runs; see `Posterior.sample`."""
+        check_draws(num_samples, seed=seed)
+        refuse_unreachable_dropout(model)
+        samples = _Samples(model, self.predict, MaskedForward(num_samples, seed=seed))
+        try:
+            yield samples
+        finally:
+            samples.close()
+
+
+class _Samples:
+    """The `Predict` of MC dropout.
+
+    Attributes:
+        path: "vmap" or "loop", how the K forward passes are made; None before the first batch.
+        reason: Why it is the loop.
+    """
+
+    def __init__(
+        self, model: nn.Module, predict: Callable[[nn.Module, Any], Tensor] | None, masked: MaskedForward
+    ) -> None:
+        self.path: Literal["vmap", "loop"] | None = None
+        self.reason = ""
+        self._model = model
+        self._predict = predict
+        self._masked = masked
+        self._vectorised = Vectorised(masked, self._forward)
+        self._checked = False
+        self._replaced: ReplacedDropout | None = None  # once the loop has found that it need not look at every call
+        self._look: InTraining | None = None
+        self._closed = False
+
+    def close(self) -> None:
+        self._closed = True
+        self._masked.forget()
+        self._vectorised.forget()
+        self._replaced = None
+
+    def __call__(self, batch: object) -> Tensor:
+        if self._closed:
+            raise RuntimeError(
+                "The samples of this posterior ended with their `with posterior.sample(...) as predict:` block. "
+                "Call `predict` inside it, or sample again with the same seed."
+            )
+        inputs = self._inputs(batch)
+        # Not inference_mode: what a model caches in `forward` must be of use in its next training.
+        with torch.inference_mode(mode=False), torch.no_grad(), attributes_back(self._model):
+            look = self._look_in_training(inputs)
+            with evaluating(self._model):
+                return self._log_probs(inputs, look)
+
+    def _log_probs(self, inputs: object, look: InTraining) -> Tensor:
+        if self._replaced is not None:
+            with self._replaced.active():
+                return log_probs_of(self._stacked(self._output_by_replacement, inputs))
+        if self._checked:
+            with self._masked.following(self._model):
+                return log_probs_of(self._outputs(inputs))
+        return self._first_log_probs(inputs, look)
+
+    def preview(self, batch: object, smaller: object) -> Tensor:
+        """`log_probs_B_C` of the first sample, and all that can be refused with weights that are not trained yet."""
+        inputs = self._inputs(batch)
+        with torch.inference_mode(mode=False), torch.no_grad(), handed_back(self._model):
+            look = self._look_in_training(inputs)
+            with evaluating(self._model), self._masked.following(self._model):
+                first_B_C = self._output(inputs, 0)  # draws the masks
+                log_probs_B_1_C = log_probs_of(first_B_C.unsqueeze(1))
+                look.refuse_left_out(self._masked, len(first_B_C))
+                refuse_no_masks(self._model, self._masked.masks)
+                fill_zeros(learning(self._model))
+                again = None if smaller is None else self._inputs(smaller)
+                check_before_training(self._model, self._output_of_first(len(first_B_C)), inputs, again)
+                self._check_effect(inputs)
+            look.warn()
+        return log_probs_B_1_C.squeeze(1)
+
+    def _check_effect(self, inputs: object) -> None:
+        for name, found in self._masked.masks.items():
+            self._masked.masks[name] = LayerMasks(found.p, halves(found.keep[0]))
+        outputs_B_3_C = self._stacked(self._output, inputs)
+        refuse_probabilities(outputs_B_3_C)
+        if len(outputs_B_3_C) > 1 and is_fine(outputs_B_3_C, self._model):
+            refuse_dropout_without_effect(outputs_B_3_C, self._masked.masks)
+
+    def _look_in_training(self, inputs: object) -> InTraining:
+        if self._look is None:
+            self._look = InTraining(self._model, self._call, inputs)
+            self._masked.never = self._look.never
+        return self._look
+
+    def _first_log_probs(self, inputs: object, look: InTraining) -> Tensor:
+        with self._masked.following(self._model), handed_back(self._model) as state:
+            first_B_C = self._output(inputs, 0)  # draws the masks
+            look.refuse_left_out(self._masked, len(first_B_C))
+            refuse_no_masks(self._model, self._masked.masks)
+            check_rows(self._model, self._output_of_first(len(first_B_C)), inputs, first_B_C, state)
+            outputs_B_K_C = self._outputs(inputs, first_B_C=first_B_C)
+            log_probs_B_K_C = log_probs_of(outputs_B_K_C)
+            refuse_probabilities(outputs_B_K_C)
+            if len(outputs_B_K_C) > 1:  # two rows of one batch are enough to tell, so later batches are not looked at
+                refuse_equal_samples(log_probs_B_K_C, self._masked.masks)
+                self._checked = True
+        # Outside hooks and function mode, in which torch's fused transformer layer would not be taken.
+        if self.path == "loop" and self._checked and can_be_replaced(self._model, self._masked):
+            self._replaced = ReplacedDropout(self._model, self._masked)
+            with self._replaced.active():
+                is_equal = torch.equal(self._output_by_replacement(inputs, 0), first_B_C)
+            self._replaced = self._replaced if is_equal else None
+        return log_probs_B_K_C
+
+    def _outputs(self, inputs: object, *, first_B_C: Tensor | None = None) -> Tensor:
+        """`outputs_B_K_C`, compared with the plain ones of the first sample where these are given."""
+        if self.path != "loop":
+            try:
+                outputs_B_K_C = self._vectorised(inputs) if first_B_C is None else self._tried(inputs, first_B_C)
+            except Exception as error:  # noqa: BLE001 - the loop decides what is an error, and raises it
+                self.path, self.reason = "loop", f"{type(error).__name__}: {error}"
+            else:
+                self.path = "vmap"
+                return outputs_B_K_C
+        return self._stacked(self._output, inputs, first_B_C=first_B_C)
+
+    def _stacked(
+        self, output: Callable[[object, int], Tensor], inputs: object, *, first_B_C: Tensor | None = None
+    ) -> Tensor:
+        outputs_k_B_C = [] if first_B_C is None else [first_B_C]
+        outputs_k_B_C += [output(inputs, k) for k in range(len(outputs_k_B_C), self._masked.num_samples)]
+        return torch.stack(outputs_k_B_C, dim=1)
+
+    def _output_by_replacement(self, inputs: object, k: int) -> Tensor:
+        """What `_output` gives, for less, where all dropout is that of modules."""
+        if self._replaced is not None:
+            self._replaced.start(k)
+        return self._forward(inputs)
+
+    def _tried(self, inputs: object, first_B_C: Tensor) -> Tensor:
+        last = self._masked.num_samples - 1
+        some_inputs, outputs_b_2_C = self._vectorised.first_and_last(inputs, len(first_B_C))
+        refuse_kept_tensors(self._model)
+        tolerance = rounding_tolerance(first_B_C, self._model, at_least=0.002 if first_B_C.is_cuda else 0.0)
+        refuse_other_outputs(self._output(some_inputs, last), outputs_b_2_C[:, 1], tolerance=tolerance)
+        refuse_other_outputs(first_B_C[: len(outputs_b_2_C)], outputs_b_2_C[:, 0], tolerance=tolerance)
+        outputs_B_K_C = self._vectorised(inputs)
+        refuse_other_outputs(first_B_C, outputs_B_K_C[:, 0], tolerance=tolerance)
+        return outputs_B_K_C
+
+    def _output(self, inputs: object, k: int) -> Tensor:
+        with self._masked.start(k):
+            output = self._forward(inputs)
+        refuse_sigmoid(output, self._masked.sigmoid)
+        return output
+
+    def _output_of_first(self, num_rows: int) -> Callable[[object], Tensor]:
+        """Logits of the first sample; the inputs of dropout are compared with those of the last pass, of `num_rows`."""
+        before = dict(self._masked.first_axis)
+
+        def output(inputs: object) -> Tensor:
+            logits_b_C = self._output(inputs, 0)
+            if len(logits_b_C) < num_rows:
+                refuse_fixed_first_axis(before, self._masked.first_axis)
+            return logits_b_C
+
+        return output
+
+    def _inputs(self, batch: object) -> object:
+        return model_inputs(batch) if self._predict is None else batch
+
+    def _call(self, inputs: object) -> object:
+        return self._model(inputs) if self._predict is None else self._predict(self._model, inputs)
+
+    def _forward(self, inputs: object) -> Tensor:
+        inputs = map_tensors(Tensor.clone, inputs)  # an in-place layer may write on what it gets
+        num_rows = len(inputs) if self._predict is None and isinstance(inputs, Tensor) else None
+        return checked_output(self._call(inputs), num_rows=num_rows)

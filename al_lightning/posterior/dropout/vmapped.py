@@ -1,0 +1,158 @@
+"""The forward passes of all samples as one, so that what no dropout has touched is computed once for all of them."""
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
+
+from al_lightning.posterior.dropout.function_mode import MaskedForward
+from al_lightning.posterior.dropout.lazy.deferred import Deferred, computed
+from al_lightning.posterior.dropout.masks import keep_factors
+from al_lightning.posterior.model import leaves, map_tensors, num_rows_of
+from al_lightning.threads import keep_freed_memory, own_threads
+
+_WORKING_SET_CPU = 16 * 2**20  # bytes of the largest activation of all samples: more leaves the cache
+_WORKING_SET_GPU = 2**30
+_MOST_FACTORS = 64 * 2**20  # bytes
+_SHARED_SHARE = 0.05  # of all that is computed, at most, where samples are apart
+_LEAST_SHARED = 0.5  # of what one sample computes by itself: below it K small passes, each in the cache, are as fast
+_TRIAL_ROWS = 4
+
+
+@dataclass(frozen=True)
+class Slices:
+    """How much goes into one pass, so that its largest activation stays within the working set.
+
+    Args:
+        rows: Of the batch.
+        samples: What samples share is computed once for so many.
+    """
+
+    rows: int
+    samples: int
+
+    @classmethod
+    def within(cls, cells: float, *, num_rows: int, num_samples: int, sharing: int) -> "Slices":
+        """At most `cells` pairs of a row and a sample: `sharing` samples, then rows, then more samples.
+
+        Example:
+            >>> Slices.within(100, num_rows=64, num_samples=20, sharing=20)  # much is shared: all samples
+            Slices(rows=5, samples=20)
+            >>> Slices.within(100, num_rows=64, num_samples=20, sharing=1)  # little is: masks serve all rows
+            Slices(rows=64, samples=1)
+            >>> Slices.within(10, num_rows=64, num_samples=20, sharing=20)
+            Slices(rows=1, samples=10)
+        """
+        rows = min(num_rows, max(1, math.floor(cells / min(sharing, num_samples))))
+        return cls(rows, min(num_samples, max(1, math.floor(cells / rows))))
+
+
+class Vectorised:
+    """Forward passes of all samples by `torch.vmap` over their masks, which a plain pass must have drawn.
+
+    Args:
+        masked: The function mode with the masks.
+        output: The model's output for a batch, run within the mode.
+    """
+
+    def __init__(self, masked: MaskedForward, output: Callable[[object], Tensor]) -> None:
+        self._masked = masked
+        self._output = output
+        self._bytes_of_a_cell = 0.0  # largest activation of one sample for one row, or for a batch that cannot be cut
+        self._sharing = 1
+        self._in_rows = False
+        self._is_mostly_responses, self._device = False, torch.device("cpu")
+        self._factors: dict[tuple[str, int], Tensor] = {}
+        keep_freed_memory()
+
+    def first_and_last(self, inputs: object, num_rows: int) -> tuple[object, Tensor]:
+        """Some rows of the first batch and `outputs_b_2_C` of the first and the last sample, to be compared.
+
+        Tells, for all batches, how large the activations are and whether batches can be cut by rows.
+        """
+        self._in_rows = num_rows_of(inputs) == num_rows
+        if self._in_rows:
+            inputs = map_tensors(lambda tensor: tensor[:_TRIAL_ROWS], inputs)
+        outputs_b_2_C = self._pass(inputs, slice(None, None, self._masked.num_samples - 1))
+        results = self._masked.results
+        self._bytes_of_a_cell = results.largest / (len(outputs_b_2_C) if self._in_rows else 1)
+        shared = results.shared / max(results.own, 1)
+        if shared < _LEAST_SHARED and outputs_b_2_C.device.type == "cpu":
+            raise RuntimeError(
+                f"What all samples share is {shared:.0%} of what each computes, too little to gain by it."
+            )
+        self._sharing = max(1, math.ceil(shared / _SHARED_SHARE))
+        self._is_mostly_responses, self._device = results.are_mostly_responses, outputs_b_2_C.device
+        self._keep_factors()
+        return inputs, outputs_b_2_C
+
+    def _keep_factors(self) -> None:
+        """The masks as what is multiplied by, which every slice needs, unless they are large."""
+        dtypes, masks = self._masked.factor_dtypes, self._masked.masks
+        if sum(masks[name].keep.numel() * dtype.itemsize for name, dtype in dtypes.items()) <= _MOST_FACTORS:
+            self._factors = {
+                name: keep_factors(masks[name].keep, masks[name].p, dtype=dtype) for name, dtype in dtypes.items()
+            }
+
+    def forget(self) -> None:
+        """Let go of the masks."""
+        self._factors.clear()
+
+    def __call__(self, inputs: object) -> Tensor:
+        """`outputs_B_K_C` of all samples."""
+        with own_threads(self._device) if self._is_mostly_responses else nullcontext():
+            return torch.cat([self._all_samples(rows, samples) for rows, samples in self._sliced(inputs)])
+
+    def _sliced(self, inputs: object) -> Iterator[tuple[object, int]]:
+        num_rows = num_rows_of(inputs) if self._in_rows else None
+        leaf = next(leaf for leaf in leaves(inputs) if isinstance(leaf, Tensor))
+        working_set = _WORKING_SET_CPU if leaf.device.type == "cpu" else _WORKING_SET_GPU
+        slices = Slices.within(
+            working_set / max(self._bytes_of_a_cell, 1),
+            num_rows=num_rows or 1,
+            num_samples=self._masked.num_samples,
+            sharing=self._sharing,
+        )
+        if num_rows is None:
+            yield inputs, slices.samples
+            return
+        for rows in _nearly_equal(num_rows, slices.rows):
+            yield map_tensors(lambda tensor, rows=rows: tensor[rows], inputs), slices.samples  # type: ignore[misc]
+
+    def _all_samples(self, inputs: object, samples: int) -> Tensor:
+        return torch.cat([self._pass(inputs, k) for k in _nearly_equal(self._masked.num_samples, samples)], dim=1)
+
+    def _pass(self, inputs: object, samples: slice) -> Tensor:
+        keep = {name: self._factors.get(name, found.keep)[samples] for name, found in self._masked.masks.items()}
+
+        def outputs(keep: dict[tuple[str, int], Tensor]) -> Tensor:
+            with self._masked.start_all(keep):
+                return computed(self._output(inputs))
+
+        with warnings.catch_warnings():
+            # Where torch itself has to loop, it is no slower than we would be.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            outputs_k_B_C: Tensor = torch.vmap(outputs)(keep)
+        return outputs_k_B_C.transpose(0, 1)
+
+
+def _nearly_equal(length: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size`; a single row that is left over is what models are least used to."""
+    count = math.ceil(length / size)
+    bounds = [length * part // count for part in range(count + 1)]
+    return (slice(start, end) for start, end in itertools.pairwise(bounds))
+
+
+def refuse_kept_tensors(model: nn.Module) -> None:
+    """Raise if `model` keeps a tensor of a vectorised pass, which is of no use after it."""
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            for leaf in leaves(value):
+                if isinstance(leaf, Deferred) or (isinstance(leaf, Tensor) and is_functorch_wrapped_tensor(leaf)):
+                    raise RuntimeError(f"`{name}.{attribute}` keeps a tensor of the forward pass.")

@@ -1,0 +1,1 @@
+"""Deep ensembles: members trained one after the other, or read from checkpoints."""

@@ -1,0 +1,124 @@
+"""The last linear layer of a model: what goes into it, and that nothing but log_softmax comes after it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from al_lightning.posterior.base import ANOTHER_POSTERIOR
+from al_lightning.posterior.dropout.masks import named
+from al_lightning.posterior.model import checked_output, evaluating, log_probs_of, map_tensors, model_inputs
+
+ROUNDINGS = 32  # of the coarsest number format in use, relative to the largest logit, may separate two log_softmaxes
+
+
+@dataclass(frozen=True, eq=False)
+class LastLayerPass:
+    """One forward pass, seen from the last linear layer: its name, its inputs (B, D) and its outputs (B, C)."""
+
+    layer: str
+    features_B_D: Tensor
+    logits_B_C: Tensor
+
+
+def last_layer_pass(
+    model: nn.Module,
+    batch: object,
+    *,
+    predict: Callable[[nn.Module, Any], Tensor] | None,
+    layer: str | None,
+) -> LastLayerPass:
+    """Run `model` in evaluation mode and find the nn.Linear whose output is the model's, up to log_softmax.
+
+    The features have a last column of ones where the layer has a bias.
+
+    Args:
+        model: The trained model; it is left as it was.
+        batch: A batch of the loader.
+        predict: How to get logits of a batch, `predict(module, batch)`, if not by `module(x)`.
+        layer: Name of the layer; by default the last nn.Linear that runs.
+    """
+    linears = _linears(model, layer)
+    inputs = model_inputs(batch) if predict is None else batch
+    num_rows = len(inputs) if predict is None and isinstance(inputs, Tensor) else None
+    # Not inference_mode: what a model caches in `forward` must be of use in its next training.
+    with torch.no_grad(), evaluating(model), _recorded(linears) as calls:
+        inputs = map_tensors(Tensor.clone, inputs)  # an in-place layer may write on what it gets
+        output = model(inputs) if predict is None else predict(model, inputs)
+    output_B_C = checked_output(output, num_rows=num_rows)
+    if not calls:
+        raise ValueError(
+            f"None of {_listed(linears)} ran in a forward pass of {type(model).__name__}, as far as hooks tell. Pass "
+            f"the model as it was before compiling, or {ANOTHER_POSTERIOR}."
+        )
+    found = calls[-1]
+    _refuse_anything_between(found, output_B_C)
+    return found if linears[found.layer].bias is None else _with_ones(found)
+
+
+def _linears(model: nn.Module, layer: str | None) -> dict[str, nn.Linear]:
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if not linears:
+        raise ValueError(
+            f"{type(model).__name__} has no nn.Linear, and a Laplace approximation of the last layer needs the model "
+            f"to end in one. Give it one, or {ANOTHER_POSTERIOR}."
+        )
+    if layer is not None and layer not in linears:
+        raise ValueError(f"`layer` is {layer!r}, but must be one of the model's nn.Linear: {_listed(linears)}.")
+    return linears if layer is None else {layer: linears[layer]}
+
+
+def _listed(linears: Mapping[str, nn.Linear]) -> str:
+    return ", ".join(named(name) for name in linears)
+
+
+@contextmanager
+def _recorded(linears: Mapping[str, nn.Linear]) -> Iterator[list[LastLayerPass]]:
+    """The last call of any of these layers, copied, because what follows may write on it."""
+    calls: list[LastLayerPass] = []
+
+    def recording(name: str) -> Callable[..., None]:
+        def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            features_B_D: Tensor = args[0] if args else kwargs["input"]
+            calls[:] = [LastLayerPass(name, features_B_D.clone(), output.clone())]
+
+        return record
+
+    handles = []
+    try:
+        for name, module in linears.items():
+            hook = recording(name)
+            handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _refuse_anything_between(found: LastLayerPass, output_B_C: Tensor) -> None:
+    logits_B_C = found.logits_B_C
+    if logits_B_C.shape != output_B_C.shape:
+        raise ValueError(
+            f"{named(found.layer)} is the last nn.Linear that ran and returned shape {tuple(logits_B_C.shape)}, but "
+            f"the model's output, as logits (B, C), has shape {tuple(output_B_C.shape)}. Name the layer that the "
+            f"output comes from with `layer=`, or {ANOTHER_POSTERIOR}."
+        )
+    once_B_C, again_B_C = log_probs_of(output_B_C), log_probs_of(logits_B_C)
+    coarsest = max(torch.finfo(tensor.dtype).eps for tensor in (output_B_C, logits_B_C, once_B_C))
+    tolerance_B_1 = ROUNDINGS * coarsest * (1 + logits_B_C.float().abs().amax(dim=1, keepdim=True))
+    is_other_B_C = ((once_B_C - again_B_C).abs() > tolerance_B_1) | (once_B_C.isnan() != again_B_C.isnan())
+    if bool(is_other_B_C.any()):
+        raise ValueError(
+            f"The model's output is not that of its last linear layer {named(found.layer)}, nor its log_softmax: "
+            f"something lies between them (a softmax or sigmoid, a temperature, a mask, another layer). Return the "
+            f"layer's output, name another one with `layer=`, or {ANOTHER_POSTERIOR}."
+        )
+
+
+def _with_ones(found: LastLayerPass) -> LastLayerPass:
+    features_B_D = found.features_B_D
+    ones_B_1 = features_B_D.new_ones(len(features_B_D), 1)
+    return LastLayerPass(found.layer, torch.cat([features_B_D, ones_B_1], dim=1), found.logits_B_C)

@@ -1,0 +1,208 @@
+"""Call a model: what it gets of a batch, in evaluation mode, and its output as log-probabilities."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+PREDICT_REMEDY = "`MCDropout(predict=lambda module, batch: module(batch['image']).logits)`, as other posteriors"
+_SIGMOIDS = frozenset({torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, torch.special.expit})
+_FEWEST_IN_A_ROW = 16  # with fewer classes than fit into a register torch takes them one by one, in ten times the time
+
+
+def model_inputs(batch: object) -> Tensor:
+    """What `module(...)` is called with when no `predict=` is given: the batch itself, or x of an (x, y) batch.
+
+    Example:
+        >>> model_inputs((Tensor([[1.0, 2.0]]), Tensor([0])))
+        tensor([[1., 2.]])
+    """
+    inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if isinstance(inputs, Tensor) and inputs.dim():
+        return inputs
+    found = _described(batch) if inputs is batch else f"{type(batch).__name__} that begins with {_described(inputs)}"
+    raise TypeError(
+        f"The batch is a {found}, and only a tensor, or a tuple or list that begins with one, is passed to the model "
+        f"by itself. Say how to call the model, with a function that returns logits (B, C): {PREDICT_REMEDY}."
+    )
+
+
+def _described(value: object) -> str:
+    keys = f" with keys {list(value)}" if isinstance(value, Mapping) else ""
+    return f"{type(value).__name__}{keys}"
+
+
+def leaves(batch: object) -> Iterator[object]:
+    """What is left of a batch when mappings, tuples and lists are opened."""
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    if isinstance(batch, (tuple, list)):
+        for item in batch:
+            yield from leaves(item)
+    else:
+        yield batch
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], batch: object) -> object:
+    """The same nesting with `function` applied to each tensor; other leaves are passed on as they are.
+
+    Example:
+        >>> map_tensors(Tensor.neg, {"x": [Tensor([1.0])], "name": "a"})
+        {'x': [tensor([-1.])], 'name': 'a'}
+    """
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        items_of = {key: map_tensors(function, value) for key, value in batch.items()}
+        if not isinstance(batch, MutableMapping):
+            return type(batch)(items_of)  # type: ignore[call-arg]
+        copied = copy.copy(batch)  # a defaultdict cannot be made of its items alone
+        copied.update(items_of)
+        return copied
+    if isinstance(batch, (tuple, list)):
+        items: list[Any] = [map_tensors(function, item) for item in batch]
+        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+    return batch
+
+
+def has_rows(batch: object, num_rows: int) -> bool:
+    """Whether every leaf is a tensor of `num_rows` rows (or None), so that some of its rows are a batch too."""
+    tensors = [leaf for leaf in leaves(batch) if leaf is not None]
+    return all(isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == num_rows for leaf in tensors)
+
+
+def num_rows_of(batch: object) -> int | None:
+    """Rows of a batch that can be cut, by what it holds; None if it cannot."""
+    tensors = [leaf for leaf in leaves(batch) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+    return len(tensors[0]) if tensors and has_rows(batch, len(tensors[0])) else None
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """All of `model` in evaluation mode, flag by flag: `train()` of a user's module may do more than set the flag.
+
+    Example:
+        >>> model = nn.Sequential(nn.Dropout(), nn.Identity().eval())
+        >>> with evaluating(model):
+        ...     model[0].training
+        False
+        >>> model[0].training, model[1].training
+        (True, False)
+    """
+    # A frozen TorchScript module has no flag.
+    training = [module for module in model.modules() if getattr(module, "training", False)]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class LastSigmoid(TorchFunctionMode):
+    """While it is active, remembers the result of the last sigmoid: an output that is it is no logit.
+
+    Example:
+        >>> with LastSigmoid() as last:
+        ...     output = torch.zeros(1).sigmoid()
+        >>> last.result is output
+        True
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.result: Tensor | None = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
+        """Everything is called as it stands."""
+        result = func(*args, **(kwargs or {}))
+        if func in _SIGMOIDS:
+            self.result = result
+        return result
+
+
+def checked_output(output: object, *, num_rows: int | None) -> Tensor:
+    """A model's output as `logits_B_C`; (B,) is (B, 1), one sigmoid logit for each point.
+
+    Args:
+        output: What the model returned.
+        num_rows: B, where it is known from the inputs.
+    """
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"The model returned a {type(output).__name__}, and a tensor of logits (B, C) is needed. "
+            f"Pick it out: {PREDICT_REMEDY}."
+        )
+    if output.dim() not in (1, 2) or output.numel() == 0 or not output.is_floating_point():
+        raise ValueError(
+            f"The model returned {output.dtype} of shape {tuple(output.shape)}, and floating-point logits of shape "
+            f"(B, C), or (B, 1) or (B,) for a sigmoid, are needed. Return one row for each point: {PREDICT_REMEDY}."
+        )
+    if num_rows is not None and output.shape[0] != num_rows:
+        raise ValueError(
+            f"The model returned shape {tuple(output.shape)} for a batch of {num_rows} rows. "
+            f"Return one row of logits for each row of the batch, in the same order: {PREDICT_REMEDY}."
+        )
+    return output.unsqueeze(1) if output.dim() == 1 else output
+
+
+def log_probs_of(logits_B_K_C: Tensor) -> Tensor:
+    """`log_probs_B_K_C` in float32, log p(c) = z_c - log sum_c' exp z_c', of logits or log-probabilities alike.
+
+    With C = 1 the logit z is a sigmoid's: log p = (log sigmoid(-z), log sigmoid(z)), two classes. A logit of -inf is a
+    class of probability zero; NaN, +inf and a row of nothing but -inf give NaN, which no acquisition accepts: who knows
+    the ids of the rows says which they are.
+
+    Example:
+        >>> log_probs_of(torch.tensor([[[0.0, float("-inf")]], [[3.0, 3.0]]])).exp()
+        tensor([[[1.0000, 0.0000]],
+        <BLANKLINE>
+                [[0.5000, 0.5000]]])
+    """
+    logits_B_K_C = logits_B_K_C.float()  # before anything else: bf16 logits have two digits
+    if logits_B_K_C.shape[-1] == 1:
+        logits_B_K_C = torch.cat([torch.zeros_like(logits_B_K_C), logits_B_K_C], dim=-1)
+    if logits_B_K_C.device.type != "cpu" or logits_B_K_C.shape[-1] >= _FEWEST_IN_A_ROW:
+        return logits_B_K_C.log_softmax(dim=-1)
+    turned = logits_B_K_C.transpose(-1, -2).contiguous()
+    return turned.log_softmax(dim=-2).transpose(-1, -2).contiguous()
+
+
+def refuse_probabilities(outputs_B_K_C: Tensor) -> None:
+    """Refuse what already went through a softmax: another one would flatten it beyond recognition.
+
+    Rows that are never negative and all sum to 1 are no logits; one row alone may be so by accident. A single output in
+    [0, 1] may well be a logit, so its values say nothing: see `refuse_sigmoid`.
+    """
+    rows_BK_C = outputs_B_K_C.flatten(end_dim=1)
+    if rows_BK_C.shape[1] == 1 or bool((rows_BK_C == rows_BK_C[:1]).all()):
+        return
+    tolerance = max(1e-3, 4 * torch.finfo(outputs_B_K_C.dtype).eps)
+    sums_B_K = outputs_B_K_C.float().sum(dim=-1)
+    if bool((outputs_B_K_C >= 0).all()) and bool(((sums_B_K - 1).abs() <= tolerance).all()):
+        raise ValueError(
+            "The model returns probabilities (no value is negative and every row sums to 1), and logits or "
+            "log-probabilities are needed. Leave the softmax out of `forward`, or undo it: "
+            "`MCDropout(predict=lambda module, batch: module(batch[0]).log())`."
+        )
+
+
+def refuse_sigmoid(output: Tensor, sigmoid: Tensor | None) -> None:
+    """Refuse an output that is the result of a sigmoid, known by its memory and not guessed from its values.
+
+    Args:
+        output: What the model returned.
+        sigmoid: The result of the last sigmoid in that forward pass.
+    """
+    if sigmoid is not None and output.untyped_storage().data_ptr() == sigmoid.untyped_storage().data_ptr():
+        raise ValueError(
+            "The model returns sigmoid probabilities, and logits are needed. Leave the sigmoid out of `forward`, or, "
+            "for two classes, undo it: `MCDropout(predict=lambda module, batch: module(batch[0]).logit())`."
+        )

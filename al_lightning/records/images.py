@@ -1,0 +1,128 @@
+"""Small pictures of acquired samples: `acquired/ID.png` in the run folder, one for each sample id.
+
+They are what `render(sample)` of the user's data module returns, or else the first image found in the sample. W&B and
+reports show them.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from al_lightning.records.files import write_atomically
+
+Pixels = npt.NDArray[np.uint8]
+
+FOLDER = "acquired"
+MIN_SIDE, MAX_SIDE = 4, 256
+COLOURS = {2: 0, 3: 2}  # PNG's numbers for grey (H, W) and for RGB (H, W, 3)
+
+
+def thumbnails_of(folder: Path, indices: Iterable[int]) -> dict[int, Path]:
+    """The pictures that a run folder holds of these samples, by id: PNG, 8 bits, grey or RGB."""
+    paths = {index: folder / FOLDER / f"{index}.png" for index in indices}
+    return {index: path for index, path in paths.items() if path.is_file()}
+
+
+def refuse_linked(folder: Path) -> None:
+    """Refuse to write pictures into another folder than the run's own, where they would replace others."""
+    if (folder / FOLDER).is_symlink():
+        raise FileExistsError(
+            f"{folder / FOLDER} is a link, and pictures go into the run folder alone. Remove it. To keep them "
+            "elsewhere, let the run folder itself be there."
+        )
+
+
+def write_thumbnail(folder: Path, index: int, pixels: Pixels) -> None:
+    """Either no file or the whole one survives a crash."""
+    path = folder / FOLDER / f"{index}.png"
+    refuse_linked(folder)
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, png(pixels))
+
+
+def first_image(sample: object) -> Tensor | None:
+    """The first tensor or array of shape (H, W), (1, H, W) or (3, H, W) in a sample, H and W at least 4; else None.
+
+    Example:
+        >>> first_image((torch.zeros(3), {"image": torch.zeros(3, 8, 8)}, 7)).shape
+        torch.Size([3, 8, 8])
+        >>> first_image((torch.zeros(4, 3), 7)) is None  # rows of a table
+        True
+    """
+    if isinstance(sample, np.ndarray) and sample.dtype.kind in "biuf":
+        sample = torch.from_numpy(sample)
+    if isinstance(sample, Tensor):
+        return sample if _is_image(sample.shape) and not sample.is_complex() else None
+    parts = sample.values() if isinstance(sample, Mapping) else sample if isinstance(sample, (tuple, list)) else ()
+    return next((image for part in parts if (image := first_image(part)) is not None), None)
+
+
+def pixels_of(image: object) -> Pixels:
+    """The pixels (H, W) or (H, W, 3) of an image (H, W), (1, H, W) or (3, H, W), thinned out to at most 256 a side.
+
+    Bytes are shown as they are; other numbers from the image's darkest to its brightest.
+
+    Example:
+        >>> pixels_of(torch.tensor([[-1.0, 0.0, 1.0, 1.0]] * 4))[0]
+        array([  0, 127, 255, 255], dtype=uint8)
+    """
+    found = first_image(image) if isinstance(image, (Tensor, np.ndarray)) else None
+    if found is None:
+        shape = getattr(image, "shape", None)
+        given = f"a {type(image).__name__}" if shape is None else f"of shape {tuple(shape)}"
+        raise ValueError(
+            f"`render` returned an image that is {given}, but must be a tensor or an array of shape (H, W), (1, H, W) "
+            f"or (3, H, W), with H and W at least {MIN_SIDE}."
+        )
+    found = found.detach().cpu()
+    if found.ndim == 3:  # noqa: PLR2004 - channels, height and width
+        found = found[0] if len(found) == 1 else found.movedim(0, -1)
+    step = -(-max(found.shape[:2]) // MAX_SIDE)
+    found = found[::step, ::step]
+    if found.dtype != torch.uint8:
+        found = found.double()
+        lowest, highest = found.min(), found.max()
+        if not torch.isfinite(highest - lowest):
+            raise ValueError(
+                f"An image has pixels from {lowest:g} to {highest:g}, but they must be finite to be shown."
+            )
+        found = (255 * (found - lowest) / (highest - lowest).clamp_min(torch.finfo(torch.double).tiny)).byte()
+    pixels: Pixels = found.contiguous().numpy()
+    return pixels
+
+
+def _is_image(shape: torch.Size) -> bool:
+    channels, sides = shape[:-2], shape[-2:]
+    return channels in {(), (1,), (3,)} and len(sides) == 2 and min(sides) >= MIN_SIDE  # noqa: PLR2004 - height and width
+
+
+def png(pixels: Pixels) -> bytes:
+    """Pixels (H, W) or (H, W, 3) as a PNG file: 8 bits, no filter. Written out here because no library is at hand.
+
+    Source: W3C, Portable Network Graphics (PNG) Specification, section 5 (chunks) and 11.2 (IHDR, IDAT, IEND).
+    """
+    height, width = pixels.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, 8, COLOURS[pixels.ndim], 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*chunk) for chunk in chunks)
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def rendered(sample: Any, datamodule: object) -> Pixels | None:  # noqa: ANN401 - whatever the user's dataset holds
+    """The picture of a sample, if it has one: as the user's data module renders it, or the first image in it."""
+    if hasattr(datamodule, "render"):
+        return pixels_of(datamodule.render(sample))
+    image = first_image(sample)
+    # What was found and not rendered may be no picture at all, as a series with gaps: then there is none to show.
+    return None if image is None or not bool(torch.isfinite(image).all()) else pixels_of(image)

@@ -1,0 +1,169 @@
+"""The records of a run on disk: what each round trained on, measured and acquired.
+
+A run folder holds three files, written whole and atomically after every round:
+
+* `rounds.jsonl`: the first line is the header (what ran: schema version, acquisition, posterior, seed, initial ids),
+  each further line one `Round`.
+* `rounds.csv`: a row per round with its numbers; a column per metric.
+* `acquisitions.csv`: a row per acquired sample: round, rank within the batch, id, score, target, BALD, prediction.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from al_lightning._lightning import FLAVOUR, Trainer
+from al_lightning.records.files import write_atomically
+from al_lightning.records.foreign import as_csv
+from al_lightning.records.lines import SCHEMA, SCHEMA_VERSION, decoded, encoded
+from al_lightning.records.round import PICK_COLUMNS, Round
+
+LIMITS = frozenset({"max_labelled", "max_rounds", "monitor", "target", "mode"})  # when to stop
+FIRST_VALUE_STAYS = frozenset(
+    {"initial_draw", "initial_targets", "set_aside", "hyper_parameters"}
+)  # a change is compared by itself
+MAY_CHANGE = LIMITS | FIRST_VALUE_STAYS | {"versions"}
+TABLES = ("rounds.csv", "acquisitions.csv")
+LEFT_WITH_A_JOURNAL = (*TABLES, "first_weights.pt", "last_weights.pt", "warm_weights-*.pt")
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON has no NaN and no infinity: a metric that is neither a number nor missing would make the file unreadable."""
+    return value if math.isfinite(value) else None
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """The folder of the Trainer's first logger, or a new numbered one where it has no logger."""
+    if trainer.loggers:
+        logger = trainer.loggers[0]
+        numbered = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / numbered
+    folders = (Path(trainer.default_root_dir) / "active_learning" / f"version_{n}" for n in count())
+    return next(folder for folder in folders if not folder.exists())
+
+
+class Journal:
+    """Writes the records of one run into one folder.
+
+    Args:
+        folder: Where they go.
+        header: What ran.
+        rounds: The records that the folder holds, if the run goes on; by default it must hold none.
+    """
+
+    def __init__(self, folder: Path, header: Mapping[str, Any], *, rounds: Sequence[Round] | None = None) -> None:
+        self.folder = folder
+        versions = {name: version(name) for name in ("al-lightning", "torch", FLAVOUR.partition(".")[0])}
+        own = {"schema": SCHEMA, "version": SCHEMA_VERSION, "versions": versions}
+        self.header = {**own, **header, **own}
+        self._num_written = len(rounds or [])
+        if rounds is None:
+            _refuse_records(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.write([] if rounds is None else rounds)
+        except OSError as error:
+            raise OSError(
+                f"The run folder {folder} cannot be written ({error}). Choose another with "
+                "`ActiveLearning(folder=...)` or `Trainer(default_root_dir=...)`."
+            ) from error
+
+    def write(self, rounds: Sequence[Round]) -> None:
+        """Replace the three files by ones that hold these rounds; the tables never know more than the journal."""
+        is_shorter, self._num_written = len(rounds) < self._num_written, len(rounds)
+        if is_shorter:
+            self._write_tables(rounds)
+        write_atomically(self.folder / "rounds.jsonl", encoded(self.header, rounds))
+        if not is_shorter:
+            self._write_tables(rounds)
+
+    def _write_tables(self, rounds: Sequence[Round]) -> None:
+        numbers = [entry.numbers() for entry in rounds]
+        columns = list(dict.fromkeys(name for row in numbers for name in row))
+        rows = [dict(zip(PICK_COLUMNS, row, strict=True)) for entry in rounds for row in entry.picks()]
+        for name, content in zip(TABLES, (as_csv(columns, numbers), as_csv(PICK_COLUMNS, rows)), strict=True):
+            write_atomically(self.folder / name, content)
+
+
+def _refuse_records(folder: Path) -> None:
+    """Refuse to begin a run where another has left something."""
+    path = folder / "rounds.jsonl"
+    if path.exists():
+        raise FileExistsError(
+            f"{path} holds the records of an earlier run, which would be overwritten. Choose another folder with "
+            "`ActiveLearning(folder=...)`, or move the whole folder away."
+        )
+    left = sorted(found.name for pattern in LEFT_WITH_A_JOURNAL for found in folder.glob(pattern))
+    if left:
+        raise FileExistsError(
+            f"The run folder {folder} holds {', '.join(dict.fromkeys(left))} of an earlier run, but not its "
+            f"{path.name}, without which nothing tells what they are of. Restore it to go on with that run. To begin "
+            "a new one, choose another folder with `ActiveLearning(folder=...)`, or move the whole folder away."
+        )
+
+
+def read_journal(folder: str | Path) -> tuple[dict[str, Any], list[Round]]:
+    """Return the header and the rounds of a run folder, killed runs included.
+
+    What an older version did not record yet has its default. A folder that no run can have left is a ValueError.
+    """
+    path = Path(folder) / "rounds.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no run folder: it has no {path.name}.")
+    num_in_tables = _num_in_tables(path.parent)  # before the journal, for a run that is going on writes it first
+    try:
+        header, rounds = decoded(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} cannot be used: {error}. Runs replace it as a whole, so something else wrote it: restore it from "
+            "a copy, or move the whole folder away and start anew."
+        ) from error
+    if num_in_tables > len(rounds) and _num_in_tables(path.parent) > len(rounds):  # unless it has withdrawn some
+        raise ValueError(
+            f"{path} ends with {len(rounds)} rounds, but the tables beside it hold {num_in_tables}: it was cut, or "
+            f"they were changed. Restore it from a copy. If it is whole, delete {' and '.join(TABLES)}, which are "
+            "written from it."
+        )
+    return header, rounds
+
+
+def _num_in_tables(folder: Path) -> int:
+    """Return how many rounds the tables know of; the last may be missing there, and either may be."""
+    return max(_num_in_table(folder / name) for name in TABLES)
+
+
+def _num_in_table(path: Path) -> int:
+    if not path.exists():
+        return 0
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return max((int(row["round"]) + 1 for row in csv.DictReader(file)), default=0)
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is not what a run writes ({type(error).__name__}: {error}). Delete it: the run writes it again, "
+            "from rounds.jsonl."
+        ) from error
+
+
+def what_differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return what tells the headers of two runs apart, in words; nothing if they are of the same. Limits may differ.
+
+    Example:
+        >>> what_differs({"seed": 1, "max_rounds": 3}, {"seed": 2, "max_rounds": 9})
+        "its `seed` is 1, and this run's is 2"
+    """
+    plain = json.loads(json.dumps(dict(now)))
+    different = [name for name in plain if name not in MAY_CHANGE and before.get(name) != plain[name]]
+    return "; ".join(
+        f"its `{name}` is {_short(before.get(name))}, and this run's is {_short(plain[name])}" for name in different
+    )
+
+
+def _short(value: object, most: int = 100) -> str:
+    words = repr(value)
+    return words if len(words) <= most else words[: most - 3] + "..."

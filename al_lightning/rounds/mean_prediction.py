@@ -1,0 +1,99 @@
+"""The test of what the posterior's samples predict together, which is how papers on Bayesian nets report accuracy."""
+
+import math
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from al_lightning._lightning import Callback, LightningModule, Trainer
+from al_lightning.data import wrapped_datamodule
+from al_lightning.data.targets import batch_targets
+from al_lightning.pool.predict import fitted_posterior
+from al_lightning.posterior import Predict
+from al_lightning.randomness import derived_seed
+from al_lightning.rounds.callback import ActiveLearning, active_learning_callback
+
+
+def mean_log_probs(log_probs_B_K_C: Tensor) -> Tensor:
+    """Log of the mean prediction, log 1/K sum_k p(c|w_k) (B, C).
+
+    Example:
+        >>> mean_log_probs(torch.tensor([[[1.0, 0.0], [0.5, 0.5]]]).log()).exp()
+        tensor([[0.7500, 0.2500]])
+    """
+    return torch.logsumexp(log_probs_B_K_C, dim=1) - math.log(log_probs_B_K_C.shape[1])
+
+
+class MeanPrediction(Callback):
+    """Tests the mean prediction too: the accuracy and the loss in nats of 1/K sum_k p(y|x, w_k) on the test data.
+
+    The samples are K new ones of the posterior that the Trainer's ActiveLearning callback acquires with. Logged are
+    `test_mean_acc` and `test_mean_loss`, beside what the model logs of itself, usually without dropout. The
+    classes of a test batch are read as those of the training items are: (inputs, classes, ...), or a dict with labels.
+
+    Args:
+        num_samples: K. By default that of the ActiveLearning callback. Runs that are compared are to be tested with one
+            K, whatever they acquire with, and so are all rounds of a run: no record says K, so leave it as it is.
+    """
+
+    def __init__(self, num_samples: int | None = None) -> None:
+        self.num_samples = num_samples
+        self._predict: Predict | None = None
+        self._open = ExitStack()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Refuse before the first training what is tested one network at a time."""
+        callback = active_learning_callback(trainer)
+        posterior = callback.posterior
+        if posterior.members is not None:
+            raise ValueError(
+                f"`posterior` is {posterior!r}, whose members are tested one by one, each right after its fit, so "
+                "MeanPrediction cannot test them together. Leave MeanPrediction out; the test metrics are then the "
+                "members' means."
+            )
+        posterior.checked_num_samples(self._num_samples(callback))
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the samples of this round."""
+        callback = active_learning_callback(trainer)
+        datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
+        labelled = datamodule.pool_dataloader(datamodule.labels.labelled_indices)
+        posterior = fitted_posterior(trainer, pl_module, labelled, callback.posterior)
+        seed = derived_seed(callback.seed or 0, len(callback.rounds), "test")
+        self._open = ExitStack()
+        self._predict = self._open.enter_context(posterior.sample(pl_module, self._num_samples(callback), seed=seed))
+
+    def _num_samples(self, callback: ActiveLearning) -> int:
+        return callback.num_samples if self.num_samples is None else self.num_samples
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,  # noqa: ARG002 - Lightning's signature
+        batch: object,
+        batch_idx: int,  # noqa: ARG002
+        dataloader_idx: int = 0,  # noqa: ARG002
+    ) -> None:
+        """Log accuracy and loss, each a mean over all samples and ranks."""
+        if self._predict is None:
+            raise RuntimeError("The posterior's samples are drawn in `on_test_start`, which has not run.")
+        targets_B = torch.tensor(batch_targets(batch), device=pl_module.device)
+        with trainer.precision_plugin.forward_context():
+            log_probs_B_C = mean_log_probs(self._predict(batch))
+        metrics = {
+            "test_mean_acc": (log_probs_B_C.argmax(dim=1) == targets_B).float().mean(),
+            "test_mean_loss": functional.nll_loss(log_probs_B_C, targets_B),
+        }
+        pl_module.log_dict(metrics, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(targets_B))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Let go of the samples."""
+        self._predict = None
+        self._open.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """Let go here too, for then `on_test_end` is not called."""
+        self.on_test_end(trainer, pl_module)

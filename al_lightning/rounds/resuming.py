@@ -1,0 +1,175 @@
+"""What a run keeps in its folder beside the records, so that the same command goes on where it was killed.
+
+* `first_weights.pt`: the weights that every round starts from; another process initialises others.
+* `warm_weights-NNN.pt`: with `warm_start`, the weights at the end of round NNN; of the last three rounds, because two
+  of them may be run again (see `still_finished`).
+* `last_weights.pt`: of an ended run, the model of its last round, or each member; the same command loads them again.
+* `.lock`: held by the process that writes; the system frees it when that process ends, however it ends.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from al_lightning._lightning import rank_zero_warn
+from al_lightning.records.files import refuse_foreign_lock, replacing
+from al_lightning.records.journal import FIRST_VALUE_STAYS, Journal, read_journal, what_differs
+from al_lightning.records.lines import SCHEMA_VERSION
+from al_lightning.records.round import Round
+from al_lightning.records.weights import States
+from al_lightning.rounds.limits import Limits
+
+FIRST_WEIGHTS, LAST_WEIGHTS = "first_weights.pt", "last_weights.pt"
+
+
+def locked(folder: Path) -> FileLock:
+    """The lock of a run folder, taken; it is held until released, or until the process ends."""
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        refuse_foreign_lock(folder / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RuntimeError(
+            f"Another process writes into the run folder {folder}, and two runs would overwrite each other's records. "
+            "Wait for it or stop it, or give this run a folder of its own with `ActiveLearning(folder=...)`."
+        ) from error
+    except OSError as error:
+        raise OSError(
+            f"The run folder {folder} cannot be written ({error}). Choose another with `ActiveLearning(folder=...)` or "
+            "`Trainer(default_root_dir=...)`."
+        ) from error
+    return lock
+
+
+def opened(folder: Path, header: Mapping[str, Any]) -> tuple[Journal, list[Round]]:
+    """Return the journal of a folder and the rounds that it holds: none if it is new, else those of this very run.
+
+    An attempt that ended before its first round holds nothing that could be lost: another run may begin in its place.
+    """
+    if not (folder / "rounds.jsonl").exists():
+        return Journal(folder, header), []
+    before, rounds = read_journal(folder)
+    header = _as_drawn_before(header, before)
+    is_current = before["version"] == SCHEMA_VERSION
+    if not rounds and (not is_current or what_differs(before, header)):
+        (folder / FIRST_WEIGHTS).unlink(missing_ok=True)
+        return Journal(folder, header, rounds=[]), []
+    if not is_current:
+        raise ValueError(
+            f"{folder} holds a run with records of version {before['version']}, which this version of al_lightning "
+            f"reads and reports, but does not continue: it writes version {SCHEMA_VERSION}, with what that one did not "
+            "record. Go on with the version that began it, or start anew in another folder with "
+            "`ActiveLearning(folder=...)`."
+        )
+    refuse_other_run(before, header, folder)
+    if rounds:
+        _warn_of_other_hyper_parameters(before, header, folder)
+    has_weights = bool(rounds) or (folder / FIRST_WEIGHTS).exists()
+    stays = {*(["first_weights"] if has_weights else []), *(FIRST_VALUE_STAYS if rounds else [])}
+    now = {**header, **{name: before[name] for name in stays if name in before}}
+    in_the_order_of_before = {name: now[name] for name in [*before, *now] if name in now}
+    return Journal(folder, in_the_order_of_before, rounds=rounds), rounds
+
+
+def _as_drawn_before(header: Mapping[str, Any], before: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Take a run's initial labels where they are drawn as before: after a correction the same draw gives others.
+
+    Whether the data are the same is told by the targets of all labelled points.
+    """
+    is_same_draw = before.get("initial_draw") is not None and before["initial_draw"] == header.get("initial_draw")
+    return {**header, "initial": before["initial"]} if is_same_draw else header
+
+
+def _warn_of_other_hyper_parameters(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    pairs = [(some.get("hyper_parameters", {})) for some in (before, now)]
+    different = [
+        f"{name} was {pairs[0].get(name, 'missing')}, and is {pairs[1].get(name, 'missing')} now"
+        for name in dict.fromkeys([*pairs[0], *pairs[1]])
+        if pairs[0].get(name) != pairs[1].get(name)
+    ]
+    if different:
+        rank_zero_warn(
+            f"The run in {folder} goes on with other hyper-parameters than it began with: {'; '.join(different)}. Its "
+            "rounds are then not of one experiment. Set them back, or start anew in another folder."
+        )
+
+
+def refuse_other_run(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Raise if the records of a folder are of another run; only the limits may have changed.
+
+    Example:
+        >>> refuse_other_run({"seed": 1, "max_rounds": 3}, {"seed": 1, "max_rounds": 9}, Path("runs/a"))
+        >>> refuse_other_run({"seed": 1}, {"seed": 2}, Path("runs/a"))
+        Traceback (most recent call last):
+        ValueError: runs/a holds another run: its `seed` is 1, and this run's is 2. ...
+    """
+    if different := what_differs(before, now):
+        raise ValueError(
+            f"{folder} holds another run: {different}. Its rounds cannot be continued by this one: give this run a "
+            "folder of its own with `ActiveLearning(folder=...)`, or start the earlier command again. (Only the limits "
+            "may change: `max_labelled`, `max_rounds`, `monitor`, `target`, `mode`.)"
+        )
+
+
+def still_finished(rounds: Sequence[Round], limits: Limits, *, query_size: int) -> list[Round]:
+    """Of the rounds on disk those that stand; at most the last two are to be run again.
+
+    The last is where its test is missing, for which the weights of its fit are gone, and where it ended for a limit
+    that has been raised since: it acquired nothing then, so nothing is lost. The one before it is where that limit cut
+    its batch, which is chosen again, now whole.
+
+    Example:
+        >>> ended = Round(round=0, num_labelled=4, num_pool=6, stopped="max_rounds=1 reached")
+        >>> [len(still_finished([ended], Limits(max_rounds=most), query_size=2)) for most in (1, 2)]
+        [1, 0]
+    """
+
+    def stands(record: Round) -> bool:
+        sizes = {"num_labelled": record.num_labelled, "num_pool": record.num_pool}
+        if record.stopped is None:
+            return record.complete and len(record.acquired) >= limits.batch_size(query_size, **sizes)
+        reason = limits.reason(**sizes, num_fits=record.round + 1, metrics=record.metrics)
+        return record.complete and reason is not None
+
+    return list(takewhile(stands, rounds))
+
+
+@contextmanager
+def writing_into(folder: Path) -> Iterator[None]:
+    """Say which folder a full disk has held up, and how the run goes on."""
+    try:
+        yield
+    except OSError as error:
+        if not (folder / "rounds.jsonl").is_file():
+            raise OSError(
+                f"The run folder {folder} is no longer there, or no longer holds rounds.jsonl ({error}): something "
+                "has moved or deleted it while the run went on. Put it back, and start the same command again; it goes "
+                "on after the rounds in it. Without it the run must start anew."
+            ) from error
+        raise OSError(
+            f"The run folder {folder} cannot be written ({error}). The rounds that it holds are whole: make room, and "
+            "start the same command again with `ActiveLearning(folder=...)`; it goes on after them."
+        ) from error
+
+
+def save_states(path: Path, states: States) -> None:
+    """Either the old file or the whole new one survives a crash."""
+    with replacing(path) as file:
+        torch.save([dict(state) for state in states], file)
+
+
+def save_last_states(path: Path, states: States) -> None:
+    """`save_states` of a run whose records are whole: where the disk is full, the model itself still has them."""
+    try:
+        save_states(path, states)
+    except OSError as error:
+        rank_zero_warn(
+            f"{path} cannot be written ({error}), so another process cannot load the weights that the run ended with. "
+            "The records are whole, and the model of this process has them: save it elsewhere."
+        )

@@ -1,0 +1,145 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytorch_lightning import Callback
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+from al_lightning import MCDropout
+from al_lightning.information import mutual_information
+from al_lightning.pool.predict import predict_pool
+from al_lightning.pool.storage import Storage
+
+
+def loader_of(inputs, batch_size):
+    dataset = TensorDataset(inputs, torch.zeros(len(inputs)))
+    return DataLoader(Subset(dataset, range(len(inputs))), batch_size=batch_size)
+
+
+def predicted(trainer, model, loader, posterior=None, *, num_samples=2, seed=0, storage=None):
+    """All predictions as one tensor, plainly, or by way of `storage`."""
+    posterior = MCDropout() if posterior is None else posterior
+    with predict_pool(trainer, model, loader, posterior, num_samples=num_samples, seed=seed) as chunks:
+        return torch.cat(list(chunks)) if storage is None else storage.filled(chunks, num_points=len(loader.dataset))
+
+
+class Reshaped(Dataset):
+    """Samples of another shape, which counts what is read."""
+
+    def __init__(self, inputs, shape):
+        self.inputs, self.shape, self.num_read = inputs, shape, 0
+
+    def __len__(self):
+        return len(self.inputs)
+
+    def __getitem__(self, index):
+        self.num_read += 1
+        return self.shape(self.inputs[index])
+
+
+@pytest.fixture
+def fitted(make_trainer, make_model, make_data):
+    datamodule = make_data()
+    model, trainer = make_model(), make_trainer()
+    trainer.fit(model, datamodule=datamodule)
+    return trainer, model
+
+
+def test_bald_depends_neither_on_batches_nor_on_the_order_of_the_pool_nor_on_where_predictions_are_kept(
+    fitted, tmp_path
+):
+    inputs = torch.randn(13, 4, generator=torch.Generator().manual_seed(0))
+    expected_N = mutual_information(predicted(*fitted, loader_of(inputs, 13), num_samples=6, seed=3))
+
+    @settings(max_examples=30, deadline=None)
+    @given(st.integers(1, 14), st.permutations(range(13)), st.sampled_from([0, 1]))
+    def check(batch_size, order, budget):
+        loader, storage = loader_of(inputs[order], batch_size), Storage(budget, tmp_path)
+        log_probs_N_K_C = predicted(*fitted, loader, num_samples=6, seed=3, storage=storage)
+        assert log_probs_N_K_C.shape == (13, 6, 3)
+        torch.testing.assert_close(mutual_information(log_probs_N_K_C), expected_N[order], rtol=0, atol=1e-5)
+
+    check()
+
+
+def test_samples_may_be_pairs_or_mappings_or_bare_tensors(fitted):
+    inputs = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    expected = predicted(*fitted, loader_of(inputs, 2), num_samples=4)
+    by_key = MCDropout(predict=lambda module, batch: module(batch["image"]))
+    for shape, posterior in (
+        (lambda x: x, MCDropout()),
+        (lambda x: [x], MCDropout()),
+        (lambda x: {"image": x, "name": "a"}, by_key),
+    ):
+        loader = DataLoader(Subset(Reshaped(inputs, shape), range(5)), batch_size=2)
+        assert torch.equal(predicted(*fitted, loader, posterior, num_samples=4), expected)
+
+
+def test_nothing_is_predicted_before_it_is_asked_for(fitted):
+    dataset = Reshaped(torch.zeros(9, 4), lambda x: x)
+    loader = DataLoader(Subset(dataset, range(9)), batch_size=2)
+    with predict_pool(*fitted, loader, MCDropout(), num_samples=2, seed=0) as chunks:
+        assert dataset.num_read == 0
+        assert next(chunks).shape == (2, 2, 3)
+        assert dataset.num_read == 2
+
+
+def test_trainer_and_model_are_handed_back_as_they_were(fitted):
+    trainer, model = fitted
+    stage, modes = trainer.state.stage, [module.training for module in model.modules()]
+    predicted(trainer, model, loader_of(torch.zeros(3, 4), 2))
+    assert trainer.state.stage == stage
+    assert [module.training for module in model.modules()] == modes
+    with pytest.raises(ValueError, match="`predictions_budget_mib` is 0"):
+        predicted(trainer, model, loader_of(torch.zeros(3, 4), 2), storage=Storage(0, None))
+    assert trainer.state.stage == stage
+    assert [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.filterwarnings("ignore:You have overridden .* in `LightningModule` but have passed in a")
+def test_the_trainer_says_that_it_predicts_and_the_users_transfer_hooks_run(make_trainer, make_model, make_data):
+    seen = []
+
+    class Spy(Callback):
+        def on_fit_end(self, trainer, pl_module):
+            seen.append("fit end")
+            predicted(trainer, pl_module, loader_of(torch.zeros(4, 4), 2))
+            assert trainer.training
+
+    model, trainer = make_model(), make_trainer(Spy())
+    model.on_before_batch_transfer = lambda batch, dataloader_idx: before(batch)
+    model.on_after_batch_transfer = lambda batch, dataloader_idx: after(batch)
+
+    def before(batch):
+        if seen:
+            seen.append(("before", trainer.predicting, trainer.training))
+        return batch
+
+    def after(batch):
+        if seen:
+            seen.append(("after", trainer.predicting, trainer.training))
+        return batch
+
+    trainer.fit(model, datamodule=make_data())
+    assert seen == ["fit end", *[("before", True, False), ("after", True, False)] * 2]
+
+
+def test_predictions_in_double_precision_use_the_trainers_precision(make_trainer, make_model, make_data):
+    trainer, model = make_trainer(precision="64-true"), make_model()
+    trainer.fit(model, datamodule=make_data())
+    inputs = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    log_probs = predicted(trainer, model, loader_of(inputs, 2), num_samples=4)
+    torch.testing.assert_close(log_probs.exp().sum(dim=2), torch.ones(5, 4))
+
+
+def test_the_first_batch_whose_predictions_are_nan_ends_it_with_their_ids(fitted):
+    inputs = torch.zeros(9, 4)
+    inputs[[4, 6, 8]] = torch.nan
+    dataset = Reshaped(inputs, lambda x: x)
+    loader = DataLoader(Subset(dataset, [5, 0, 4, 1, 6, 8, 7]), batch_size=3)
+    with pytest.raises(ValueError, match=r"NaN at 1 of the 3 points of a pool batch, first at the samples \[4\]"):
+        predicted(*fitted, loader)
+    assert dataset.num_read == 3
+    loader = DataLoader(Subset(dataset, [5, 0, 1, 6, 8, 7]), batch_size=3)
+    with pytest.raises(ValueError, match=r"NaN at 2 of the 3 points of a pool batch, first at the samples \[6, 8\]"):
+        predicted(*fitted, loader, storage=Storage(1, None))

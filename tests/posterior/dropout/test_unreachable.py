@@ -1,0 +1,69 @@
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from al_lightning.posterior.dropout.unreachable import refuse_unreachable_dropout
+
+
+def scripted(module):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(module)
+
+
+def lstm_of_one_layer():
+    module = nn.LSTM(2, 2)
+    module.dropout = 0.2  # between layers, of which there are none
+    return module
+
+
+def compiled_in_place():
+    module = nn.Linear(2, 2)
+    module.compile(backend="eager")
+    return module
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (nn.LSTM(2, 2, num_layers=2, dropout=0.2), r"`1` \(LSTM with dropout=0.2 between its 2 layers\)"),
+        (nn.GRU(2, 2, num_layers=3, dropout=0.2), r"`1` \(GRU with dropout=0.2 between its 3 layers\)"),
+        (nn.RNN(2, 2, num_layers=2, dropout=0.2), r"`1` \(RNN with dropout=0.2 between its 2 layers\)"),
+        (nn.MultiheadAttention(2, 1, dropout=0.3), r"`1` \(MultiheadAttention with dropout=0.3 on its attention"),
+        (nn.TransformerEncoderLayer(2, 1, dropout=0.3), r"`1.self_attn` \(MultiheadAttention with dropout=0.3"),
+        (scripted(nn.Sequential(nn.Linear(2, 2), nn.Dropout())), r"`1` \(a TorchScript module that contains dropout\)"),
+        (torch.compile(nn.Linear(2, 2), backend="eager"), r"`1` \(compiled by torch.compile\)"),
+        (compiled_in_place(), r"`1` \(compiled by torch.compile\)"),
+    ],
+)
+def test_dropout_that_cannot_be_reached_is_refused_by_name(module, words):
+    with pytest.raises(ValueError, match="MCDropout cannot reach the dropout inside .*" + words):
+        refuse_unreachable_dropout(nn.Sequential(nn.Dropout(), module))
+
+
+def test_a_model_that_is_itself_unreachable_is_named_so():
+    with pytest.raises(ValueError, match=r"the dropout inside the model itself \(LSTM"):
+        refuse_unreachable_dropout(nn.LSTM(2, 2, num_layers=2, dropout=0.2))
+
+
+def test_all_layers_are_listed():
+    model = nn.Sequential(nn.MultiheadAttention(2, 1, dropout=0.1), nn.LSTM(2, 2, num_layers=2, dropout=0.2))
+    with pytest.raises(ValueError, match=r"`0` \(.*`1` \("):
+        refuse_unreachable_dropout(model)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.LSTM(2, 2, num_layers=2),
+        lstm_of_one_layer(),
+        nn.MultiheadAttention(2, 1),
+        nn.TransformerEncoderLayer(2, 1, dropout=0.0),
+        scripted(nn.Linear(2, 2)),
+        nn.Dropout(),
+    ],
+)
+def test_modules_without_hidden_dropout_pass(module):
+    refuse_unreachable_dropout(nn.Sequential(nn.Dropout(), module))

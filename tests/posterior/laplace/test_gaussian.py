@@ -1,0 +1,109 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from al_lightning.posterior.laplace.gaussian import ROWS_AT_ONCE, full_deviations, kron_deviations, output_curvature
+
+FORMS = pytest.mark.parametrize("deviations", [full_deviations, kron_deviations])
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def loss(logits_N_C, targets_N):
+    if logits_N_C.shape[1] == 1:
+        return functional.binary_cross_entropy_with_logits(logits_N_C[:, 0], targets_N.double(), reduction="sum")
+    return functional.cross_entropy(logits_N_C, targets_N, reduction="sum")
+
+
+def covariance(deviations, features_N_D, logits_N_C, prior_precision):
+    """What the map makes of independent unit noise: unit vectors in, columns of a root of the covariance out."""
+    size = features_N_D.shape[1] * logits_N_C.shape[1]
+    unit_P_C_D = torch.eye(size, dtype=torch.float64).reshape(size, logits_N_C.shape[1], features_N_D.shape[1])
+    root_P_P = deviations(features_N_D, logits_N_C, prior_precision=prior_precision, noise_K_C_D=unit_P_C_D).flatten(
+        start_dim=1
+    )
+    return root_P_P.T @ root_P_P
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 4])
+@pytest.mark.parametrize("target", [0, 1])
+def test_curvature_is_the_hessian_of_the_cross_entropy_whatever_the_label(num_classes, target):
+    logits_C = 2 * normal(num_classes)
+    hessian_C_C = torch.autograd.functional.hessian(lambda z: loss(z.unsqueeze(0), torch.tensor([target])), logits_C)
+    torch.testing.assert_close(output_curvature(logits_C.unsqueeze(0))[0], hessian_C_C)
+
+
+@pytest.mark.parametrize("num_classes", [1, 3])
+def test_full_covariance_is_the_inverse_hessian_of_loss_and_prior(num_classes):
+    features_N_D, weights = normal(7, 4), normal(num_classes * 4, seed=1)
+    targets_N = torch.arange(7) % max(num_classes, 2)
+
+    def negative_log_posterior(weights_P):
+        logits_N_C = features_N_D @ weights_P.reshape(num_classes, 4).T
+        return loss(logits_N_C, targets_N) + 0.3 * weights_P.square().sum() / 2
+
+    expected_P_P = torch.autograd.functional.hessian(negative_log_posterior, weights).inverse()
+    logits_N_C = features_N_D @ weights.reshape(num_classes, 4).T
+    torch.testing.assert_close(covariance(full_deviations, features_N_D, logits_N_C, 0.3), expected_P_P)
+
+
+def test_kron_covariance_is_that_of_the_product_of_sum_and_mean():
+    features_N_D, logits_N_C = normal(7, 4), normal(7, 3, seed=1)
+    mean_C_C = output_curvature(logits_N_C).mean(dim=0)
+    precision_P_P = torch.kron(mean_C_C, features_N_D.T @ features_N_D) + 0.3 * torch.eye(12)
+    torch.testing.assert_close(covariance(kron_deviations, features_N_D, logits_N_C, 0.3), precision_P_P.inverse())
+
+
+def test_kron_is_exact_where_all_points_are_equally_uncertain():
+    features_N_D, logits_N_C = normal(7, 4), normal(1, 3, seed=1).expand(7, -1)
+    full, kron = (covariance(form, features_N_D, logits_N_C, 0.3) for form in (full_deviations, kron_deviations))
+    torch.testing.assert_close(kron, full)
+
+
+@FORMS
+def test_without_data_the_covariance_is_one_over_the_prior_precision(deviations):
+    nothing = torch.zeros(0, 3, dtype=torch.float64), torch.zeros(0, 2, dtype=torch.float64)
+    expected = torch.eye(6, dtype=torch.float64) / 4
+    torch.testing.assert_close(covariance(deviations, *nothing, 4.0), expected)
+
+
+@FORMS
+def test_certain_points_leave_the_prior_as_it_is(deviations):
+    certain = normal(5, 3), torch.tensor([[800.0, 0.0]], dtype=torch.float64).expand(5, -1)
+    torch.testing.assert_close(covariance(deviations, *certain, 4.0), torch.eye(6, dtype=torch.float64) / 4)
+
+
+@given(num_points=st.integers(1, 8), seed=st.integers(0, 1000), prior_precision=st.floats(0.01, 100.0))
+@settings(max_examples=40, deadline=None)
+def test_one_more_point_never_adds_variance_in_any_direction(num_points, seed, prior_precision):
+    features_N_D, logits_N_C = 3 * normal(num_points + 1, 3, seed=seed), 2 * normal(num_points + 1, 2, seed=seed + 1)
+    fewer = covariance(full_deviations, features_N_D[1:], logits_N_C[1:], prior_precision)
+    more = covariance(full_deviations, features_N_D, logits_N_C, prior_precision)
+    assert torch.linalg.eigvalsh(fewer - more).min() > -1e-9 / prior_precision
+
+
+@FORMS
+def test_a_hundred_times_the_data_is_about_a_hundredth_of_the_variance(deviations):
+    few, many = (
+        covariance(deviations, normal(num_points, 3), normal(num_points, 1, seed=1), 1e-6) for num_points in (20, 2000)
+    )
+    ratios = many.diagonal() / few.diagonal()
+    assert ((ratios > 0.003) & (ratios < 0.03)).all()
+
+
+def test_many_rows_are_summed_in_parts():
+    num_points = ROWS_AT_ONCE + 3
+    features_N_D, logits_N_C = normal(num_points, 3), normal(num_points, 2, seed=1)
+    blocks = torch.einsum("nij,nd,ne->idje", output_curvature(logits_N_C), features_N_D, features_N_D)
+    expected = (blocks.reshape(6, 6) + 0.3 * torch.eye(6)).inverse()
+    torch.testing.assert_close(covariance(full_deviations, features_N_D, logits_N_C, 0.3), expected)
+
+
+def test_a_prior_too_weak_for_double_precision_is_refused():
+    features_N_D = 1e8 * torch.ones(2, 3, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"`prior_precision` is 1e-12, too small beside .* 5e\+15, for double"):
+        covariance(full_deviations, features_N_D, torch.zeros(2, 2, dtype=torch.float64), 1e-12)

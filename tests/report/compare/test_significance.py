@@ -1,0 +1,95 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from al_lightning.report.compare.significance import holm, paired_difference, sign_test, t_quantile, t_within
+
+TABLE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 30: 2.042, 120: 1.980}  # of any textbook
+
+
+@pytest.mark.parametrize(("degrees", "expected"), TABLE.items())
+def test_the_quantiles_of_t_are_those_of_the_textbooks_table(degrees, expected):
+    assert round(t_quantile(degrees), 3) == expected
+
+
+@given(st.floats(0, 50), st.integers(1, 60))
+@settings(max_examples=50, deadline=None)
+def test_the_distribution_of_t_is_scipys(bound, degrees):
+    assert t_within(bound, degrees=degrees) == pytest.approx(1 - 2 * stats.t.sf(bound, degrees), abs=1e-12)
+
+
+@pytest.mark.parametrize("num_pairs", [2, 3, 5, 6, 20])
+@pytest.mark.parametrize("shift", [0.0, 0.5, 5.0])
+def test_mean_interval_and_p_value_are_those_of_scipys_paired_t_test(num_pairs, shift):
+    random = np.random.default_rng(num_pairs)
+    values, baseline = random.normal(shift, size=num_pairs), random.normal(size=num_pairs)
+    expected = stats.ttest_rel(values, baseline)
+    interval = expected.confidence_interval(0.95)
+    found = paired_difference(values.tolist(), baseline.tolist())
+    assert (found.num_pairs, found.test) == (num_pairs, "t")
+    assert found.mean == pytest.approx((values - baseline).mean())
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert found.p_value == pytest.approx(expected.pvalue)
+
+
+@given(st.integers(0, 30), st.integers(0, 30))
+@settings(max_examples=50, deadline=None)
+def test_the_sign_test_is_scipys_exact_binomial_test(positive, negative):
+    expected = stats.binomtest(positive, positive + negative).pvalue if positive + negative else 1.0
+    assert sign_test(positive, positive + negative) == pytest.approx(expected)
+
+
+def test_one_pair_has_a_difference_but_no_interval_and_no_p_value():
+    found = paired_difference([0.75], [0.5])
+    assert (found.mean, found.low, found.high, found.p_value, found.test) == (0.25, None, None, None, "none")
+
+
+def test_equal_differences_have_no_spread_and_are_left_to_their_signs():
+    found = paired_difference([90.0, 100.0, 80.0], [100.0, 110.0, 90.0])
+    assert (found.mean, found.low, found.high, found.p_value, found.test) == (-10, None, None, 0.25, "sign")
+    rounded = paired_difference([np.float32(0.9), np.float32(0.8)], [np.float32(0.7), np.float32(0.6)])
+    assert rounded.test == "sign"
+
+
+def test_no_difference_in_any_pair_is_as_likely_as_can_be():
+    found = paired_difference([0.5, 0.6, 0.7], [0.5, 0.6, 0.7])
+    assert (found.mean, found.p_value, found.test) == (0, 1, "sign")
+
+
+def test_a_target_never_reached_counts_as_more_labels_than_any_and_two_such_as_a_tie():
+    found = paired_difference([90, 100, math.inf, math.inf, 80, 90], [math.inf, 110, math.inf, 120, math.inf, 150])
+    assert (found.mean, found.low, found.high, found.test) == (None, None, None, "sign")
+    assert found.p_value == pytest.approx(stats.binomtest(1, 5).pvalue)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.floats(0.001, 0.999))
+@settings(max_examples=50, deadline=None)
+def test_holms_values_lie_below_a_level_exactly_where_the_step_down_procedure_rejects(p_values, level):
+    rejected = set()
+    for rank, index in enumerate(np.argsort(p_values, kind="stable").tolist()):
+        if min(1.0, (len(p_values) - rank) * p_values[index]) > level:
+            break
+        rejected.add(index)
+    assert {index for index, p_value in enumerate(holm(p_values)) if p_value <= level} == rejected
+
+
+@pytest.mark.parametrize("num_pairs", [2, 5])
+def test_chance_alone_is_significant_in_one_of_twenty_experiments(num_pairs):
+    random = np.random.default_rng(num_pairs)
+    found = [
+        paired_difference(*random.normal(0.8, 0.05, size=(2, num_pairs)).tolist()).p_value < 0.05 for _ in range(2000)
+    ]
+    assert stats.binomtest(sum(found), len(found), 0.05).pvalue > 0.01
+
+
+def test_no_pairs_nan_and_unequal_numbers_of_values_are_refused():
+    with pytest.raises(ValueError, match="`values` is empty, but a difference takes at least one pair"):
+        paired_difference([], [])
+    with pytest.raises(ValueError, match="hold NaN"):
+        paired_difference([math.nan, 1.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        paired_difference([1.0], [1.0, 2.0])

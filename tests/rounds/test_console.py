@@ -1,0 +1,55 @@
+from al_lightning.records.journal import Round
+from al_lightning.rounds.console import round_line, table
+
+FIRST = Round(
+    round=0,
+    num_labelled=10,
+    num_pool=90,
+    acquired=[4],
+    scores=[0.5],
+    metrics={"val_loss": 2.0, "test_acc": 0.51234, "test_nan": None},
+    information={"joint_mi": 1.234, "joint_mi_over_log_k": 0.456},
+    seconds={"fit": 1.26, "acquire": 0.04},
+)
+LAST = Round(round=1, num_labelled=20, num_pool=80, metrics={"test_acc": 1.0}, stopped="max_labelled=20 reached")
+
+
+def test_a_line_tells_labels_test_metrics_the_batch_and_the_time():
+    assert round_line(FIRST, budget=None) == (
+        "round 0 | 10 labels | test_acc 0.512 | batch tells 1.23 nats (46% of log K) | fit 1.3 s, acquire 0.0 s"
+    )
+
+
+def test_the_last_line_says_why_no_round_follows():
+    assert round_line(LAST, budget=None).endswith(" | max_labelled=20 reached")
+
+
+def test_the_metrics_of_the_fit_are_shown_where_nothing_was_tested():
+    assert "val_loss 2 " in round_line(Round(round=0, num_labelled=1, num_pool=1, metrics={"val_loss": 2.0}), budget=9)
+
+
+def test_a_bar_shows_the_share_of_the_budget():
+    assert "█████░░░░░░░░░░ 10/30 labels" in round_line(FIRST, budget=30)
+    assert "███████████████ 20/20 labels" in round_line(LAST, budget=20)
+
+
+def test_a_budget_that_was_lowered_below_the_labels_gives_a_full_bar():
+    assert f"| {'█' * 15} 20/5 labels" in round_line(LAST, budget=5)
+
+
+def test_the_table_has_a_column_for_each_number_of_any_round_and_blanks_for_the_others():
+    header, rule, first, last = table([FIRST, LAST]).splitlines()
+    assert header.split("  ") == [
+        "round",
+        "labels",
+        "test_acc",
+        "test_nan",
+        "joint MI",
+        "of log K",
+        "fit s",
+        "acquire s",
+    ]
+    assert set(rule) == {"-", " "}
+    assert first.split() == ["0", "10", "0.5123", "1.23", "46%", "1.26", "0.04"]
+    assert last.split() == ["1", "20", "1"]
+    assert len({len(line) for line in (header, rule, first, last)}) == 1

@@ -1,0 +1,41 @@
+from al_lightning import DeepEnsemble, Random, Screening
+from al_lightning.rounds.header import SETTINGS_RECORDED, described
+from al_lightning.rounds.limits import Limits
+
+
+def test_functions_in_the_settings_are_the_same_in_the_next_process(make_model, make_data):
+    def init(module):
+        raise NotImplementedError
+
+    data = make_data()
+    data.setup("fit")
+    settings = dict.fromkeys(SETTINGS_RECORDED, 1)
+    rules = {"acquisition": Random(), "posterior": DeepEnsemble(3, init=init), "screening": None}
+    settings |= {**rules, "limits": Limits(max_rounds=2)}
+    header = described(settings, make_model(), data)
+    assert header["screening"] is None
+    assert described({**settings, "screening": Screening(9)}, make_model(), data)["screening"]["num_points"] == 9
+    assert header["posterior"].endswith(".<locals>.init>, predict=None)")
+    assert (header["acquisition"], header["max_rounds"], header["query_size"]) == ("Random()", 2, 1)
+
+
+def test_hyper_parameters_are_told_by_the_whole_of_their_words(make_model, make_data):
+    class Broken:
+        def __repr__(self):
+            raise RuntimeError
+
+    def told(**values):
+        model = make_model()
+        model.save_hyperparameters(values)
+        data = make_data()
+        data.setup("fit")
+        settings = dict.fromkeys(SETTINGS_RECORDED, 1)
+        rules = {"acquisition": Random(), "posterior": Random(), "screening": None, "limits": Limits()}
+        return described(settings | rules, model, data)["hyper_parameters"]
+
+    one, other = (told(config={"layers": list(range(200)), "rate": rate}) for rate in (0.1, 0.2))
+    assert one != other
+    assert len(one["model.config"]) < 250
+    assert told(broken=Broken()) == {"model.broken": "<Broken>"}
+    names = [f"class {number}" for number in range(9)]
+    assert told(names=[set(names)]) == {"model.names": "[{" + ", ".join(map(repr, names)) + "}]"}
