@@ -50,7 +50,7 @@ def test_this_process_uses_the_package_that_was_imported_first():
     assert issubclass(Trainer, __import__("al_lightning._lightning")._lightning.Trainer)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rounds_run_on_lightning_pytorch_as_well(tmp_path):
     done = run(ROUNDS_ON_THE_OTHER_PACKAGE, tmp_path)
     assert done.stdout.splitlines()[-1:] == ["[4, 6]"], done.stderr

@@ -173,6 +173,7 @@ def test_vgg_16_has_thirteen_convolutions_and_dropout_before_its_head():
     assert net.head[-1].out_features == 7
 
 
+@pytest.mark.slow
 def test_vgg_16_takes_the_convolutions_of_torchvisions_file(tmp_path):
     torch.manual_seed(0)
     source = VGG16()

@@ -2,7 +2,10 @@
 
 import os
 
-SPINS = "1000"  # waits of a few microseconds, about as long as an operation of torch; libgomp's own number is 300,000
+# A tenth of libgomp's own number. By `benchmarks/busy_neighbour.py` on two cores, an epoch beside a busy process takes
+# 3.3 times the quiet time then, not 14 to 17, and a quiet one no longer; with 10,000 it is 2.2 times, and a quiet one
+# takes a tenth longer.
+SPINS = "30000"
 POLICIES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 

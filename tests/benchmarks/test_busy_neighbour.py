@@ -10,7 +10,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "busy_neighbour.py"
 SMALL = ["--num-points=60", "--images=8", "--samples=5", "--batch-size=2", "--trained=64", "--repeats=1"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_rehearsal_compares_small_cases_without_and_with_a_neighbour(tmp_path):
     logits_N_K_C = np.random.default_rng(0).normal(size=(60, 5, 10))
     log_probs_N_K_C = logits_N_K_C - np.log(np.exp(logits_N_K_C).sum(axis=2, keepdims=True))

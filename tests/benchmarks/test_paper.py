@@ -53,7 +53,7 @@ def queue(folder, *arguments, extra=QUICK):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_runs_are_made_once_go_on_to_more_labels_and_a_failed_one_is_told(tmp_path):
     write_mnist(tmp_path / "data" / "mnist")
     first = queue(tmp_path, "--max-labelled", "30", "--acquisitions", "Randum", "Random")

@@ -55,6 +55,7 @@ def first_callback(cli):
     return next(callback for callback in cli.trainer.callbacks if hasattr(callback, "rounds"))
 
 
+@pytest.mark.long
 def test_fit_runs_the_rounds_of_the_main_job_and_leaves_config_and_records():
     cli = run(["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK, "--trainer.callbacks.max_labelled=30"])
     header, rounds = read_journal(run_folder())
@@ -66,6 +67,7 @@ def test_fit_runs_the_rounds_of_the_main_job_and_leaves_config_and_records():
     assert saved["trainer"]["max_epochs"] == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "acquisition"), [("bald", "BALD()"), ("random", "Random()")])
 def test_an_overlay_changes_the_acquisition_and_nothing_else(name, acquisition):
     base = ["fit", "--config", str(CONFIGS / "repeated_digits.yaml")]
@@ -78,6 +80,7 @@ def test_an_overlay_changes_the_acquisition_and_nothing_else(name, acquisition):
     assert [entry.num_labelled for entry in rounds] == [10, 20]
 
 
+@pytest.mark.long
 def test_the_saved_config_gives_the_same_run_again():
     run(["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK, "--trainer.callbacks.max_rounds=2"])
     run(["fit", "--config", str(run_folder() / "config.yaml")])
@@ -85,6 +88,7 @@ def test_the_saved_config_gives_the_same_run_again():
     assert [r.acquired for r in read_journal(run_folder())[1]] == [r.acquired for r in read_journal(again)[1]]
 
 
+@pytest.mark.long
 def test_another_seed_gives_another_run_on_the_same_initial_labels():
     for seed in ("0", "1"):
         arguments = ["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK]
@@ -94,7 +98,7 @@ def test_another_seed_gives_another_run_on_the_same_initial_labels():
     assert journals[0][1][0].acquired != journals[1][1][0].acquired
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(
     "AL_LIGHTNING_MNIST" not in os.environ, reason="AL_LIGHTNING_MNIST does not name a folder with MNIST's IDX files"
 )
@@ -112,6 +116,7 @@ def test_two_rounds_on_real_mnist_with_a_pool_of_2000_images():
     assert 0 < first.information["joint_mi_over_log_k"] < 1.05
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*configure_optimizers` will be overridden by")
 def test_a_users_own_classes_work_by_class_path(tmp_path, monkeypatch):
     (tmp_path / "own_code.py").write_text(OWN_CODE)
@@ -205,6 +210,7 @@ QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--
 QUIET += ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=."]
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Attribute 'head' is an instance of `nn.Module`")  # Lightning's, when it loads
 def test_each_module_inside_another_saves_its_own_hyper_parameters(nested):
     arguments = ["fit", *NESTED_MODEL, "--data=ActiveLearningDataModule", "--data.initial=4", *QUIET]
@@ -254,7 +260,7 @@ def source(n):
 
 def test_a_command_line_for_one_class_alone_saves_its_parameters_as_lightnings_does(nested):
     own = importlib.import_module("nested_code")
-    arguments = ["--model.head=nested_code.Head", "--model.head.width=6", "--data.batch_size=5"]
+    arguments = ["--seed_everything=0", "--model.head=nested_code.Head", "--model.head.width=6", "--data.batch_size=5"]
     arguments += ["--data.source=nested_code.Source", "--data.source.n=40"]
     found = []
     for kind in (ActiveLearningCLI, LightningCLI):
@@ -266,6 +272,7 @@ def test_a_command_line_for_one_class_alone_saves_its_parameters_as_lightnings_d
     assert "_class_path" not in found[0][0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_without_the_callback_fit_is_a_plain_fit_and_test_follows_from_its_checkpoint():
     plain = ["--model=Classifier", "--model.net=MLP", "--model.net.in_features=64", "--model.net.num_classes=10"]
@@ -286,6 +293,7 @@ def test_print_config_shows_every_key(capsys):
     assert {"query_size", "posterior", "weights", "seed", "max_labelled"} <= set(callback["init_args"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", COMPLETE, ids=lambda path: path.stem)
 def test_every_config_is_accepted(path, capsys):
     with pytest.raises(SystemExit) as exit_info:
@@ -308,6 +316,7 @@ def test_an_unknown_class_or_key_is_refused_by_name(argument, words, capsys):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_the_same_command_goes_on_with_its_run_and_a_checkpoint_of_another_round_is_refused(tmp_path):
     arguments = ["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK, "--trainer.logger=false"]
     arguments += [f"--trainer.callbacks.folder={tmp_path / 'run'}", f"--trainer.default_root_dir={tmp_path}"]
@@ -320,6 +329,7 @@ def test_the_same_command_goes_on_with_its_run_and_a_checkpoint_of_another_round
         run([*arguments, *checkpoints, "--trainer.callbacks.max_rounds=3", f"--ckpt_path={path}"])
 
 
+@pytest.mark.long
 def test_a_command_that_says_last_begins_its_run_and_goes_on_with_it(tmp_path):
     arguments = ["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK, "--trainer.logger=false"]
     arguments += [f"--trainer.callbacks.folder={tmp_path / 'run'}", "--ckpt_path=last"]
@@ -347,6 +357,7 @@ def test_the_entry_point_reads_the_command_line_and_returns_nothing(monkeypatch,
     assert "fit" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_the_records_of_a_run_are_reported_although_the_trainer_knows_no_such_command(monkeypatch):
     run(["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK, "--trainer.callbacks.max_rounds=2"])
     monkeypatch.setattr(sys, "argv", ["al-lightning", "report", str(run_folder())])
@@ -368,6 +379,7 @@ def test_a_file_in_the_current_folder_hides_no_package(tmp_path, monkeypatch):
     assert Path(PathFinder.find_spec("sklearn").origin) != tmp_path / "sklearn.py"
 
 
+@pytest.mark.long
 def test_the_installed_command_finds_classes_in_the_current_folder(tmp_path):
     (tmp_path / "own_code.py").write_text(OWN_CODE)
     command = [

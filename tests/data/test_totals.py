@@ -109,6 +109,7 @@ def of_every_kind(num_ranks):
     }
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Your `test_dataloader`'s sampler has shuffling enabled")
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_every_metric_is_that_of_one_rank(on_ranks, num_ranks):
@@ -121,6 +122,7 @@ def test_every_metric_is_that_of_one_rank(on_ranks, num_ranks):
             assert callback_metrics == pytest.approx(expected[case][1], rel=1e-6), case
 
 
+@pytest.mark.slow
 def test_seven_points_of_which_two_are_right_are_two_sevenths(on_ranks):
     for ok, found in on_ranks(2, __file__, "measured", num_ranks=2):
         assert ok, found
@@ -137,6 +139,7 @@ def test_seven_points_of_which_two_are_right_are_two_sevenths(on_ranks):
         assert (metrics["count"], metrics["max"], metrics["min"], metrics["mean_of_positive"]) == (2, 1, 0, 1)
 
 
+@pytest.mark.slow
 def test_a_class_that_only_a_later_rank_has_is_logged_and_so_it_is_in_another_test(on_ranks):
     values = (0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # on two ranks, the one point is rank 1's
     expected = measured(1, values=values)
@@ -165,6 +168,7 @@ def test_ranks_may_log_other_names_in_every_test_of_a_trainer(on_ranks):
         assert first["mean"] == pytest.approx(1 / 7)
 
 
+@pytest.mark.slow
 def test_nan_is_not_turned_into_a_number(on_ranks):
     values = (*VALUES[:6], math.nan)
     for ok, found in on_ranks(3, __file__, "measured", num_ranks=3, values=values):

@@ -1,4 +1,4 @@
-"""The fused kernel, on a GPU where there is one, and everywhere else as Triton's interpreter runs it."""
+"""The fused kernel on a GPU; and in Triton's interpreter, where `.ci/run` sets TRITON_INTERPRET=1."""
 
 import inspect
 import os
@@ -46,17 +46,6 @@ def on_device(*inputs, dtype=torch.float32):
 def expected(*inputs):
     """What double precision makes of these very inputs."""
     return mean_mixture_entropy_reference(*(some.double().cpu() for some in inputs))
-
-
-@needs_triton
-@pytest.mark.skipif(INTERPRETED, reason="is what runs this file in the interpreter")
-def test_all_of_this_file_holds_in_tritons_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", "--import-mode=importlib", __file__]
-    run = subprocess.run(
-        command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "needs a GPU or Triton's interpreter" not in run.stdout
 
 
 @runs_the_kernel
@@ -168,6 +157,7 @@ def test_weights_of_another_shape_are_refused(configs, samples, shape):
         mean_mixture_entropy(weights_M_K[:configs, :samples], probs_M, probs_B_K_C)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(INTERPRETED, reason="does not run the kernel")
 def test_without_triton_the_package_works_and_the_kernel_says_what_it_needs():
     code = (
@@ -183,6 +173,7 @@ def test_without_triton_the_package_works_and_the_kernel_says_what_it_needs():
     assert "ImportError: The fused kernel needs `triton`, which cannot be imported. Install it" in run.stderr
 
 
+@pytest.mark.long
 @pytest.mark.skipif(INTERPRETED, reason="what is interpreted is not compiled")
 @pytest.mark.parametrize(("input_precision", "on_tensor_cores"), [("ieee", False), ("tf32x3", True)])
 def test_compiled_for_hopper_it_stores_nothing_but_one_sum_for_each_row(

@@ -45,6 +45,7 @@ def fitted(make_trainer, make_model, make_data):
     return trainer, model
 
 
+@pytest.mark.slow
 def test_bald_depends_neither_on_batches_nor_on_the_order_of_the_pool_nor_on_where_predictions_are_kept(
     fitted, tmp_path
 ):

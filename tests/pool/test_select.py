@@ -65,6 +65,7 @@ def run(make_trainer, make_model, make_data, make_callback):
     return run
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("acquisition", [BALD(), BatchBALD(num_configs=20), BatchBALD(fill=BALD(), saturated_at=0.5)])
 def test_a_pool_beyond_the_budget_gives_the_same_records_bit_for_bit(acquisition, run, tmp_path):
     in_memory = run(acquisition, folder=tmp_path / "memory")
@@ -74,6 +75,7 @@ def test_a_pool_beyond_the_budget_gives_the_same_records_bit_for_bit(acquisition
     assert untimed(read_journal(tmp_path / "file")[1]) == untimed(in_memory)
 
 
+@pytest.mark.long
 @needs_proc
 @pytest.mark.parametrize(("budget", "expected"), [(0, [1, 1]), (1, [0, 0])])
 def test_the_file_is_in_the_run_folder_while_the_acquisition_chooses_and_gone_afterwards(
@@ -87,6 +89,7 @@ def test_the_file_is_in_the_run_folder_while_the_acquisition_chooses_and_gone_af
     assert {path.name for path in (tmp_path / "run").iterdir()} == kept
 
 
+@pytest.mark.slow
 @needs_proc
 def test_the_file_is_gone_after_an_error_too(run, tmp_path):
     acquisition = Watched(tmp_path, error=RuntimeError("the acquisition broke"))
@@ -111,6 +114,7 @@ def test_a_part_of_the_pool_is_predicted_in_its_order_and_another_each_round(run
         pool = [sample for sample in pool if sample not in record.acquired]
 
 
+@pytest.mark.long
 def test_the_part_of_the_pool_depends_on_the_seed_alone(run):
     parts = {}
     for name, seed in {"once": 0, "again": 0, "other": 1}.items():
@@ -121,6 +125,7 @@ def test_the_part_of_the_pool_depends_on_the_seed_alone(run):
     assert parts["once"][0][0] != parts["other"][0][0]
 
 
+@pytest.mark.slow
 def test_a_part_as_large_as_the_pool_is_the_pool(run):
     assert untimed(run(max_predicted=54)) == untimed(run())
     assert [entry.information["num_predicted"] for entry in run(max_predicted=52)[:2]] == [52, 50]
@@ -130,6 +135,7 @@ def test_random_chooses_from_the_whole_pool(run):
     assert untimed(run(Random(), max_predicted=4)) == untimed(run(Random()))
 
 
+@pytest.mark.slow
 @from_the_end
 def test_screening_leaves_the_points_of_largest_bald_by_samples_of_its_own(run):
     acquisition, posterior, whole = Watched(), Remembering(), Watched()
@@ -154,12 +160,14 @@ def test_screening_leaves_the_points_of_largest_bald_by_samples_of_its_own(run):
         pool = [sample for sample in pool if sample not in record.acquired]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arguments", [{}, {"predictions_budget_mib": 0}])
 def test_a_screening_that_leaves_everything_is_none(arguments, run, tmp_path):
     everything = run(screening=Screening(num_points=54), folder=tmp_path / "all", **arguments)[0]
     assert replace(everything, seconds={}) == untimed(run())[0]
 
 
+@pytest.mark.slow
 @from_the_end
 def test_a_screened_run_beyond_the_budget_gives_the_same_records(run, tmp_path):
     screening = Screening(num_points=10, num_samples=3)
@@ -167,6 +175,7 @@ def test_a_screened_run_beyond_the_budget_gives_the_same_records(run, tmp_path):
     assert untimed(in_file) == untimed(run(BatchBALD(), screening=screening))
 
 
+@pytest.mark.slow
 @from_the_end
 def test_screening_is_after_the_random_part_and_not_for_random(run):
     record = run(screening=Screening(num_points=10), max_predicted=20)[0]
@@ -187,6 +196,7 @@ def test_picks_that_chance_made_are_not_warned_of(run):
     assert record.information["lowest_rank_picked"] <= 36
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_only_with_its_own_screening(run, tmp_path):
     folder = tmp_path / "run"
     run(folder=folder, max_rounds=2)

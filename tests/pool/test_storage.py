@@ -152,7 +152,7 @@ def test_chunks_that_do_not_make_up_the_pool_are_refused(budget, chunks, words, 
 
 
 @needs_proc
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_pool_beyond_the_budget_takes_a_fraction_of_its_size_in_memory(tmp_path):
     arguments = [sys.executable, "-c", LARGE_POOL, str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

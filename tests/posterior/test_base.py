@@ -131,6 +131,7 @@ def test_predictions_are_normalised_float32_of_k_samples_without_gradient(poster
     torch.testing.assert_close(log_probs_N_K_C.exp().sum(dim=2), torch.ones(11, K))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 11])
 def test_same_seed_is_the_same_networks_for_every_batch_size(posterior, model, batch_size):
     torch.testing.assert_close(

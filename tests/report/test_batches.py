@@ -75,6 +75,7 @@ def test_a_round_whose_labels_are_not_known_is_masked_and_not_empty():
         class_balance([run_of(unknown)])
 
 
+@pytest.mark.slow
 def test_both_pictures_of_several_groups_can_be_drawn():
     runs = [
         run_of(batch(0, [0.5], 0.5, targets=list(range(40)))),

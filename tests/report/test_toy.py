@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from al_lightning.information import mutual_information
@@ -26,6 +27,7 @@ def test_what_is_labelled_tells_nothing_more():
     assert mutual_information(toy().log_probs(toy().points_N_2)).min() > 0.05
 
 
+@pytest.mark.slow
 def test_the_picture_says_how_much_each_batch_tells():
     figure = toy_acquisitions()
     titles = [axes.get_title(loc="left") for axes in figure.axes[:2]]

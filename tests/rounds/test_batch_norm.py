@@ -108,6 +108,7 @@ def test_layers_that_train_on_one_sample_are_left_alone(run, kind):
     assert run(Module(kind)) == [7, 12, 17, 22]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "num_labelled"),
     [
@@ -157,6 +158,7 @@ class Frozen(Module):
         self.net[1].eval()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Found 1 module.s. in eval mode at the start of training")
 @pytest.mark.parametrize("hook", ["on_fit_start", "on_train_start", "on_train_epoch_start", "on_train_batch_start"])
 def test_layers_that_a_hook_has_fixed_may_train_on_one_sample(run, hook):
@@ -198,6 +200,7 @@ def test_each_round_is_looked_at_with_the_labels_that_it_has(run):
     assert len(model.steps) == 1
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*`weights_only` was not set")
 def test_where_each_round_finds_its_own_batch_size_only_this_round_is_known(run):
     assert run(callbacks=[BatchSizeFinder(max_trials=1, init_val=8)], max_rounds=2) == [7, 12]

@@ -78,6 +78,7 @@ def start(make_trainer, make_model, make_data, make_callback):
     return start
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("edit", EDITS)
 @pytest.mark.parametrize("hook", HOOKS)
 def test_a_run_whose_labels_change_by_hand_goes_on_as_if_it_had_not_been_interrupted(start, tmp_path, edit, hook):
@@ -91,6 +92,7 @@ def test_a_run_whose_labels_change_by_hand_goes_on_as_if_it_had_not_been_interru
         assert again == whole, (num_rounds, again[0])
 
 
+@pytest.mark.slow
 def test_the_records_tell_the_label_state_that_the_run_had(start, tmp_path):
     _, round_of = start(tmp_path, Edits("on_train_start", num_rounds=1, edit=moves_all_ways))
     header, rounds = read_journal(tmp_path)
@@ -110,6 +112,7 @@ def test_a_run_that_takes_back_a_whole_batch_runs_to_its_end(start, tmp_path):
     assert rounds[-1].stopped == "max_rounds=4 reached"
 
 
+@pytest.mark.slow
 def test_what_was_set_aside_between_two_starts_stays_so(start, make_data, tmp_path):
     start(tmp_path, max_rounds=2)
     data = make_data()
@@ -167,6 +170,7 @@ def corrected_data(make_data):
     return make
 
 
+@pytest.mark.slow
 def test_a_corrected_label_is_told_from_other_data_and_accepted_by_its_id(start, corrected_data, tmp_path):
     rounds, _ = start(tmp_path, max_rounds=2)
     index = rounds[0].acquired[1]
@@ -217,6 +221,7 @@ def test_other_data_are_refused_as_such(start, corrected_data, tmp_path):
         start(tmp_path, data=corrected_data(other, initial=header["initial"]), max_rounds=4)
 
 
+@pytest.mark.long
 def test_a_run_killed_after_a_correction_was_accepted_accepts_it_again(start, corrected_data, tmp_path):
     def process(folder, *callbacks):
         return start(folder, *callbacks, data=corrected_data({index: (index + 1) % 3}, corrected=[index]), max_rounds=4)
@@ -231,6 +236,7 @@ def test_a_run_killed_after_a_correction_was_accepted_accepts_it_again(start, co
     assert process(tmp_path / "b") == whole
 
 
+@pytest.mark.slow
 def test_a_correction_in_the_pool_is_no_matter(start, corrected_data, tmp_path):
     start(tmp_path, max_rounds=2)
     pool = next(index for index in range(60) if recorded(*read_journal(tmp_path)).state_of.get(index) is None)
@@ -240,6 +246,7 @@ def test_a_correction_in_the_pool_is_no_matter(start, corrected_data, tmp_path):
     assert [record.corrections for record in rounds] == [[]] * 4
 
 
+@pytest.mark.slow
 def test_the_same_points_may_be_excluded_at_every_start(start, make_data, tmp_path):
     start(tmp_path, max_rounds=2)
     labelled = recorded(*read_journal(tmp_path)).state_of
@@ -265,6 +272,7 @@ def test_points_labelled_by_hand_before_a_plain_fit_are_refused_and_not_forgotte
         make_trainer(make_callback(folder=tmp_path)).fit(make_model(), datamodule=make_data())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("further", [0, 2], ids=["to the old one", "to a third one"])
 def test_a_correction_is_accepted_to_its_target_alone(start, corrected_data, tmp_path, further):
     index = start(tmp_path, max_rounds=2)[0][0].acquired[0]
@@ -276,6 +284,7 @@ def test_a_correction_is_accepted_to_its_target_alone(start, corrected_data, tmp
     assert [record.corrections for record in rounds][1:3] == [[[index, index % 3, once]], [[index, once, again]]]
 
 
+@pytest.mark.slow
 def test_a_correction_of_which_other_initial_labels_would_be_drawn_is_none_of_another_run(
     start, corrected_data, make_data, tmp_path
 ):
@@ -299,6 +308,7 @@ def test_a_correction_of_which_other_initial_labels_would_be_drawn_is_none_of_an
         start(tmp_path, data=make_data(seed=1), max_rounds=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hook", ["on_fit_end", "teardown"])
 def test_plain_fits_of_several_processes_keep_what_is_changed_after_the_choice(
     make_trainer, make_model, make_data, make_callback, tmp_path, hook

@@ -68,6 +68,7 @@ def test_the_last_round_acquires_nothing(make_trainer, make_model, make_data, ma
     assert "predict" not in last.seconds
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("limits", "labelled", "stopped"),
     [
@@ -86,6 +87,7 @@ def test_the_rounds_end_at_the_budget_an_empty_pool_or_a_target(
     assert rounds[-1].stopped == stopped
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(make_trainer, make_model, make_data, make_callback):
     def acquired(seed):
         rounds = active_fit(make_trainer(make_callback(BatchBALD())), make_model(), make_data(), seed=seed)
@@ -95,6 +97,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(make_trainer,
     assert acquired(1) != acquired(2)
 
 
+@pytest.mark.long
 def test_the_seed_of_the_callback_wins_over_that_of_the_rounds(make_trainer, make_model, make_data, make_callback):
     def acquired(callback_seed, seed):
         callback = make_callback(Random(), seed=callback_seed)
@@ -154,6 +157,7 @@ def test_the_tested_weights_are_those_of_the_best_checkpoint_when_asked_for(
     assert rounds[-1].metrics["val_loss"] == pytest.approx(float(checkpoint.best_model_score))
 
 
+@pytest.mark.slow
 def test_early_stopping_counts_afresh_in_every_round(make_trainer, make_model, make_data, make_callback):
     stopping = EarlyStopping("val_loss", patience=1, min_delta=10.0)  # nothing is ever better: two epochs a round
     active_fit(make_trainer(stopping, make_callback(max_rounds=4), max_epochs=9), make_model(), make_data())
@@ -303,6 +307,7 @@ def test_what_a_model_caches_while_predicting_is_of_use_in_its_next_training(
     active_fit(trainer, model, make_data(pool_batch_size=8))
 
 
+@pytest.mark.long
 def test_loader_workers_change_nothing(make_trainer, make_model, make_data, make_callback):
     found = []
     for num_workers in (0, 2):

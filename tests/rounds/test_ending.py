@@ -88,6 +88,7 @@ def plain(rounds):
     return [(record.acquired, record.scores, record.metrics) for record in rounds]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_sigterm_ends_with_143_and_a_line_and_the_same_command_goes_on(run, tmp_path, capfd, moment):
     before = signal.getsignal(signal.SIGTERM)
@@ -105,6 +106,7 @@ def test_sigterm_ends_with_143_and_a_line_and_the_same_command_goes_on(run, tmp_
     assert plain(run("run")) == plain(run("undisturbed"))
 
 
+@pytest.mark.slow
 def test_sigterm_in_the_middle_of_a_prediction_ends_at_once(
     make_trainer, make_model, make_data, make_callback, run, tmp_path
 ):
@@ -189,6 +191,7 @@ def test_a_run_in_another_thread_listens_to_nothing(run):
     assert found == [3]
 
 
+@pytest.mark.slow
 def test_ctrl_c_stays_lightnings_and_says_how_the_run_goes_on(run, tmp_path, capfd):
     # A shell starts what it runs in the background with Ctrl-C ignored, and so it would be here.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -202,6 +205,7 @@ def test_ctrl_c_stays_lightnings_and_says_how_the_run_goes_on(run, tmp_path, cap
     assert plain(run("run")) == plain(run("undisturbed"))
 
 
+@pytest.mark.slow
 def test_a_process_that_the_users_code_forks_dies_of_sigterm_as_any(run):
     class Forks(Callback):
         status = None
@@ -251,6 +255,7 @@ def on_one_rank_at(folder, num_ranks, moments):
     return "nothing ended the run"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "moments",
     [
@@ -301,7 +306,7 @@ def is_gone(pid, within_s=20):
     return False
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sigterm_to_the_first_process_of_a_script_ends_both_ranks_and_the_run_goes_on(tmp_path):
     expected = json.loads(ended(tmp_path / "one", "auto", "SIGTERM", "never").stdout.splitlines()[-1])
     for moment in ("fit", "acquisition"):
@@ -316,7 +321,7 @@ def test_sigterm_to_the_first_process_of_a_script_ends_both_ranks_and_the_run_go
     assert [json.loads(line) for line in whole.stdout.splitlines() if line.startswith("[")] == [expected] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_rank_ends_soon_after_rank_zero_has_died_before_they_were_connected(tmp_path):
     done = ended(tmp_path / "run", "ddp", "SIGKILL", "start")
     assert done.returncode == -signal.SIGKILL
@@ -324,7 +329,7 @@ def test_a_rank_ends_soon_after_rank_zero_has_died_before_they_were_connected(tm
     assert "of rank 0, which has started it, is gone" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_that_a_strategy_spawns_end_as_well(tmp_path):
     done = ended(tmp_path / "run", "ddp_spawn", "SIGTERM", "fit", limit_s=300)
     assert done.returncode == 143, done.stderr[-2000:]
@@ -341,7 +346,7 @@ PLAIN = """
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("rounds", [True, False])
 def test_the_command_line_ends_with_143(tmp_path, rounds):
     (tmp_path / "ends.py").write_text(textwrap.dedent(PLAIN))

@@ -73,6 +73,7 @@ def test_an_ensemble_needs_nothing_but_its_name(make_trainer, make_model, make_d
     assert {"val_loss", "test_acc"} <= set(last.metrics)
 
 
+@pytest.mark.long
 def test_each_member_equals_a_stand_alone_fit_of_a_new_model_with_its_seed(
     make_trainer, make_model, make_data, make_ensemble_callback
 ):
@@ -100,6 +101,7 @@ def test_members_differ_in_their_first_weights_and_in_their_shuffling(
         assert not any(torch.equal(values[a], values[b]) for a, b in [(0, 1), (0, 2), (1, 2)])
 
 
+@pytest.mark.slow
 def test_the_pool_is_scored_by_all_members_of_the_round(make_trainer, make_model, make_data, make_ensemble_callback):
     spy, datamodule, model = Weights(), make_data(), make_model()
     rounds = active_fit(make_trainer(spy, make_ensemble_callback(BALD())), model, datamodule)
@@ -114,6 +116,7 @@ def test_the_pool_is_scored_by_all_members_of_the_round(make_trainer, make_model
     assert rounds[0].acquired == bald_N.topk(4).indices.tolist()
 
 
+@pytest.mark.long
 def test_the_ensemble_of_the_last_round_answers_after_the_run(
     make_trainer, make_model, make_data, make_ensemble_callback
 ):
@@ -125,6 +128,7 @@ def test_the_ensemble_of_the_last_round_answers_after_the_run(
         assert predict(torch.randn(5, 4)).shape == (5, MEMBERS, 3)
 
 
+@pytest.mark.slow
 def test_a_metric_of_a_round_is_the_mean_over_its_members_and_time_is_their_sum(
     make_trainer, make_model, make_data, make_ensemble_callback
 ):
@@ -149,6 +153,7 @@ def test_a_metric_of_a_round_is_the_mean_over_its_members_and_time_is_their_sum(
         assert record.seconds["test"] > 0
 
 
+@pytest.mark.slow
 def test_a_round_is_logged_once_and_the_step_axis_goes_on(
     make_trainer, make_model, make_data, make_ensemble_callback, tmp_path
 ):
@@ -170,6 +175,7 @@ def test_a_round_is_logged_once_and_the_step_axis_goes_on(
     assert read == rounds
 
 
+@pytest.mark.slow
 def test_early_stopping_counts_afresh_for_every_member(make_trainer, make_model, make_data, make_ensemble_callback):
     class Epochs(Callback):
         seen = Seen()
@@ -185,6 +191,7 @@ def test_early_stopping_counts_afresh_for_every_member(make_trainer, make_model,
     assert (stopping.wait_count, stopping.stopped_epoch) == (1, 1)
 
 
+@pytest.mark.long
 def test_checkpoints_of_members_have_names_of_their_own(
     make_trainer, make_model, make_data, make_ensemble_callback, tmp_path
 ):
@@ -212,6 +219,7 @@ def test_the_members_are_the_best_checkpoints_when_asked_for(
         assert equal(torch.load(path, weights_only=True)["state_dict"], state)
 
 
+@pytest.mark.long
 def test_warm_started_members_continue_each_from_its_own_weights(
     make_trainer, make_model, make_data, make_ensemble_callback
 ):
@@ -224,6 +232,7 @@ def test_warm_started_members_continue_each_from_its_own_weights(
     assert not any(equal(start, end) for start, end in zip(spy.starts, spy.ends, strict=True))
 
 
+@pytest.mark.slow
 def test_a_pretrained_part_stays_and_the_named_head_is_new_in_every_fit(
     make_trainer, make_model, make_data, make_ensemble_callback
 ):
@@ -236,6 +245,7 @@ def test_a_pretrained_part_stays_and_the_named_head_is_new_in_every_fit(
     assert len({tuple(head.flatten().tolist()) for head in heads}) == 7
 
 
+@pytest.mark.long
 def test_that_the_weights_of_the_model_are_not_used_is_said_once_unless_parts_are_named(
     make_trainer, make_model, make_data, make_ensemble_callback, caplog
 ):
@@ -249,6 +259,7 @@ def test_that_the_weights_of_the_model_are_not_used_is_said_once_unless_parts_ar
     assert (said(), said(fresh=["net.3"])) == (1, 0)
 
 
+@pytest.mark.slow
 def test_a_function_that_gives_weights_finds_those_of_the_model_in_every_fit(
     make_trainer, make_model, make_data, make_ensemble_callback
 ):
@@ -323,6 +334,7 @@ def test_random_trains_all_members_too_so_that_learning_curves_compare(
     assert len(spy.ends) == 6
 
 
+@pytest.mark.slow
 def test_given_checkpoints_score_the_pool_while_the_model_is_fitted_once_a_round(
     make_trainer, make_model, make_data, make_ensemble_callback, tmp_path
 ):
@@ -355,6 +367,7 @@ def test_a_checkpoint_of_another_model_is_refused_before_the_training(
     assert trainer.global_step == 0
 
 
+@pytest.mark.long
 def test_the_command_line_builds_an_ensemble_and_its_config_runs_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["al-lightning"])

@@ -21,6 +21,7 @@ def test_an_existing_script_gains_active_learning_by_at_most_five_changed_lines(
     assert len(added) == 4
 
 
+@pytest.mark.slow
 def test_the_rounds_use_up_the_budget(ran):
     assert [entry.num_labelled for entry in ran["trainer"].callbacks[-2].rounds] == [10, 15, 20, 25]
 

@@ -8,7 +8,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "killed_runs.py"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the benchmark forks the processes that it kills")
 def test_five_killed_runs_end_as_the_undisturbed_one():
     command = [sys.executable, str(SCRIPT), "--runs", "5", "--kills", "1", "--seed", "7"]

@@ -43,7 +43,7 @@ def ids_in(folder):
         return [int(row["id"]) for row in csv.DictReader(file)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_script_one_of_whose_ranks_was_killed_goes_on_and_acquires_what_one_process_acquires(tmp_path):
     expected = on_one_process(tmp_path / "one")
     started = time.perf_counter()
@@ -61,7 +61,7 @@ def test_a_script_one_of_whose_ranks_was_killed_goes_on_and_acquires_what_one_pr
     assert ids_in(tmp_path / "run") == [index for batch in expected["acquired"] for index in batch]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_objects_of_a_script_that_spawns_hold_what_its_processes_did(tmp_path):
     expected = on_one_process(tmp_path / "one")
     (spawned,) = found(launched(tmp_path / "run", "ddp_spawn", 0))

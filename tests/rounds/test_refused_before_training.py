@@ -159,6 +159,7 @@ def test_noise_that_is_meant_is_warned_of_once_in_a_run(make_trainer, make_model
     assert sum("draws random numbers" in str(one.message) for one in caught) == 1
 
 
+@pytest.mark.slow
 def test_a_look_before_the_training_changes_no_record(make_trainer, make_model, make_data, make_callback, monkeypatch):
     def run():
         rounds = active_fit(make_trainer(make_callback()), make_model(), make_data())
@@ -183,6 +184,7 @@ def anneal(part, x):
     return x + part.things.scale * torch.randn(x.shape, generator=part.things.generator)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:In training mode `net.1` draws random numbers")
 def test_a_look_before_the_training_draws_nothing_of_what_the_model_holds(
     make_trainer, make_model, make_data, make_callback, monkeypatch
@@ -257,7 +259,7 @@ def warned_on_ranks(folder, num_ranks, noisy):
     return trainer.global_rank, len(said)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_ranks_refuse_together_and_one_warns(on_ranks, tmp_path):
     def told(name, *, noisy):
         answers = on_ranks(2, __file__, "warned_on_ranks", folder=str(tmp_path / name), num_ranks=2, noisy=noisy)

@@ -45,6 +45,7 @@ def start(make_trainer, make_model, make_data, make_callback):
     return start
 
 
+@pytest.mark.slow
 def test_the_first_weights_of_another_experiment_are_not_used(start, tmp_path):
     start(tmp_path, seed=1, model_seed=1)
     (tmp_path / "rounds.jsonl").rename(tmp_path.parent / "moved.jsonl")
@@ -140,7 +141,7 @@ def damaged(content, kind, chance):
 KINDS = ("bit",) * 9 + ("cut", "doubled", "hole", "line", "noise") * 2 + ("line",)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("warm", [False, True])
 def test_every_file_damaged_in_twenty_ways_gives_an_error_with_its_path_or_the_right_result(start, tmp_path, warm):
     whole = start(tmp_path / "whole", max_rounds=3, warm_start=warm)
@@ -216,6 +217,7 @@ def test_other_hyper_parameters_of_an_attempt_without_rounds_are_no_matter(start
     assert read_journal(tmp_path)[0]["hyper_parameters"] == {"model.rate": "0.1"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings", [{"query_size": np.int64(4)}, {"monitor": "val_acc", "target": np.float32(2)}, {"seed": 2**64 - 1}]
 )
@@ -239,6 +241,7 @@ def test_settings_that_no_record_can_hold_are_refused_before_anything_is_written
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_start_after_one_that_finished_no_round_says_whose_weights_it_takes(start, tmp_path, caplog):
     class Dies(Callback):
         def on_train_batch_start(self, *_):

@@ -56,6 +56,7 @@ def numbers(row):
     return {name: value for name, value in row.items() if name.startswith("al/") and isinstance(value, (int, float))}
 
 
+@pytest.mark.long
 def test_the_numbers_of_each_round_are_those_of_the_records(tracked):
     rows = csv_rounds(tracked.folder)
     assert [row["al/num_labelled"] for row in rows] == [10, 20, 30]
@@ -213,6 +214,7 @@ def test_a_random_batch_has_no_information_and_no_redundancy(
     assert (callback.rounds[0].bald, callback.rounds[0].predicted) == (None, None)
 
 
+@pytest.mark.slow
 def test_the_loggers_of_a_process_that_goes_on_get_the_earlier_rounds_too(
     make_trainer, make_model, make_data, make_callback, tmp_path
 ):
@@ -248,6 +250,7 @@ def test_samples_without_an_image_leave_no_pictures(make_trainer, make_model, ma
     assert not (tmp_path / "acquired").exists()
 
 
+@pytest.mark.slow
 def test_the_draws_of_a_render_method_do_not_reach_the_training(
     make_trainer, make_model, make_data, make_callback, tmp_path
 ):
@@ -288,6 +291,7 @@ def on_this_rank(folder, *, broken):
     return len(active_fit(trainer, tiny.TinyModule(), data))
 
 
+@pytest.mark.long
 def test_on_several_ranks_each_round_is_logged_once_and_a_logger_that_fails_ends_all(on_ranks, tmp_path):
     answers = on_ranks(2, __file__, "on_this_rank", folder=str(tmp_path / "whole"), broken=False)
     assert answers == [(True, 2), (True, 2)]

@@ -72,6 +72,7 @@ def test_a_run_that_is_continued_by_its_id_knows_how_many_rounds_it_holds():
     assert num_logged(WandbLogger(experiment=Experiment(**{"p-al/round": 0}), prefix="p")) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["offline", "disabled"])
 def test_wandb_alone_is_logger_enough_and_names_the_run_folder(
     wandb_environment, make_trainer, make_model, make_data, make_callback, mode, tmp_path
@@ -119,6 +120,7 @@ def test_the_acquisition_is_the_job_type_unless_the_user_names_another():
         assert logger._wandb_init["job_type"] == expected
 
 
+@pytest.mark.slow
 def test_the_command_line_accepts_every_point_of_the_sweep(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["al-lightning"])

@@ -184,6 +184,7 @@ LAYERS = {
 DROPPING = ["residual", "channels", "few channels", "elements", "in place"]
 
 
+@pytest.mark.long
 @settings(max_examples=30, deadline=None)
 @given(names=st.lists(st.sampled_from(list(LAYERS)), min_size=1, max_size=7))
 def test_any_stack_of_layers_is_that_of_the_loop(names):
@@ -299,6 +300,7 @@ def test_inference_mode_takes_the_same_path():
         assert_same_as_the_loop(model, points(5), points(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("working_set", [1, 20_000])
 @pytest.mark.parametrize("make", [MODELS["paper"], MODELS["attention"]], ids=["paper", "attention"])
 def test_slices_change_nothing(make, working_set, monkeypatch):
