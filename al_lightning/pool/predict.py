@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -63,12 +64,12 @@ def _batches_on_device(trainer: Trainer, module: LightningModule, batches: Itera
 
 def _with_progress(trainer: Trainer, batches: DataLoader[object]) -> Iterable[object]:
     """The batches under a progress bar of the kind that the Trainer shows, if it shows one."""
-    shown = trainer.progress_bar_callback
+    shown: Any = trainer.progress_bar_callback
     if isinstance(shown, pl.callbacks.RichProgressBar) and shown.progress is not None:
         return shown.progress.track(
             batches, total=len(batches), description=DESCRIPTION
         )  # it owns the terminal until the fit is torn down
-    return tqdm(batches, desc=DESCRIPTION, leave=False, disable=shown is None)
+    return tqdm(batches, desc=DESCRIPTION, leave=False, disable=shown is None or shown.is_disabled)
 
 
 class PoolChunks(Iterator[Tensor]):

@@ -85,6 +85,8 @@ class ActiveLearning(Callback):
             the limits may have changed. By default that of the Trainer's first logger, which must be new. Of several
             processes only the first needs to see it.
         seed: Of posterior samples and the acquisition's draws. By default that of `active_fit`, else 0.
+        bars: Keep the progress bars that the Trainer makes by itself; by default `active_fit` shows one live line in
+            their place. A bar that you give the Trainer of another class stays.
 
     Attributes:
         run: The records of the finished rounds, and where they are kept.
@@ -112,6 +114,7 @@ class ActiveLearning(Callback):
         warm_start: bool = False,
         folder: str | Path | None = None,
         seed: int | None = None,
+        bars: bool = False,
     ) -> None:
         self.acquisition = acquisition
         self.query_size = query_size
@@ -125,6 +128,7 @@ class ActiveLearning(Callback):
         self.warm_start = warm_start
         self.folder = None if folder is None else Path(folder)
         self.seed = seed
+        self.bars = bars
         self.run = Run()
         self.member: int | None = None
         self.fit_seed: int | None = None

@@ -1,10 +1,165 @@
-"""What a person sees of a run while it goes on: a line for each round, and a table at the end."""
+"""What a person sees of a run: a header, a live line of the running round, a line for each round, and a table."""
 
-from collections.abc import Sequence
+import logging
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+from al_lightning._lightning import FLAVOUR, Callback, LightningModule, Trainer, callbacks_of, pl
 from al_lightning.records.round import Round
 
 BAR_WIDTH = 15
+SECONDS_BETWEEN_UPDATES = 0.1
+SAID_ANEW_IN_EACH_ROUND = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning on a newer torch than it was written for
+    r"(?s)The number of training batches .* is smaller than the logging interval",  # few labels make few batches
+    r"(?s)Checkpoint directory .* exists and is not empty",  # the rounds themselves fill it
+)
+"""Warnings that the user of a run can do nothing about."""
+
+
+class _SaidOnce(logging.Filter):
+    """Pass what Lightning itself logs the first time, and everything that others log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folder, self._said = str(Path(str(pl.__file__)).parent), set[str]()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the message is shown."""
+        if not record.pathname.startswith(self._folder):
+            return True
+        message = record.getMessage()
+        is_new = message not in self._said and not message.startswith("`Trainer.fit` stopped: `max_")
+        self._said.add(message)
+        return is_new
+
+
+class Live(Callback):
+    """Show on a terminal how far the running round is, in one line that the next message takes."""
+
+    def __init__(self) -> None:
+        self._shown_at = 0.0
+        self._is_shown = False
+        self._round = self._num_labelled = 0
+
+    def begin(self, round_index: int) -> None:
+        """Count a new round."""
+        self._round = round_index
+
+    def clear(self) -> None:
+        """Leave the line to others."""
+        if self._is_shown:
+            sys.stderr.write("\x1b[K")
+            sys.stderr.flush()
+        self._is_shown = False
+
+    def _show(self, trainer: Trainer, text: str, *, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if not (trainer.is_global_zero and sys.stderr.isatty()):
+            return
+        if at_once or now - self._shown_at > SECONDS_BETWEEN_UPDATES:
+            self._shown_at, self._is_shown = now, True
+            line = f"round {self._round} | {self._num_labelled} labels | {text}"
+            # Back at its beginning, so that whatever is written next takes the line.
+            sys.stderr.write(f"\x1b[K{line[: shutil.get_terminal_size().columns - 1]}\r")
+            sys.stderr.flush()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Count the labels before more are acquired."""
+        self._num_labelled = trainer.datamodule.labels.num_labelled  # type: ignore[attr-defined]
+
+    def on_train_batch_end(self, trainer: Trainer, *arguments: object) -> None:  # noqa: ARG002
+        """Show epoch and batch."""
+        last = "" if trainer.max_epochs in {None, -1} else f"/{trainer.max_epochs}"
+        batch = f"{trainer.fit_loop.batch_idx + 1}/{trainer.num_training_batches}"
+        self._show(trainer, f"epoch {trainer.current_epoch + 1}{last}, batch {batch}")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Show that the pool is predicted and a batch chosen, or that the run ends."""
+        self._show(trainer, "finishing the round", at_once=True)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Show that the model is tested."""
+        self._show(trainer, "testing", at_once=True)
+
+
+@contextmanager
+def quiet(trainer: Trainer, *, bars: bool) -> Iterator[None]:
+    """Keep from the terminal, until the block ends, what Lightning says anew in each round.
+
+    Bars of exactly the class that Lightning makes by itself are off meanwhile.
+
+    Args:
+        trainer: The Trainer of the run.
+        bars: Whether its bars stay.
+    """
+    shown: Any = trainer.progress_bar_callback
+    hidden = not bars and shown is not None and is_default_bar(shown) and not shown.is_disabled
+    logger, once = logging.getLogger(f"{FLAVOUR}.utilities.rank_zero"), _SaidOnce()
+    with warnings.catch_warnings():
+        for message in SAID_ANEW_IN_EACH_ROUND:
+            warnings.filterwarnings("ignore", message)
+        logger.addFilter(once)
+        if hidden:
+            shown.disable()
+        try:
+            yield
+        finally:
+            logger.removeFilter(once)
+            if hidden:
+                shown.enable()
+
+
+def is_default_bar(bar: object) -> bool:
+    """Tell a bar of a class that the Trainer makes where none was given."""
+    return type(bar) in {pl.callbacks.TQDMProgressBar, pl.callbacks.RichProgressBar}
+
+
+@contextmanager
+def no_summary(trainer: Trainer) -> Iterator[None]:
+    """Have Lightning's own model summaries make none to see within the block: the first fit has shown it.
+
+    They go on to be asked, because what they do to find out (a forward pass of `example_input_array`) may draw numbers.
+    """
+    kinds = {pl.callbacks.ModelSummary, pl.callbacks.RichModelSummary}
+    summaries: list[Any] = [callback for callback in callbacks_of(trainer) if type(callback) in kinds]
+    for summary in summaries:
+        summary.summarize = _show_nothing
+    try:
+        yield
+    finally:
+        for summary in summaries:
+            del summary.summarize
+
+
+def _show_nothing(*arguments: object, **settings: object) -> None:
+    """Take the place of what prints."""
+
+
+def header_line(header: Mapping[str, Any], folder: Path | None) -> str:
+    """Return what runs, for a person: acquisition, labels, posterior, seeds and folder.
+
+    Example:
+        >>> header_line({"acquisition": "BALD()", "query_size": 5, "max_labelled": 20, "posterior": "MCDropout()",
+        ...     "num_samples": 9, "seed": 0, "fit_seed": 1}, Path("runs/a"))
+        'BALD() | 5 labels a round up to 20 | MCDropout(), 9 samples | seed 0, of the fits 1 | runs/a'
+    """
+    budget = "" if header["max_labelled"] is None else f" up to {header['max_labelled']}"
+    of_fits = "" if header["fit_seed"] in {None, header["seed"]} else f", of the fits {header['fit_seed']}"
+    parts = [
+        str(header["acquisition"]),
+        f"{header['query_size']} labels a round{budget}",
+        f"{header['posterior']}, {header['num_samples']} samples",
+        f"seed {header['seed']}{of_fits}",
+        "no folder" if folder is None else str(folder),
+    ]
+    return " | ".join(parts)
 
 
 def round_line(record: Round, *, budget: int | None) -> str:

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from al_lightning.records.replay import recorded
 from al_lightning.records.round import Round
 from al_lightning.rounds.callback import ActiveLearning, active_learning_callback
 from al_lightning.rounds.checkpoints import keeps_last, labels_due, prefix_checkpoints, read_checkpoints_as_before
-from al_lightning.rounds.console import round_line, table
+from al_lightning.rounds.console import Live, no_summary, quiet, round_line, table
 from al_lightning.rounds.ending import Ending
 from al_lightning.rounds.metrics import Metrics, mean_metrics, repeated_points, with_test
 from al_lightning.rounds.resuming import still_finished
@@ -83,26 +83,41 @@ def active_fit(
     _refuse_checkpoint_of_member(ckpt_path, callback)
     if spawns(trainer):
         _prepare_to_spawn(trainer, callback)
-    start, ending = Start(seed), Ending(_way_on(callback))
-    callbacks_of(trainer)[:0] = [ending, start]
+    with quiet(trainer, bars=callback.bars):
+        _run(trainer, model, datamodule, callback, seed=seed, ckpt_path=ckpt_path)
+    rank_zero_info(table(callback.rounds))
+    return callback.rounds
+
+
+def _run(
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: ActiveLearningDataModule,
+    callback: ActiveLearning,
+    *,
+    seed: int,
+    ckpt_path: str | Path | None,
+) -> None:
+    """Run the rounds, and leave the Trainer with the user's own callbacks."""
+    start, ending, live = Start(seed), Ending(_way_on(callback)), Live()
+    callbacks_of(trainer)[:0] = [ending, start, live]
     keep_weights = callback.warm_start and callback.posterior.members is None
-    rewind = Rewind(trainer, model, datamodule, keep=[callback, start, ending], keep_weights=keep_weights)
+    rewind = Rewind(trainer, model, datamodule, keep=[callback, start, ending, live], keep_weights=keep_weights)
     start.first_states = rewind.first_states
     try:
         start.ckpt_path = ckpt_path = _checkpoint_due(trainer, callback, ckpt_path)
         with ending.listening(trainer), isolate_rng(), _seed_variables_kept():
-            _one_round(rewind, trainer, model, datamodule, ckpt_path=ckpt_path)
+            _one_round(rewind, trainer, model, datamodule, live, ckpt_path=ckpt_path)
             while callback.stopped is None:
-                _one_round(rewind, trainer, model, datamodule, ckpt_path=None)
+                _one_round(rewind, trainer, model, datamodule, live, ckpt_path=None)
     finally:
+        live.clear()
         callback.member = None
         callback.run.release()
         rewind.release()
-        for own in (ending, start):
+        for own in (ending, start, live):
             callbacks_of(trainer).remove(own)
         read_checkpoints_as_before(trainer)
-    rank_zero_info(table(callback.rounds))
-    return callback.rounds
 
 
 def _way_on(callback: ActiveLearning) -> str:
@@ -195,6 +210,7 @@ def _one_round(
     trainer: Trainer,
     model: LightningModule,
     datamodule: ActiveLearningDataModule,
+    live: Live,
     *,
     ckpt_path: str | Path | None,
 ) -> None:
@@ -202,11 +218,14 @@ def _one_round(
     members = callback.posterior.members
     tests: list[tuple[Metrics, float]] = []
     for member in [None] if members is None else range(members.num):
-        if trainer.state.fn is not None:
+        is_first = trainer.state.fn is None
+        if not is_first:
             rewind.restore()
         callback.member = member
         before = len(callback.rounds)
-        trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+        live.begin(before)
+        with nullcontext() if is_first else no_summary(trainer):
+            trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
         if spawns(trainer) and callback.folder is not None:
             _catch_up(callback, callback.folder, datamodule)
         if callback.run.ended_before:
@@ -218,6 +237,7 @@ def _one_round(
     _complete(trainer, callback, datamodule, tests)
     if spawns(trainer):
         callback.run.close()  # the next process opens it
+    live.clear()
     rank_zero_info(round_line(callback.rounds[-1], budget=callback.limits.max_labelled))
 
 

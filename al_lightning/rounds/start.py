@@ -12,6 +12,7 @@ from al_lightning.randomness import derived_seed
 from al_lightning.records.weights import States
 from al_lightning.rounds.callback import ActiveLearning, active_learning_callback
 from al_lightning.rounds.checkpoints import prefix_checkpoints, read_plain_checkpoints
+from al_lightning.rounds.console import header_line
 from al_lightning.rounds.rewind import FirstStates, may_be_unfinished
 
 
@@ -38,6 +39,7 @@ class Start(Callback):
         read_plain_checkpoints(trainer)
         callback = active_learning_callback(trainer)
         if callback.open(trainer, pl_module):
+            rank_zero_info(header_line(callback.run.header, callback.run.folder))
             self._continue(trainer, pl_module, callback, self.first_states)
         prefix_checkpoints(trainer, len(callback.rounds), callback.member)
         is_complete = not may_be_unfinished(pl_module)
