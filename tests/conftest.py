@@ -49,6 +49,12 @@ def pytest_configure() -> None:
     torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 
+@pytest.fixture(autouse=True)
+def no_seed_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`seed_everything` leaves its seed in the environment, where `active_fit` looks for it."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+
 class TinyModule(LightningModule):
     """What a user has: a net with nn.Dropout, an optimizer, a scheduler, logged metrics."""
 

@@ -119,7 +119,7 @@ def two_rounds(name, root, *flags):
     return header, rounds
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "num_classes"), IDX_CONFIGS.items())
 def test_two_rounds_on_a_small_set_of_idx_files(name, num_classes, in_a_folder_of_its_own):
     inner = config_of(name)["data"]["init_args"]["datamodule"]["init_args"]
@@ -135,7 +135,7 @@ def test_two_rounds_on_a_small_set_of_idx_files(name, num_classes, in_a_folder_o
         assert header["initial"] == list(range(20))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_rounds_on_a_small_folder_of_images(in_a_folder_of_its_own):
     rng = np.random.default_rng(0)
     for part in ("train", "valid", "test"):

@@ -65,7 +65,7 @@ def test_what_is_gathered_is_in_the_order_of_the_ranks_and_the_same_on_each(on_r
         assert (first, own, size) == ({"rank": 0}, rank, num_ranks)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_points", "batch_size"), [(7, 2), (1, 4), (2, 1), (100, 32), (0, 4)])
 def test_parts_are_contiguous_without_repetition_and_cut_at_whole_batches(on_ranks, num_points, batch_size):
     found = [

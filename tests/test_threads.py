@@ -178,7 +178,7 @@ def test_on_another_device_nothing_changes(three_threads):
         assert each(lambda _: threading.get_ident(), range(5)) == [threading.get_ident()] * 5
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_process_forked_after_and_within_a_block_can_work_too():
     script = (
@@ -202,7 +202,7 @@ def test_keeping_freed_memory_touches_none():
     assert keep_freed_memory() is None
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc, which compiles what counts parallel regions, is missing")
 @pytest.mark.skipif(not GOMP.exists(), reason="this torch does not bring a libgomp of its own, whose calls are counted")
 def test_a_batch_and_a_prediction_enter_few_parallel_regions(tmp_path):

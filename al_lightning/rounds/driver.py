@@ -42,7 +42,7 @@ def active_fit(
     model: LightningModule,
     datamodule: ActiveLearningDataModule,
     *,
-    seed: int = 0,
+    seed: int | None = None,
     ckpt_path: str | Path | None = None,
 ) -> list[Round]:
     """Repeat `trainer.fit` until a limit of the Trainer's `ActiveLearning` callback is reached; give back the records.
@@ -67,7 +67,8 @@ def active_fit(
         model: Its weights at the call are those that every round starts from (unless `warm_start`, or an ensemble's
             members start with new ones).
         datamodule: What is labelled and what is pool.
-        seed: Of everything drawn in the rounds, each round's training included. Initial labels have the data module's.
+        seed: Of everything drawn in the rounds, each round's training included: by default what `seed_everything` has
+            set, else 0. Initial labels have the data module's.
         ckpt_path: A checkpoint that Lightning wrote inside the round that is due, for the first fit; or "last" for the
             last one, if there is any in the folder of a `ModelCheckpoint(dirpath=..., save_last=True)`. All processes
             must see it, and with "last" the run's folder. Not for an ensemble, of whose members it holds one.
@@ -77,6 +78,7 @@ def active_fit(
     callback = active_learning_callback(trainer)
     wrapped_datamodule(datamodule)
     _refuse_used(trainer, callback, datamodule)
+    seed = _global_seed() if seed is None else seed
     callback.seed = seed if callback.seed is None else callback.seed
     callback.fit_seed = seed
     callback.awaits_test = is_overridden("test_dataloader", datamodule) and is_overridden("test_step", model)
@@ -87,6 +89,18 @@ def active_fit(
         _run(trainer, model, datamodule, callback, seed=seed, ckpt_path=ckpt_path)
     rank_zero_info(table(callback.rounds))
     return callback.rounds
+
+
+def _global_seed() -> int:
+    """Return the seed that `seed_everything` leaves to all processes of a script; 0 if there is none."""
+    text = os.environ.get(SEED_VARIABLES[0], "0")
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(
+            f"The environment variable {SEED_VARIABLES[0]} is {text!r}, but must be a whole number. Unset it, or give "
+            "`active_fit(..., seed=0)`."
+        ) from error
 
 
 def _run(

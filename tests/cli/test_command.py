@@ -55,7 +55,7 @@ def first_callback(cli):
     return next(callback for callback in cli.trainer.callbacks if hasattr(callback, "rounds"))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_fit_runs_the_rounds_of_the_main_job_and_leaves_config_and_records():
     cli = run(["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK, "--trainer.callbacks.max_labelled=30"])
     header, rounds = read_journal(run_folder())
@@ -67,7 +67,7 @@ def test_fit_runs_the_rounds_of_the_main_job_and_leaves_config_and_records():
     assert saved["trainer"]["max_epochs"] == 1
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "acquisition"), [("bald", "BALD()"), ("random", "Random()")])
 def test_an_overlay_changes_the_acquisition_and_nothing_else(name, acquisition):
     base = ["fit", "--config", str(CONFIGS / "repeated_digits.yaml")]
@@ -80,7 +80,7 @@ def test_an_overlay_changes_the_acquisition_and_nothing_else(name, acquisition):
     assert [entry.num_labelled for entry in rounds] == [10, 20]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_saved_config_gives_the_same_run_again():
     run(["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK, "--trainer.callbacks.max_rounds=2"])
     run(["fit", "--config", str(run_folder() / "config.yaml")])
@@ -88,7 +88,7 @@ def test_the_saved_config_gives_the_same_run_again():
     assert [r.acquired for r in read_journal(run_folder())[1]] == [r.acquired for r in read_journal(again)[1]]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_another_seed_gives_another_run_on_the_same_initial_labels():
     for seed in ("0", "1"):
         arguments = ["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK]
@@ -210,7 +210,7 @@ QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--
 QUIET += ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=."]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Attribute 'head' is an instance of `nn.Module`")  # Lightning's, when it loads
 def test_each_module_inside_another_saves_its_own_hyper_parameters(nested):
     arguments = ["fit", *NESTED_MODEL, "--data=ActiveLearningDataModule", "--data.initial=4", *QUIET]
@@ -316,7 +316,7 @@ def test_an_unknown_class_or_key_is_refused_by_name(argument, words, capsys):
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_same_command_goes_on_with_its_run_and_a_checkpoint_of_another_round_is_refused(tmp_path):
     arguments = ["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK, "--trainer.logger=false"]
     arguments += [f"--trainer.callbacks.folder={tmp_path / 'run'}", f"--trainer.default_root_dir={tmp_path}"]
@@ -329,7 +329,7 @@ def test_the_same_command_goes_on_with_its_run_and_a_checkpoint_of_another_round
         run([*arguments, *checkpoints, "--trainer.callbacks.max_rounds=3", f"--ckpt_path={path}"])
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_command_that_says_last_begins_its_run_and_goes_on_with_it(tmp_path):
     arguments = ["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK, "--trainer.logger=false"]
     arguments += [f"--trainer.callbacks.folder={tmp_path / 'run'}", "--ckpt_path=last"]
@@ -357,7 +357,7 @@ def test_the_entry_point_reads_the_command_line_and_returns_nothing(monkeypatch,
     assert "fit" in capsys.readouterr().out
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_records_of_a_run_are_reported_although_the_trainer_knows_no_such_command(monkeypatch):
     run(["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK, "--trainer.callbacks.max_rounds=2"])
     monkeypatch.setattr(sys, "argv", ["al-lightning", "report", str(run_folder())])
@@ -379,7 +379,7 @@ def test_a_file_in_the_current_folder_hides_no_package(tmp_path, monkeypatch):
     assert Path(PathFinder.find_spec("sklearn").origin) != tmp_path / "sklearn.py"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_installed_command_finds_classes_in_the_current_folder(tmp_path):
     (tmp_path / "own_code.py").write_text(OWN_CODE)
     command = [

@@ -109,7 +109,7 @@ def of_every_kind(num_ranks):
     }
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Your `test_dataloader`'s sampler has shuffling enabled")
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_every_metric_is_that_of_one_rank(on_ranks, num_ranks):

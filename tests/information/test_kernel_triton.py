@@ -157,7 +157,7 @@ def test_weights_of_another_shape_are_refused(configs, samples, shape):
         mean_mixture_entropy(weights_M_K[:configs, :samples], probs_M, probs_B_K_C)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="does not run the kernel")
 def test_without_triton_the_package_works_and_the_kernel_says_what_it_needs():
     code = (
@@ -173,7 +173,7 @@ def test_without_triton_the_package_works_and_the_kernel_says_what_it_needs():
     assert "ImportError: The fused kernel needs `triton`, which cannot be imported. Install it" in run.stderr
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="what is interpreted is not compiled")
 @pytest.mark.parametrize(("input_precision", "on_tensor_cores"), [("ieee", False), ("tf32x3", True)])
 def test_compiled_for_hopper_it_stores_nothing_but_one_sum_for_each_row(

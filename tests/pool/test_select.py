@@ -65,7 +65,7 @@ def run(make_trainer, make_model, make_data, make_callback):
     return run
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("acquisition", [BALD(), BatchBALD(num_configs=20), BatchBALD(fill=BALD(), saturated_at=0.5)])
 def test_a_pool_beyond_the_budget_gives_the_same_records_bit_for_bit(acquisition, run, tmp_path):
     in_memory = run(acquisition, folder=tmp_path / "memory")
@@ -75,7 +75,7 @@ def test_a_pool_beyond_the_budget_gives_the_same_records_bit_for_bit(acquisition
     assert untimed(read_journal(tmp_path / "file")[1]) == untimed(in_memory)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize(("budget", "expected"), [(0, [1, 1]), (1, [0, 0])])
 def test_the_file_is_in_the_run_folder_while_the_acquisition_chooses_and_gone_afterwards(
@@ -114,7 +114,7 @@ def test_a_part_of_the_pool_is_predicted_in_its_order_and_another_each_round(run
         pool = [sample for sample in pool if sample not in record.acquired]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_part_of_the_pool_depends_on_the_seed_alone(run):
     parts = {}
     for name, seed in {"once": 0, "again": 0, "other": 1}.items():
@@ -160,7 +160,7 @@ def test_screening_leaves_the_points_of_largest_bald_by_samples_of_its_own(run):
         pool = [sample for sample in pool if sample not in record.acquired]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [{}, {"predictions_budget_mib": 0}])
 def test_a_screening_that_leaves_everything_is_none(arguments, run, tmp_path):
     everything = run(screening=Screening(num_points=54), folder=tmp_path / "all", **arguments)[0]

@@ -139,7 +139,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(folder, monkeypatch
     assert os.listdir(folder) == ["file"]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_what_a_killed_process_has_left_is_in_nobodys_way(folder):
     script = f"""
 import os, signal
@@ -225,7 +225,7 @@ WRITERS = {
 }
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_nothing_that_the_package_writes_goes_through_a_link(folder, precious, name):
     path = folder / name

@@ -8,7 +8,7 @@ import pytest
 from al_lightning.report.command import main
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_report_is_written_and_its_page_named(make_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     runs = [str(make_folder("one")), str(make_folder("two", seed=1))]
@@ -17,7 +17,7 @@ def test_a_report_is_written_and_its_page_named(make_folder, tmp_path, monkeypat
     assert "12 labels to 0.75" in (tmp_path / "report" / "report.html").read_text()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_another_output_folder_and_metric_can_be_asked_for(make_folder, tmp_path):
     arguments = [str(make_folder("one")), "--output", str(tmp_path / "deep" / "er"), "--metric", "test_acc"]
     assert main(arguments) == 0

@@ -60,7 +60,7 @@ def runs(make_run):
     return [make_run("one"), make_run("two", (0.6, 0.7), ended=False, seed=1), make_run("bald", acquisition="BALD()")]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_page_is_whole_shows_its_pictures_and_needs_nothing_from_outside(runs, tmp_path):
     page = write_report(runs, tmp_path / "report")
     checked = Checked(page.read_text())
@@ -80,7 +80,7 @@ def test_the_page_is_whole_shows_its_pictures_and_needs_nothing_from_outside(run
         assert len(list(csv.DictReader(file))) == 8
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_values_are_text_whatever_they_hold(make_run, tmp_path):
     evil = "<script>alert('1')</script>\"&"
     run = make_run("one", acquisition=f"{evil}()", datamodule=evil, model=evil, posterior="BALD & <b>")
@@ -89,7 +89,7 @@ def test_values_are_text_whatever_they_hold(make_run, tmp_path):
     assert {path.parent for path in tmp_path.rglob("*.png")} == {tmp_path / "report"}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_killed_runs_are_reported_with_what_is_there(make_run, tmp_path):
     page = write_report([make_run("killed", (0.5,), ended=False), make_run("empty", ())], tmp_path / "report")
     text = Checked(page.read_text()).text
@@ -99,7 +99,7 @@ def test_killed_runs_are_reported_with_what_is_there(make_run, tmp_path):
     assert "No round has recorded a metric yet." in Checked(nothing.read_text()).text
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_datasets_have_sections_and_pictures_of_their_own(make_run, tmp_path):
     page = write_report([make_run("a"), make_run("b", datamodule="MNIST")], tmp_path / "report")
     assert [name.strip() for name in re.findall("<h2>(.*?)</h2>", page.read_text())] == [
@@ -125,7 +125,7 @@ def test_without_matplotlib_nothing_is_written(make_run, tmp_path, monkeypatch):
     assert not (tmp_path / "report").exists()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_real_run_is_reported(make_trainer, make_data, make_callback, make_model, tmp_path):
     for name, acquisition in {"bald": None, "random": Random()}.items():
         active_fit(make_trainer(make_callback(acquisition, folder=tmp_path / name)), make_model(), make_data())

@@ -108,7 +108,7 @@ def test_layers_that_train_on_one_sample_are_left_alone(run, kind):
     assert run(Module(kind)) == [7, 12, 17, 22]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "num_labelled"),
     [
@@ -200,7 +200,7 @@ def test_each_round_is_looked_at_with_the_labels_that_it_has(run):
     assert len(model.steps) == 1
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*`weights_only` was not set")
 def test_where_each_round_finds_its_own_batch_size_only_this_round_is_known(run):
     assert run(callbacks=[BatchSizeFinder(max_trials=1, init_val=8)], max_rounds=2) == [7, 12]

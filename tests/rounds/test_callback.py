@@ -285,7 +285,7 @@ def test_the_record_of_batchbald_says_how_sure_its_picks_are(make_trainer, make_
     assert rounds[-1].kernel is None
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_record_says_how_mc_dropout_made_its_passes(make_trainer, make_model, make_data, make_callback):
     class Untraceable(type(make_model())):
         def forward(self, inputs):

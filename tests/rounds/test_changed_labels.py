@@ -78,7 +78,7 @@ def start(make_trainer, make_model, make_data, make_callback):
     return start
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", EDITS)
 @pytest.mark.parametrize("hook", HOOKS)
 def test_a_run_whose_labels_change_by_hand_goes_on_as_if_it_had_not_been_interrupted(start, tmp_path, edit, hook):
@@ -221,7 +221,7 @@ def test_other_data_are_refused_as_such(start, corrected_data, tmp_path):
         start(tmp_path, data=corrected_data(other, initial=header["initial"]), max_rounds=4)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_run_killed_after_a_correction_was_accepted_accepts_it_again(start, corrected_data, tmp_path):
     def process(folder, *callbacks):
         return start(folder, *callbacks, data=corrected_data({index: (index + 1) % 3}, corrected=[index]), max_rounds=4)
@@ -272,7 +272,7 @@ def test_points_labelled_by_hand_before_a_plain_fit_are_refused_and_not_forgotte
         make_trainer(make_callback(folder=tmp_path)).fit(make_model(), datamodule=make_data())
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("further", [0, 2], ids=["to the old one", "to a third one"])
 def test_a_correction_is_accepted_to_its_target_alone(start, corrected_data, tmp_path, further):
     index = start(tmp_path, max_rounds=2)[0][0].acquired[0]

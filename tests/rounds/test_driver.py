@@ -68,7 +68,7 @@ def test_the_last_round_acquires_nothing(make_trainer, make_model, make_data, ma
     assert "predict" not in last.seconds
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limits", "labelled", "stopped"),
     [
@@ -87,7 +87,7 @@ def test_the_rounds_end_at_the_budget_an_empty_pool_or_a_target(
     assert rounds[-1].stopped == stopped
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(make_trainer, make_model, make_data, make_callback):
     def acquired(seed):
         rounds = active_fit(make_trainer(make_callback(BatchBALD())), make_model(), make_data(), seed=seed)
@@ -97,7 +97,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(make_trainer,
     assert acquired(1) != acquired(2)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_seed_of_the_callback_wins_over_that_of_the_rounds(make_trainer, make_model, make_data, make_callback):
     def acquired(callback_seed, seed):
         callback = make_callback(Random(), seed=callback_seed)
@@ -176,6 +176,26 @@ def test_the_step_axis_of_the_loggers_goes_on(make_trainer, make_model, make_dat
     active_fit(trainer, make_model(), make_data())
     assert Steps.seen == sorted(Steps.seen)
     assert Steps.seen[-1] > trainer.global_step
+
+
+def test_the_seed_of_seed_everything_is_that_of_the_rounds_unless_one_is_given(
+    make_trainer, make_model, make_data, make_callback
+):
+    def seeds(**arguments):
+        callback = make_callback(max_rounds=1)
+        active_fit(make_trainer(callback), make_model(), make_data(), **arguments)
+        return callback.run.header["seed"], callback.run.header["fit_seed"]
+
+    assert seeds() == (0, 0)
+    seed_everything(5, verbose=False)
+    assert seeds() == (5, 5)
+    assert seeds(seed=3) == (3, 3)
+
+
+def test_a_global_seed_that_is_no_number_is_refused(make_trainer, make_model, make_data, make_callback, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "five")
+    with pytest.raises(ValueError, match=r"PL_GLOBAL_SEED is 'five', but must be a whole number.*seed=0"):
+        active_fit(make_trainer(make_callback()), make_model(), make_data())
 
 
 def test_a_fast_development_run_ends_after_its_second_round(make_trainer, make_model, make_data, make_callback):
@@ -307,7 +327,7 @@ def test_what_a_model_caches_while_predicting_is_of_use_in_its_next_training(
     active_fit(trainer, model, make_data(pool_batch_size=8))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_loader_workers_change_nothing(make_trainer, make_model, make_data, make_callback):
     found = []
     for num_workers in (0, 2):

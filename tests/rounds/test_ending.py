@@ -88,7 +88,7 @@ def plain(rounds):
     return [(record.acquired, record.scores, record.metrics) for record in rounds]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_sigterm_ends_with_143_and_a_line_and_the_same_command_goes_on(run, tmp_path, capfd, moment):
     before = signal.getsignal(signal.SIGTERM)
@@ -255,7 +255,7 @@ def on_one_rank_at(folder, num_ranks, moments):
     return "nothing ended the run"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moments",
     [

@@ -73,7 +73,7 @@ def test_an_ensemble_needs_nothing_but_its_name(make_trainer, make_model, make_d
     assert {"val_loss", "test_acc"} <= set(last.metrics)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_each_member_equals_a_stand_alone_fit_of_a_new_model_with_its_seed(
     make_trainer, make_model, make_data, make_ensemble_callback
 ):
@@ -116,7 +116,7 @@ def test_the_pool_is_scored_by_all_members_of_the_round(make_trainer, make_model
     assert rounds[0].acquired == bald_N.topk(4).indices.tolist()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_ensemble_of_the_last_round_answers_after_the_run(
     make_trainer, make_model, make_data, make_ensemble_callback
 ):
@@ -191,7 +191,7 @@ def test_early_stopping_counts_afresh_for_every_member(make_trainer, make_model,
     assert (stopping.wait_count, stopping.stopped_epoch) == (1, 1)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_checkpoints_of_members_have_names_of_their_own(
     make_trainer, make_model, make_data, make_ensemble_callback, tmp_path
 ):
@@ -219,7 +219,7 @@ def test_the_members_are_the_best_checkpoints_when_asked_for(
         assert equal(torch.load(path, weights_only=True)["state_dict"], state)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_warm_started_members_continue_each_from_its_own_weights(
     make_trainer, make_model, make_data, make_ensemble_callback
 ):
@@ -245,7 +245,7 @@ def test_a_pretrained_part_stays_and_the_named_head_is_new_in_every_fit(
     assert len({tuple(head.flatten().tolist()) for head in heads}) == 7
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_that_the_weights_of_the_model_are_not_used_is_said_once_unless_parts_are_named(
     make_trainer, make_model, make_data, make_ensemble_callback, caplog
 ):
@@ -367,7 +367,7 @@ def test_a_checkpoint_of_another_model_is_refused_before_the_training(
     assert trainer.global_step == 0
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_command_line_builds_an_ensemble_and_its_config_runs_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["al-lightning"])

@@ -395,7 +395,7 @@ def assert_equal(found, expected):
         assert torch.equal(found[name], tensor), name
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in LATE], ids=lambda kind: kind.__name__)
 @pytest.mark.filterwarnings("ignore:.*in eval mode")
 def test_each_round_of_a_model_that_changes_itself_is_a_fit_of_a_new_one(
@@ -508,7 +508,7 @@ def test_each_member_of_an_ensemble_begins_as_the_model_was(make_trainer, make_d
     assert model.seen == [(1.0, True, 0.5, 0)] * 4
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("warm_start", [False, True])
 def test_a_run_that_was_killed_begins_its_next_round_as_an_undisturbed_one(
     warm_start, make_trainer, make_data, make_callback, tmp_path

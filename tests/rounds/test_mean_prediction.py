@@ -132,7 +132,7 @@ def run_that_trains_alike(folder, *, num_ranks):
     return [value for of_round in metrics for name, value in of_round.items() if name.startswith("test_mean")]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_on_two_ranks_the_metrics_are_those_of_one(on_ranks, tmp_path):
     expected = run_that_trains_alike(tmp_path / "one", num_ranks=1)
     answers = on_ranks(2, __file__, "run_that_trains_alike", folder=tmp_path / "two", num_ranks=2)

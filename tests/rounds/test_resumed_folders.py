@@ -217,7 +217,7 @@ def test_other_hyper_parameters_of_an_attempt_without_rounds_are_no_matter(start
     assert read_journal(tmp_path)[0]["hyper_parameters"] == {"model.rate": "0.1"}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{"query_size": np.int64(4)}, {"monitor": "val_acc", "target": np.float32(2)}, {"seed": 2**64 - 1}]
 )

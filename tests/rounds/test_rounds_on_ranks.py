@@ -99,7 +99,7 @@ def on_one(folder, **settings):
     return run(folder, num_ranks=1, **settings)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_a_run_on_several_ranks_acquires_what_one_rank_acquires(on_ranks, tmp_path, num_ranks):
     expected, labels, metrics = on_one(tmp_path / "one")
@@ -123,7 +123,7 @@ def other_acquisitions(folder, num_ranks):
     ]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_other_acquisitions_do_so_too(on_ranks, tmp_path):
     expected = other_acquisitions(tmp_path / "one", 1)
     for ok, found in on_ranks(2, __file__, "other_acquisitions", folder=str(tmp_path / "many"), num_ranks=2):
@@ -131,7 +131,7 @@ def test_the_other_acquisitions_do_so_too(on_ranks, tmp_path):
         assert found == expected
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_rank_may_have_no_part_of_the_pool(on_ranks, tmp_path):
     settings = {"num_train": 15, "pool_batch_size": 16, "max_rounds": 2}
     expected = on_one(tmp_path / "one", **settings)[:2]
@@ -145,7 +145,7 @@ def screened(folder, num_ranks):
     return run(folder, num_ranks=num_ranks, screening=screening, max_rounds=2)[:2]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_screening_leaves_the_same_points_on_several_ranks(on_ranks, tmp_path):
     expected = screened(tmp_path / "one", 1)
     assert expected[0] != on_one(tmp_path / "unscreened", max_rounds=2)[0]
@@ -160,7 +160,7 @@ def stopping_early(folder, num_ranks):
     return found[0], stopping.wait_count
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_early_stopping_and_a_monitored_metric_work_on_ranks(on_ranks, tmp_path):
     first, second = on_ranks(2, __file__, "stopping_early", folder=str(tmp_path), num_ranks=2)
     assert first[0], first
@@ -251,7 +251,7 @@ def resumed(folder, num_ranks, max_rounds):
     return run(folder, num_ranks=num_ranks, max_rounds=max_rounds)[:2]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_run_goes_on_on_other_ranks_than_it_began(on_ranks, tmp_path):
     expected = on_one(tmp_path / "whole")[:2]
     on_one(tmp_path / "parts", max_rounds=2)
@@ -369,7 +369,7 @@ def folder_of_rank_zero_alone(folder, num_ranks):
     return run(folder if os.environ["LOCAL_RANK"] == "0" else elsewhere, num_ranks=num_ranks, predictions_budget_mib=0)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_only_rank_zero_needs_to_see_the_run_folder(on_ranks, tmp_path):
     expected = on_one(tmp_path / "one")[:2]
     for ok, found in on_ranks(2, __file__, "folder_of_rank_zero_alone", folder=str(tmp_path / "two"), num_ranks=2):

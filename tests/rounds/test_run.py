@@ -91,7 +91,7 @@ def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "hooks"),
     [
@@ -112,7 +112,7 @@ def test_a_run_interrupted_in_any_round_equals_the_uninterrupted_one(start, tmp_
             assert on_disk(folder) == whole[0]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["afresh", "warm", "warm ensemble"])
 @pytest.mark.parametrize("what", ["write", "save_states"])
 def test_a_run_that_cannot_be_written_goes_on_where_it_was(start, tmp_path, kind, what, monkeypatch):
@@ -137,7 +137,7 @@ def test_a_run_that_cannot_be_written_goes_on_where_it_was(start, tmp_path, kind
         assert start(folder, model_seed=9 if has_begun else 0, **KINDS[kind]) == whole, fails_at
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("fails_at", range(2, 7))
 def test_a_run_killed_between_acquisition_and_records_acquires_the_same_again(start, tmp_path, fails_at, monkeypatch):
     whole = start(tmp_path / "whole", warm_start=True)
@@ -196,7 +196,7 @@ def test_a_finished_run_that_is_started_again_does_nothing(start, tmp_path):
     assert (tmp_path / "first_weights.pt").read_bytes() == weights_before
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["afresh", "warm", "warm ensemble"])
 @pytest.mark.parametrize(
     ("low", "high"),
@@ -224,7 +224,7 @@ def test_of_the_warm_weights_the_last_three_are_kept(start, tmp_path):
     assert kept == ["warm_weights-002.pt", "warm_weights-003.pt", "warm_weights-004.pt"]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_checkpoint_lets_the_interrupted_round_go_on_and_later_ones_begin_as_ever(start, tmp_path):
     def checkpoints():
         return ModelCheckpoint(dirpath=tmp_path / "checkpoints", every_n_epochs=1, save_top_k=-1, save_last=True)
@@ -259,7 +259,7 @@ def start_with_last(start, tmp_path):
     return start_with_last
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_last_checkpoint_is_that_of_the_round_that_is_due(start_with_last):
     for die in (Dies("on_train_epoch_start", num_labelled=10), Dies("on_train_epoch_start", num_labelled=14, epoch=1)):
         with pytest.warns(UserWarning, match="there is no last checkpoint available"), pytest.raises(DiedError):
@@ -275,7 +275,7 @@ def test_the_last_checkpoint_is_that_of_the_round_that_is_due(start_with_last):
     assert start_with_last("run", max_rounds=5) == (rounds, labels, weights)  # nothing is due any more
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"monitor": "val_acc", "target": 2.0}], ids=["limit", "target"])
 def test_a_fit_that_goes_on_where_it_ended_has_the_metrics_that_it_had(start, start_with_last, tmp_path, settings):
     whole = start(tmp_path / "whole", **settings)
@@ -451,7 +451,7 @@ def test_a_plain_fit_that_fails_lets_go_of_its_folder(make_trainer, make_model, 
     assert (len(callback.rounds), len(again.rounds)) == (0, 1)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rounds.jsonl", "warm_weights-001.pt"])
 def test_a_full_disk_ends_the_run_with_its_folder_and_leaves_the_earlier_records(start, tmp_path, name, monkeypatch):
     whole = start(tmp_path / "whole", warm_start=True)

@@ -93,7 +93,7 @@ def settings_of(kind):
     return {**settings, "posterior": DeepEnsemble(2)} if "posterior" in settings else settings
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SETTINGS)
 @pytest.mark.parametrize(("hook", "num_built"), [("configure_model", 0), ("setup", 3)])
 def test_a_model_that_lightning_builds_starts_in_a_new_process_as_in_the_old(
@@ -128,7 +128,7 @@ def plain(weights):
     return {name: value.tolist() for name, value in weights.items()}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["last", "best", "ensemble", "warm", "late"])
 def test_a_run_that_has_ended_gives_its_model_back(
     kind, make_model, make_late, make_trainer, make_data, make_callback, tmp_path, caplog

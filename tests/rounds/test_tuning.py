@@ -117,7 +117,7 @@ def plain_fits(make_trainer, rounds, initial, *callbacks, data=InAttribute, **ar
     return fits
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [InAttribute, InHyperParameters])
 @pytest.mark.parametrize("mode", ["power", "binsearch"])
 def test_the_batch_size_found_in_each_round_is_that_of_a_plain_fit(make_trainer, data, mode):
@@ -135,7 +135,7 @@ def test_the_batch_size_found_in_each_round_is_that_of_a_plain_fit(make_trainer,
     assert datamodule.inner.found == datamodule.found == fits[-1][1].sizes[-1]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_run_that_goes_on_finds_the_batch_sizes_of_the_undisturbed_one(make_trainer, tmp_path):
     def seen(folder, **settings):
         model = Module()
@@ -151,7 +151,7 @@ def test_a_run_that_goes_on_finds_the_batch_sizes_of_the_undisturbed_one(make_tr
     assert first == whole[: len(first)]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_learning_rate_found_in_each_round_is_that_of_a_plain_fit(make_trainer):
     def finder():
         return LearningRateFinder(num_training_steps=24, early_stop_threshold=None)
@@ -186,7 +186,7 @@ def test_what_a_callback_sets_holds_for_the_round_and_not_for_the_next(make_trai
     assert sizes[15:] == [4] * 8 + [1] + [4] * 8 + [1] + [8] * 4 + [1]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", [False, True])
 def test_a_trainer_that_was_tuned_runs_as_one_that_begins_with_what_was_found(make_trainer, tmp_path, folder):
     results = []

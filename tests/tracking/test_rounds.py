@@ -56,7 +56,7 @@ def numbers(row):
     return {name: value for name, value in row.items() if name.startswith("al/") and isinstance(value, (int, float))}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_numbers_of_each_round_are_those_of_the_records(tracked):
     rows = csv_rounds(tracked.folder)
     assert [row["al/num_labelled"] for row in rows] == [10, 20, 30]
@@ -291,7 +291,7 @@ def on_this_rank(folder, *, broken):
     return len(active_fit(trainer, tiny.TinyModule(), data))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_on_several_ranks_each_round_is_logged_once_and_a_logger_that_fails_ends_all(on_ranks, tmp_path):
     answers = on_ranks(2, __file__, "on_this_rank", folder=str(tmp_path / "whole"), broken=False)
     assert answers == [(True, 2), (True, 2)]

@@ -72,7 +72,7 @@ def test_a_run_that_is_continued_by_its_id_knows_how_many_rounds_it_holds():
     assert num_logged(WandbLogger(experiment=Experiment(**{"p-al/round": 0}), prefix="p")) == 1
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["offline", "disabled"])
 def test_wandb_alone_is_logger_enough_and_names_the_run_folder(
     wandb_environment, make_trainer, make_model, make_data, make_callback, mode, tmp_path

@@ -91,7 +91,7 @@ def test_picks_and_scores_equal_enumeration_in_plain_python(dtype, tolerance, se
     assert (batch.lead_errors == 0).all()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @given(
     seed=seeds,
     num_samples=st.integers(2, 8),
@@ -125,7 +125,7 @@ def test_the_bounded_search_chooses_what_full_evaluation_chooses(
     assert streamed.is_certified.all()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("num_configs", [10_000, 300])
 def test_most_candidates_are_never_evaluated_in_full(num_configs):
     shared = random_log_probs(0, 400, 1, 4, sharpness=2.0, dtype=torch.float32)  # a posterior that mostly agrees
@@ -213,7 +213,7 @@ def test_once_the_samples_are_told_apart_chance_decides_and_not_the_order_of_the
     assert len(set(others.positions.tolist()) & set(batch.positions.tolist())) < 30
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_once_the_points_in_doubt_are_chosen_chance_decides_though_samples_are_not_told_apart():
     certain_N_K_C = torch.eye(10)[torch.arange(1000) // 100].log()[:, None, :].expand(1000, 100, 10).clone()
     in_doubt = torch.tensor([31, 202, 546, 831, 911])
@@ -243,7 +243,7 @@ def test_replaying_the_picks_gives_their_scores():
     assert torch.equal(batch.scores, replayed)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("num_classes", [10, 100, 1000])
 def test_fifty_drawn_picks_stay_within_log_k_in_single_precision(num_classes):
     log_probs_N_K_C = random_log_probs(8, 60, 4, num_classes, sharpness=1.0, dtype=torch.float32)
@@ -313,7 +313,7 @@ def with_little_memory(log_probs, batch_size, num_kept, **arguments):
         return batchbald(log_probs, batch_size, generator=seeded(), **arguments)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @given(seed=seeds, num_kept=st.integers(4, 30), num_configs=st.sampled_from([30, 1000]), streamed=st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_certified_picks_are_those_of_unlimited_memory(seed, num_kept, num_configs, streamed):
@@ -422,7 +422,7 @@ def test_a_batch_that_the_stream_cannot_fill_is_refused(batch_size):
         batchbald(iter([random_log_probs(0)]), batch_size, generator=seeded())
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("num_threads", [2, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_batch_is_the_same_to_the_bit_whatever_the_number_of_threads(num_threads, dtype):

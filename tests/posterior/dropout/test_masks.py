@@ -25,7 +25,7 @@ def test_masks_of_different_samples_layers_calls_and_seeds_are_independent():
         assert abs((first == second).double().mean() - 0.5) < 4 * math.sqrt(0.25 / 4000)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @given(seed=st.integers(-(2**70), 2**70), layer=st.text(max_size=8), call=st.integers(0, 99), k=st.integers(0, 10**6))
 @settings(max_examples=50, deadline=None)
 def test_a_mask_is_a_function_of_its_name(seed, layer, call, k):

@@ -184,7 +184,7 @@ LAYERS = {
 DROPPING = ["residual", "channels", "few channels", "elements", "in place"]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(names=st.lists(st.sampled_from(list(LAYERS)), min_size=1, max_size=7))
 def test_any_stack_of_layers_is_that_of_the_loop(names):

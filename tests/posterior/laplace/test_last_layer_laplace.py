@@ -278,7 +278,7 @@ def test_what_fit_returns_says_whose_it_is_and_survives_a_copy():
             assert torch.equal(predict(points()), predictions(LastLayerLaplace(2.0), model))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.5, 0.0])
 def test_rounds_acquire_with_the_gaussian_of_their_own_labels(
     dropout, make_trainer, make_model, make_data, make_callback
