@@ -1,5 +1,6 @@
 """What an acquisition is given, what it returns, and how processes that hold parts of the pool agree on one batch."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,6 +160,39 @@ def check_batch_size(batch_size: int, num_points: int) -> None:
         raise ValueError(
             f"`batch_size` is {batch_size}, but the pool holds {num_points} points. Lower `batch_size`, or stop here."
         )
+
+
+def check_batch(batch: Batch, batch_size: int, num_points: int, *, acquisition: str) -> None:
+    """Refuse a batch that no acquisition may return, before its points are labelled.
+
+    Args:
+        batch: What it returned.
+        batch_size: How many points it was asked for.
+        num_points: How many points the whole pool holds.
+        acquisition: Its name for the error.
+
+    Example:
+        >>> check_batch(Batch(torch.tensor([3, 3]), torch.zeros(2)), 2, 9, acquisition="Mine()")
+        Traceback (most recent call last):
+        ValueError: `acquisition` Mine() has chosen the positions [3] more than once: all must be distinct.
+    """
+    positions, scores = batch.positions.tolist(), batch.scores.tolist()
+    name = f"`acquisition` {acquisition}"
+    if batch.positions.dtype != torch.long or batch.positions.ndim != 1:
+        raise ValueError(
+            f"{name} has returned positions that are {batch.positions.dtype} of shape {tuple(batch.positions.shape)}: "
+            "they must be one row of torch.long."
+        )
+    if len(positions) != batch_size or len(scores) != batch_size:
+        raise ValueError(
+            f"{name} has returned {len(positions)} positions and {len(scores)} scores, but was asked for {batch_size}."
+        )
+    if outside := [position for position in positions if not 0 <= position < num_points]:
+        raise ValueError(f"{name} has chosen the positions {outside[:5]} of a pool of {num_points} points.")
+    if repeated := sorted({position for position in positions if positions.count(position) > 1}):
+        raise ValueError(f"{name} has chosen the positions {repeated[:5]} more than once: all must be distinct.")
+    if wrong := [position for position, score in zip(positions, scores, strict=True) if not math.isfinite(score)]:
+        raise ValueError(f"{name} has scored the positions {wrong[:5]} with what is no finite number.")
 
 
 def checked_log_probs(predictions: Predictions, *, exchange: Exchange) -> Tensor:

@@ -23,6 +23,7 @@ from al_lightning.acquisition import (
     summarise,
     uncertified_warning,
 )
+from al_lightning.acquisition.base import check_batch
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.distributed import Ranks
 from al_lightning.information import kernel_name, mutual_information
@@ -175,6 +176,7 @@ class Chooser:
         batch = self.acquisition(
             predictions, batch_size, generator=self._generator(round_index, "acquisition"), exchange=ranks
         )
+        check_batch(batch, batch_size, len(indices_N), acquisition=repr(self.acquisition))
         acquired = time.perf_counter()
         chosen = indices_N[batch.positions.cpu()].tolist()
         ranks.same("the batch to label", chosen)

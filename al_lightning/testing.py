@@ -1,0 +1,109 @@
+"""Checks for an acquisition of your own: which part of its contract it breaks, before a run depends on it."""
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import torch
+from torch import Tensor
+
+from al_lightning.acquisition import Acquisition, Batch, Exchange, Predictions
+from al_lightning.acquisition.base import check_batch
+
+NUM_POINTS, NUM_SAMPLES, NUM_CLASSES = 23, 5, 4
+SECONDS_TO_WAIT = 30
+
+
+def check_acquisition(acquisition: Acquisition, *, seed: int = 0) -> None:
+    """Raise an AssertionError that says which part of the contract of an acquisition is broken.
+
+    It is called with predictions of 23 points, among them copies and one that is certain: for batches of 1, 6 and all
+    points, twice with one generator state, and on two and three ranks, which are threads here.
+
+    Args:
+        acquisition: Yours.
+        seed: Of the predictions and of the generator that it is given.
+
+    Example:
+        >>> from al_lightning import BALD
+        >>> check_acquisition(BALD())
+    """
+    pool = _pool(seed)
+    whole = Predictions(pool, torch.arange(NUM_POINTS))
+    before, random_state = pool.clone(), torch.get_rng_state()
+    for batch_size in (1, 6, NUM_POINTS):
+        batch = acquisition(whole, batch_size, generator=_generator(seed))
+        try:
+            check_batch(batch, batch_size, NUM_POINTS, acquisition=repr(acquisition))
+        except ValueError as error:
+            raise AssertionError(str(error)) from error
+    _expect(torch.equal(pool, before), acquisition, "changes the predictions that it is given: work on a copy")
+    _expect(
+        torch.equal(torch.get_rng_state(), random_state),
+        acquisition,
+        "draws from torch's global generator: draw from the `generator` that it is given",
+    )
+    alone, again = (acquisition(whole, 6, generator=_generator(seed)) for _ in range(2))
+    _expect(_are_equal(alone, again), acquisition, "gives two batches for one state of the `generator`")
+    for cuts in ((11,), (0, 9)):
+        for batch in _on_ranks(acquisition, pool, cuts, seed=seed):
+            _expect(
+                _are_equal(batch, alone),
+                acquisition,
+                f"chooses another batch where {len(cuts) + 1} ranks hold parts of the pool: agree by `exchange.gather`",
+            )
+
+
+def _expect(holds: bool, acquisition: Acquisition, broken: str) -> None:  # noqa: FBT001 - reads as a sentence
+    if not holds:
+        raise AssertionError(f"`acquisition` {acquisition!r} {broken}.")
+
+
+def _pool(seed: int) -> Tensor:
+    shape = (NUM_POINTS, NUM_SAMPLES, NUM_CLASSES)
+    log_probs_N_K_C = torch.randn(shape, generator=_generator(seed)).mul(2).log_softmax(dim=2)
+    log_probs_N_K_C[17] = log_probs_N_K_C[21] = log_probs_N_K_C[4].clone()
+    log_probs_N_K_C[9] = torch.tensor([0.0, 1.0, 0.0, 0.0]).log()
+    return log_probs_N_K_C
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _are_equal(one: Batch, other: Batch) -> bool:
+    return torch.equal(one.positions, other.positions) and torch.equal(one.scores, other.scores)
+
+
+class _RankOf:
+    """The exchange of one of several ranks, which are threads."""
+
+    def __init__(self, rank: int, slots: list[Tensor], barrier: Barrier) -> None:
+        self._rank, self._slots, self._barrier = rank, slots, barrier
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Wait for the others, and return the tensors of all."""
+        self._slots[self._rank] = tensor
+        self._barrier.wait(timeout=SECONDS_TO_WAIT)
+        gathered = torch.stack(self._slots)
+        self._barrier.wait(timeout=SECONDS_TO_WAIT)
+        return gathered
+
+
+def _on_ranks(acquisition: Acquisition, pool: Tensor, cuts: tuple[int, ...], *, seed: int) -> list[Batch]:
+    """Return what each of several ranks chooses that hold the pool together."""
+    starts, ends = (0, *cuts), (*cuts, NUM_POINTS)
+    barrier = Barrier(len(starts))
+    slots = [torch.empty(0)] * len(starts)
+
+    def choose(rank: int) -> Batch:
+        exchange: Exchange = _RankOf(rank, slots, barrier)
+        part = torch.arange(starts[rank], ends[rank])
+        predictions = Predictions(pool[part], part, offset=starts[rank], total=NUM_POINTS)
+        try:
+            return acquisition(predictions, 6, generator=_generator(seed), exchange=exchange)
+        except BaseException:
+            barrier.abort()  # or the others would wait
+            raise
+
+    with ThreadPoolExecutor(len(starts)) as threads:
+        return list(threads.map(choose, range(len(starts))))

@@ -1,0 +1,94 @@
+import inspect
+import itertools
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import al_lightning.acquisition
+from al_lightning.acquisition import Acquisition, Batch, BatchBALD
+from al_lightning.testing import check_acquisition
+
+OURS = [
+    member()
+    for member in (getattr(al_lightning.acquisition, name) for name in al_lightning.acquisition.__all__)
+    if inspect.isclass(member) and issubclass(member, Acquisition) and member is not Acquisition
+]
+
+
+def first(batch_size):
+    return Batch(torch.arange(batch_size), torch.zeros(batch_size, dtype=torch.float64))
+
+
+def repeated(batch_size):
+    return Batch(torch.arange(batch_size) // 2, torch.zeros(batch_size, dtype=torch.float64))
+
+
+def writes(predictions, batch_size):
+    predictions.log_probs_N_K_C[0] = 0
+    return first(batch_size)
+
+
+def draws(batch_size):
+    torch.rand(1)
+    return first(batch_size)
+
+
+def each_time_others(batch_size):
+    order = torch.randperm(23, generator=torch.Generator().manual_seed(next(CALLS)))
+    return Batch(order[:batch_size], torch.zeros(batch_size, dtype=torch.float64))
+
+
+CALLS = itertools.count()
+WAYS = {
+    "one too few": lambda predictions, size: first(size - 1),
+    "repeated": lambda predictions, size: repeated(size),
+    "outside": lambda predictions, size: Batch(first(size).positions + 1, first(size).scores),
+    "not whole": lambda predictions, size: Batch(first(size).positions.double(), first(size).scores),
+    "nan": lambda predictions, size: Batch(first(size).positions, first(size).scores * torch.nan),
+    "writes": writes,
+    "global": lambda predictions, size: draws(size),
+    "others each time": lambda predictions, size: each_time_others(size),
+    "own part": lambda predictions, size: Batch((first(size).positions + predictions.offset) % 23, first(size).scores),
+}
+
+
+@dataclass(frozen=True)
+class Broken(Acquisition):
+    """Takes the first points, and breaks its contract in one way."""
+
+    way: str
+
+    def __call__(self, predictions, batch_size, *, generator, exchange=None):
+        return WAYS[self.way](predictions, batch_size)
+
+
+@pytest.mark.parametrize("acquisition", [*OURS, BatchBALD(num_configs=30)], ids=repr)
+def test_ours_keep_their_contract(acquisition):
+    check_acquisition(acquisition, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        ("one too few", "has returned 0 positions and 0 scores, but was asked for 1"),
+        ("repeated", r"has chosen the positions \[0, 1, 2\] more than once"),
+        ("outside", r"has chosen the positions \[23\] of a pool of 23 points"),
+        ("not whole", r"positions that are torch.float64 of shape \(1,\)"),
+        ("nan", r"has scored the positions \[0\] with what is no finite number"),
+        ("writes", "changes the predictions that it is given"),
+        ("global", "draws from torch's global generator"),
+        ("others each time", "gives two batches for one state"),
+        ("own part", "chooses another batch where 2 ranks hold parts of the pool"),
+    ],
+)
+def test_the_part_of_the_contract_that_is_broken_is_named(way, words):
+    with pytest.raises(AssertionError, match=rf"`acquisition` Broken\(way='{way}'\) .*{words}"):
+        check_acquisition(Broken(way))
+
+
+def test_a_run_refuses_a_broken_batch_and_labels_nothing(make_trainer, make_model, make_data, make_callback):
+    data = make_data()
+    with pytest.raises(ValueError, match=r"Broken\(way='repeated'\) has chosen the positions \[0, 1\] more than once"):
+        al_lightning.active_fit(make_trainer(make_callback(Broken("repeated"))), make_model(), data)
+    assert data.labels.num_labelled == 6
