@@ -1,7 +1,9 @@
 """Checks for an acquisition of your own: which part of its contract it breaks, before a run depends on it."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +13,8 @@ from al_lightning.acquisition.base import check_batch
 
 NUM_POINTS, NUM_SAMPLES, NUM_CLASSES = 23, 5, 4
 SECONDS_TO_WAIT = 30
+
+Result = TypeVar("Result")
 
 
 def check_acquisition(acquisition: Acquisition, *, seed: int = 0) -> None:
@@ -89,21 +93,33 @@ class _RankOf:
         return gathered
 
 
-def _on_ranks(acquisition: Acquisition, pool: Tensor, cuts: tuple[int, ...], *, seed: int) -> list[Batch]:
-    """Return what each of several ranks chooses that hold the pool together."""
-    starts, ends = (0, *cuts), (*cuts, NUM_POINTS)
-    barrier = Barrier(len(starts))
-    slots = [torch.empty(0)] * len(starts)
+def on_rank_threads(function: Callable[[int, Exchange], Result], num_ranks: int) -> list[Result]:
+    """Call `function(rank, exchange)` on each of several ranks, which are threads, and return what each returns.
 
-    def choose(rank: int) -> Batch:
-        exchange: Exchange = _RankOf(rank, slots, barrier)
-        part = torch.arange(starts[rank], ends[rank])
-        predictions = Predictions(pool[part], part, offset=starts[rank], total=NUM_POINTS)
+    Example:
+        >>> on_rank_threads(lambda rank, exchange: exchange.gather(torch.tensor(rank)).tolist(), 2)
+        [[0, 1], [0, 1]]
+    """
+    slots, barrier = [torch.empty(0)] * num_ranks, Barrier(num_ranks)
+
+    def call(rank: int) -> Result:
         try:
-            return acquisition(predictions, 6, generator=_generator(seed), exchange=exchange)
+            return function(rank, _RankOf(rank, slots, barrier))
         except BaseException:
             barrier.abort()  # or the others would wait
             raise
 
-    with ThreadPoolExecutor(len(starts)) as threads:
-        return list(threads.map(choose, range(len(starts))))
+    with ThreadPoolExecutor(num_ranks) as threads:
+        return list(threads.map(call, range(num_ranks)))
+
+
+def _on_ranks(acquisition: Acquisition, pool: Tensor, cuts: tuple[int, ...], *, seed: int) -> list[Batch]:
+    """Return what each of several ranks chooses that hold the pool together."""
+    bounds = (0, *cuts, NUM_POINTS)
+
+    def choose(rank: int, exchange: Exchange) -> Batch:
+        part = torch.arange(bounds[rank], bounds[rank + 1])
+        predictions = Predictions(pool[part], part, offset=bounds[rank], total=NUM_POINTS)
+        return acquisition(predictions, 6, generator=_generator(seed), exchange=exchange)
+
+    return on_rank_threads(choose, len(bounds) - 1)

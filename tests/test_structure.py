@@ -95,3 +95,11 @@ def test_no_module_is_shadowed_by_what_its_package_exports(name):
 @pytest.mark.parametrize("folder", sorted({source.parent for source in SOURCES}), ids=str)
 def test_each_folder_says_in_a_sentence_what_it_holds(folder):
     assert ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text()))
+
+
+def test_every_public_name_is_found_and_known_to_type_checkers():
+    block = next(node for node in ast.parse((PACKAGE / "__init__.py").read_text()).body if isinstance(node, ast.If))
+    typed = {alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert typed == set(al_lightning.__all__)
+    assert all(hasattr(al_lightning, name) for name in al_lightning.__all__)
+    assert not hasattr(al_lightning, "batchbald")

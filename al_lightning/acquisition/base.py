@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeVar
@@ -189,7 +190,7 @@ def check_batch(batch: Batch, batch_size: int, num_points: int, *, acquisition: 
         )
     if outside := [position for position in positions if not 0 <= position < num_points]:
         raise ValueError(f"{name} has chosen the positions {outside[:5]} of a pool of {num_points} points.")
-    if repeated := sorted({position for position in positions if positions.count(position) > 1}):
+    if repeated := [position for position, times in Counter(positions).items() if times > 1]:
         raise ValueError(f"{name} has chosen the positions {repeated[:5]} more than once: all must be distinct.")
     if wrong := [position for position, score in zip(positions, scores, strict=True) if not math.isfinite(score)]:
         raise ValueError(f"{name} has scored the positions {wrong[:5]} with what is no finite number.")

@@ -290,7 +290,8 @@ class ActiveLearningDataModule(LightningDataModule):
 
         Their targets are remembered: others, when the data are set up again, are a correction or other samples.
         """
-        targets = self.targets_of(indices)
+        # Before `setup`, which follows a state that was loaded, there is no dataset to ask; it asks for all then.
+        targets = None if self._train_loader is None else self.targets_of(indices)
         self.labels.label(indices, round=round)
         if targets is not None:
             self._known_targets |= dict(zip(map(int, indices), targets, strict=True))

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 import al_lightning.acquisition
 from al_lightning.acquisition import Acquisition, Alone, BatchBALD, Predictions
 from al_lightning.acquisition.base import prepared_on_all_ranks
+from al_lightning.testing import check_acquisition
 
 EVERY_ACQUISITION = [
     member()
@@ -53,6 +54,11 @@ def parts_of(log_probs_N_K_C, cuts):
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+@every_acquisition
+def test_the_check_for_acquisitions_of_the_users_own_passes(acquisition):
+    check_acquisition(acquisition, seed=3)
 
 
 @every_acquisition

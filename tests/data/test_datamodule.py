@@ -491,6 +491,15 @@ def test_state_can_be_loaded_before_setup_and_setup_keeps_it():
     assert datamodule.labels.labelled_indices.tolist() == [3, 4]
 
 
+def test_points_can_be_labelled_after_a_state_is_loaded_and_before_setup():
+    saved = ready(Plain())
+    loaded = ActiveLearningDataModule(Plain(), initial=4)
+    loaded.load_state_dict(saved.state_dict())
+    index = loaded.labels.pool_indices[0].item()
+    loaded.label([index], round=1)
+    assert index in loaded.labels.labelled_indices.tolist()
+
+
 def test_state_without_labels_leaves_them():
     saved = ActiveLearningDataModule(Plain()).state_dict()
     assert saved == {"inner": {}}
