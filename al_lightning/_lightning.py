@@ -1,4 +1,4 @@
-"""Which of the two Lightning packages this process uses: `pytorch_lightning` and `lightning.pytorch` cannot be mixed.
+"""Choice between the two Lightning packages: `pytorch_lightning` and `lightning.pytorch` cannot be mixed.
 
 Their classes are two separate hierarchies, so a callback made from one is no callback to a Trainer of the other.
 """
@@ -86,7 +86,7 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
 
 
 def spawns(trainer: Trainer) -> bool:
-    """Whether a fit runs in processes that end with it: private, but only the kind of launcher tells."""
+    """Tell whether a fit runs in processes that end with it: private, but only the kind of launcher tells."""
     return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 

@@ -1,4 +1,4 @@
-"""How the processes of a Trainer act as one: what one knows all know, and what fails on one ends all."""
+"""Ranks of a Trainer that act as one: what one knows all know, and what fails on one ends all."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Ranks:
 
     @property
     def size(self) -> int:
-        """How many processes run; one where a strategy has spawned the others for a fit and they have ended."""
+        """Count the running processes; one where a strategy has spawned the others for a fit and they have ended."""
         return self.trainer.world_size if torch.distributed.is_initialized() else 1
 
     def gather(self, tensor: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class Ranks:
         return self.trainer.strategy.broadcast(value, src=0)
 
     def together(self, work: Callable[[], Result]) -> Result:
-        """What `work` returns on this rank; if it fails on any, all ranks raise, with the words of the first that did.
+        """Run `work` on this rank; if it fails on any, all ranks raise, with the words of the first that did.
 
         Without this, the others would wait for the one that failed until a time-out. `work` itself exchanges nothing.
         """

@@ -1,4 +1,4 @@
-"""Which points to label: one class for each acquisition, and the pure functions of log-probabilities that they call."""
+"""Acquisitions: one class for each, and the pure functions of log-probabilities that they call."""
 
 from al_lightning.acquisition.base import Acquisition, Alone, Batch, Exchange, Predictions
 from al_lightning.acquisition.greedy.batchbald import BatchBALD, batchbald

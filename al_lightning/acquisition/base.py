@@ -1,4 +1,4 @@
-"""What an acquisition is given, what it returns, and how processes that hold parts of the pool agree on one batch."""
+"""Contract of an acquisition: its predictions, its batch, and the exchange by which ranks agree on one."""
 
 import math
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ Prepared = TypeVar("Prepared")
 
 
 class Exchange(Protocol):
-    """How processes agree that each hold one contiguous part of the pool, in the order of their ranks."""
+    """Exchange between processes that each hold one contiguous part of the pool, in the order of their ranks."""
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all ranks, of one shape and on the CPU, stacked on a new first axis; the same on each rank."""
@@ -40,7 +40,7 @@ REFUSED = (-1, -1, -1, -1, -1)  # in place of a rank's report of offset, rows, t
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the posterior says about this process's part of the pool; the part may be empty, of shape (0, K, C).
+    """Predictions of this process's part of the pool; the part may be empty, of shape (0, K, C).
 
     Args:
         log_probs_N_K_C: Normalised log-probabilities; None for an acquisition that needs no predictions.
@@ -74,7 +74,7 @@ class Predictions:
 
     @property
     def num_points(self) -> int:
-        """How many points the whole pool holds."""
+        """Count the points of the whole pool."""
         return len(self.indices_N) if self.total is None else self.total
 
     def rows(self, positions_B: Tensor, *, exchange: Exchange = ALONE) -> Tensor:
@@ -210,7 +210,7 @@ def checked_log_probs(predictions: Predictions, *, exchange: Exchange) -> Tensor
 def prepared_on_all_ranks(
     predictions: Predictions, prepare: Callable[[Tensor], Prepared], *, exchange: Exchange
 ) -> Prepared:
-    """What `prepare` makes of this part's log-probabilities, if no rank's raises and the parts make up the pool."""
+    """Prepare this part's log-probabilities, if no rank's raises and the parts make up the pool."""
     try:
         log_probs_N_K_C = _predicted(predictions)
         prepared = prepare(log_probs_N_K_C)

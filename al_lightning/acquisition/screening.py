@@ -65,7 +65,7 @@ class Screening:
 
 @dataclass(frozen=True)
 class Screened:
-    """What a screening found; the same on every rank.
+    """Result of a screening; the same on every rank.
 
     Args:
         ranking: Positions in the pool of the points left, that of largest BALD first.
@@ -97,7 +97,7 @@ class Screened:
         return max((place + 1 for place in is_pick_B_n.nonzero()[:, 1].tolist()), default=0)
 
     def numbers(self, positions_B: Tensor) -> dict[str, float]:
-        """What the record says of it, given the picks among the points left that their score decided."""
+        """Return the numbers for the record, given the picks among the points left that their score decided."""
         return {
             "mean_bald_pool": self.mean_bald,
             "num_screened": self.num_points,
@@ -106,7 +106,7 @@ class Screened:
         }
 
     def warning(self, positions_B: Tensor) -> str | None:
-        """What to do about picks from the end of the ranking, beyond which better ones may be, or None.
+        """Advise on picks from the end of the ranking, beyond which better ones may be; None if there are none.
 
         Example:
             >>> import torch

@@ -1,4 +1,4 @@
-"""What a chosen batch tells about the model, in numbers that compare acquisitions."""
+"""Numbers of a batch that compare acquisitions."""
 
 import math
 
@@ -54,7 +54,7 @@ def mean_bald(predictions: Predictions, *, exchange: Exchange) -> float:
 
 
 def _search_numbers(batch: Batch) -> dict[str, float]:
-    """How sure BatchBALD can be of its picks; nothing for other acquisitions."""
+    """Measure how sure BatchBALD can be of its picks; nothing for other acquisitions."""
     if batch.leads is None or batch.lead_errors is None or batch.is_certified is None:
         return {}
     drawn = batch.lead_errors > 0
@@ -68,7 +68,7 @@ def _search_numbers(batch: Batch) -> dict[str, float]:
 
 
 def saturation_warning(batch: Batch, *, num_samples: int, more: str = "Raise `num_samples`") -> str | None:
-    """What to do about a batch that BatchBALD filled with picks that K samples cannot tell apart, or None.
+    """Advise on a batch that BatchBALD filled with picks that K samples cannot tell apart; None if it did not.
 
     Example:
         >>> one = torch.tensor([0])
@@ -86,7 +86,7 @@ def saturation_warning(batch: Batch, *, num_samples: int, more: str = "Raise `nu
 
 
 def uncertified_warning(batch: Batch, *, num_points: int) -> str | None:
-    """What to do about picks that a point left out for want of memory could have beaten, or None.
+    """Advise on picks that a point left out for want of memory could have beaten; None if there are none.
 
     Example:
         >>> one = torch.tensor([0])

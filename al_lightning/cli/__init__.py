@@ -3,17 +3,17 @@
 import os
 
 # A tenth of libgomp's own number. By `benchmarks/busy_neighbour.py` on two cores, an epoch beside a busy process takes
-# 3.3 times the quiet time then, not 14 to 17, and a quiet one no longer; with 10,000 it is 2.2 times, and a quiet one
-# takes a tenth longer.
+# 3.3 times the quiet time then, not 14 to 17, and a quiet one no longer; with 10,000 it is 2.2 times, but a quiet one
+# takes longer.
 SPINS = "30000"
 POLICIES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
 def main() -> None:
-    """Run a command, with threads of torch that wait asleep rather than spinning, unless the user has a policy.
+    """Run a command, with threads of torch that spin for a shorter time while they wait, unless the user has a policy.
 
-    Where another process keeps a core busy, threads that spin for each other at every operation of torch make it take a
-    hundred times as long. libgomp reads its settings when torch is loaded, and workers and ranks inherit them.
+    Where another process keeps a core busy, torch's threads spin for each other at every operation. libgomp reads its
+    settings when torch is loaded, and workers and ranks inherit them.
     """
     if not any(name in os.environ for name in POLICIES):
         os.environ["GOMP_SPINCOUNT"] = SPINS

@@ -60,7 +60,7 @@ def _of_class(path: str, option: str, *, key: str, value: re.Match[str] | None) 
 
 
 def _key(message: str) -> str:
-    """Where the error is, from the outermost key to the innermost."""
+    """Return the keys that lead to the error, from the outermost to the innermost."""
     return ".".join(dict.fromkeys(_WHERE.findall(message))) or "KEY"
 
 

@@ -183,7 +183,7 @@ class ActiveLearningDataModule(LightningDataModule):
 
     @property
     def labels(self) -> Labels:
-        """Which samples are labelled, and since which round."""
+        """Return which samples are labelled, and since which round."""
         if self._labels is None:
             raise RuntimeError("There are no labels before `setup('fit')`, which draws the initial ones.")
         return self._labels
@@ -200,7 +200,7 @@ class ActiveLearningDataModule(LightningDataModule):
 
     @property
     def has_acquired(self) -> bool:
-        """Whether samples were labelled besides the initial ones."""
+        """Tell whether samples were labelled besides the initial ones."""
         return self._labels is not None and bool((self._labels.round_of_N > 0).any())
 
     def setup(self, stage: str) -> None:
@@ -385,24 +385,24 @@ class ActiveLearningDataModule(LightningDataModule):
 
 @cache
 def own_names(wrapper: type) -> frozenset[str]:
-    """What a wrapper's class and those that users derive from it define or declare, Lightning's own bases left out."""
+    """List the names that a wrapper's class and those derived from it define, Lightning's own bases left out."""
     bases = [base for base in wrapper.__mro__ if base not in LightningDataModule.__mro__]
     names = frozenset(name for base in bases for name in (*vars(base), *get_annotations(base)))
     return names - {"CHECKPOINT_HYPER_PARAMS_KEY"}  # where Lightning asks the class it loads, where the object it saves
 
 
 def is_own(wrapper: type, name: str) -> bool:
-    """Whether an attribute is read from the wrapper and not from the module that it wraps."""
+    """Tell whether an attribute is read from the wrapper and not from the module that it wraps."""
     return name in own_names(wrapper) or (name.startswith("__") and name.endswith("__"))
 
 
 def is_held(wrapper: type, name: str) -> bool:
-    """Whether an attribute is set on the wrapper: its own ones are, but not the hooks in which it asks the wrapped."""
+    """Tell whether an attribute is set on the wrapper: its own are, but not the hooks in which it asks the wrapped."""
     return is_own(wrapper, name) and (name.startswith("__") or not hasattr(LightningDataModule, name))
 
 
 class SetFromOutside:
-    """What was set on a data module through its wrapper, by callbacks or a model, and what was there before."""
+    """Attributes set on a data module through its wrapper, by callbacks or a model, and their values before."""
 
     def __init__(self, inner: LightningDataModule) -> None:
         self._hparams = dict(inner.hparams)

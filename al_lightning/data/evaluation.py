@@ -36,7 +36,7 @@ class OneRanksShare(DistributedSampler[Any]):
         return len(self._share())
 
     def lengths(self) -> list[int]:
-        """How many indices each rank has."""
+        """Count the indices of each rank."""
         return [len(self._indices[rank :: self.num_replicas]) for rank in range(self.num_replicas)]
 
     @property
@@ -113,7 +113,7 @@ def _flat(loaders: Any) -> list[Any]:  # noqa: ANN401 - whatever nesting the use
 
 
 def _num_own_points(trainer: Trainer) -> int:
-    """How many points this rank tests; 1 for all where a loader is left as it is, for then it cannot be known."""
+    """Count the points that this rank tests; 1 for all where a loader is left as it is, for then it cannot be known."""
     loaders = _flat(trainer.test_dataloaders)
     if not all(isinstance(getattr(loader, "sampler", None), OneRanksShare) for loader in loaders):
         return 1
@@ -148,7 +148,7 @@ def _have_other_shares(trainer: Trainer) -> bool:
 
 
 def num_repeated(loaders: Any, num_batches: Sequence[float]) -> tuple[int, int]:  # noqa: ANN401 - whatever nesting
-    """How many points one rank sees of the loaders that ranks share, and how many there are of them in all.
+    """Count the points that one rank sees of the loaders that ranks share, and those that there are in all.
 
     The sum of the former over ranks is the larger one where a sampler repeats points, so that all have equally many.
 
@@ -162,7 +162,7 @@ def num_repeated(loaders: Any, num_batches: Sequence[float]) -> tuple[int, int]:
 
 
 def _exhausted_sampler(loader: Any, num_batches: float) -> Any:  # noqa: ANN401 - a DistributedSampler, whose dataset is sized
-    """What deals out a loader's points to ranks, if all are taken: those that it repeats come last."""
+    """Return the sampler that deals out a loader's points to ranks, if all are taken: repeated ones come last."""
     own = loader.sampler if getattr(loader, "batch_size", None) is not None else getattr(loader, "batch_sampler", None)
     sampler = getattr(own, "sampler", own)
     if not isinstance(sampler, DistributedSampler):

@@ -1,4 +1,4 @@
-"""Where in an item its target stands, and which class that is: decided here for all that reads targets."""
+"""Target of an item: where it stands and which class it is, decided here for all that reads targets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Who is labelled: one integer for each sample of the dataset, and everything else derived from it."""
+"""Label state: one integer for each sample of the dataset, and everything else derived from it."""
 
 from collections.abc import Iterable, Mapping
 
@@ -61,12 +61,12 @@ class Labels:
 
     @property
     def num_labelled(self) -> int:
-        """How many samples training sees."""
+        """Count the labelled samples."""
         return int((self.round_of_N >= 0).sum())
 
     @property
     def num_pool(self) -> int:
-        """How many samples may still be acquired."""
+        """Count the samples of the pool."""
         return int((self.round_of_N == IN_POOL).sum())
 
     def label(self, indices: Iterable[int] | Tensor, *, round: int) -> None:  # noqa: A002 - the word of the state

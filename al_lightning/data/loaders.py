@@ -122,7 +122,7 @@ def labelled_loader(
 
 
 def draws_per_rank(loader: DataLoader[Any], num_labelled: int, *, samples_per_epoch: int | None, num_ranks: int) -> int:
-    """How many samples an epoch has on each rank, of the user's loader restricted to so many labelled ones."""
+    """Count the samples of an epoch on each rank, of the user's loader restricted to so many labelled ones."""
     sampler, num_draws = loader.sampler, num_labelled
     if samples_per_epoch is not None:
         num_draws = samples_per_epoch

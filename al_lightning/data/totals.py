@@ -26,7 +26,7 @@ OF_A_BATCH = frozenset({"test_step", "on_test_batch_start", "on_test_batch_end"}
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank has logged under one name.
+    """One rank's share of what is logged under one name.
 
     Args:
         reduction: "mean", "sum", "max" or "min".
@@ -115,7 +115,7 @@ def _merge(trainer: Trainer, num_points: int) -> None:
 
 
 def _is_due(metric: Any) -> bool:  # noqa: ANN401 - Lightning's private class
-    """Whether it is a number that is still to be computed; torchmetrics and groups of ranks see to themselves."""
+    """Tell a number that is still to be computed; torchmetrics and groups of ranks see to themselves."""
     meta = metric.meta
     return bool(metric.is_tensor and meta.on_epoch and metric._computed is None and meta.sync.group is None)
 
@@ -131,7 +131,7 @@ def _share(metric: Any, num_points: int) -> Share:  # noqa: ANN401 - Lightning's
 
 
 def _settings(meta: Any) -> dict[str, Any]:  # noqa: ANN401 - Lightning's private class
-    """How something was logged, as far as it can be sent."""
+    """Return the settings of a logged metric, as far as they can be sent."""
     has_suffix = meta.add_dataloader_idx and meta.dataloader_idx is not None
     kept = ("name", "prog_bar", "logger", "on_step", "on_epoch", "add_dataloader_idx")
     return {
@@ -143,7 +143,7 @@ def _settings(meta: Any) -> dict[str, Any]:  # noqa: ANN401 - Lightning's privat
 
 
 def _added(trainer: Trainer, key: str, *, is_synced: bool, **settings: Any) -> Any:  # noqa: ANN401 - Lightning's class
-    """What only other ranks have logged, as the accuracy of a class of which this rank has no point."""
+    """Add a metric that only other ranks have logged, as the accuracy of a class of which this rank has no point."""
     results: Any = trainer._results
     results.pop(key, None)  # of an earlier test
     results.log(value=torch.tensor(0.0, device=trainer.strategy.root_device), batch_size=1, **settings)

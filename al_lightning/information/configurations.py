@@ -41,7 +41,7 @@ class Configurations:
 
     @property
     def is_exact(self) -> bool:
-        """Whether all configurations are here, rather than a sample."""
+        """Tell whether all configurations are here, rather than a sample."""
         return self.counts_M is None
 
     @cached_property
@@ -66,7 +66,7 @@ class Configurations:
         return converted if is_normal_M.all() else converted._only(is_normal_M.nonzero().squeeze(1))
 
     def doubtful(self, *, negligible: float) -> "Configurations":
-        """Without the most certain, under which no more than `negligible` is unknown in all: no gain loses more (nats).
+        """Drop the most certain configurations; every gain changes by at most `negligible` nats.
 
         After many points nearly all configurations are certain. The probabilities no longer sum to one.
 

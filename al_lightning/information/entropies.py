@@ -18,7 +18,7 @@ def at_least_single(log_probs_N_K_C: Tensor) -> Tensor:
 
 
 def rounding_allowed(dtype: torch.dtype) -> float:
-    """How far the log of a row's sum may lie from 0: log-probabilities are rounded relative to their size."""
+    """Bound the log of a row's sum that rounding explains: log-probabilities are rounded relative to their size."""
     return max(1e-4, 8 * torch.finfo(dtype).eps)
 
 

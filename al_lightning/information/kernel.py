@@ -75,7 +75,7 @@ def mean_mixture_entropy(
 
 
 def kernel_name(probs_B_K_C: Tensor) -> Literal["triton", "torch"]:
-    """What `mean_mixture_entropy` runs on such a tensor: the fused Triton kernel on a GPU, or torch in blocks.
+    """Name the kernel of `mean_mixture_entropy` for such a tensor: fused Triton on a GPU, or torch in blocks.
 
     Example:
         >>> kernel_name(torch.rand(5, 3, 2))

@@ -84,7 +84,7 @@ class PoolChunks(Iterator[Tensor]):
 
     @property
     def path(self) -> str | None:
-        """How the posterior has made its forward passes, as a record says it; None for one that does not tell."""
+        """Describe how the posterior has made its forward passes; None for one that does not tell."""
         path, reason = (getattr(self._predict, name, None) for name in ("path", "reason"))
         return f"{path}: {' '.join(reason.split())[:MOST_REASON]}" if path and reason else path
 
@@ -148,7 +148,7 @@ def preview_pool(
 def fitted_posterior(
     trainer: Trainer, module: LightningModule, batches: DataLoader[object], posterior: Posterior
 ) -> Posterior:
-    """What to sample from after a training, given the labelled samples, which `batches` holds in order."""
+    """Fit the posterior after a training, given the labelled samples, which `batches` holds in order."""
     with _predicting(trainer, module), trainer.precision_plugin.forward_context():
         return posterior.fit(module, _batches_on_device(trainer, module, batches))
 

@@ -37,7 +37,7 @@ NUM_PREVIEWED = 8
 
 @dataclass(frozen=True)
 class Draw:
-    """Which samples of the posterior predict.
+    """Posterior samples of a prediction: how many, and the seed that draws them.
 
     Args:
         num_samples: How many.
@@ -81,7 +81,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Chooser:
-    """What decides whom to label next.
+    """Selector of the points to label next.
 
     Args:
         acquisition: Scores the points.
@@ -213,7 +213,7 @@ class Chooser:
         *,
         round_index: int,
     ) -> Screened | None:
-        """What a first look at the points finds; None where all are left to the acquisition."""
+        """Screen the points; None where all are left to the acquisition."""
         screening = self.screening
         if screening is None or not self.acquisition.needs_predictions or len(indices_N) <= screening.num_points:
             return None
@@ -270,7 +270,7 @@ class Chooser:
     def _found(
         self, predictions: Predictions, batch: Batch, screened: Screened | None, ranks: Ranks, *, round_index: int
     ) -> dict[str, Any]:
-        """What the record says beside the samples chosen."""
+        """Return the fields of the record that describe the batch."""
         generator = self._generator(round_index, "information")
         kernel = None if predictions.log_probs_N_K_C is None else kernel_name(predictions.log_probs_N_K_C)
         rows_B_K_C = predictions.rows(batch.positions, exchange=ranks)

@@ -1,4 +1,4 @@
-"""Where the predictions of a pool are kept: in memory, or, beyond a budget, in a file."""
+"""Storage of a pool's predictions: in memory, or, beyond a budget, in a file."""
 
 import math
 import mmap

@@ -1,4 +1,4 @@
-"""What we do not know about the weights, as a function from a batch to the predictions of K networks."""
+"""Uncertainty about the weights, as a function from a batch to the predictions of K networks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,16 +32,16 @@ class Posterior(ABC):
 
     @property
     def draws_anew(self) -> bool:
-        """Whether another seed draws other networks."""
+        """Tell whether another seed draws other networks."""
         return True
 
     @property
     def way_to_more_samples(self) -> str:
-        """What to do where K samples are too few, as a sentence begins."""
+        """Advise where K samples are too few, as a sentence begins."""
         return "Raise `num_samples`"
 
     def checked_num_samples(self, num_samples: int | None) -> int:
-        """K, where `num_samples` was asked for, None being the usual number."""
+        """Validate `num_samples`, defaulting to the usual number."""
         if num_samples is not None and num_samples < 2:  # noqa: PLR2004 - one network cannot disagree with itself
             raise ValueError(f"`num_samples` is {num_samples}, but must be at least 2.")
         return USUAL_NUM_SAMPLES if num_samples is None else num_samples
@@ -65,7 +65,7 @@ class Posterior(ABC):
         """
 
     def fit(self, model: nn.Module, batches: Iterable[object]) -> "Posterior":  # noqa: ARG002 - of those that learn
-        """What to sample from, given the labelled points: this posterior itself, unless it learns from them.
+        """Fit to the labelled points: return this posterior itself, unless it learns from them.
 
         Called after each training, with the trained weights; nothing is kept from one round to the next.
 

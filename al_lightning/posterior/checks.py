@@ -1,4 +1,4 @@
-"""Whether what was sampled is a posterior: K networks that differ from each other and not from batch to batch."""
+"""Checks that samples are those of a posterior: K networks that differ from each other and not from batch to batch."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -248,7 +248,7 @@ def rounding_tolerance(outputs: Tensor, model: nn.Module, *, at_least: float = 0
 
 
 def is_fine(outputs: Tensor, model: nn.Module) -> bool:
-    """Whether the number formats in use show small effects: half precision rounds them away."""
+    """Tell whether the number formats in use show small effects: half precision rounds them away."""
     return _coarsest(outputs, model) <= torch.finfo(torch.float32).eps
 
 

@@ -15,7 +15,7 @@ _FEWEST_IN_A_ROW = 16  # with fewer classes than fit into a register torch takes
 
 
 def model_inputs(batch: object) -> Tensor:
-    """What `module(...)` is called with when no `predict=` is given: the batch itself, or x of an (x, y) batch.
+    """Return the model's input where no `predict=` is given: the batch itself, or x of an (x, y) batch.
 
     Example:
         >>> model_inputs((Tensor([[1.0, 2.0]]), Tensor([0])))
@@ -37,7 +37,7 @@ def _described(value: object) -> str:
 
 
 def leaves(batch: object) -> Iterator[object]:
-    """What is left of a batch when mappings, tuples and lists are opened."""
+    """Yield the leaves of a batch: mappings, tuples and lists are opened."""
     if isinstance(batch, Mapping):
         batch = list(batch.values())
     if isinstance(batch, (tuple, list)):
@@ -70,7 +70,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: object) -> object:
 
 
 def has_rows(batch: object, num_rows: int) -> bool:
-    """Whether every leaf is a tensor of `num_rows` rows (or None), so that some of its rows are a batch too."""
+    """Check that every leaf is a tensor of `num_rows` rows (or None), so that some of its rows are a batch too."""
     tensors = [leaf for leaf in leaves(batch) if leaf is not None]
     return all(isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == num_rows for leaf in tensors)
 

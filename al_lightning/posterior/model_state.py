@@ -74,7 +74,7 @@ def seed_generators(model: nn.Module, seed: int) -> None:
 
 
 def are_seeded(seed: int) -> bool:
-    """Whether nothing was drawn of Python's and NumPy's generators since `seed_generators`."""
+    """Tell whether nothing was drawn of Python's and NumPy's generators since `seed_generators`."""
     of_python, of_numpy = random.Random(seed), np.random.RandomState(seed)  # noqa: S311
     states = [repr(generator.get_state()) for generator in (of_numpy, np.random)]
     return random.getstate() == of_python.getstate() and states[0] == states[1]
@@ -126,7 +126,7 @@ class ModelState:
                 self._contents.append((prefix + key, put_back))
 
     def _kept(self, value: object) -> PutBack | None:
-        """What puts back the contents of a value that may have some and is met for the first time."""
+        """Return what puts back the contents of a value that may have some and is met for the first time."""
         if not isinstance(value, (Tensor, list, tuple, deque, set, dict)) or id(value) in self._seen:
             return None
         self._seen.add(id(value))

@@ -1,4 +1,4 @@
-"""What a model holds besides the values of its parameters and buffers, put back into the same objects.
+"""Snapshot of what a model holds besides the values of its parameters and buffers, put back into the same objects.
 
 Modes, hooks, submodules, parametrisations and plain Python attributes are remembered where they are: shallow copies of
 every container, of the fields of every object and of small tensors and arrays, so that nobody's reference goes stale.
@@ -270,7 +270,7 @@ class _Checksum(io.RawIOBase):
 
 
 def _trace(thing: object) -> object:
-    """What tells the states of an object apart; None where it does not tell."""
+    """Return what tells the states of an object apart; None where nothing does."""
     if isinstance(thing, io.IOBase):
         return thing.closed, None if thing.closed or not thing.seekable() else thing.tell()
     file = _Checksum()
@@ -303,7 +303,7 @@ def put_values(tensor: Tensor, values: Tensor, stride: tuple[int, ...] | None = 
 
 
 def _lives_on(thing: object) -> bool:
-    """Whether an object asks to be shared by all rounds, as a callback's may: its `__deepcopy__` returns itself."""
+    """Tell whether an object is to be shared by all rounds, as a callback's may: its `__deepcopy__` returns itself."""
     own = getattr(type(thing), "__deepcopy__", None)
     if own is None or not isinstance(own, types.FunctionType):
         return False
@@ -406,7 +406,7 @@ def _inside(thing: Any) -> Iterator[object]:  # noqa: ANN401
 
 
 def _is_plain(thing: object) -> bool:
-    """Whether an object is all in its fields: no class that it comes from keeps something in C."""
+    """Tell whether an object is all in its fields: no class that it comes from keeps something in C."""
     slots = _slots(thing)
     pointers = len(slots) + 2  # to `__dict__` and to weak references
     all_in_fields = type(thing).__basicsize__ <= object.__basicsize__ + pointers * tuple.__itemsize__
@@ -466,7 +466,7 @@ class _Module:
             empty.put_back()
 
     def changed(self) -> Iterator[str]:
-        """What has changed and cannot be put back."""
+        """Name what has changed and cannot be put back."""
         now = vars(self.of)
         for attribute, reached in self.watched.items():
             if now.get(attribute) is not reached.value or reached.has_changed():
@@ -540,7 +540,7 @@ class Snapshot:
 
     @property
     def objects(self) -> list[object]:
-        """What is put back in place, and must not be copied where others hold it."""
+        """List what is put back in place, and must not be copied where others hold it."""
         return list(self._seen.values())
 
     def see_structure(self) -> None:

@@ -1,4 +1,4 @@
-"""What a run leaves on disk, and reading it back."""
+"""Records of a run on disk, written and read back."""
 
 from al_lightning.records.journal import read_journal
 from al_lightning.records.replay import Recorded, recorded, trained_on

@@ -73,7 +73,7 @@ class Round:
 
     @property
     def redundancy(self) -> float | None:
-        """How often the batch tells the same: the sum of its BALD over its joint information; 1 if it never does.
+        """Sum of the individual BALD scores divided by the joint mutual information (1 = no redundancy).
 
         None where nothing was predicted, and where the batch tells nothing.
 

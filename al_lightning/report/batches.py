@@ -1,4 +1,4 @@
-"""What batches told about the model, and of which classes they were."""
+"""Pictures of batches: their information about the model, and their classes."""
 
 import math
 from collections import Counter
@@ -33,7 +33,7 @@ GAINS_AS_SCORES = "BatchBALD"  # its scores are what each pick adds, so that the
 
 
 def uninformed(runs: Sequence[Run]) -> str | None:
-    """Why there is no joint information to draw, or None."""
+    """Return why there is no joint information to draw, or None."""
     if any(_is_informed(entry) for run in runs for entry in run.rounds):
         return None
     return "No round records the joint information of its batch: only acquisitions that predict the pool have one."
@@ -115,14 +115,14 @@ def _draw_information(axes: "Axes", group: Group, line: Line, *, shift: float) -
 
 
 def unclassed(runs: Sequence[Run]) -> str | None:
-    """Why there is no class balance to draw, or None."""
+    """Return why there is no class balance to draw, or None."""
     if any(entry.targets for run in runs for entry in run.rounds):
         return None
     return "No round records the labels of what it acquired."
 
 
 def class_balance(runs: Sequence[Run]) -> "Figure":
-    """How many labels of each class a round acquired, mean over the runs of a group that have this round.
+    """Count the labels of each class that a round acquired, mean over the runs of a group that have this round.
 
     Args:
         runs: Of one dataset.

@@ -71,7 +71,7 @@ def acquired_images(
 
 
 def repeated(batches: Sequence[Sequence[int]], copy_key: Callable[[int], Hashable]) -> list[list[bool]]:
-    """Whether each id is a copy of an earlier one of its own or an earlier batch.
+    """Tell of each id whether it is a copy of an earlier one of its own or an earlier batch.
 
     Example:
         >>> repeated([[0, 1, 10], [11, 2]], lambda index: index % 10)
@@ -89,7 +89,7 @@ def repeated(batches: Sequence[Sequence[int]], copy_key: Callable[[int], Hashabl
 
 
 def stored_files(run: Run, *, num_rounds: int = 5) -> dict[int, Path]:
-    """What a run folder holds of the first batches, `acquired/ID.png`, by id; nothing unless it holds every image."""
+    """Read the images of the first batches, `acquired/ID.png`, by id; nothing unless the folder holds every one."""
     batches = [entry.acquired for entry in run.rounds if entry.acquired][:num_rounds]
     files = {index: run.folder / "acquired" / f"{index}.png" for batch in batches for index in batch}
     return files if all(map(os.path.isfile, files.values())) else {}

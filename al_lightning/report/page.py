@@ -94,7 +94,7 @@ def write_report(
 
 
 def _prefixes(datasets: Sequence[str]) -> dict[str, str]:
-    """Where the names of a dataset's pictures begin: letters and digits, not too many, and no two alike.
+    """Name a dataset's pictures: letters and digits, not too many, and no two alike.
 
     Example:
         >>> _prefixes(["my.Data, 9 points", "my Data, 9 points"])

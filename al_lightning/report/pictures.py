@@ -107,7 +107,7 @@ def stored_pictures(runs: Sequence[Run]) -> list[Picture]:
 
 
 def _left_out(files: Mapping[int, Path], broken: Mapping[int, str], most: int = 5) -> str:
-    """Which images cannot be read, and why."""
+    """Name the images that cannot be read, and why."""
     named = [f"{files[index]} ({reason})" for index, reason in list(broken.items())[:most]]
     more = f" and {len(broken) - most} more" if len(broken) > most else ""
     return f"Left out, because they cannot be read: {', '.join(named)}{more}."

@@ -22,7 +22,7 @@ class PaperCurve:
 
     @property
     def described(self) -> str:
-        """What the legend says."""
+        """Return the text of the legend."""
         settings = f"b={self.query_size}, K={self.num_samples}"
         return f"{self.acquisition}, the paper's median of {self.num_runs} ({settings})"
 
@@ -38,7 +38,7 @@ def paper_datasets() -> list[str]:
 
 
 def paper_source() -> str:
-    """Where the curves come from and what they are."""
+    """Describe the curves and their source."""
     return str(_published()["source"])
 
 

@@ -23,7 +23,7 @@ MAX_SHOWN = 120  # letters of a name in a picture
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds; `name` is the folder as it was given."""
+    """Contents of a run folder; `name` is the folder as it was given."""
 
     name: str
     folder: Path
@@ -31,7 +31,7 @@ class Run:
     rounds: Sequence[Round]
 
     def setting(self, name: str) -> str:
-        """What the header records under a name."""
+        """Return the value that the header records under a name."""
         return str(self.header.get(name, None if name in MAY_BE_ABSENT else UNKNOWN))
 
     @property
@@ -46,7 +46,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        """Why the run ended, or how far it has come."""
+        """Return why the run ended, or how far it has come."""
         if not self.rounds:
             return "no round finished"
         return self.rounds[-1].stopped or f"unfinished: {len(self.rounds)} rounds so far"
@@ -208,7 +208,7 @@ def metrics_of(runs: Iterable[Run]) -> list[str]:
 
 
 def unmeasured(runs: Sequence[Run], metric: str) -> str | None:
-    """Why there is no curve of the metric, or None."""
+    """Return why there is no curve of the metric, or None."""
     if any(run.curve(metric) for run in runs):
         return None
     falling = [run.name for run in runs if run.rounds and not is_rising([each.num_labelled for each in run.rounds])]

@@ -1,4 +1,4 @@
-"""How pictures look: fonts that stay readable at the width of a phone or a column of print, colours for everybody.
+"""Style of pictures: fonts that stay readable at the width of a phone or a column of print, colours for everybody.
 
 Pictures are `Figure` objects with a canvas of their own, never pyplot's global state, on white paper: a transparent
 picture with dark letters would be lost on a dark page.
@@ -40,7 +40,7 @@ FREE = (
 
 @dataclass(frozen=True)
 class Line:
-    """How the line of a group is drawn."""
+    """Return the style of a group's line."""
 
     colour: str
     dashes: str

@@ -1,4 +1,4 @@
-"""What the pictures leave out, as tables of the page and as one CSV."""
+"""Tables of the page, and one CSV: all that the pictures leave out."""
 
 import statistics
 from collections.abc import Sequence
@@ -73,7 +73,7 @@ def runs_table(runs: Sequence[Run], *, metric: str) -> Html:
 
 
 def run_details(run: Run) -> Html:
-    """What ran and every round of it, folded away."""
+    """Show the settings of a run and its rounds, folded away."""
     settings = {name: value for name, value in run.header.items() if name not in DROPPED}
     versions = run.header.get("versions", {})
     header = table(["setting", "value"], [[name, _setting(value)] for name, value in settings.items()], class_="text")

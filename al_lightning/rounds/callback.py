@@ -288,7 +288,7 @@ class ActiveLearning(Callback):
 
     @property
     def stopped(self) -> str | None:
-        """Why the rounds have ended, or None."""
+        """Return why the rounds have ended, or None."""
         return self.rounds[-1].stopped if self.rounds else None
 
     def _finish_round(self, trainer: Trainer, module: LightningModule) -> None:

@@ -31,7 +31,7 @@ def prefix_checkpoints(trainer: Trainer, round_index: int, member: int | None = 
 
 
 def keeps_last(checkpoint: Callback) -> bool:
-    """Whether a later process finds the last checkpoint by name, and where this one has written it."""
+    """Tell whether a later process finds the last checkpoint by name, and where this one has written it."""
     if not isinstance(checkpoint, pl.callbacks.ModelCheckpoint):
         return False
     return bool(checkpoint.save_last) and checkpoint.dirpath is not None

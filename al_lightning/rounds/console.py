@@ -1,4 +1,4 @@
-"""What a person sees of a run: a header, a live line of the running round, a line for each round, and a table."""
+"""Terminal output of a run: a header, a live line of the running round, a line for each round, and a table."""
 
 import logging
 import shutil
@@ -143,19 +143,20 @@ def _show_nothing(*arguments: object, **settings: object) -> None:
 
 
 def header_line(header: Mapping[str, Any], folder: Path | None) -> str:
-    """Return what runs, for a person: acquisition, labels, posterior, seeds and folder.
+    """Return what runs, for a person; the records have every argument.
 
     Example:
         >>> header_line({"acquisition": "BALD()", "query_size": 5, "max_labelled": 20, "posterior": "MCDropout()",
         ...     "num_samples": 9, "seed": 0, "fit_seed": 1}, Path("runs/a"))
-        'BALD() | 5 labels a round up to 20 | MCDropout(), 9 samples | seed 0, of the fits 1 | runs/a'
+        'BALD | 5 labels a round up to 20 | MCDropout, 9 samples | seed 0, of the fits 1 | runs/a'
     """
     budget = "" if header["max_labelled"] is None else f" up to {header['max_labelled']}"
     of_fits = "" if header["fit_seed"] in {None, header["seed"]} else f", of the fits {header['fit_seed']}"
+    acquisition, posterior = (str(header[name]).partition("(")[0] for name in ("acquisition", "posterior"))
     parts = [
-        str(header["acquisition"]),
+        acquisition,
         f"{header['query_size']} labels a round{budget}",
-        f"{header['posterior']}, {header['num_samples']} samples",
+        f"{posterior}, {header['num_samples']} samples",
         f"seed {header['seed']}{of_fits}",
         "no folder" if folder is None else str(folder),
     ]
@@ -174,7 +175,7 @@ def round_line(record: Round, *, budget: int | None) -> str:
 
 
 def _labels_bar(num_labelled: int, budget: int | None) -> str:
-    """How far the rounds are; drawn once a round, because Lightning's own bars own the terminal during one."""
+    """Draw the share of the label budget that is used."""
     if budget is None:
         return f"{num_labelled} labels"
     filled = min(BAR_WIDTH, BAR_WIDTH * num_labelled // budget)  # a run that goes on may have a lower budget

@@ -173,7 +173,7 @@ def _refuse_checkpoint_of_member(ckpt_path: str | Path | None, callback: ActiveL
 
 
 def _prepare_to_spawn(trainer: Trainer, callback: ActiveLearning) -> None:
-    """What a spawned process has done comes back through the run folder, which must be known here too."""
+    """Name the run folder here too, through which a spawned process tells what it has done."""
     if callback.posterior.members is not None or trainer.fast_dev_run:  # type: ignore[attr-defined]
         what = "fast_dev_run" if trainer.fast_dev_run else f"`posterior` {callback.posterior!r}"  # type: ignore[attr-defined]
         raise ValueError(
@@ -193,7 +193,7 @@ def _earlier_rounds(callback: ActiveLearning) -> list[Round]:
 
 
 def _checkpoint_due(trainer: Trainer, callback: ActiveLearning, ckpt_path: str | Path | None) -> str | Path | None:
-    """What the first fit goes on from. "last" is for every command of a run, whether it is new, killed or has ended.
+    """Return the checkpoint that the first fit resumes from. "last" suits a run that is new, killed or ended.
 
     Lightning looks for the last before it calls any callback: its name must be that of the round that is due by then.
     """
@@ -256,7 +256,7 @@ def _one_round(
 
 
 def _check_fit(trainer: Trainer, callback: ActiveLearning, *, before: int) -> None:
-    """Whether the fit ended, and with it the round, unless there are members to fit."""
+    """Check that the fit has ended, and with it the round, unless there are members to fit."""
     members = callback.posterior.members
     is_last = members is None or callback.member == members.num - 1
     if not trainer.state.finished or (is_last and len(callback.rounds) <= before):

@@ -1,4 +1,4 @@
-"""How a run ends from outside: by SIGTERM with status 143 and one line, and soon where the process of rank 0 is gone.
+"""End of a run from outside: by SIGTERM with status 143 and one line, and soon where rank 0's process is gone.
 
 Lightning ends a fit that gets SIGTERM by a SystemExit without a status, so that a scheduler takes the run for done. It
 has a handler of its own only while its loops run; between them SIGTERM kills a process on the spot, and leaves those

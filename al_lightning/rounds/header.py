@@ -1,4 +1,4 @@
-"""What the header of a run's records says of it, so that another run is noticed."""
+"""Settings that identify a run; a run with different ones is refused."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""When the rounds end."""
+"""Limits of a run: when its rounds end."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class Limits:
     def reason(
         self, *, num_labelled: int, num_pool: int, num_fits: int, metrics: Mapping[str, float | None]
     ) -> str | None:
-        """Why no round follows a fit on `num_labelled` samples, or None."""
+        """Return why no round follows a fit on `num_labelled` samples, or None."""
         if self.max_labelled is not None and num_labelled >= self.max_labelled:
             return f"max_labelled={self.max_labelled} reached"
         if num_pool == 0:

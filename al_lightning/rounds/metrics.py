@@ -39,7 +39,7 @@ def with_test(fit_metrics: Metrics, test_metrics: Metrics) -> dict[str, float | 
 
 
 def repeated_points(ranks: Ranks, **stages: tuple[Any, Sequence[float]]) -> dict[str, int]:
-    """How many points the ranks have counted twice, by stage; those are left out that counted none so.
+    """Count the points that ranks have counted twice, by stage; stages without any are left out.
 
     Args:
         ranks: All processes.

@@ -1,4 +1,4 @@
-"""What a run keeps in its folder beside the records, so that the same command goes on where it was killed.
+"""Files of a run beside its records, from which the same command resumes where it was killed.
 
 * `first_weights.pt`: the weights that every round starts from; another process initialises others.
 * `warm_weights-NNN.pt`: with `warm_start`, the weights at the end of round NNN; of the last three rounds, because two
@@ -118,7 +118,7 @@ def refuse_other_run(before: Mapping[str, Any], now: Mapping[str, Any], folder: 
 
 
 def still_finished(rounds: Sequence[Round], limits: Limits, *, query_size: int) -> list[Round]:
-    """Of the rounds on disk those that stand; at most the last two are to be run again.
+    """Return the rounds on disk that remain valid; at most the last two must be repeated.
 
     The last is where its test is missing, for which the weights of its fit are gone, and where it ended for a limit
     that has been raised since: it acquired nothing then, so nothing is lost. The one before it is where that limit cut

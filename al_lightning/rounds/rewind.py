@@ -138,7 +138,7 @@ def _with_inner(datamodule: LightningDataModule | None) -> list[object]:
 
 
 def _loaders_of(trainer: Trainer) -> list[object]:
-    """What a Tuner's fit has left, with whole datasets in it; the next fit makes its own."""
+    """List the loaders that a Tuner's fit has left, with whole datasets in them; the next fit makes its own."""
     loaders = [trainer.train_dataloader, trainer.val_dataloaders]
     return [part for some in loaders if some is not None for part in CombinedLoader(some).flattened]
 
@@ -235,7 +235,7 @@ def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def may_be_unfinished(module: LightningModule) -> bool:
-    """Whether Lightning may build the model, or the rest of it, in a hook that it calls at the start of a fit."""
+    """Tell whether Lightning may build the model, or the rest of it, in a hook at the start of a fit."""
     return is_overridden("configure_model", module) or is_overridden("setup", module)
 
 

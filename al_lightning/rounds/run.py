@@ -34,7 +34,7 @@ NUM_WARM_KEPT = 3  # two rounds may be run again, and the first of them continue
 
 
 class Run:
-    """What has happened so far. Rank 0 alone reads and writes the folder, which the others need not see.
+    """State of a run: finished rounds and the folder that holds them. Only rank 0 touches the folder.
 
     Attributes:
         rounds: The records of the finished rounds; the same on every rank.
@@ -86,7 +86,7 @@ class Run:
     def commit(
         self, ranks: Ranks, rounds: Sequence[Round], *, states: States | None = None, is_warm: bool = False
     ) -> None:
-        """Let these be the rounds: on disk first, so that what is done with them afterwards is never lost.
+        """Commit `rounds`: write them to disk, then update memory.
 
         Args:
             ranks: All processes.
@@ -141,17 +141,17 @@ class Run:
             self._journal.header = self.header
 
     def first_weights(self, ranks: Ranks) -> States | None:
-        """What every round starts from, as the first process had it; None if no process got so far."""
+        """Read the weights that every round starts from; None if no process has kept them yet."""
         return self._read(ranks, FIRST_WEIGHTS, digest=self.header.get("first_weights"))
 
     def warm_weights(self, ranks: Ranks) -> States | None:
-        """What the next round continues from with `warm_start`; None before the first round."""
+        """Read the weights that the next round continues from with `warm_start`; None before the first round."""
         if not self.rounds:
             return None
         return self._read(ranks, self._warm_weights(len(self.rounds) - 1).name, digest=self.rounds[-1].weights)
 
     def last_weights(self, ranks: Ranks) -> States | None:
-        """What an ended run ended with; None if the folder has it no more."""
+        """Read the weights that an ended run ended with; None if the folder has them no more."""
         digest = self.rounds[-1].weights if self.rounds else None
         return self._read(ranks, LAST_WEIGHTS, digest=digest, way_out=BEGIN_ANEW, is_needed=False)
 
@@ -270,7 +270,7 @@ def _move(datamodule: ActiveLearningDataModule, moved: Sequence[Change], *, base
 def reason_to_stop(
     trainer: Trainer, limits: Limits, labels: Labels, *, num_fits: int, metrics: Mapping[str, float | None]
 ) -> str | None:
-    """Why no round follows the fit that has just ended, or None."""
+    """Return why no round follows the fit that has just ended, or None."""
     if trainer.fast_dev_run and num_fits >= FAST_DEV_ROUNDS:  # type: ignore[attr-defined]
         return f"fast_dev_run ends after {FAST_DEV_ROUNDS} rounds"
     return limits.reason(num_labelled=labels.num_labelled, num_pool=labels.num_pool, num_fits=num_fits, metrics=metrics)

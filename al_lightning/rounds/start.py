@@ -1,4 +1,4 @@
-"""What the driver does at the start of a fit: in every process that trains, for a strategy may start them only then."""
+"""Per-fit setup, as a callback because some strategies start their workers inside `fit`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,7 +88,7 @@ class Start(Callback):
 
 
 def _saved(callback: ActiveLearning, ranks: Ranks) -> tuple[Mapping[str, Tensor] | None, bool]:
-    """What an earlier process of this run left to the model (None if there was none), and to an ensemble's members.
+    """Read what an earlier process of this run left to the model (None if there was none) and to an ensemble's members.
 
     Also whether that process began with it.
     """

@@ -16,7 +16,7 @@ ACCURACY_TARGETS = (0.9, 0.95)
 
 
 def numbers_of_last(rounds: Sequence[Round], header: Mapping[str, Any]) -> dict[str, float]:
-    """What loggers are told of the last of these rounds, under `al/...`; what it has no number for is left out.
+    """Return the numbers of the last of these rounds for loggers, under `al/...`; those that it lacks are left out.
 
     Args:
         rounds: All rounds so far.
@@ -32,7 +32,7 @@ def numbers_of_last(rounds: Sequence[Round], header: Mapping[str, Any]) -> dict[
 
 
 def class_numbers(targets: Sequence[int]) -> dict[str, float]:
-    """How many labels each class has, up to the highest class seen, and the entropy of their shares (nats).
+    """Count the labels of each class, up to the highest class seen, and the entropy of their shares (nats).
 
     Beyond 100 classes only the entropy.
 
@@ -50,7 +50,7 @@ def class_numbers(targets: Sequence[int]) -> dict[str, float]:
 
 
 def end_numbers(rounds: Sequence[Round], header: Mapping[str, Any]) -> dict[str, float]:
-    """What sums up the label curve of a finished run: the area under it, and the labels to each target it reached.
+    """Sum up the label curve of a finished run: the area under it, and the labels to each target that it reached.
 
     The curve is that of `monitor`, to `target`, if the run has one; else of the only test metric that looks like an
     accuracy, to 0.9 and 0.95. There is none if no or several metrics do, and where labels were taken back.

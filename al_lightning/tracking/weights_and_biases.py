@@ -1,4 +1,4 @@
-"""What W&B shows beyond numbers: tables, images, the labelled set. Only a Trainer that logs to it imports wandb."""
+"""W&B's tables, images and labelled set. Only a Trainer that logs to it imports wandb."""
 
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
@@ -63,7 +63,7 @@ def define_axis(logger: "WandbLogger", names: Iterable[str]) -> None:
 
 
 def num_logged(logger: "WandbLogger") -> int:
-    """How many rounds a W&B run holds already, which an earlier process began; 0 for a new run, and offline."""
+    """Count the rounds that a W&B run holds already, which an earlier process began; 0 for a new run, and offline."""
     last = logger.experiment.summary.get(_prefixed(logger, f"{PREFIX}round"))
     return 0 if last is None else int(last) + 1
 

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from al_lightning import (
     Screening,
     active_fit,
 )
+from al_lightning.acquisition import Acquisition, Batch
 from al_lightning.records.journal import read_journal
 
 
@@ -191,6 +193,31 @@ def test_predictions_that_fail_on_one_rank_end_the_run_on_all_in_seconds(on_rank
     assert [ok for ok, _ in answers] == [False, False]
     assert "Rank 1 failed, so all stop. ValueError: The model's predictions are NaN" in answers[0][1]
     assert answers[1][1].startswith("ValueError: The model's predictions are NaN")
+    assert read_journal(tmp_path)[1] == []
+
+
+@dataclass(frozen=True)
+class BreaksItsContract(Acquisition):
+    """Takes the first points, and on one rank the first one several times."""
+
+    rank: int
+
+    def __call__(self, predictions, batch_size, *, generator, exchange=None):
+        is_broken = int(os.environ["LOCAL_RANK"]) == self.rank
+        positions = torch.zeros(batch_size, dtype=torch.long) if is_broken else torch.arange(batch_size)
+        return Batch(positions, torch.zeros(batch_size, dtype=torch.float64))
+
+
+def breaking_its_contract(folder, num_ranks, rank):
+    return run(folder, num_ranks=num_ranks, acquisition=BreaksItsContract(rank))
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_broken_on_one_rank_alone_ends_the_run_on_all(on_ranks, tmp_path):
+    answers = on_ranks(2, __file__, "breaking_its_contract", folder=str(tmp_path), num_ranks=2, rank=1)
+    assert [ok for ok, _ in answers] == [False, False]
+    assert "Rank 1 failed, so all stop. ValueError: `acquisition` BreaksItsContract(rank=1)" in answers[0][1]
+    assert "has chosen the positions [0] more than once" in answers[1][1]
     assert read_journal(tmp_path)[1] == []
 
 

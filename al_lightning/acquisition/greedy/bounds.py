@@ -35,7 +35,7 @@ class Bound:
     spread_R_K: Tensor
 
     def gains(self, probs_n_C_K: Tensor, entropies_n_K: Tensor) -> Tensor:
-        """What no candidate's gain exceeds (n, nats), up to rounding."""
+        """Bound each candidate's gain from above (n, nats), up to rounding."""
         means, probs_n_K_C = self.means, probs_n_C_K.transpose(1, 2)
         mixed_n = mean_mixture_entropy(means.weights_M_K, means.probs_M, probs_n_K_C, less_squares_R_K=self.spread_R_K)
         return mixed_n - entropies_n_K @ means.mean_weights

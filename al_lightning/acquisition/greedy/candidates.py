@@ -15,7 +15,7 @@ from al_lightning.threads import each, own_threads
 
 @dataclass(frozen=True)
 class Candidates:
-    """What is kept of this process's part of the pool, prepared once for all picks of a batch.
+    """Candidates of this process's part of the pool, prepared once for all picks of a batch.
 
     Args:
         source_N_K_C: Where the predictions are: the pool, never copied, or the points that were kept of a stream.

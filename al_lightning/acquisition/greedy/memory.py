@@ -1,4 +1,4 @@
-"""What BatchBALD's choice may take in memory beyond the pool itself, decided before the work starts."""
+"""Memory that BatchBALD's choice takes beyond the pool itself, planned before the work starts."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Plan:
-    """How many points of the pool fit into the budget, and how many are read at once.
+    """Plan of the memory: how many points of the pool fit into the budget, and how many are read at once.
 
     Args:
         num_kept: How many candidates can be kept; the pool's size if all can.

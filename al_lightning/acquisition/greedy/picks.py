@@ -78,7 +78,7 @@ class Greedy:
         self._num_filled = len(positions_B)
 
     def batch(self) -> Batch:
-        """What was chosen."""
+        """Return the batch that was chosen."""
         counts = torch.tensor([self._search.num_evaluated, len(self._candidates.rows_n)])
         num_evaluated, num_candidates = self._exchange.gather(counts).sum(dim=0).tolist()
         leads, lead_errors = (torch.stack(column) for column in zip(*self._leads, strict=True))
@@ -122,7 +122,7 @@ class Greedy:
             self._is_over = bool(configurations.doubt() < search.slack and configurations.remaining() < search.slack)
         if self._is_over:
             return search.equal_scores()
-        # Where less than that is left, thousands of points are alike, and none need be told from the others.
+        # Below this information, gains differ only by rounding, so all points are treated as tied.
         least = LEAST_TO_LEARN * search.slack
         almost = least - search.slack / 4  # so that no rounding of a bound hides as much as the least
         gains_n, best_two = self._best_gains(at_least=almost)

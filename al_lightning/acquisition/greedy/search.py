@@ -22,7 +22,7 @@ NEARLY_ALL = 0.9  # of the candidates: then all are bounded where they lie, othe
 
 
 class Search:
-    """What is known about the gains of this process's candidates, from pick to pick of a batch."""
+    """Gains of this process's candidates as far as they are known, from pick to pick of a batch."""
 
     def __init__(self, candidates: Candidates) -> None:
         self.num_evaluated = 0
@@ -59,7 +59,7 @@ class Search:
         score: Callable[[Tensor], Tensor],
         bound: Callable[[Tensor], float] = lambda _: math.inf,
     ) -> Tensor:
-        """What `gains` found, so that the choice depends neither on the search nor on where a point lies (n, double).
+        """Score what `gains` found: the choice depends neither on the search nor on where a point lies (n, double).
 
         Whatever may be one of the best two is scored again, one by one and in double precision; the rest is minus
         infinity. Points that add only rounding are equal, with a score of 0; there may be as many as the pool has.
@@ -172,7 +172,7 @@ def _highest(values_n: Tensor, rows: Tensor, number: int) -> Tensor:
 
 
 def largest_ratio(configurations: Configurations) -> float:
-    """How many times its BALD a point's gain may be: K max_k wbar_k, which is 1 where all configurations are here."""
+    """Bound the ratio of a point's gain to its BALD: K max_k wbar_k, which is 1 where all configurations are here."""
     if configurations.is_exact:
         return 1.0
     mean_weights_K = configurations.mean_weights

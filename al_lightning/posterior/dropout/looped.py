@@ -26,7 +26,7 @@ _KINDS: Mapping[type[nn.Module], DropoutKind] = MappingProxyType(
 
 
 def can_be_replaced(model: nn.Module, mode: MaskedForward) -> bool:
-    """Whether all masks are of torch's own dropout modules, and none of a function that some module calls."""
+    """Tell whether all masks are of torch's own dropout modules, and none of a function that some module calls."""
     modules = dict(model.named_modules())
     drop_all = [module for module in modules.values() if type(module) in _KINDS and module.p == 1]  # without masks
     return not drop_all and all(type(modules.get(layer)) in _KINDS for layer, _ in mode.masks)

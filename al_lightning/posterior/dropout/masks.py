@@ -18,7 +18,7 @@ def named(layer: str) -> str:
 
 @dataclass(frozen=True)
 class DropoutKind:
-    """Which of torch's dropout functions.
+    """Kind of dropout among torch's functions.
 
     Args:
         channelwise: Whole channels are dropped (axis 1), not elements.
@@ -67,7 +67,7 @@ def dropout_mask(shape: Sequence[int], p: float, *, seed: int, layer: str, call:
 
 
 def keep_factors(keep: Tensor, p: float, *, dtype: torch.dtype) -> Tensor:
-    """What plain dropout with p < 1 multiplies by: keep / (1 - p). What is a factor already stays one.
+    """Return the factors of plain dropout with p < 1: keep / (1 - p). What is a factor already stays one.
 
     Example:
         >>> keep_factors(torch.tensor([True, False]), 0.5, dtype=torch.float32)

@@ -215,7 +215,7 @@ class _Samples:
         return torch.stack(outputs_k_B_C, dim=1)
 
     def _output_by_replacement(self, inputs: object, k: int) -> Tensor:
-        """What `_output` gives, for less, where all dropout is that of modules."""
+        """Compute `_output` for less, where all dropout is that of modules."""
         if self._replaced is not None:
             self._replaced.start(k)
         return self._forward(inputs)

@@ -1,4 +1,4 @@
-"""How much a forward pass of all samples computes, and how much of it all samples share."""
+"""Cost of a forward pass of all samples, and the part of it that all samples share."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class Results:
 
     @property
     def are_mostly_responses(self) -> bool:
-        """Whether what is computed in coarse blocks, responses and their mixtures, takes most of the time."""
+        """Tell whether what is computed in coarse blocks, responses and their mixtures, takes most of the time."""
         return self.shared - self.responses < self.responses and not self.has_own_convolution
 
     def add(self, result: Tensor) -> None:

@@ -27,7 +27,7 @@ _TRIAL_ROWS = 4
 
 @dataclass(frozen=True)
 class Slices:
-    """How much goes into one pass, so that its largest activation stays within the working set.
+    """Split of the samples into passes, so that the largest activation stays within the working set.
 
     Args:
         rows: Of the batch.

@@ -15,7 +15,7 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 class Members:
-    """What a driver needs to train an ensemble: before each member's fit `start`, after it `keep`.
+    """Members of an ensemble in training: before each one's fit `start`, after it `keep`.
 
     The model stays one object, because LightningCLI binds optimizers to its parameters.
 
@@ -36,7 +36,7 @@ class Members:
 
     @property
     def states(self) -> list[State]:
-        """What the members were after their last fits."""
+        """Return the members' weights after their last fits."""
         if len(self._states) < self.num:
             raise RuntimeError(
                 f"{len(self._states)} of the ensemble's {self.num} members are trained. `active_fit(trainer, model, "

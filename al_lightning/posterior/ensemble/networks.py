@@ -1,4 +1,4 @@
-"""What K networks of one architecture predict: one model, and a state for each of them."""
+"""K networks of one architecture: one model, and a state for each of them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,7 +23,7 @@ from al_lightning.posterior.model_state import attributes_back, handed_back
 
 
 class _Called(nn.Module):
-    """What is called of a model, as a module of its own, because `functional_call` takes no function."""
+    """Call of a model as a module of its own, because `functional_call` takes no function."""
 
     def __init__(self, model: nn.Module, predict: Callable[[nn.Module, Any], Tensor] | None) -> None:
         super().__init__()

@@ -105,7 +105,7 @@ class LastLayerLaplace(Posterior):
         )
 
     def inputs(self, batch: object) -> object:
-        """What the model is called with."""
+        """Return the input that the model is called with."""
         return model_inputs(batch) if self.predict is None else batch
 
     def _run(self, model: nn.Module, batch: object, layer: str | None) -> LastLayerPass:

@@ -18,7 +18,7 @@ Curve = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds.
+    """Contents of a run folder.
 
     Args:
         folder: Where.
@@ -31,7 +31,7 @@ class Run:
     rounds: Sequence[Round]
 
     def setting(self, name: str) -> Any:  # noqa: ANN401 - whatever JSON holds
-        """What the header records under this name."""
+        """Return the value that the header records under this name."""
         if self.header.get(name) is None:
             raise ValueError(f"{self.folder} does not record its `{name}`, so it cannot be compared. Leave it out.")
         return self.header[name]
@@ -156,7 +156,7 @@ def _pair(seed: int, run: Run, baseline: Run, *, metric: str) -> Pair:
 
 
 def caveats(runs: Sequence[Run], pairs: Sequence[Pair], *, metric: str) -> list[str]:
-    """What a reader must know of runs that were cut short, left out, or differ in more than their acquisition."""
+    """Describe runs that were cut short, left out, or differ in more than their acquisition."""
     return [*_cut_short(pairs, metric=metric), *_left_out(runs, pairs), *_differences(runs, pairs)]
 
 

@@ -1,4 +1,4 @@
-"""What differences between a few pairs of runs tell: an interval, a p value, and when neither can be had."""
+"""Paired differences of a few runs: an interval, a p value, and when neither can be had."""
 
 import math
 from collections.abc import Sequence
@@ -92,7 +92,7 @@ def t_within(bound: float, *, degrees: int) -> float:
 
 
 def t_quantile(degrees: int) -> float:
-    """Where 95 % of Student's t lie within, by bisection.
+    """Find the bound within which 95 % of Student's t lie, by bisection.
 
     Example:
         >>> round(t_quantile(1), 3), round(t_quantile(4), 3)

@@ -146,7 +146,7 @@ def _legend(rows: Sequence[Row]) -> str:
 
 
 def _verdict(row: Row, acquisition: str, baseline: str) -> str:
-    """What a row says of the difference, in words."""
+    """Describe the difference of a row in words."""
     subject = f"{row.quantity}, {acquisition} against {baseline}"
     if row.p_holm is None:
         return f"{subject}: one pair is too few to tell a difference from chance. Run both with more seeds."

@@ -45,7 +45,7 @@ class Deferred(Tensor):
 
     @property
     def is_computed(self) -> bool:
-        """Whether somebody has asked for the value, which may have been written on since."""
+        """Tell whether somebody has asked for the value, which may have been written on since."""
         return self._value is not None
 
     def value(self) -> Tensor:
@@ -91,7 +91,7 @@ class Mixture:
 
     @property
     def is_computed(self) -> bool:
-        """Whether the whole result is there."""
+        """Tell whether the whole result is there."""
         return self._whole is not None
 
     @property
@@ -114,7 +114,7 @@ class Mixture:
         return _add_batch_dim(kept_B_K, 1, self.level)
 
     def is_finite(self) -> bool:
-        """Whether a product with zero is zero: infinity and NaN are to be seen in what is dropped too."""
+        """Tell whether a product with zero is zero: infinity and NaN are to be seen in what is dropped too."""
         # A sum is finite if all is; if it overflows, no more is lost than the time that this would save.
         return all(bool(tensor.read().sum().isfinite()) for tensor in (self._x, *self._parameters))
 
@@ -202,7 +202,7 @@ def scaled_channels(x: Tensor, scale: Tensor) -> ScaledChannels:
 
 
 def depends_on_sample(x: Tensor) -> bool:
-    """Whether `x` is mapped by the surrounding `torch.vmap`."""
+    """Tell whether `x` is mapped by the surrounding `torch.vmap`."""
     return isinstance(x, Deferred) or is_batchedtensor(x)
 
 
@@ -227,7 +227,7 @@ def by_sample(scale: Tensor) -> Tensor:
 
 
 def version_of(x: Tensor) -> int:
-    """How often `x` was written on in place."""
+    """Count the writes on `x` in place."""
     while is_batchedtensor(x):
         x = get_unwrapped(x)
     return x._version  # not of inference tensors: there is no telling then, and torch raises

@@ -73,4 +73,4 @@ MAX_POOLS: Mapping[int, Sequence[Callable[..., Any]]] = MappingProxyType(
 FASTER: Mapping[Callable[..., Any], Callable[..., Any]] = MappingProxyType(
     {pool: functools.partial(max_pool, pool, num_axes) for num_axes, pools in MAX_POOLS.items() for pool in pools}
 )
-"""What to call in place of torch's functions."""
+"""Functions to call in place of torch's."""

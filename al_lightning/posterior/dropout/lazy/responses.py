@@ -97,7 +97,7 @@ def mixed_responses(x_B_C: Tensor, scale_K_C: Tensor, convolution: Convolution) 
 
 
 def skipping_pays(kept_K_O: Tensor, num_positions: int) -> bool:
-    """Whether `kept_responses` is the faster of the two ways, for so many positions of an output channel."""
+    """Tell whether `kept_responses` is the faster of the two ways, for so many positions of an output channel."""
     if kept_K_O.device.type != "cpu" or num_positions < _FEWEST_POSITIONS:
         return False
     return kept_K_O.count_nonzero().item() <= _MOST_KEPT * kept_K_O.numel()
@@ -200,7 +200,7 @@ def _padded(x: Tensor, convolution: Convolution) -> Tensor:
 
 
 def _windows(padded: Tensor, positions: Sequence[int], convolution: Convolution) -> Tensor:
-    """What the kernel sees at each position: (C, B, *positions, *kernel), a view of the padded input."""
+    """Return the windows of the kernel: (C, B, *positions, *kernel), a view of the padded input."""
     kernel = convolution.weight.shape[2:]
     stride, dilation = _for_each(convolution.stride, kernel), _for_each(convolution.dilation, kernel)
     x = padded.transpose(0, 1)
