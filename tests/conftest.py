@@ -49,6 +49,13 @@ def pytest_configure() -> None:
     torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs ranks as slow: they are processes, whose start alone takes seconds in each worker."""
+    for item in items:
+        if "on_ranks" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def no_seed_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """`seed_everything` leaves its seed in the environment, where `active_fit` looks for it."""

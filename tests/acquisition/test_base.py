@@ -56,6 +56,7 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.slow
 @every_acquisition
 def test_the_check_for_acquisitions_of_the_users_own_passes(acquisition):
     check_acquisition(acquisition, seed=3)
@@ -125,6 +126,7 @@ def test_equal_points_are_equal_wherever_they_lie_and_chance_decides(acquisition
     assert not torch.equal(first.positions[:same], second.positions[:same])
 
 
+@pytest.mark.slow
 @every_acquisition
 @pytest.mark.parametrize("cuts", [(11,), (9, 9), (0, 22), (3, 14)])
 @pytest.mark.parametrize("pool", [pool_with_copies_and_certainty, pool_stacked_over_samples])

@@ -301,6 +301,7 @@ def test_every_config_is_accepted(path, capsys):
     assert exit_info.value.code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argument", "words"),
     [

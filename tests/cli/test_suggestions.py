@@ -64,6 +64,7 @@ def said(tmp_path, monkeypatch, capsys):
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "expected"), ARGUMENTS, ids=lambda it: it[0] if isinstance(it, list) else "")
 def test_an_unknown_key_or_class_is_named_in_one_line_with_the_nearest_known(said, arguments, expected):
     (line,) = said(*arguments).splitlines()
@@ -71,6 +72,7 @@ def test_an_unknown_key_or_class_is_named_in_one_line_with_the_nearest_known(sai
     assert expected in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("content", "expected"), FILES, ids=lambda it: str(it) if isinstance(it, dict) else "")
 def test_an_unknown_name_in_a_file_too(said, content, expected, tmp_path):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))

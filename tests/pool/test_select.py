@@ -100,6 +100,7 @@ def test_the_file_is_gone_after_an_error_too(run, tmp_path):
     assert num_mapped(tmp_path) == 0
 
 
+@pytest.mark.slow
 def test_a_part_of_the_pool_is_predicted_in_its_order_and_another_each_round(run):
     whole, part = Watched(), Watched()
     run(whole)
@@ -208,6 +209,7 @@ def test_a_run_goes_on_only_with_its_own_screening(run, tmp_path):
     assert len(run(folder=folder)) == 3
 
 
+@pytest.mark.slow
 def test_the_record_says_what_predicted_how_many_points_and_what_they_tell(run):
     record, _, last = run(BatchBALD(num_configs=20))
     assert record.posterior == "MCDropout(predict=None)"

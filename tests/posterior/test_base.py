@@ -206,6 +206,7 @@ def test_the_batch_is_not_written_on(posterior, model):
     assert torch.equal(inputs, points())
 
 
+@pytest.mark.slow
 def test_two_models_and_one_model_twice_can_be_sampled_at_once(posterior, model):
     other = copy.deepcopy(model)
     with posterior.sample(model, K, seed=3) as one, posterior.sample(other, K, seed=4) as two:

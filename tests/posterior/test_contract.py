@@ -112,6 +112,7 @@ def test_predictions_are_normalised_float32_of_k_samples_without_gradient(poster
     torch.testing.assert_close(log_probs_N_K_C.exp().sum(dim=2), torch.ones(11, K))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 11])
 def test_a_point_is_predicted_alike_in_every_batch_and_position(posterior, model, batch_size):
     expected_N_K_C = predictions(posterior, model, points()).exp()

@@ -88,6 +88,7 @@ def posterior(request):
     return request.param
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["as it comes", "of zeros"])
 @pytest.mark.parametrize(("make", "words"), BAD.values(), ids=BAD.keys())
 def test_what_would_be_refused_after_the_training_is_refused_before_it(make, words, head, posterior):

@@ -103,6 +103,7 @@ def test_it_is_refused_before_the_first_step_with_the_round_the_labels_and_the_r
     assert not any(layer._forward_pre_hooks for layer in model.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in NETS if kind not in WITH_ONE_VALUE])
 def test_layers_that_train_on_one_sample_are_left_alone(run, kind):
     assert run(Module(kind)) == [7, 12, 17, 22]
@@ -126,6 +127,7 @@ def test_rounds_and_batches_that_do_not_come_do_not_count(run, arguments, num_la
     assert run(**arguments) == num_labelled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

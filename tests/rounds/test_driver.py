@@ -120,6 +120,7 @@ def test_the_global_generators_and_the_environment_are_given_back(
     assert "PL_SEED_WORKERS" not in os.environ
 
 
+@pytest.mark.slow
 def test_warm_start_continues_from_the_weights_of_the_round_before(make_trainer, make_model, make_data, make_callback):
     class Starts(Weights):
         def on_train_start(self, trainer, pl_module):

@@ -418,6 +418,7 @@ class BuiltBefore(Net):
         self.load_state_dict(self.first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LATE, ids=lambda kind: kind.__name__)
 def test_a_model_that_is_built_anew_in_each_fit_starts_it_from_the_same_weights(
     kind, stand_alone, make_trainer, make_data, make_callback, monkeypatch
@@ -429,6 +430,7 @@ def test_a_model_that_is_built_anew_in_each_fit_starts_it_from_the_same_weights(
         assert_equal(found, stand_alone(BuiltBefore, datamodule, index))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LATE, ids=lambda kind: kind.__name__)
 def test_a_warm_model_that_is_built_anew_in_each_fit_continues_from_its_weights(
     kind, make_trainer, make_data, make_callback
@@ -583,6 +585,7 @@ CAN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CANNOT)
 @pytest.mark.filterwarnings("ignore:Pickle, copy, and deepcopy support")
 def test_what_has_changed_and_cannot_be_put_back_is_named_once(name, make_trainer, make_data, make_callback):
@@ -595,6 +598,7 @@ def test_what_has_changed_and_cannot_be_put_back_is_named_once(name, make_traine
     assert "Set it anew in the model's `on_fit_start`." in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CAN)
 def test_nothing_is_said_of_what_has_not_changed_or_is_put_back(name, make_trainer, make_data, make_callback):
     take, change = CAN[name]

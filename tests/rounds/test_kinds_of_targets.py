@@ -109,6 +109,7 @@ def run(make_trainer, make_callback, model, datamodule, acquisition, *callbacks)
         raise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("acquisition", [BALD(), Random()], ids=["BALD", "Random"])
 @pytest.mark.parametrize(("item_of", "model"), CLASSIFIERS.values(), ids=CLASSIFIERS)
 def test_classes_are_balanced_and_recorded_however_they_are_written(

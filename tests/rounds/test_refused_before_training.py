@@ -97,6 +97,7 @@ def state(model):
     return attributes, {name: tensor.tolist() for name, tensor in parts.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("posterior", POSTERIORS, ids=["dropout", "laplace", "connect", "ensemble"])
 @pytest.mark.parametrize(("change", "words"), NO_NETWORK.values(), ids=NO_NETWORK.keys())
 def test_what_is_no_network_is_refused_before_the_first_step(change, words, posterior, refused):
@@ -142,6 +143,7 @@ def test_time_before_batch_in_the_batch_itself_is_refused_before_the_first_step(
     assert trainer.global_step == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("posterior", POSTERIORS[:3], ids=["dropout", "laplace", "connect"])
 def test_a_pool_of_a_single_point_runs(posterior, make_trainer, make_model, make_data, make_callback):
     data = make_data(7)
@@ -201,6 +203,7 @@ def test_a_look_before_the_training_draws_nothing_of_what_the_model_holds(
     assert run() == once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("only_in_training", [True, False])
 def test_a_forward_pass_that_logs_is_neither_refused_nor_warned_of(
     only_in_training, make_trainer, make_model, make_data, make_callback

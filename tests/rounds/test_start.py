@@ -161,6 +161,7 @@ def test_a_run_that_has_ended_gives_its_model_back(
     assert "The model has the weights that the run began with." in caplog.text
 
 
+@pytest.mark.slow
 def test_only_a_run_that_has_ended_keeps_its_model_and_goes_on_without_it(fits, make_model, tmp_path):
     fits(tmp_path, model=make_model(1), dies_in_fit=2)
     assert not (tmp_path / "last_weights.pt").exists()
@@ -201,6 +202,7 @@ def test_a_named_part_that_is_built_late_is_fresh_in_every_member(fits, make_lat
     assert len({str(weights["net.3.weight"]) for weights in found}) == 4
 
 
+@pytest.mark.slow
 def test_whose_weights_an_ensemble_takes_is_said_in_the_first_process_alone(fits, make_model, tmp_path, caplog):
     for dies_in_fit, times in ((3, 1), (None, 0)):
         caplog.clear()
@@ -220,6 +222,7 @@ def test_the_checkpoints_of_a_run_that_goes_on_have_the_names_of_its_rounds(
     assert names == ["round=000", "round=001"]  # the ended round is run again
 
 
+@pytest.mark.slow
 def test_a_checkpoint_in_a_new_folder_leaves_the_first_weights_those_of_the_model(
     make_trainer, make_model, make_data, make_callback, tmp_path
 ):

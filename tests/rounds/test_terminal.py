@@ -78,6 +78,7 @@ def test_warnings_that_nobody_can_act_on_are_left_out_for_the_run_alone(rounds):
     assert not [one for one in messages if "LeafSpec" in one or "smaller than the logging interval" in one]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [TQDMProgressBar, RichProgressBar])
 def test_the_bar_that_lightning_makes_is_off_in_the_rounds_and_on_afterwards(rounds, kind):
     trainer, seen = rounds(kind())
@@ -85,6 +86,7 @@ def test_the_bar_that_lightning_makes_is_off_in_the_rounds_and_on_afterwards(rou
     assert trainer.progress_bar_callback.is_enabled
 
 
+@pytest.mark.slow
 def test_a_bar_stays_where_it_is_asked_for_or_of_another_class(rounds):
     class Own(TQDMProgressBar):
         pass

@@ -67,6 +67,7 @@ def test_the_numbers_of_each_round_are_those_of_the_records(tracked):
     assert not set(rows[-1]) & EVERY_BATCH
 
 
+@pytest.mark.slow
 def test_class_counts_are_of_the_labels_that_the_round_trained_on(tracked):
     targets = tracked.header["initial_targets"] + tracked.rounds[0].targets
     row = csv_rounds(tracked.folder)[1]

@@ -25,6 +25,7 @@ def greedy_of(log_probs_N_K_C, *, num_kept, num_configs=10_000):
     return Greedy(candidates, num_configs, None, generator=seeded(), exchange=ALONE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "acquisition",
     [

@@ -178,6 +178,7 @@ def test_the_slack_is_more_than_many_improbable_classes_cost(num_classes):
     assert missed < search_of(log_probs_N_K_C).slack / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(40))
 def test_of_points_that_add_little_more_than_rounding_the_second_best_is_found_too(seed):
     base_1_1_C = torch.randn(1, 1, 4, generator=seeded(seed))
@@ -194,6 +195,7 @@ def test_of_points_that_add_little_more_than_rounding_the_second_best_is_found_t
         assert scores_N.isfinite().all()  # all but the best are equal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_the_best_two_of_many_alike_are_found_though_not_all_are_scored(seed):
     row_K_C = random_log_probs(num_points=1, seed=seed)
@@ -226,6 +228,7 @@ def test_gains_are_those_of_the_rows_and_the_numbers_of_candidates_at_once_recur
     assert len(sizes) < 100 or not goes_to_onednn  # only oneDNN compiles a kernel for each
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_contenders_whose_bounds_are_below_the_second_best_are_not_scored(seed):
     row_K_C = random_log_probs(num_points=1, seed=seed)

@@ -158,6 +158,7 @@ def assert_same_as_the_loop(model, *batches, path="vmap", predict=None):
     return samples
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
 def test_all_samples_at_once_are_those_of_the_loop(make):
     assert_same_as_the_loop(made(make), *points().split(6))
