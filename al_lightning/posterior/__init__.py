@@ -5,7 +5,7 @@ from al_lightning.posterior.dropconnect import MCDropConnect
 from al_lightning.posterior.dropout.masks import dropout_mask
 from al_lightning.posterior.dropout.mc_dropout import MCDropout
 from al_lightning.posterior.ensemble.deep_ensemble import DeepEnsemble
-from al_lightning.posterior.ensemble.members import Members, tensors_of
+from al_lightning.posterior.ensemble.members import Members, load_state, state_of, tensors_of
 from al_lightning.posterior.laplace.last_layer_laplace import LastLayerLaplace
 
 __all__ = [
@@ -17,5 +17,7 @@ __all__ = [
     "MCDropout",
     "Members",
     "dropout_mask",
+    "load_state",
+    "state_of",
     "tensors_of",
 ]

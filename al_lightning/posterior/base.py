@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from al_lightning.posterior.ensemble.members import Members, tensors_of
+from al_lightning.posterior.ensemble.members import Members
 
 USUAL_NUM_SAMPLES = 100
 
@@ -27,7 +27,7 @@ class Posterior(ABC):
 
     @property
     def members(self) -> Members | None:
-        """The networks that a round trains one after another before `sample`; None if one fit is all it takes."""
+        """The networks that a round trains one after another; None if one fit is all it takes."""
         return None
 
     @property
@@ -46,9 +46,9 @@ class Posterior(ABC):
             raise ValueError(f"`num_samples` is {num_samples}, but must be at least 2.")
         return USUAL_NUM_SAMPLES if num_samples is None else num_samples
 
-    def states(self, model: nn.Module) -> Sequence[Mapping[str, Tensor]]:
-        """Parameters and buffers by name, as a round leaves them: of the model, or of each member."""
-        return [tensors_of(model)] if self.members is None else self.members.states
+    def trained(self, states: Sequence[Mapping[str, Tensor]]) -> "Posterior":  # noqa: ARG002 - of those with members
+        """Return the posterior whose members have these weights after a round; itself where it has none."""
+        return self
 
     @abstractmethod
     def preview(self, model: nn.Module, batch: object, *, smaller: object = None) -> Tensor:

@@ -53,6 +53,32 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         file.write(data)
 
 
+def append(path: Path, text: str, *, size: int) -> None:
+    """Append text to a file, so that it survives a crash of the machine once this has returned.
+
+    A process that is killed meanwhile may leave a part of it. After an error the file is as it was.
+
+    Args:
+        path: A file, and not a link.
+        text: What to append, as UTF-8.
+        size: The bytes that the file holds; with another number something else has written it, which is refused.
+
+    Raises:
+        OSError: If it cannot be written, with the path.
+    """
+    data = text.encode()
+    with open(path, "ab", buffering=0, opener=_open_there) as file:
+        if (found := os.fstat(file.fileno()).st_size) != size:
+            raise OSError(f"{path} holds {found} bytes, but this run has written {size}: something else has changed it")
+        try:
+            while data:
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(size)
+            raise
+
+
 def load_plain(path: str | Path, *, mmap: bool = False) -> Any:  # noqa: ANN401 - whatever the file holds
     """Load tensors and plain values that `torch.save` wrote, on the CPU; code in the file does not run.
 
@@ -143,6 +169,10 @@ def refuse_foreign_lock(path: Path) -> None:
             f"{path} is {kind}, so it is not the lock of a run, and something else has put it there. Look at it, move "
             "it away, and start again."
         )
+
+
+def _open_there(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_CREAT | getattr(os, "O_NOFOLLOW", 0))
 
 
 def _open_new(path: str, flags: int) -> int:

@@ -1,11 +1,13 @@
 """The records of a run on disk: what each round trained on, measured and acquired.
 
-A run folder holds three files, written whole and atomically after every round:
+A run folder holds three files:
 
 * `rounds.jsonl`: the first line is the header (what ran: schema version, acquisition, posterior, seed, initial ids),
-  each further line one `Round`.
+  each further line one `Round`, appended when it is committed.
 * `rounds.csv`: a row per round with its numbers; a column per metric.
 * `acquisitions.csv`: a row per acquired sample: round, rank within the batch, id, score, target, BALD, prediction.
+
+The tables are written from the first file: after a crash they may lack its last round, and never know more.
 """
 
 import csv
@@ -18,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from al_lightning._lightning import FLAVOUR, Trainer
-from al_lightning.records.files import write_atomically
+from al_lightning.records.files import append, write_atomically
 from al_lightning.records.foreign import as_csv
-from al_lightning.records.lines import SCHEMA, SCHEMA_VERSION, decoded, encoded
+from al_lightning.records.lines import SCHEMA, SCHEMA_VERSION, decoded, encoded, encoded_next
 from al_lightning.records.round import PICK_COLUMNS, Round
 
 LIMITS = frozenset({"max_labelled", "max_rounds", "monitor", "target", "mode"})  # when to stop
@@ -61,24 +63,47 @@ class Journal:
         versions = {name: version(name) for name in ("al-lightning", "torch", FLAVOUR.partition(".")[0])}
         own = {"schema": SCHEMA, "version": SCHEMA_VERSION, "versions": versions}
         self.header = {**own, **header, **own}
-        self._num_written = len(rounds or [])
+        self._written: list[Round] = list(rounds or [])
+        self._text = ""
         if rounds is None:
             _refuse_records(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.write([] if rounds is None else rounds)
+            self._replace(self._written)
         except OSError as error:
             raise OSError(
                 f"The run folder {folder} cannot be written ({error}). Choose another with "
                 "`ActiveLearning(folder=...)` or `Trainer(default_root_dir=...)`."
             ) from error
 
+    @property
+    def path(self) -> Path:
+        """The file of header and rounds."""
+        return self.folder / "rounds.jsonl"
+
+    def write_header(self, header: Mapping[str, Any]) -> None:
+        """Replace the header."""
+        self.header = dict(header)
+        self._replace(self._written)
+
     def write(self, rounds: Sequence[Round]) -> None:
-        """Replace the three files by ones that hold these rounds; the tables never know more than the journal."""
-        is_shorter, self._num_written = len(rounds) < self._num_written, len(rounds)
+        """Let these be the rounds: append the last if the others are written, else replace the files as a whole."""
+        if list(rounds[:-1]) != self._written:
+            self._replace(rounds)
+            return
+        line = encoded_next(rounds[-1], after=self._text)
+        append(self.path, line, size=len(self._text.encode()))
+        self._text, self._written = self._text + line, list(rounds)
+        self._write_tables(rounds)
+
+    def _replace(self, rounds: Sequence[Round]) -> None:
+        """Replace all files, each as a whole; the tables never know more than the journal."""
+        is_shorter = len(rounds) < len(self._written)
         if is_shorter:
             self._write_tables(rounds)
-        write_atomically(self.folder / "rounds.jsonl", encoded(self.header, rounds))
+        text = encoded(self.header, rounds)
+        write_atomically(self.path, text)
+        self._text, self._written = text, list(rounds)
         if not is_shorter:
             self._write_tables(rounds)
 
@@ -120,8 +145,8 @@ def read_journal(folder: str | Path) -> tuple[dict[str, Any], list[Round]]:
         header, rounds = decoded(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
-            f"{path} cannot be used: {error}. Runs replace it as a whole, so something else wrote it: restore it from "
-            "a copy, or move the whole folder away and start anew."
+            f"{path} cannot be used: {error}. No run leaves it so, not even one that was killed: restore it from a "
+            "copy, or move the whole folder away and start anew."
         ) from error
     if num_in_tables > len(rounds) and _num_in_tables(path.parent) > len(rounds):  # unless it has withdrawn some
         raise ValueError(

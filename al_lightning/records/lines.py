@@ -41,6 +41,8 @@ HEADER_TYPES: Mapping[str, Any] = {
 LARGEST = 2**53  # beyond it JSON's numbers are not exact for every reader
 SEEDS = frozenset({"seed", "fit_seed"})  # which may have 64 bits, as those of torch
 LISTS_OF_A_BATCH = ("scores", "targets", "bald", "predicted")
+AFTER_CHECK = '"}\n'
+END_OF_LINE = "0123456789abcdef" + AFTER_CHECK
 CHECKED = re.compile(r'(?P<body>\{.+), "check": "(?P<check>[0-9a-f]{16})"\}', re.DOTALL)
 
 
@@ -53,12 +55,34 @@ def encoded(header: Mapping[str, Any], rounds: Sequence[Round]) -> str:
         (2, True)
     """
     header = {"schema": SCHEMA, "version": SCHEMA_VERSION, **header}
-    lines, check = [], ""
+    text = ""
     for entry in (header, *map(asdict, rounds)):
-        body = json.dumps(entry, allow_nan=False)[:-1]
-        check = _next_check(check, body)
-        lines.append(f'{body}, "check": "{check}"}}\n')
-    return "".join(lines)
+        text += _line(entry, after=text)
+    return text
+
+
+def encoded_next(record: Round, *, after: str) -> str:
+    """Return the line of a further round.
+
+    Args:
+        record: The round.
+        after: The text of the journal, or its last line.
+
+    Example:
+        >>> header = {"num_points": 3, "initial": [2]}
+        >>> first, second = Round(0, 1, 2, acquired=[1], scores=[0.5]), Round(1, 2, 1)
+        >>> text = encoded(header, [first])
+        >>> text + encoded_next(second, after=text) == encoded(header, [first, second])
+        True
+    """
+    return _line(asdict(record), after=after)
+
+
+def _line(entry: Mapping[str, Any], *, after: str) -> str:
+    """Return a line with a check sum over it and all lines before."""
+    body = json.dumps(entry, allow_nan=False)[:-1]
+    check = _next_check(after[-len(END_OF_LINE) :][: -len(AFTER_CHECK)], body)
+    return f'{body}, "check": "{check}{AFTER_CHECK}'
 
 
 def _next_check(check: str, body: str) -> str:
@@ -68,16 +92,20 @@ def _next_check(check: str, body: str) -> str:
 def decoded(text: str) -> tuple[dict[str, Any], list[Round]]:
     """Return the header and the rounds of a journal's text; what this package cannot have written is a ValueError.
 
-    The error names the line. What an older version did not record has its default.
+    The error names the line. A last line without an end is a round that was never committed: it is left out. What an
+    older version did not record has its default.
 
     Example:
         >>> text = encoded({"num_points": 3, "initial": [2]}, [Round(0, 1, 2, metrics={"acc": 0.5})])
         >>> decoded(text.replace("0.5", "0.9"))
         Traceback (most recent call last):
         ValueError: line 2 is damaged, or something else has changed it
+        >>> decoded(text[:-1])[1]
+        []
     """
-    if not text.endswith("\n"):
-        raise ValueError("it does not end with a whole line")
+    text = text[: text.rfind("\n") + 1]
+    if not text:
+        raise ValueError("it does not hold a whole line")
     lines = text[:-1].split("\n")
     entries = [_entry(line, number) for number, line in enumerate(lines, start=1)]
     header = entries[0]
@@ -187,8 +215,8 @@ def _check_round(record: Round, position: int, place: str, *, is_last: bool) -> 
         raise ValueError(f"{place} has a change or correction that is no list of three, which no run writes")
     if any(len(getattr(record, name) or record.acquired) != len(record.acquired) for name in LISTS_OF_A_BATCH):
         raise ValueError(f"{place} has lists of other lengths than the {len(record.acquired)} ids that it acquired")
-    if not is_last and (record.stopped is not None or not record.complete):
-        raise ValueError(f"{place} is the end of a run or a round without its test, but further rounds follow it")
+    if not is_last and record.stopped is not None:
+        raise ValueError(f"{place} is the end of a run, but further rounds follow it")
 
 
 def _fits(value: object, hint: Any) -> bool:  # noqa: ANN401 - a type as annotations have it

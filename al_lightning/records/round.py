@@ -42,7 +42,6 @@ class Round:
         changed_after: Points that they moved after that, in a test for example.
         corrections: Targets that were corrected in the dataset since the round before, whose record has the old ones.
         weights: Hash of the weights at the end of the fit, where they are kept: at the end of a run, with `warm_start`.
-        complete: False while the test after the fit is missing.
         repeated_points: On several ranks, how many points were counted twice so that all ranks had equally many: "val"
             those of the fit's validation, which touch each metric of its data, "test" those of test loaders with a
             sampler of the user's own. All other points are counted once.
@@ -66,7 +65,6 @@ class Round:
     changed_after: list[Change] = field(default_factory=list)
     corrections: list[Correction] = field(default_factory=list)
     weights: str | None = None
-    complete: bool = True
     bald: list[float] | None = None
     predicted: list[int] | None = None
     repeated_points: dict[str, int] = field(default_factory=dict)

@@ -1,7 +1,6 @@
 """The callback that chooses the next batch to label at the end of every fit."""
 
 import time
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,18 +10,14 @@ from al_lightning._lightning import (
     Trainer,
     callbacks_of,
     is_tuning,
-    logged_steps,
     rank_zero_warn,
     spawns,
 )
 from al_lightning.acquisition import Acquisition, Screening
 from al_lightning.data import wrapped_datamodule
 from al_lightning.distributed import Ranks, check_strategy
-from al_lightning.pool.select import Chooser, Selection
-from al_lightning.pool.storage import Storage
 from al_lightning.posterior import MCDropout, Posterior
-from al_lightning.records.replay import recorded
-from al_lightning.records.round import Change, Round
+from al_lightning.records.round import Round
 from al_lightning.rounds.batch_norm import BatchNormWatch, Coming, watch_batch_norm
 from al_lightning.rounds.checkpoints import (
     LabelsDue,
@@ -33,11 +28,13 @@ from al_lightning.rounds.checkpoints import (
     read_progress,
     write_progress,
 )
-from al_lightning.rounds.header import described
 from al_lightning.rounds.limits import Limits
-from al_lightning.rounds.metrics import Metrics, mean_metrics, repeated_points
-from al_lightning.rounds.run import Run, begin, check_stepped, keep_member, reason_to_stop
-from al_lightning.tracking import begin_tracking, keep_images, log_last_round, open_loggers
+from al_lightning.rounds.metrics import Metrics
+from al_lightning.rounds.round_end import conclude_round, propose_round
+from al_lightning.rounds.run import Run
+from al_lightning.rounds.settings import Settings
+from al_lightning.rounds.start import fit_of, open_run
+from al_lightning.tracking import open_loggers
 
 
 def active_learning_callback(trainer: Trainer) -> "ActiveLearning":
@@ -49,7 +46,7 @@ def active_learning_callback(trainer: Trainer) -> "ActiveLearning":
             f"The Trainer has {len(found)} ActiveLearning callbacks, but must have exactly one: "
             "`Trainer(callbacks=[ActiveLearning(BatchBALD(), query_size=10)])`."
         )
-    open_loggers(trainer, job_type=type(found[0].acquisition).__name__)
+    open_loggers(trainer, job_type=type(found[0].settings.acquisition).__name__)
     return found[0]
 
 
@@ -89,10 +86,8 @@ class ActiveLearning(Callback):
             their place. A bar that you give the Trainer of another class stays.
 
     Attributes:
-        run: The records of the finished rounds, and where they are kept.
-        member: Which member of an ensemble the driver is fitting; None if the posterior takes one fit a round.
-        fit_seed: What the driver seeds the trainings with; None for a plain `trainer.fit`.
-        awaits_test: Whether the driver adds test metrics to a round after its fit.
+        settings: The arguments above.
+        run: State of the run.
     """
 
     def __init__(  # noqa: PLR0913 - the hyper-parameters of a run, keyword-only and flat as the Trainer's are
@@ -116,67 +111,74 @@ class ActiveLearning(Callback):
         seed: int | None = None,
         bars: bool = False,
     ) -> None:
-        self.acquisition = acquisition
-        self.query_size = query_size
-        self.posterior = MCDropout() if posterior is None else posterior
-        self.num_samples = self.posterior.checked_num_samples(num_samples)
-        self.max_predicted = max_predicted
-        self.screening = screening
-        self.predictions_budget_mib = predictions_budget_mib
-        self.limits = Limits(max_labelled, max_rounds, monitor, target, mode)
-        self.weights = weights
-        self.warm_start = warm_start
-        self.folder = None if folder is None else Path(folder)
-        self.seed = seed
-        self.bars = bars
-        self.run = Run()
-        self.member: int | None = None
-        self.fit_seed: int | None = None
-        self.awaits_test = False
-        self._fits: dict[int | None, tuple[Metrics, float]] = {}  # metrics and seconds of this round's, by member
+        posterior = MCDropout() if posterior is None else posterior
+        self.settings = Settings(
+            acquisition,
+            query_size=query_size,
+            posterior=posterior,
+            num_samples=posterior.checked_num_samples(num_samples),
+            max_predicted=max_predicted,
+            screening=screening,
+            predictions_budget_mib=predictions_budget_mib,
+            limits=Limits(max_labelled, max_rounds, monitor, target, mode),
+            weights=weights,
+            warm_start=warm_start,
+            folder=None if folder is None else Path(folder),
+            seed=seed,
+            bars=bars,
+        )
+        self.run = Run(self.settings)
         self._fit_started, self._steps_before = 0.0, 0
         self._metrics_before: Metrics = {}  # that the checkpoint knew from which the fit goes on
         self._labels_due = LabelsDue(0, 0, "")
         self._warned_of: set[str] = set()
         self._batch_norm: BatchNormWatch | None = None
         self._is_first_batch = False
-        self._has_finished_round = False
-        self._chooser()  # refuses sizes that cannot be meant
-        if weights not in {"last", "best"}:
-            raise ValueError(f"`weights` is {weights!r}, but must be 'last' or 'best'.")
+        self._has_proposed = False
+        self._max_epochs: list[int | None] = []  # of the Trainer, while an ended run keeps it from training
+
+    @property
+    def rounds(self) -> list[Round]:
+        """The records of the finished rounds."""
+        return self.run.rounds
+
+    @property
+    def stopped(self) -> str | None:
+        """Return why the rounds have ended, or None."""
+        return self.run.stopped
+
+    @property
+    def posterior(self) -> Posterior:
+        """The posterior; an ensemble with the members that the last round has trained."""
+        return self.run.posterior
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse before the training what would fail after it."""
         if stage != "fit" or is_tuning(trainer):
             return
         active_learning_callback(trainer)
+        run, settings, fit = self.run, self.settings, fit_of(trainer)
         self._metrics_before = {}
-        self._has_finished_round = False
-        if self.posterior.members is not None and self.member is None:
+        self._has_proposed = False
+        if settings.posterior.members is not None and fit.member is None:
             raise RuntimeError(
-                f"`posterior` is {self.posterior!r}, whose members take a fit each, and `trainer.fit` is one. Call "
+                f"`posterior` is {settings.posterior!r}, whose members take a fit each, and `trainer.fit` is one. Call "
                 "`active_fit(trainer, model, datamodule)`, with `max_rounds=1` for a single round."
             )
-        self.open(trainer, pl_module)
-        if self.run.ended_before:
-            trainer.fit_loop.max_epochs = 0  # an earlier process has ended the run: there is nothing to train
+        open_run(trainer, pl_module, run)
+        if run.ended_before:  # by an earlier process: there is nothing to train
+            self._max_epochs = [trainer.max_epochs]
+            trainer.fit_loop.max_epochs = 0
             return
+        if not fit.member:
+            run.begin_round()
         labels = wrapped_datamodule(trainer.datamodule).labels  # type: ignore[attr-defined]
-        if not self.rounds:
-            self.limits.check_start(self.query_size, num_labelled=labels.num_labelled, num_pool=labels.num_pool)
-        self._labels_due = labels_due(labels, round_index=len(self.rounds))  # before Lightning loads a checkpoint's
-        if self.weights == "best":
+        if not run.rounds:
+            counts = {"num_labelled": labels.num_labelled, "num_pool": labels.num_pool}
+            settings.limits.check_start(settings.query_size, **counts)
+        self._labels_due = labels_due(labels, round_index=len(run.rounds))  # before Lightning loads a checkpoint's
+        if settings.weights == "best":
             best_checkpoint(trainer)
-
-    def open(self, trainer: Trainer, module: LightningModule) -> bool:
-        """Begin the run, or go on where an earlier process was killed; whether this process did not do so before."""
-        if self.run.is_open:
-            return False
-        datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
-        header = described(vars(self), module, datamodule, before=self.run.header or None)
-        begin(self.run, trainer, datamodule, header, folder=self.folder, limits=self.limits)
-        begin_tracking(trainer, self.run.rounds, self.run.header, self.run.folder)
-        return True
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Keep the metrics so far: a fit that goes on where it had ended measures none."""
@@ -194,8 +196,8 @@ class ActiveLearning(Callback):
         if self.run.ended_before:
             return
         datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
-        if not self.rounds and not self.member:
-            self._chooser().preview(trainer, pl_module, datamodule)
+        if not self.rounds and not fit_of(trainer).member:
+            self.run.chooser().preview(trainer, pl_module, datamodule)
         self._is_first_batch = True
         self._steps_before = trainer.global_step
         self._fit_started = time.perf_counter()
@@ -208,7 +210,9 @@ class ActiveLearning(Callback):
         datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
         labels = datamodule.labels
         Ranks(trainer).same("who is labelled", labels_due(labels, round_index=len(self.rounds)))  # or some would wait
-        coming = Coming(self.query_size, self.limits, len(self.rounds), labels.num_labelled, labels.num_pool)
+        coming = Coming(
+            self.settings.query_size, self.settings.limits, len(self.rounds), labels.num_labelled, labels.num_pool
+        )
         self._batch_norm = watch_batch_norm(
             trainer,
             pl_module,
@@ -226,116 +230,68 @@ class ActiveLearning(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Acquire here and not in `on_train_end`, which a fit resumed from its last checkpoint never reaches."""
-        if self.run.ended_before:
+        run = self.run
+        if run.ended_before:
             return
         check_stepped(trainer, self._steps_before)
         metrics = fit_metrics(trainer, before=self._metrics_before)
-        if self.weights == "best":
+        if self.settings.weights == "best":
             metrics |= load_best(trainer, pl_module)
-        self._fits[self.member] = metrics, time.perf_counter() - self._fit_started
-        if (members := self.posterior.members) is not None and self.member is not None:
-            keep_member(trainer, pl_module, members, self.member)
-            if self.member < members.num - 1:
+        run.keep_fit(metrics, time.perf_counter() - self._fit_started)
+        members, member = self.settings.posterior.members, fit_of(trainer).member
+        if members is not None and member is not None:
+            run.keep_member(Ranks(trainer), pl_module, member)
+            if member < members.num - 1:
                 return
-        self._finish_round(trainer, pl_module)
+        datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
+        self._warn_once(propose_round(trainer, pl_module, datamodule, run))
+        self._has_proposed = True
+        if run.fit_seed is None and run.draft is not None:  # `active_fit` tests first
+            conclude_round(trainer, datamodule, run, run.draft)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """After a plain fit, let other objects and processes go on with the run; the driver lets go by itself.
+        """After a plain fit, let other objects and processes go on with the run; `active_fit` lets go by itself.
 
-        What has moved since the choice is recorded here where the driver does not see it: it does not exist, or another
-        process has done it.
+        What has moved since the choice is recorded here where `active_fit` does not see it: it has not called, or
+        another process has moved it.
         """
-        if stage == "fit" and self._has_finished_round and (self.fit_seed is None or spawns(trainer)):
+        if stage == "fit" and self._has_proposed:
             self._record_later_changes(trainer)
-        elif stage == "test" and self.awaits_test and spawns(trainer):
+        elif stage == "test" and self.run.draft is not None and spawns(trainer):
             self._refuse_lost_changes(trainer)
-        self._let_go()
+        self._let_go(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
         """Let go here too, for then `teardown` is not called."""
         self.on_train_batch_end()
-        self._let_go()
+        self._let_go(trainer)
 
-    def _let_go(self) -> None:
-        if self.fit_seed is None and self.folder is not None:
-            self.run.close()
-
-    def _later_changes(self, trainer: Trainer) -> list[Change]:
-        datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
-        return datamodule.changes_since(recorded(self.run.header, self.rounds).state_of)
+    def _let_go(self, trainer: Trainer) -> None:
+        if self._max_epochs:
+            trainer.fit_loop.max_epochs = self._max_epochs.pop()
+        self.run.close_if_named()
 
     def _record_later_changes(self, trainer: Trainer) -> None:
-        self._has_finished_round = False
-        ranks, changes = Ranks(trainer), self._later_changes(trainer)
+        self._has_proposed = False
+        datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
+        if self.run.draft is not None:
+            if spawns(trainer):
+                self.run.hand_over(datamodule)
+            return
+        ranks, changes = Ranks(trainer), self.run.changes_since_choice(datamodule)
         ranks.same("who is labelled", changes)
         if changes:
-            last = self.rounds[-1]
-            last = replace(last, changed_after=[*last.changed_after, *changes])
-            self.run.commit(ranks, [*self.rounds[:-1], last])
+            self.run.add_changes(ranks, changes)
 
     def _refuse_lost_changes(self, trainer: Trainer) -> None:
-        if changes := self._later_changes(trainer):
+        datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
+        before = [] if self.run.draft is None else self.run.draft.record.changed_after
+        if changes := [change for change in self.run.changes_since_choice(datamodule) if change not in before]:
             raise RuntimeError(
                 f"The points {[index for index, *_ in changes[:5]]} ({len(changes)} in all) were moved in a test, in a "
                 "process that ends with it, so that this would be lost. Move them in a hook of the fit, or use "
                 "`Trainer(strategy='ddp')`."
             )
-
-    @property
-    def rounds(self) -> list[Round]:
-        """The records of the finished rounds."""
-        return self.run.rounds
-
-    @property
-    def stopped(self) -> str | None:
-        """Return why the rounds have ended, or None."""
-        return self.rounds[-1].stopped if self.rounds else None
-
-    def _finish_round(self, trainer: Trainer, module: LightningModule) -> None:
-        datamodule, ranks = wrapped_datamodule(trainer.datamodule), Ranks(trainer)  # type: ignore[attr-defined]
-        labels = datamodule.labels
-        ranks.same("who is labelled", labels_due(labels, round_index=len(self.rounds)))
-        known = recorded(self.run.header, self.rounds)
-        metrics = ranks.first(mean_metrics([metrics for metrics, _ in self._fits.values()]))
-        record = Round(
-            round=len(self.rounds),
-            num_labelled=labels.num_labelled,
-            num_pool=labels.num_pool,
-            metrics=metrics,
-            seconds={"fit": sum(seconds for _, seconds in self._fits.values())},
-            stopped=reason_to_stop(trainer, self.limits, labels, num_fits=len(self.rounds) + 1, metrics=metrics),
-            logged_steps=logged_steps(trainer),
-            changed=datamodule.changes_since(known.state_of),
-            corrections=datamodule.corrections_since(known.target_of),
-            complete=self.fit_seed is None,  # the driver completes it after the fit and its test
-            repeated_points=repeated_points(ranks, val=(trainer.val_dataloaders, trainer.num_val_batches)),
-        )
-        if record.stopped is None:
-            batch_size = self.limits.batch_size(
-                self.query_size, num_labelled=labels.num_labelled, num_pool=labels.num_pool
-            )
-            selection = self._chooser().select(
-                trainer, module, datamodule, round_index=record.round, batch_size=batch_size
-            )
-            record = with_selection(record, selection)
-            self._warn_once(selection.warnings)
-        keep_images(trainer, self.run.folder, datamodule, record.acquired)
-        self.run.commit(ranks, [*self.rounds, record], states=self.posterior.states(module), is_warm=self.warm_start)
-        datamodule.label(record.acquired, round=record.round + 1)
-        self._has_finished_round = True
-        log_last_round(trainer, self.run.rounds, self.run.header, self.run.folder)
-
-    def _chooser(self) -> Chooser:
-        return Chooser(
-            self.acquisition,
-            self.query_size,
-            self.posterior,
-            self.num_samples,
-            self.max_predicted,
-            self.screening,
-            Storage(self.predictions_budget_mib, self.run.folder),
-            seed=self.seed or 0,
-        )
 
     def _warn_once(self, warnings: dict[str, str]) -> None:
         for subject in [subject for subject in warnings if subject not in self._warned_of]:
@@ -343,7 +299,11 @@ class ActiveLearning(Callback):
             rank_zero_warn(f"{warnings[subject]} This is said once a run.")
 
 
-def with_selection(record: Round, selection: Selection) -> Round:
-    """Complete the record of a round by the points that it selected."""
-    told = {field.name: getattr(selection, field.name) for field in fields(selection) if field.name != "warnings"}
-    return replace(record, **{**told, "seconds": {**record.seconds, **selection.seconds}})
+def check_stepped(trainer: Trainer, steps_before: int) -> None:
+    """Refuse to acquire with a model that the fit did not train."""
+    if trainer.global_step == steps_before:
+        raise RuntimeError(
+            "The fit ended without a single training step, so there is nothing to acquire with. A Trainer that has "
+            "finished does not train again: use `active_fit`, or a new Trainer. Otherwise look at `max_epochs` and "
+            "`max_steps`, and at the batch size against the number of labels."
+        )

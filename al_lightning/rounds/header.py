@@ -12,14 +12,16 @@ from torch import Tensor
 from al_lightning._lightning import LightningModule
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.records.lines import HEADER_TYPES, misfits
+from al_lightning.rounds.settings import Settings
 
 MOST_CHARACTERS = 200  # of a hyper-parameter
 RULES_RECORDED = ("acquisition", "posterior")
-SETTINGS_RECORDED = ("query_size", "num_samples", "max_predicted", "weights", "warm_start", "seed", "fit_seed")
+SETTINGS_RECORDED = ("query_size", "num_samples", "max_predicted", "weights", "warm_start")
 
 
 def described(
-    settings: Mapping[str, Any],
+    settings: Settings,
+    seeds: Mapping[str, int | None],
     module: LightningModule,
     datamodule: ActiveLearningDataModule,
     *,
@@ -28,8 +30,9 @@ def described(
     """Return the settings that identify a run; a run with different ones is refused.
 
     Args:
-        settings: Those of the callback by name. Rules are told by their repr, without the addresses of functions in it,
-            which are others in every process.
+        settings: What the user says. Rules are told by their repr, without the addresses of functions in it, which are
+            others in every process.
+        seeds: Of the draws and of the fits.
         module: The model, told by its class.
         datamodule: The data, told by the points labelled to begin with.
         before: The header of this run, if it has begun and the labels have moved on.
@@ -39,10 +42,11 @@ def described(
     aside = labels.set_aside_indices.tolist() if before is None else before["set_aside"]
     drawn = datamodule.initial_draw if before is None else before.get("initial_draw")
     header = {
-        **{name: re.sub(r" at 0x[0-9a-f]+", "", repr(settings[name])) for name in RULES_RECORDED},
-        **{name: _number(settings[name]) for name in SETTINGS_RECORDED},
-        "screening": None if settings["screening"] is None else _numbers(asdict(settings["screening"])),
-        **_numbers(asdict(settings["limits"])),
+        **{name: re.sub(r" at 0x[0-9a-f]+", "", repr(getattr(settings, name))) for name in RULES_RECORDED},
+        **{name: _number(getattr(settings, name)) for name in SETTINGS_RECORDED},
+        **_numbers(seeds),
+        "screening": None if settings.screening is None else _numbers(asdict(settings.screening)),
+        **_numbers(asdict(settings.limits)),
         "model": type(module).__name__,
         "datamodule": type(datamodule.inner).__name__,
         "num_points": len(datamodule.labels),

@@ -13,7 +13,7 @@ from al_lightning.data.targets import batch_targets
 from al_lightning.pool.predict import fitted_posterior
 from al_lightning.posterior import Predict
 from al_lightning.randomness import derived_seed
-from al_lightning.rounds.callback import ActiveLearning, active_learning_callback
+from al_lightning.rounds.callback import active_learning_callback
 
 
 def mean_log_probs(log_probs_B_K_C: Tensor) -> Tensor:
@@ -45,28 +45,27 @@ class MeanPrediction(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """Refuse before the first training what is tested one network at a time."""
-        callback = active_learning_callback(trainer)
-        posterior = callback.posterior
+        posterior = active_learning_callback(trainer).posterior
         if posterior.members is not None:
             raise ValueError(
                 f"`posterior` is {posterior!r}, whose members are tested one by one, each right after its fit, so "
                 "MeanPrediction cannot test them together. Leave MeanPrediction out; the test metrics are then the "
                 "members' means."
             )
-        posterior.checked_num_samples(self._num_samples(callback))
+        posterior.checked_num_samples(self._num_samples(trainer))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the samples of this round."""
-        callback = active_learning_callback(trainer)
+        run = active_learning_callback(trainer).run
         datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
         labelled = datamodule.pool_dataloader(datamodule.labels.labelled_indices)
-        posterior = fitted_posterior(trainer, pl_module, labelled, callback.posterior)
-        seed = derived_seed(callback.seed or 0, len(callback.rounds), "test")
+        posterior = fitted_posterior(trainer, pl_module, labelled, run.posterior)
+        seed = derived_seed(run.seed or 0, run.num_fitted, "test")
         self._open = ExitStack()
-        self._predict = self._open.enter_context(posterior.sample(pl_module, self._num_samples(callback), seed=seed))
+        self._predict = self._open.enter_context(posterior.sample(pl_module, self._num_samples(trainer), seed=seed))
 
-    def _num_samples(self, callback: ActiveLearning) -> int:
-        return callback.num_samples if self.num_samples is None else self.num_samples
+    def _num_samples(self, trainer: Trainer) -> int:
+        return active_learning_callback(trainer).settings.num_samples if self.num_samples is None else self.num_samples
 
     def on_test_batch_end(
         self,

@@ -120,9 +120,8 @@ def refuse_other_run(before: Mapping[str, Any], now: Mapping[str, Any], folder: 
 def still_finished(rounds: Sequence[Round], limits: Limits, *, query_size: int) -> list[Round]:
     """Return the rounds on disk that remain valid; at most the last two must be repeated.
 
-    The last is where its test is missing, for which the weights of its fit are gone, and where it ended for a limit
-    that has been raised since: it acquired nothing then, so nothing is lost. The one before it is where that limit cut
-    its batch, which is chosen again, now whole.
+    The last must where it ended for a limit that has been raised since: it acquired nothing then, so nothing is lost.
+    The one before it must where that limit cut its batch, which is chosen again, now whole.
 
     Example:
         >>> ended = Round(round=0, num_labelled=4, num_pool=6, stopped="max_rounds=1 reached")
@@ -133,9 +132,8 @@ def still_finished(rounds: Sequence[Round], limits: Limits, *, query_size: int) 
     def stands(record: Round) -> bool:
         sizes = {"num_labelled": record.num_labelled, "num_pool": record.num_pool}
         if record.stopped is None:
-            return record.complete and len(record.acquired) >= limits.batch_size(query_size, **sizes)
-        reason = limits.reason(**sizes, num_fits=record.round + 1, metrics=record.metrics)
-        return record.complete and reason is not None
+            return len(record.acquired) >= limits.batch_size(query_size, **sizes)
+        return limits.reason(**sizes, num_fits=record.round + 1, metrics=record.metrics) is not None
 
     return list(takewhile(stands, rounds))
 

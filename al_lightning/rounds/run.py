@@ -1,21 +1,26 @@
-"""The rounds of a run: known to every rank, kept on disk by rank 0, and found again by the next process."""
+"""State of a run: its rounds, known to every rank, kept on disk by rank 0, and found again by the next process."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
+from torch import nn
 
 from al_lightning._lightning import LightningModule, Trainer, set_logged_steps
-from al_lightning.data import IN_POOL, SET_ASIDE, ActiveLearningDataModule, Labels
+from al_lightning.data import IN_POOL, SET_ASIDE, ActiveLearningDataModule
 from al_lightning.distributed import Ranks
-from al_lightning.posterior import Members
+from al_lightning.pool.select import Chooser
+from al_lightning.posterior import Posterior, state_of
+from al_lightning.records.files import load_plain, replacing
 from al_lightning.records.journal import Journal, read_journal, run_folder
-from al_lightning.records.replay import Recorded, recorded
+from al_lightning.records.replay import Recorded, recorded, trained_on
 from al_lightning.records.round import Change, Round
 from al_lightning.records.weights import States, digest_of, read_states
-from al_lightning.rounds.limits import Limits
+from al_lightning.rounds.header import described
+from al_lightning.rounds.metrics import Metrics
 from al_lightning.rounds.resuming import (
     FIRST_WEIGHTS,
     LAST_WEIGHTS,
@@ -26,51 +31,147 @@ from al_lightning.rounds.resuming import (
     still_finished,
     writing_into,
 )
+from al_lightning.rounds.settings import Settings
 
-FAST_DEV_ROUNDS = 2  # enough to see a fit, an acquisition, and a fit on what was acquired
+DRAFT = ".draft.pt"
 START_AGAIN = "start again in another folder with `ActiveLearning(folder=...)`: the run cannot go on as it began"
 BEGIN_ANEW = "delete it: the model then has the weights that the run began with"
 NUM_WARM_KEPT = 3  # two rounds may be run again, and the first of them continues from the one before
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A round that has chosen its batch and is not committed.
+
+    Args:
+        record: The round.
+        states: The weights at its end, if they are kept: the run ends with it, or the next one continues from them.
+    """
+
+    record: Round
+    states: States | None
+
+
 class Run:
-    """State of a run: finished rounds and the folder that holds them. Only rank 0 touches the folder.
+    """State of a run, and its only owner: settings, seeds, rounds, members, folder, journal and lock.
+
+    `active_fit` and `ActiveLearning` read it and call its methods. Only rank 0 touches the folder.
+
+    Args:
+        settings: What the user says.
 
     Attributes:
-        rounds: The records of the finished rounds; the same on every rank.
-        folder: Where they are kept; None before `open`, and for a run that leaves no records.
+        seed: Of posterior samples and the acquisition's draws; None for 0.
+        fit_seed: From which the seeds of the fits are derived; None where `active_fit` does not fit.
+        rounds: The committed rounds; the same on every rank.
+        draft: The round that is not committed yet.
+        fits: Metrics and seconds of each fit of the running round.
+        named_folder: Where the next process finds the run; None if that is not known before the fit.
+        folder: Where the records are kept; None before `open`, and for a run that leaves none.
         header: What runs; empty before `open`.
         is_open: Whether this process has looked for earlier rounds.
         ended_before: Whether those that it found are all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.seed = settings.seed
+        self.fit_seed: int | None = None
         self.rounds: list[Round] = []
+        self.draft: Draft | None = None
+        self.fits: list[tuple[Metrics, float]] = []
         self.folder: Path | None = None
         self.header: Mapping[str, Any] = {}
         self.is_open = False
         self.ended_before = False
+        self.named_folder = settings.folder
+        self._members: list[Mapping[str, torch.Tensor]] = []
         self._journal: Journal | None = None
         self._lock: FileLock | None = None
 
-    def open(
-        self, ranks: Ranks, header: Mapping[str, Any], *, find_folder: Callable[[], Path] | None, resumes: bool
-    ) -> None:
-        """Begin the records, or go on with those that the folder holds.
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a spawned process needs: it opens the run by itself."""
+        return {**vars(self), "_journal": None, "_lock": None}
 
-        Args:
-            ranks: All processes.
-            header: What runs; the same on every rank.
-            find_folder: Where the records go; None for a run that leaves none. Only rank 0 asks.
-            resumes: Whether the folder may hold earlier rounds of this very run.
+    @property
+    def num_fitted(self) -> int:
+        """Count the rounds that are fitted, the one that is not committed included."""
+        return len(self.rounds) + (self.draft is not None)
+
+    @property
+    def stopped(self) -> str | None:
+        """Return why the rounds have ended, or None."""
+        return self.rounds[-1].stopped if self.rounds else None
+
+    @property
+    def posterior(self) -> Posterior:
+        """The posterior of the settings; an ensemble with the members that the last round has trained."""
+        members = self.settings.posterior.members
+        is_trained = members is not None and len(self._members) == members.num
+        return self.settings.posterior.trained(self._members) if is_trained else self.settings.posterior
+
+    def chooser(self) -> Chooser:
+        """Return what selects the points to label."""
+        return self.settings.chooser(self.posterior, folder=self.folder, seed=self.seed or 0)
+
+    def take_seed(self, seed: int) -> None:
+        """Take the seed of `active_fit`: of the fits, and where the settings name none of the draws."""
+        self.fit_seed = seed
+        self.seed = seed if self.settings.seed is None else self.settings.seed
+
+    def name_folder(self, trainer: Trainer) -> None:
+        """Name the folder before a fit: through it spawned processes tell this one what they have done."""
+        if self.named_folder is None:
+            self.named_folder = run_folder(trainer)
+        self._go_on_after(self.earlier_rounds())
+
+    def earlier_rounds(self) -> list[Round]:
+        """Read the rounds that the run will go on after, before it is opened."""
+        if self.named_folder is None or not (self.named_folder / "rounds.jsonl").exists():
+            return []
+        return self._still_finished(read_journal(self.named_folder)[1])
+
+    def _still_finished(self, rounds: Sequence[Round]) -> list[Round]:
+        return still_finished(rounds, self.settings.limits, query_size=self.settings.query_size)
+
+    def open(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> bool:
+        """Begin the run or go on where an earlier process was killed; return False if this process has done so before.
+
+        The labels and the step axis of the loggers are brought to where the records end. Points that the user has moved
+        since (in a new process: excluded) stay so, if the records of another process do not contradict it.
         """
+        if self.is_open:
+            return False
+        known = recorded(self.header, self.rounds) if self.header else None
+        seeds = {"seed": self.seed, "fit_seed": self.fit_seed}
+        header = described(self.settings, seeds, module, datamodule, before=self.header or None)
+        self._open(Ranks(trainer), header, self._found_folder(trainer))
+        on_disk = self.rounds
+        self._go_on_after(self._still_finished(on_disk))
+        base, now = recorded(self.header, []) if known is None else known, recorded(self.header, self.rounds)
+        moved = _moved_by_hand(datamodule, base, now, is_new_process=known is None)
+        _restore_labels(datamodule, now, withdrawn=on_disk[len(self.rounds) :])
+        _move(datamodule, moved, base=base, now=now)
+        if moved and self.rounds:  # the round that is due begins with them, even if it is run again
+            self.add_changes(Ranks(trainer), moved)
+        if self.rounds:
+            set_logged_steps(trainer, self.rounds[-1].logged_steps)
+        return True
 
+    def _found_folder(self, trainer: Trainer) -> Callable[[], Path] | None:
+        """Return how to find the folder, which only rank 0 asks; None for a run that leaves no records."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return None
+        return lambda: self.named_folder or run_folder(trainer)
+
+    def _open(self, ranks: Ranks, header: Mapping[str, Any], find_folder: Callable[[], Path] | None) -> None:
         def begun() -> tuple[Path | None, Mapping[str, Any], list[Round]]:
             if find_folder is None or ranks.rank != 0:
                 return None, header, []
             folder = find_folder()
             self._lock = locked(folder)
-            self._journal, rounds = opened(folder, header) if resumes else (Journal(folder, header), [])
+            is_new = self.named_folder is None
+            self._journal, rounds = (Journal(folder, header), []) if is_new else opened(folder, header)
             return folder, self._journal.header, rounds
 
         shared = {name: value for name, value in header.items() if name != "hyper_parameters"}
@@ -78,44 +179,81 @@ class Run:
         self.folder, self.header, self.rounds = ranks.first(ranks.together(begun))
         self.is_open = True
 
-    def go_on_after(self, rounds: Sequence[Round]) -> None:
+    def _go_on_after(self, rounds: Sequence[Round]) -> None:
         """Let these be the rounds until the next is committed; those beyond them on disk are run again."""
         self.rounds = list(rounds)
         self.ended_before = bool(rounds) and rounds[-1].stopped is not None
 
-    def commit(
-        self, ranks: Ranks, rounds: Sequence[Round], *, states: States | None = None, is_warm: bool = False
-    ) -> None:
-        """Commit `rounds`: write them to disk, then update memory.
+    def begin_round(self) -> None:
+        """Forget the fits and the draft of a round that was interrupted."""
+        self.fits, self.draft = [], None
 
-        Args:
-            ranks: All processes.
-            rounds: All rounds so far.
-            states: The weights at the end of the last one, which are kept if the run ends with it; None if they are.
-            is_warm: Whether the next round continues from them, so that they are kept for it.
-        """
+    def keep_fit(self, metrics: Metrics, seconds: float) -> None:
+        """Keep what a fit of the running round has measured."""
+        self.fits.append((metrics, seconds))
+
+    def keep_member(self, ranks: Ranks, module: LightningModule, member: int) -> None:
+        """Keep the weights of a member as rank 0 has them: each rank's BatchNorm has seen its own batches."""
+        ranks.send_buffers(module)
+        self._members[member : member + 1] = [state_of(module)]
+
+    def member_state(self, member: int) -> Mapping[str, torch.Tensor]:
+        """Return the weights of a member after its last fit."""
+        return self._members[member]
+
+    def propose(self, record: Round, module: nn.Module) -> None:
+        """Keep a round that has chosen its batch, until it is committed."""
+        states = None
+        if self.settings.warm_start or record.stopped is not None:
+            states = [state_of(module)] if self.settings.posterior.members is None else self._members
+        self.draft = Draft(record, states)
+
+    def changes_since_choice(self, datamodule: ActiveLearningDataModule) -> list[Change]:
+        """Return what has moved since the batch was chosen, whether or not the round is committed."""
+        known = recorded if self.draft is None else trained_on
+        return datamodule.changes_since(known(self.header, self._all_rounds()).state_of)
+
+    def _all_rounds(self) -> list[Round]:
+        return self.rounds if self.draft is None else [*self.rounds, self.draft.record]
+
+    def commit(self, ranks: Ranks, draft: Draft) -> None:
+        """Commit a round: append it to the records on disk, then to those in memory."""
 
         def written() -> Round:
-            record = rounds[-1]
+            record, states = draft.record, draft.states
             if self._journal is None:
                 return record
-            number, last = len(rounds) - 1, self._journal.folder / LAST_WEIGHTS
-            has_ended = states is not None and record.stopped is not None
+            number, last = len(self.rounds), self._journal.folder / LAST_WEIGHTS
+            has_ended, is_warm = record.stopped is not None, self.settings.warm_start
             with writing_into(self._journal.folder):
-                if states is not None and (is_warm or has_ended):
+                if states is not None:
                     record = replace(record, weights=digest_of(states))
                 if states is not None and is_warm:
                     save_states(self._warm_weights(number), states)
                 if has_ended:
                     last.unlink(missing_ok=True)  # of an earlier end, with fewer labels
-                self._journal.write([*rounds[:-1], record])
+                self._journal.write([*self.rounds, record])
             if states is not None and has_ended:
                 save_last_states(last, states)
             if is_warm and number >= NUM_WARM_KEPT:
                 self._warm_weights(number - NUM_WARM_KEPT).unlink(missing_ok=True)
             return record
 
-        self.rounds = [*rounds[:-1], ranks.first(ranks.together(written))]
+        self.rounds = [*self.rounds, ranks.first(ranks.together(written))]
+        self.fits, self.draft = [], None
+
+    def add_changes(self, ranks: Ranks, changes: Sequence[Change]) -> None:
+        """Add to the last round what has moved since it was committed."""
+        last = replace(self.rounds[-1], changed_after=[*self.rounds[-1].changed_after, *changes])
+        rounds = [*self.rounds[:-1], last]
+
+        def written() -> None:
+            if self._journal is not None:
+                with writing_into(self._journal.folder):
+                    self._journal.write(rounds)
+
+        ranks.together(written)
+        self.rounds = rounds
 
     def save_first_weights(self, ranks: Ranks, states: States) -> None:
         """Keep what every round starts from, once: the file first, and then its hash, without which it is none."""
@@ -128,8 +266,7 @@ class Run:
                 with writing_into(journal.folder):
                     save_states(journal.folder / FIRST_WEIGHTS, states)
                     digest = digest_of(states)
-                    journal.header = {**journal.header, "first_weights": digest}
-                    journal.write(self.rounds)
+                    journal.write_header({**journal.header, "first_weights": digest})
             return digest
 
         self.header = {**self.header, "first_weights": ranks.first(ranks.together(saved))}
@@ -155,6 +292,10 @@ class Run:
         digest = self.rounds[-1].weights if self.rounds else None
         return self._read(ranks, LAST_WEIGHTS, digest=digest, way_out=BEGIN_ANEW, is_needed=False)
 
+    def restore_members(self, states: States) -> None:
+        """Take what the members were after their last fits in another process."""
+        self._members = list(states)
+
     def _read(
         self, ranks: Ranks, name: str, *, digest: str | None, way_out: str = START_AGAIN, is_needed: bool = True
     ) -> States | None:
@@ -170,11 +311,32 @@ class Run:
         folder = Path() if self.folder is None else self.folder
         return folder / f"warm_weights-{number:03d}.pt"
 
-    def catch_up(self, folder: Path) -> None:
-        """Learn what processes that have ended by now did in this folder."""
-        self.header, self.rounds = read_journal(folder)
-        self.folder = folder
-        self._journal = Journal(folder, self.header, rounds=self.rounds)
+    def hand_over(self, datamodule: ActiveLearningDataModule) -> None:
+        """Leave the draft to the process that has spawned this one, with what has moved since the choice."""
+        if self.draft is not None and self._journal is not None and self.folder is not None:
+            record = replace(self.draft.record, changed_after=self.changes_since_choice(datamodule))
+            states = None if self.draft.states is None else [dict(state) for state in self.draft.states]
+            with writing_into(self.folder), replacing(self.folder / DRAFT) as file:
+                torch.save({"record": asdict(record), "states": states}, file)
+
+    def receive(self, datamodule: ActiveLearningDataModule) -> None:
+        """Take over the draft that spawned processes have left, and what they knew."""
+        if (folder := self.named_folder) is None:
+            raise RuntimeError("The run names no folder, through which spawned processes tell what they have done.")
+        self.folder, self._lock = folder, locked(folder)
+        self.header, on_disk = read_journal(folder)
+        self._go_on_after(self._still_finished(on_disk))
+        self._journal = Journal(folder, self.header, rounds=on_disk)
+        if (path := folder / DRAFT).exists():
+            left = load_plain(path)
+            self.draft = Draft(Round(**left["record"]), left["states"])
+            path.unlink()
+        if not datamodule.has_acquired:
+            datamodule.setup("fit")
+        state = (recorded if self.draft is None else trained_on)(self.header, self._all_rounds())
+        datamodule.restore(state.state_of, state.target_of)
+        if self.draft is not None:
+            datamodule.labels.replace({**state.state_of, **_states(self.draft.record.changed_after)})
 
     def release(self) -> None:
         """Let another process write into the folder."""
@@ -183,55 +345,24 @@ class Run:
         self._lock = None
 
     def close(self) -> None:
-        """Let a process that this one is going to start open the run."""
+        """Let the next process open the run, or this one once more."""
         self.release()
         self._journal, self.is_open = None, False
 
-
-def begin(
-    run: Run,
-    trainer: Trainer,
-    datamodule: ActiveLearningDataModule,
-    header: Mapping[str, Any],
-    *,
-    folder: Path | None,
-    limits: Limits,
-) -> None:
-    """Open the run, and bring the labels and the loggers to where its records end.
-
-    Points that the user has moved since (in a new process: taken out of the pool) stay so, if the records that another
-    process has added do not contradict it.
-    """
-    known = recorded(run.header, run.rounds) if run.header else None
-    leaves_none = trainer.fast_dev_run  # type: ignore[attr-defined]
-    run.open(
-        Ranks(trainer),
-        header,
-        find_folder=None if leaves_none else lambda: folder or run_folder(trainer),
-        resumes=folder is not None,
-    )
-    on_disk = run.rounds
-    run.go_on_after(still_finished(on_disk, limits, query_size=header["query_size"]))
-    base, now = recorded(run.header, []) if known is None else known, recorded(run.header, run.rounds)
-    moved = _moved_by_hand(datamodule, base, now, is_new_process=known is None)
-    catch_up_labels(run, datamodule, withdrawn=on_disk[len(run.rounds) :])
-    _move(datamodule, moved, base=base, now=now)
-    if moved and run.rounds:  # the round that is due begins with them, even if it is run again
-        complete = replace(run.rounds[-1], changed_after=[*run.rounds[-1].changed_after, *moved])
-        run.commit(Ranks(trainer), [*run.rounds[:-1], complete])
-    if run.rounds:
-        set_logged_steps(trainer, run.rounds[-1].logged_steps)
+    def close_if_named(self) -> None:
+        """Close a run that this process finds again by the name of its folder, after a fit that no driver follows."""
+        if self.fit_seed is None and self.settings.folder is not None:
+            self.close()
 
 
-def catch_up_labels(run: Run, datamodule: ActiveLearningDataModule, *, withdrawn: Sequence[Round] = ()) -> None:
-    """Bring the labels to where the records of a run end.
+def _restore_labels(datamodule: ActiveLearningDataModule, state: Recorded, *, withdrawn: Sequence[Round]) -> None:
+    """Bring the labels to the state of the records.
 
     Args:
-        run: An open run.
         datamodule: Whose labels.
+        state: What the records imply.
         withdrawn: Rounds that are to be run again; the corrections that they recorded are accepted, to these targets.
     """
-    state = recorded(run.header, run.rounds)
     accepted = {index: new for record in withdrawn for index, _, new in record.corrections}
     expected = {index: accepted.get(index, target) for index, target in state.target_of.items()}
     datamodule.restore(state.state_of, expected)
@@ -256,7 +387,7 @@ def _moved_by_hand(
 
 def _move(datamodule: ActiveLearningDataModule, moved: Sequence[Change], *, base: Recorded, now: Recorded) -> None:
     """Repeat what the user has changed since `base`, where the run has left these points alone."""
-    states = {int(index): int(state) for index, state, _ in moved if index is not None and state is not None}
+    states = _states(moved)
     taken = [index for index in states if base.state_of.get(index) != now.state_of.get(index)]
     if taken:
         raise ValueError(
@@ -267,26 +398,6 @@ def _move(datamodule: ActiveLearningDataModule, moved: Sequence[Change], *, base
     datamodule.labels.replace({**now.state_of, **states})
 
 
-def reason_to_stop(
-    trainer: Trainer, limits: Limits, labels: Labels, *, num_fits: int, metrics: Mapping[str, float | None]
-) -> str | None:
-    """Return why no round follows the fit that has just ended, or None."""
-    if trainer.fast_dev_run and num_fits >= FAST_DEV_ROUNDS:  # type: ignore[attr-defined]
-        return f"fast_dev_run ends after {FAST_DEV_ROUNDS} rounds"
-    return limits.reason(num_labelled=labels.num_labelled, num_pool=labels.num_pool, num_fits=num_fits, metrics=metrics)
-
-
-def keep_member(trainer: Trainer, module: LightningModule, members: Members, member: int) -> None:
-    """Remember a member as rank 0 has it: each rank's BatchNorm has seen its own batches."""
-    Ranks(trainer).send_buffers(module)
-    members.keep(module, member)
-
-
-def check_stepped(trainer: Trainer, steps_before: int) -> None:
-    """Refuse to acquire with a model that the fit did not train."""
-    if trainer.global_step == steps_before:
-        raise RuntimeError(
-            "The fit ended without a single training step, so there is nothing to acquire with. A Trainer that has "
-            "finished does not train again: use `active_fit`, or a new Trainer. Otherwise look at `max_epochs` and "
-            "`max_steps`, and at the batch size against the number of labels."
-        )
+def _states(changes: Sequence[Change]) -> dict[int, int]:
+    """Return the state to which each point has moved, by id."""
+    return {int(index): int(state) for index, state, _ in changes if index is not None and state is not None}

@@ -1,125 +1,156 @@
-"""Per-fit setup, as a callback because some strategies start their workers inside `fit`."""
+"""Start of a fit, as a callback because some strategies start their workers inside `fit`."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from al_lightning._lightning import Callback, LightningModule, Trainer, pl, rank_zero_info
+from al_lightning._lightning import Callback, LightningModule, Trainer, callbacks_of, pl, rank_zero_info
+from al_lightning.data import wrapped_datamodule
 from al_lightning.distributed import Ranks
-from al_lightning.posterior import Members
+from al_lightning.posterior import Members, load_state
 from al_lightning.randomness import derived_seed
-from al_lightning.records.weights import States
-from al_lightning.rounds.callback import ActiveLearning, active_learning_callback
 from al_lightning.rounds.checkpoints import prefix_checkpoints, read_plain_checkpoints
-from al_lightning.rounds.console import header_line
-from al_lightning.rounds.rewind import FirstStates, may_be_unfinished
+from al_lightning.rounds.console import Live, header_line
+from al_lightning.rounds.ending import Ending
+from al_lightning.rounds.fresh_start import FreshStart, may_be_unfinished
+from al_lightning.rounds.run import Run
+from al_lightning.tracking import begin_tracking
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One fit of `active_fit`.
+
+    Args:
+        member: The member of an ensemble that it trains; None if the posterior takes one fit a round.
+        ckpt_path: The checkpoint that it resumes from, of which the Trainer itself knows only later.
+    """
+
+    member: int | None = None
+    ckpt_path: str | Path | None = None
+
+
+def fit_of(trainer: Trainer) -> Fit:
+    """Return the fit that `active_fit` has begun; a plain one if the user has called `trainer.fit`."""
+    return next((callback.fit for callback in callbacks_of(trainer) if isinstance(callback, Start)), Fit())
+
+
+def open_run(trainer: Trainer, module: LightningModule, run: Run) -> bool:
+    """Open the run and its loggers; return False if this process has done so before."""
+    is_new = run.open(trainer, module, wrapped_datamodule(trainer.datamodule))  # type: ignore[attr-defined]
+    if is_new:
+        begin_tracking(trainer, run.rounds, run.header, run.folder)
+    return is_new
 
 
 class Start(Callback):
-    """The first of the Trainer's callbacks: it finds the round that is due, and gives the fit its weights and its seed.
+    """The first of the Trainer's callbacks: it opens the run, and gives each fit its weights and its seed.
+
+    In this order: the run is opened, and the weights of an earlier process are taken; objects that come back and what
+    Lightning has built get their first states; the fit is seeded; a member of an ensemble gets its weights.
 
     Args:
-        seed: Of the trainings, each round's and each member's derived from it.
+        run: The run.
+        fresh: First states of the model and of objects that come back.
 
     Attributes:
-        first_states: What puts the first weights back between rounds; None before it is known.
-        ckpt_path: A checkpoint for the first fit, of which the Trainer itself knows only later.
+        fit: The fit that has begun last.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.first_states: FirstStates | None = None
-        self.ckpt_path: str | Path | None = None
-        self._seed = seed
+    def __init__(self, run: Run, fresh: FreshStart) -> None:
+        self.fit = Fit()
+        self._run = run
+        self._fresh = fresh
+
+    def begin(self, fit: Fit) -> None:
+        """Let `fit` be the next."""
+        self.fit = fit
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Go on with the run's earlier rounds if this process has not yet, and begin the round."""
-        if stage != "fit" or self.first_states is None:
+        """Open the run if this process has not yet, and begin the fit."""
+        if stage != "fit":
             return
         read_plain_checkpoints(trainer)
-        callback = active_learning_callback(trainer)
-        if callback.open(trainer, pl_module):
-            rank_zero_info(header_line(callback.run.header, callback.run.folder))
-            self._continue(trainer, pl_module, callback, self.first_states)
-        prefix_checkpoints(trainer, len(callback.rounds), callback.member)
+        if open_run(trainer, pl_module, self._run):
+            rank_zero_info(header_line(self._run.header, self._run.folder))
+            self._take_weights(trainer, pl_module)
+        prefix_checkpoints(trainer, len(self._run.rounds), self.fit.member)
+        ours = (Start, Ending, Live)
+        self._fresh.reset_callbacks([each for each in callbacks_of(trainer) if not isinstance(each, ours)])
         is_complete = not may_be_unfinished(pl_module)
-        self._set_seed(callback, round_index=len(callback.rounds) if is_complete else 0)  # built alike in every round
+        self._set_seed(round_index=len(self._run.rounds) if is_complete else 0)  # built alike in every round
         if is_complete:
-            _start_member(callback, pl_module)
+            self._start_member(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Seed once more where Lightning may have built the model since: a process that had it drew nothing."""
-        if self.first_states is None or not may_be_unfinished(pl_module):
-            return
-        callback = active_learning_callback(trainer)
-        self._set_seed(callback, round_index=len(callback.rounds))
-        _start_member(callback, pl_module)
-
-    def _set_seed(self, callback: ActiveLearning, *, round_index: int) -> None:
-        purpose = "fit" if callback.member is None else f"member {callback.member}"
-        pl.seed_everything(derived_seed(self._seed, round_index, purpose), workers=True, verbose=False)
-
-    def _continue(
-        self, trainer: Trainer, module: LightningModule, callback: ActiveLearning, first_states: FirstStates
-    ) -> None:
-        """Take the weights from which an earlier process of this run would have gone on."""
-        if callback.run.ended_before and self.ckpt_path is not None:
-            raise ValueError(
-                f"`ckpt_path` is {self.ckpt_path}, but the run in {callback.run.folder} has ended "
-                f"({callback.stopped}), so no round is due. Leave it out, or raise the limit."
-            )
-        ranks, members = Ranks(trainer), callback.posterior.members
-        saved, are_first = _saved(callback, ranks)
-        if saved is not None and not callback.rounds and not first_states.weights.has_shapes_of(saved):
-            callback.run.forget_first_weights()  # the model was corrected after an attempt that finished no round
-        elif saved is not None:
-            if not callback.rounds:
-                _say_whose_first_weights(callback)
-            first_states.take(module, saved, are_first=are_first)
-        elif members is not None:
-            _say_whose_weights(members)
+        """Reset what Lightning has built; seed once more where that may be the model, since some processes had it."""
+        self._fresh.reset_built(trainer, pl_module)
+        if may_be_unfinished(pl_module):
+            self._set_seed(round_index=len(self._run.rounds))
+            self._start_member(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Keep the first weights, which by now are known even of a model that Lightning built."""
-        if self.first_states is None:
+        self._run.save_first_weights(Ranks(trainer), [self._fresh.weights.tensors])
+
+    def _set_seed(self, *, round_index: int) -> None:
+        purpose = "fit" if self.fit.member is None else f"member {self.fit.member}"
+        seed = derived_seed(self._run.fit_seed or 0, round_index, purpose)
+        pl.seed_everything(seed, workers=True, verbose=False)
+
+    def _start_member(self, module: LightningModule) -> None:
+        """Give the model the weights from which an ensemble's member starts, if there is a round to run."""
+        run, members, member = self._run, self._run.settings.posterior.members, self.fit.member
+        if members is None or member is None or run.stopped is not None:
             return
-        states: States = [self.first_states.weights.tensors]
-        active_learning_callback(trainer).run.save_first_weights(Ranks(trainer), states)
+        if run.settings.warm_start and run.rounds:
+            load_state(module, run.member_state(member))
+        else:
+            members.start(module)
+
+    def _take_weights(self, trainer: Trainer, module: LightningModule) -> None:
+        """Take the weights from which an earlier process of this run would have gone on."""
+        run, members = self._run, self._run.settings.posterior.members
+        if run.ended_before and self.fit.ckpt_path is not None:
+            raise ValueError(
+                f"`ckpt_path` is {self.fit.ckpt_path}, but the run in {run.folder} has ended ({run.stopped}), so no "
+                "round is due. Leave it out, or raise the limit."
+            )
+        saved, are_first = _saved(run, Ranks(trainer))
+        if saved is not None and not run.rounds and not self._fresh.weights.has_shapes_of(saved):
+            run.forget_first_weights()  # the model was corrected after an attempt that finished no round
+        elif saved is not None:
+            if not run.rounds:
+                rank_zero_info(
+                    f"The model begins with the weights in {run.folder}, as the first start of this run did. Delete "
+                    "that folder to begin with those that it has now."
+                )
+            self._fresh.take(module, saved, are_first=are_first)
+        elif members is not None:
+            _say_whose_weights(members)
 
 
-def _saved(callback: ActiveLearning, ranks: Ranks) -> tuple[Mapping[str, Tensor] | None, bool]:
+def _saved(run: Run, ranks: Ranks) -> tuple[Mapping[str, Tensor] | None, bool]:
     """Read what an earlier process of this run left to the model (None if there was none) and to an ensemble's members.
 
     Also whether that process began with it.
     """
-    run, members = callback.run, callback.posterior.members
+    members = run.settings.posterior.members
     last = run.last_weights(ranks) if run.ended_before else None
     if run.ended_before:
         rank_zero_info(f"The model has the weights that the run {'began' if last is None else 'ended'} with.")
-    warm = run.warm_weights(ranks) if callback.warm_start and callback.rounds and not run.ended_before else None
+    warm = run.warm_weights(ranks) if run.settings.warm_start and run.rounds and not run.ended_before else None
     later = last or warm
     if members is not None and later is not None:
-        members.restore(later)
+        run.restore_members(later)
     if last is not None:
         return last[-1], False  # an ensemble trains its last member last
     if warm is not None and members is None:
         return warm[0], False
     first = run.first_weights(ranks)
     return None if first is None else first[0], True
-
-
-def _start_member(callback: ActiveLearning, module: LightningModule) -> None:
-    """Give the model the weights from which an ensemble's member starts, if there is a round to run."""
-    members = callback.posterior.members
-    if members is not None and callback.member is not None and callback.stopped is None:
-        members.start(module, callback.member, warm=callback.warm_start and len(callback.rounds) > 0)
-
-
-def _say_whose_first_weights(callback: ActiveLearning) -> None:
-    rank_zero_info(
-        f"The model begins with the weights in {callback.run.folder}, as the first start of this run did. Delete that "
-        "folder to begin with those that it has now."
-    )
 
 
 def _say_whose_weights(members: Members) -> None:

@@ -54,9 +54,8 @@ def begin_tracking(trainer: Trainer, rounds: Sequence[Round], header: Mapping[st
 
 
 def log_last_round(trainer: Trainer, rounds: Sequence[Round], header: Mapping[str, Any], folder: Path | None) -> None:
-    """Log the last round to all loggers, at the step at which Lightning logs its own metrics; once it is complete."""
-    if rounds[-1].complete:
-        _on_first_rank(trainer, lambda: _log(trainer, rounds, header, folder, known={}))
+    """Log the last round to all loggers, at the step at which Lightning logs its own metrics."""
+    _on_first_rank(trainer, lambda: _log(trainer, rounds, header, folder, known={}))
 
 
 def keep_images(

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ class DeepEnsemble(Posterior):
 
     Unless told otherwise every member starts with new weights, those of a pretrained model too: name its head in
     `fresh` to keep the others. Parameters that do not learn (`requires_grad`) always stay. A metric of a round is the
-    mean over its members; `sample(...)` on the trained model gives the predictions of all of them, for others.
+    mean over its members. After a run, `callback.posterior.sample(model, K, seed=0)` gives the predictions of all.
 
     Args:
         num_members: How many networks `active_fit` trains a round.
@@ -81,11 +80,15 @@ class DeepEnsemble(Posterior):
     def _num_networks(self) -> int:
         return len(self.checkpoints or []) if self.num_members is None else self.num_members
 
-    @cached_property
+    @property
     @override
     def members(self) -> Members | None:
-        """The networks that a driver trains; None if they are given."""
-        return None if self.num_members is None else Members(self.num_members, fresh=self.fresh, init=self.init)
+        """The networks that each round trains; None if they are given."""
+        return None if self.num_members is None else Members(self.num_members, self.fresh, self.init)
+
+    @override
+    def trained(self, states: Sequence[State]) -> Posterior:
+        return self if self.num_members is None else TrainedEnsemble(self, states)
 
     @property
     @override
@@ -116,10 +119,71 @@ class DeepEnsemble(Posterior):
     def sample(self, model: nn.Module, num_samples: int, *, seed: int) -> Iterator[Predict]:
         """All members; `num_samples` is their number, and `seed` changes nothing. See `Posterior.sample`."""
         check_draws(num_samples, seed=seed)
+        if self.checkpoints is None:
+            raise RuntimeError(
+                f"The {self.num_members} members of {self!r} are not trained. `active_fit(trainer, model, datamodule)` "
+                "trains them in each round, and `callback.posterior` samples them then; networks that you have trained "
+                "elsewhere are given as `DeepEnsemble(checkpoints=[...])`."
+            )
+        with self._sampled(model, num_samples, [read_state(path, model) for path in self.checkpoints]) as predict:
+            yield predict
+
+    @contextmanager
+    def _sampled(self, model: nn.Module, num_samples: int, states: Sequence[State]) -> Iterator[Predict]:
         self.checked_num_samples(num_samples)
-        trained = self.members
-        states = [read_state(path, model) for path in self.checkpoints or []] if trained is None else trained.states
         with until_the_end(Networks(model, self.predict, states)) as predict:
+            yield predict
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedEnsemble(Posterior):
+    """`DeepEnsemble` after a round, as its `trained` returns it.
+
+    Args:
+        ensemble: The hyper-parameters.
+        states: The weights of its members.
+    """
+
+    ensemble: DeepEnsemble
+    states: Sequence[State]
+
+    def __repr__(self) -> str:
+        """Return that of the ensemble: weights are no words."""
+        return repr(self.ensemble)
+
+    @property
+    @override
+    def members(self) -> Members | None:
+        return self.ensemble.members
+
+    @property
+    @override
+    def draws_anew(self) -> bool:
+        return False
+
+    @property
+    @override
+    def way_to_more_samples(self) -> str:
+        return self.ensemble.way_to_more_samples
+
+    @override
+    def checked_num_samples(self, num_samples: int | None) -> int:
+        return self.ensemble.checked_num_samples(num_samples)
+
+    @override
+    def trained(self, states: Sequence[State]) -> Posterior:
+        return self.ensemble.trained(states)
+
+    @override
+    def preview(self, model: nn.Module, batch: object, *, smaller: object = None) -> Tensor:
+        return self.ensemble.preview(model, batch, smaller=smaller)
+
+    @override
+    @contextmanager
+    def sample(self, model: nn.Module, num_samples: int, *, seed: int) -> Iterator[Predict]:
+        """All members; `num_samples` is their number, and `seed` changes nothing. See `Posterior.sample`."""
+        check_draws(num_samples, seed=seed)
+        with self.ensemble._sampled(model, num_samples, self.states) as predict:
             yield predict
 
 

@@ -1,6 +1,7 @@
-"""The members of an ensemble: trained one after another in the one model that the user holds, and kept on the CPU."""
+"""Members of an ensemble: their weights, and the new ones from which each is trained."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,61 +15,43 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-class Members:
-    """Members of an ensemble in training: before each one's fit `start`, after it `keep`.
+def state_of(model: nn.Module) -> State:
+    """Copy the parameters and buffers of a model to the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors_of(model).items()}
 
-    The model stays one object, because LightningCLI binds optimizers to its parameters.
+
+def load_state(model: nn.Module, state: State) -> None:
+    """Write a state into a model, in place: LightningCLI binds optimizers to its parameters."""
+    with torch.no_grad():
+        for name, tensor in tensors_of(model).items():
+            tensor.copy_(state[name])
+
+
+@dataclass(frozen=True)
+class Members:
+    """Members of an ensemble that are trained one after another, in the one model that the user holds.
 
     Args:
         num: How many members there are.
         fresh: Names of the submodules that every member starts with new weights; None for the whole model.
-        init: What gives such a submodule new weights, drawn from the global generator; None for `reset_parameters`.
+        init: What gives such a submodule new weights, drawn from the global generator.
     """
 
-    def __init__(
-        self, num: int, *, fresh: Sequence[str] | None = None, init: Callable[[nn.Module], None] | None = None
-    ) -> None:
-        self.num = num
-        self.fresh = fresh
-        self._init = reset_parameters if init is None else init
-        self.replaces_all_weights = fresh is None and init is None
-        self._states: dict[int, State] = {}
+    num: int
+    fresh: Sequence[str] | None = None
+    init: Callable[[nn.Module], None] | None = None
 
     @property
-    def states(self) -> list[State]:
-        """Return the members' weights after their last fits."""
-        if len(self._states) < self.num:
-            raise RuntimeError(
-                f"{len(self._states)} of the ensemble's {self.num} members are trained. `active_fit(trainer, model, "
-                "datamodule)` trains them all in each round; networks that you have trained elsewhere are given as "
-                "`DeepEnsemble(checkpoints=[...])`."
-            )
-        return [self._states[member] for member in range(self.num)]
+    def replaces_all_weights(self) -> bool:
+        """Return whether nothing of the model's own weights is left to a member."""
+        return self.fresh is None and self.init is None
 
-    def start(self, model: nn.Module, member: int, *, warm: bool) -> None:
-        """Put the weights into `model` from which this member's fit starts: its own of last time, or new ones."""
-        if warm:
-            if member not in self._states:
-                raise RuntimeError(
-                    f"`warm_start` continues member {member} from its weights of the round before, but it has none: "
-                    "they are not kept beyond the process. Start afresh with `warm_start=False`."
-                )
-            with torch.no_grad():
-                for name, tensor in tensors_of(model).items():
-                    tensor.copy_(self._states[member][name])
-            return
+    def start(self, model: nn.Module) -> None:
+        """Give `model` the new weights from which the fit of a member starts."""
         if not tensors_of(model):  # `configure_model` is going to make it, with new weights
             return
         for part in self._fresh_parts(model):
-            self._init(part)
-
-    def keep(self, model: nn.Module, member: int) -> None:
-        """Remember what this member's fit has made of `model`."""
-        self._states[member] = {name: tensor.detach().cpu().clone() for name, tensor in tensors_of(model).items()}
-
-    def restore(self, states: Sequence[State]) -> None:
-        """Take what the members were after their last fits in another process."""
-        self._states = dict(enumerate(states))
+            (reset_parameters if self.init is None else self.init)(part)
 
     def _fresh_parts(self, model: nn.Module) -> list[nn.Module]:
         if self.fresh is None:

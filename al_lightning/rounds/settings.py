@@ -1,0 +1,55 @@
+"""Settings of a run: everything that a user says about it."""
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Literal
+
+from al_lightning.acquisition import Acquisition, Screening
+from al_lightning.pool.select import Chooser
+from al_lightning.pool.storage import Storage
+from al_lightning.posterior import Posterior
+from al_lightning.rounds.limits import Limits
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Arguments of `ActiveLearning`, checked; `ActiveLearning` says what each means."""
+
+    acquisition: Acquisition
+    _: KW_ONLY
+    query_size: int
+    posterior: Posterior
+    num_samples: int
+    max_predicted: int | None
+    screening: Screening | None
+    predictions_budget_mib: int
+    limits: Limits
+    weights: Literal["last", "best"]
+    warm_start: bool
+    folder: Path | None
+    seed: int | None
+    bars: bool
+
+    def __post_init__(self) -> None:
+        self.chooser(self.posterior, folder=None, seed=0)  # refuses sizes that cannot be meant
+        if self.weights not in {"last", "best"}:
+            raise ValueError(f"`weights` is {self.weights!r}, but must be 'last' or 'best'.")
+
+    def chooser(self, posterior: Posterior, *, folder: Path | None, seed: int) -> Chooser:
+        """Return what selects the points to label.
+
+        Args:
+            posterior: The one of these settings, with the members that a round has trained.
+            folder: Where predictions go that do not fit into memory.
+            seed: Of all draws.
+        """
+        return Chooser(
+            self.acquisition,
+            self.query_size,
+            posterior,
+            self.num_samples,
+            self.max_predicted,
+            self.screening,
+            Storage(self.predictions_budget_mib, folder),
+            seed=seed,
+        )
