@@ -91,9 +91,7 @@ class Journal:
         if list(rounds[:-1]) != self._written:
             self._replace(rounds)
             return
-        line = encoded_next(rounds[-1], after=self._text)
-        append(self.path, line, size=len(self._text.encode()))
-        self._text, self._written = self._text + line, list(rounds)
+        self._write_journal(rounds, encoded_next(rounds[-1], after=self._text), is_next=True)
         self._write_tables(rounds)
 
     def _replace(self, rounds: Sequence[Round]) -> None:
@@ -101,11 +99,16 @@ class Journal:
         is_shorter = len(rounds) < len(self._written)
         if is_shorter:
             self._write_tables(rounds)
-        text = encoded(self.header, rounds)
-        write_atomically(self.path, text)
-        self._text, self._written = text, list(rounds)
+        self._write_journal(rounds, encoded(self.header, rounds))
         if not is_shorter:
             self._write_tables(rounds)
+
+    def _write_journal(self, rounds: Sequence[Round], text: str, *, is_next: bool = False) -> None:
+        if is_next:
+            append(self.path, text, size=len(self._text.encode()))
+        else:
+            write_atomically(self.path, text)
+        self._text, self._written = self._text + text if is_next else text, list(rounds)
 
     def _write_tables(self, rounds: Sequence[Round]) -> None:
         numbers = [entry.numbers() for entry in rounds]

@@ -152,6 +152,11 @@ class ActiveLearning(Callback):
         """The posterior; an ensemble with the members that the last round has trained."""
         return self.run.posterior
 
+    @property
+    def member(self) -> int | None:
+        """The member of an ensemble that is fitted, or was last; None if the posterior takes one fit a round."""
+        return self.run.member
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse before the training what would fail after it."""
         if stage != "fit" or is_tuning(trainer):
@@ -170,8 +175,7 @@ class ActiveLearning(Callback):
             self._max_epochs = [trainer.max_epochs]
             trainer.fit_loop.max_epochs = 0
             return
-        if not fit.member:
-            run.begin_round()
+        run.begin_fit(fit.member)
         labels = wrapped_datamodule(trainer.datamodule).labels  # type: ignore[attr-defined]
         if not run.rounds:
             counts = {"num_labelled": labels.num_labelled, "num_pool": labels.num_pool}
@@ -196,7 +200,7 @@ class ActiveLearning(Callback):
         if self.run.ended_before:
             return
         datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
-        if not self.rounds and not fit_of(trainer).member:
+        if not self.rounds and not self.member:
             self.run.chooser().preview(trainer, pl_module, datamodule)
         self._is_first_batch = True
         self._steps_before = trainer.global_step
@@ -238,7 +242,7 @@ class ActiveLearning(Callback):
         if self.settings.weights == "best":
             metrics |= load_best(trainer, pl_module)
         run.keep_fit(metrics, time.perf_counter() - self._fit_started)
-        members, member = self.settings.posterior.members, fit_of(trainer).member
+        members, member = self.settings.posterior.members, self.member
         if members is not None and member is not None:
             run.keep_member(Ranks(trainer), pl_module, member)
             if member < members.num - 1:

@@ -65,6 +65,7 @@ class Run:
         fit_seed: From which the seeds of the fits are derived; None where `active_fit` does not fit.
         rounds: The committed rounds; the same on every rank.
         draft: The round that is not committed yet.
+        member: The member of an ensemble that is fitted, or was last; None if the posterior takes one fit a round.
         fits: Metrics and seconds of each fit of the running round.
         named_folder: Where the next process finds the run; None if that is not known before the fit.
         folder: Where the records are kept; None before `open`, and for a run that leaves none.
@@ -79,6 +80,7 @@ class Run:
         self.fit_seed: int | None = None
         self.rounds: list[Round] = []
         self.draft: Draft | None = None
+        self.member: int | None = None
         self.fits: list[tuple[Metrics, float]] = []
         self.folder: Path | None = None
         self.header: Mapping[str, Any] = {}
@@ -184,9 +186,11 @@ class Run:
         self.rounds = list(rounds)
         self.ended_before = bool(rounds) and rounds[-1].stopped is not None
 
-    def begin_round(self) -> None:
-        """Forget the fits and the draft of a round that was interrupted."""
-        self.fits, self.draft = [], None
+    def begin_fit(self, member: int | None) -> None:
+        """Begin a fit: the first of a round forgets the fits and the draft of one that was interrupted."""
+        self.member = member
+        if not member:
+            self.fits, self.draft = [], None
 
     def keep_fit(self, metrics: Metrics, seconds: float) -> None:
         """Keep what a fit of the running round has measured."""

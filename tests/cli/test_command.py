@@ -145,7 +145,7 @@ def test_a_users_own_classes_work_by_class_path(tmp_path, monkeypatch):
         ]
     )
     assert [entry.num_labelled for entry in first_callback(cli).rounds] == [4, 7]
-    assert first_callback(cli).acquisition == BatchBALD(num_configs=50)
+    assert first_callback(cli).settings.acquisition == BatchBALD(num_configs=50)
     assert cli.model.net[0].out_features == 16
     assert len(cli.datamodule.labels) == 40
 

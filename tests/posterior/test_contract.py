@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 import al_lightning  # noqa: F401 - short class names are those of what is imported
-from al_lightning.posterior import DeepEnsemble, LastLayerLaplace, MCDropConnect, MCDropout, Posterior
+from al_lightning.posterior import DeepEnsemble, LastLayerLaplace, MCDropConnect, MCDropout, Posterior, state_of
 
 K = 5
 POSTERIORS = [
@@ -60,8 +60,7 @@ def unfitted(request):
     if posterior.members is not None:
         with torch.random.fork_rng():
             torch.manual_seed(2)
-            for member in range(K):
-                posterior.members.keep(Model(), member)
+            return posterior.trained([state_of(Model()) for _ in range(K)])
     return posterior
 
 

@@ -24,8 +24,7 @@ class Edits(Callback):
 
         def work(trainer, *_):
             callback = next(callback for callback in trainer.callbacks if hasattr(callback, "rounds"))
-            num_finished = sum(record.complete for record in callback.rounds)
-            if num_finished == num_rounds and not self.done:
+            if len(callback.rounds) == num_rounds and not self.done:
                 self.done = True
                 edit(trainer.datamodule)
 
@@ -38,7 +37,7 @@ class DiesAt(Callback):
     def __init__(self, num_rounds, hook="on_train_epoch_end"):
         def die(trainer, *_):
             callback = next(callback for callback in trainer.callbacks if hasattr(callback, "rounds"))
-            if sum(record.complete for record in callback.rounds) == num_rounds:
+            if len(callback.rounds) == num_rounds:
                 raise DiedError
 
         setattr(self, hook, die)

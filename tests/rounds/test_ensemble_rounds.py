@@ -68,7 +68,7 @@ def test_an_ensemble_needs_nothing_but_its_name(make_trainer, make_model, make_d
     callback = ActiveLearning(BatchBALD(), posterior=DeepEnsemble(MEMBERS), query_size=4, max_rounds=2)
     first, last = active_fit(make_trainer(callback), make_model(dropout=0.0), make_data())
     assert (first.num_labelled, last.num_labelled) == (6, 10)
-    assert callback.num_samples == first.information["num_samples"] == MEMBERS
+    assert callback.settings.num_samples == first.information["num_samples"] == MEMBERS
     assert (len(first.acquired), last.acquired, last.stopped) == (4, [], "max_rounds=2 reached")
     assert {"val_loss", "test_acc"} <= set(last.metrics)
 
@@ -122,7 +122,7 @@ def test_the_ensemble_of_the_last_round_answers_after_the_run(
 ):
     spy, callback, model = Weights(), make_ensemble_callback(), make_model()
     active_fit(make_trainer(spy, callback), model, make_data())
-    kept = callback.posterior.members.states
+    kept = callback.posterior.states
     assert all(equal(ends, state) for ends, state in zip(spy.ends[-MEMBERS:], kept, strict=True))
     with callback.posterior.sample(model, MEMBERS, seed=0) as predict:
         assert predict(torch.randn(5, 4)).shape == (5, MEMBERS, 3)
@@ -215,7 +215,7 @@ def test_the_members_are_the_best_checkpoints_when_asked_for(
     checkpoint = ModelCheckpoint(dirpath=tmp_path / "ckpt", monitor="val_loss", mode="max")  # not the last
     callback = make_ensemble_callback(weights="best", max_rounds=1)
     active_fit(make_trainer(checkpoint, Best(), callback, enable_checkpointing=True), make_model(), make_data())
-    for path, state in zip(Best.paths, callback.posterior.members.states, strict=True):
+    for path, state in zip(Best.paths, callback.posterior.states, strict=True):
         assert equal(torch.load(path, weights_only=True)["state_dict"], state)
 
 
@@ -323,7 +323,7 @@ def test_a_plain_fit_after_the_rounds_is_refused_too(make_trainer, make_model, m
 def test_another_number_of_samples_than_members_is_refused(make_ensemble_callback):
     with pytest.raises(ValueError, match="`num_samples` is 8, but the ensemble has 3 members"):
         make_ensemble_callback(num_samples=8)
-    assert make_ensemble_callback(num_samples=3).num_samples == 3
+    assert make_ensemble_callback(num_samples=3).settings.num_samples == 3
 
 
 def test_random_trains_all_members_too_so_that_learning_curves_compare(
@@ -344,7 +344,7 @@ def test_given_checkpoints_score_the_pool_while_the_model_is_fitted_once_a_round
     spy, datamodule = Weights(), make_data()
     callback = make_ensemble_callback(BALD(), posterior=DeepEnsemble(checkpoints=paths))
     first, last = active_fit(make_trainer(spy, callback), make_model(), datamodule)
-    assert (len(spy.ends), callback.num_samples, last.num_labelled) == (2, 2, 10)
+    assert (len(spy.ends), callback.settings.num_samples, last.num_labelled) == (2, 2, 10)
     inputs = datamodule.inner.train_dataloader().dataset.tensors[0]
     log_probs = [make_model(k + 1).eval()(inputs).log_softmax(dim=1).detach() for k in range(2)]
     bald_N = mutual_information(torch.stack(log_probs, dim=1))

@@ -1,6 +1,7 @@
-from al_lightning import DeepEnsemble, Random, Screening
-from al_lightning.rounds.header import SETTINGS_RECORDED, described
-from al_lightning.rounds.limits import Limits
+from al_lightning import ActiveLearning, DeepEnsemble, Random, Screening
+from al_lightning.rounds.header import described
+
+SEEDS = {"seed": 1, "fit_seed": None}
 
 
 def test_functions_in_the_settings_are_the_same_in_the_next_process(make_model, make_data):
@@ -9,12 +10,11 @@ def test_functions_in_the_settings_are_the_same_in_the_next_process(make_model, 
 
     data = make_data()
     data.setup("fit")
-    settings = dict.fromkeys(SETTINGS_RECORDED, 1)
-    rules = {"acquisition": Random(), "posterior": DeepEnsemble(3, init=init), "screening": None}
-    settings |= {**rules, "limits": Limits(max_rounds=2)}
-    header = described(settings, make_model(), data)
+    callback = ActiveLearning(Random(), posterior=DeepEnsemble(3, init=init), query_size=1, max_rounds=2)
+    header = described(callback.settings, SEEDS, make_model(), data)
     assert header["screening"] is None
-    assert described({**settings, "screening": Screening(9)}, make_model(), data)["screening"]["num_points"] == 9
+    screened = ActiveLearning(Random(), screening=Screening(90)).settings
+    assert described(screened, SEEDS, make_model(), data)["screening"]["num_points"] == 90
     assert header["posterior"].endswith(".<locals>.init>, predict=None)")
     assert (header["acquisition"], header["max_rounds"], header["query_size"]) == ("Random()", 2, 1)
 
@@ -29,9 +29,7 @@ def test_hyper_parameters_are_told_by_the_whole_of_their_words(make_model, make_
         model.save_hyperparameters(values)
         data = make_data()
         data.setup("fit")
-        settings = dict.fromkeys(SETTINGS_RECORDED, 1)
-        rules = {"acquisition": Random(), "posterior": Random(), "screening": None, "limits": Limits()}
-        return described(settings | rules, model, data)["hyper_parameters"]
+        return described(ActiveLearning(Random()).settings, SEEDS, model, data)["hyper_parameters"]
 
     one, other = (told(config={"layers": list(range(200)), "rate": rate}) for rate in (0.1, 0.2))
     assert one != other

@@ -51,7 +51,7 @@ def test_a_script_one_of_whose_ranks_was_killed_goes_on_and_acquires_what_one_pr
     assert killed.returncode != 0
     assert time.perf_counter() - started < 30
     _, (first,) = read_journal(tmp_path / "run")
-    assert (first.acquired, first.complete) == (expected["acquired"][0], True)
+    assert first.acquired == expected["acquired"][0]
     ranks = found(launched(tmp_path / "run", "ddp", 9))  # 9 makes other first weights
     assert len(ranks) == 2
     for rank in ranks:

@@ -152,21 +152,20 @@ def test_a_broken_file_of_weights_is_refused_with_its_path(tmp_path):
         read_states(tmp_path / "first_weights.pt", digest="", way_out="start anew")
 
 
-def rounds_of(*acquired, stopped, complete=True):
+def rounds_of(*acquired, stopped):
     """Rounds on 6 labels first, of a pool of 14; the last, if it is `stopped`, acquired nothing."""
     rounds, num_labelled = [], 6
     for index, number in enumerate(acquired):
         rounds.append(Round(round=index, num_labelled=num_labelled, num_pool=20 - num_labelled, acquired=[0] * number))
         num_labelled += number
     last = {"round": len(acquired), "num_labelled": num_labelled, "num_pool": 20 - num_labelled}
-    return [*rounds, Round(**last, acquired=[] if stopped else [0] * 4, stopped=stopped, complete=complete)]
+    return [*rounds, Round(**last, acquired=[] if stopped else [0] * 4, stopped=stopped)]
 
 
 @pytest.mark.parametrize(
     ("rounds", "limits", "num_standing"),
     [
         (rounds_of(4, stopped=None), Limits(), 2),
-        (rounds_of(4, stopped=None, complete=False), Limits(), 1),
         (rounds_of(4, stopped="max_rounds=2 reached"), Limits(max_rounds=2), 2),
         (rounds_of(4, stopped="max_rounds=2 reached"), Limits(max_rounds=1), 2),
         (rounds_of(4, stopped="max_rounds=2 reached"), Limits(max_rounds=3), 1),
@@ -178,7 +177,7 @@ def rounds_of(*acquired, stopped, complete=True):
         ([], Limits(max_rounds=1), 0),
     ],
 )
-def test_what_a_raised_limit_or_a_missing_test_changes_is_run_again_and_nothing_else(rounds, limits, num_standing):
+def test_what_a_raised_limit_changes_is_run_again_and_nothing_else(rounds, limits, num_standing):
     assert still_finished(rounds, limits, query_size=4) == rounds[:num_standing]
 
 

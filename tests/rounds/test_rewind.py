@@ -10,7 +10,27 @@ from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
-from al_lightning.rounds.rewind import FirstStates, FirstWeights, Rewind
+from al_lightning.rounds.fresh_start import FirstWeights, FreshStart
+from al_lightning.rounds.rewind import Rewind
+
+
+class Fresh(Callback):
+    """Calls a fresh start as the first callback of a run does."""
+
+    def __init__(self, fresh):
+        self.fresh = fresh
+
+    def setup(self, trainer, pl_module, stage):
+        self.fresh.reset_callbacks([callback for callback in trainer.callbacks if callback is not self])
+
+    def on_fit_start(self, trainer, pl_module):
+        self.fresh.reset_built(trainer, pl_module)
+
+
+def rewinding(trainer, model, datamodule=None, *, keep, keep_weights):
+    fresh = FreshStart(trainer, model, datamodule)
+    trainer.callbacks.insert(0, begins := Fresh(fresh))
+    return Rewind(trainer, model, datamodule, fresh=fresh, keep=[begins, *keep], keep_weights=keep_weights)
 
 
 class Seen(list):
@@ -75,7 +95,7 @@ def test_single_instances_that_come_back_are_as_new_in_every_fit(make_trainer, l
     model, states = OneWeight(), []
     spy = AtStart(states)
     trainer = make_trainer(spy)
-    rewind = Rewind(trainer, model, keep=[spy], keep_weights=False)
+    rewind = rewinding(trainer, model, keep=[spy], keep_weights=False)
     ends = []
     for index in range(3):
         if index:
@@ -91,7 +111,7 @@ def test_single_instances_that_come_back_are_as_new_in_every_fit(make_trainer, l
 def test_weights_can_be_kept(make_trainer, loader):
     model = OneWeight()
     trainer = make_trainer()
-    rewind = Rewind(trainer, model, keep=[], keep_weights=True)
+    rewind = rewinding(trainer, model, keep=[], keep_weights=True)
     trainer.fit(model, loader)
     end = model.weight.item()
     rewind.restore()
@@ -101,23 +121,20 @@ def test_weights_can_be_kept(make_trainer, loader):
 def test_a_restored_trainer_is_as_before_its_first_fit_but_for_the_step_axis(make_trainer, loader):
     trainer = make_trainer(EarlyStopping("loss"))
     model = OneWeight()
-    callbacks = list(trainer.callbacks)
-    rewind = Rewind(trainer, model, keep=[], keep_weights=False)
+    rewind = rewinding(trainer, model, keep=[], keep_weights=False)
     trainer.fit(model, loader)
     assert trainer.global_step == 4
     rewind.restore()
     assert (trainer.global_step, trainer.current_epoch, trainer.state.fn) == (0, 0, None)
     # Fails when Lightning renames the private count that its loggers are stepped by.
     assert trainer.fit_loop.epoch_loop._batches_that_stepped == 4
-    rewind.release()
-    assert trainer.callbacks == callbacks
 
 
 def test_loggers_and_kept_callbacks_stay_the_same_objects(make_trainer, loader, tmp_path):
     logger, kept = CSVLogger(tmp_path), AtStart([])
     trainer = make_trainer(kept, logger=logger)
     model = OneWeight()
-    rewind = Rewind(trainer, model, keep=[kept], keep_weights=False)
+    rewind = rewinding(trainer, model, keep=[kept], keep_weights=False)
     trainer.fit(model, loader)
     rewind.restore()
     assert trainer.logger is logger
@@ -128,7 +145,7 @@ def test_loggers_and_kept_callbacks_stay_the_same_objects(make_trainer, loader, 
 def test_the_config_is_saved_once(make_trainer, loader, tmp_path):
     saving = SaveConfigCallback(parser=None, config=None)
     trainer = make_trainer(saving)
-    rewind = Rewind(trainer, OneWeight(), keep=[], keep_weights=False)
+    rewind = rewinding(trainer, OneWeight(), keep=[], keep_weights=False)
     saving.already_saved = True
     rewind.restore()
     assert saving.already_saved
@@ -140,7 +157,7 @@ def test_a_callback_that_cannot_be_copied_is_named(make_trainer):
             self.lock = threading.Lock()
 
     with pytest.raises(TypeError, match=r"Locked holds something that cannot be copied.*belong into `setup`"):
-        Rewind(make_trainer(Locked()), OneWeight(), keep=[], keep_weights=False)
+        rewinding(make_trainer(Locked()), OneWeight(), keep=[], keep_weights=False)
 
 
 def test_a_callback_may_hold_the_model_its_parts_and_the_data_module(make_trainer, loader, make_data):
@@ -151,7 +168,7 @@ def test_a_callback_may_hold_the_model_its_parts_and_the_data_module(make_traine
     model, datamodule = OneWeight(), make_data()
     holding = Holding(model, model.mean, model.weight, datamodule, datamodule.inner)
     held = holding.held
-    rewind = Rewind(make_trainer(holding), model, datamodule, keep=[], keep_weights=False)
+    rewind = rewinding(make_trainer(holding), model, datamodule, keep=[], keep_weights=False)
     rewind.restore()
     assert all(now is before for now, before in zip(holding.held, held, strict=True))
 
@@ -168,7 +185,7 @@ def test_frozen_parameters_and_buffers_outside_the_state_dict_are_put_back(make_
 
     model = Changing()
     trainer = make_trainer()
-    rewind = Rewind(trainer, model, keep=[], keep_weights=False)
+    rewind = rewinding(trainer, model, keep=[], keep_weights=False)
     trainer.fit(model, loader)
     assert (model.count.item(), model.weight.requires_grad) == (1, False)
     rewind.restore()
@@ -187,10 +204,10 @@ def test_lazy_parameters_are_refused_by_name_unless_they_have_values_when_the_fi
             if self.materialised:
                 self.layer(torch.zeros(1, 3))
 
-    Rewind(trainer := make_trainer(), model := Lazy(), keep=[], keep_weights=False)
+    rewinding(trainer := make_trainer(), model := Lazy(), keep=[], keep_weights=False)
     trainer.fit(model, loader)
     Lazy.materialised = False
-    Rewind(trainer := make_trainer(), model := Lazy(), keep=[], keep_weights=False)
+    rewinding(trainer := make_trainer(), model := Lazy(), keep=[], keep_weights=False)
     with pytest.raises(ValueError, match=r"The parameters layer.weight, layer.bias have no values before the first"):
         trainer.fit(model, loader)
 
@@ -198,7 +215,7 @@ def test_lazy_parameters_are_refused_by_name_unless_they_have_values_when_the_fi
 def test_parts_that_a_fit_has_added_are_gone_in_the_next(make_trainer, loader):
     model = OneWeight()
     trainer = make_trainer()
-    rewind = Rewind(trainer, model, keep=[], keep_weights=False)
+    rewind = rewinding(trainer, model, keep=[], keep_weights=False)
     trainer.fit(model, loader)
     model.extra = torch.nn.Linear(1, 1)
     weight = model.weight
@@ -225,7 +242,7 @@ def test_weights_remembered_before_the_first_fit_are_those_put_back_with_what_th
 
     model = Late()
     trainer = make_trainer()
-    rewind = Rewind(trainer, model, keep=[], keep_weights=False)
+    rewind = rewinding(trainer, model, keep=[], keep_weights=False)
     with torch.no_grad():
         model.weight.fill_(9.0)  # as a checkpoint would
     for _ in range(2):
@@ -239,18 +256,20 @@ def test_weights_remembered_before_the_first_fit_are_those_put_back_with_what_th
 
 def test_first_states_reach_a_spawned_process_without_what_only_this_one_knows(make_trainer, loader):
     model = OneWeight()
-    states = FirstStates(model, trainers_own=[])
-    make_trainer(states).fit(model, loader)
+    trainer = make_trainer()
+    states = FreshStart(trainer, model)
+    trainer.callbacks.insert(0, Fresh(states))
+    trainer.fit(model, loader)
     sent = pickle.loads(pickle.dumps(states))  # noqa: S301 - our own
     assert sent.weights.tensors["weight"].item() == 0
     other = OneWeight()
-    make_trainer(sent).fit(other, loader)  # it learns of other optimizers as the first did
+    make_trainer(Fresh(sent)).fit(other, loader)  # it learns of other optimizers as the first did
     assert other.weight.item() == model.weight.item()
 
 
 def test_a_launcher_whose_processes_end_with_the_fit_is_as_new_in_every_round(make_trainer):
     trainer = make_trainer(devices=2, strategy="ddp_spawn")
-    rewind = Rewind(trainer, OneWeight(), keep=[], keep_weights=False)
+    rewind = rewinding(trainer, OneWeight(), keep=[], keep_weights=False)
     trainer.strategy.launcher._already_fit = True  # Lightning refuses a second fit with it
     rewind.restore()
     assert not trainer.strategy.launcher._already_fit
@@ -260,7 +279,7 @@ def test_a_launcher_whose_processes_end_with_the_fit_is_as_new_in_every_round(ma
 def test_what_learns_begins_anew_with_each_warm_fit_too(make_trainer, make_model, make_callback):
     trainer, model, callback = make_trainer(make_callback()), make_model(), make_callback()
     next(model.parameters()).requires_grad_(False)
-    rewind = Rewind(trainer, model, keep=[callback], keep_weights=True)
+    rewind = rewinding(trainer, model, keep=[callback], keep_weights=True)
     weights = [parameter.detach().clone() + 1 for parameter in model.parameters()]
     with torch.no_grad():
         for parameter, value in zip(model.parameters(), weights, strict=True):

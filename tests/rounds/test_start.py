@@ -149,7 +149,7 @@ def test_a_run_that_has_ended_gives_its_model_back(
         again, after = active()
     assert again == at_the_end
     if kind == "ensemble":
-        states = zip(after.posterior.members.states, before.posterior.members.states, strict=True)
+        states = zip(after.posterior.states, before.posterior.states, strict=True)
         assert all(plain(given_back) == plain(state) for given_back, state in states)
     assert "The model has the weights that the run ended with." in caplog.text
     assert active(max_rounds=3)[0] != at_the_end
@@ -238,12 +238,6 @@ def test_a_checkpoint_in_a_new_folder_leaves_the_first_weights_those_of_the_mode
     active_fit(make(spy, make_callback()), model, make_data(), ckpt_path=path)
     assert spy.weights[0] != first
     assert spy.weights[1:] == [first, first]
-
-
-def test_before_the_driver_knows_the_first_states_nothing_is_done(make_trainer, make_model, make_data):
-    trainer = make_trainer(Start(0))
-    trainer.fit(make_model(), datamodule=make_data())  # without an ActiveLearning callback, which it would look for
-    assert trainer.global_step > 0
 
 
 def test_the_callback_is_gone_after_the_run(make_trainer, make_model, make_data, make_callback):

@@ -265,12 +265,6 @@ def test_the_draws_of_a_render_method_do_not_reach_the_training(
     assert torch.equal(weights(draws=True), weights(draws=False))
 
 
-def test_an_incomplete_round_is_not_logged(make_trainer, tmp_path):
-    logger = CSVLogger(tmp_path, name="csv")
-    log_last_round(make_trainer(logger=logger), [Round(0, 6, 54, complete=False)], {}, tmp_path)
-    assert not (tmp_path / "csv").exists()
-
-
 def on_this_rank(folder, *, broken):
     """A run of which this process is one rank; rank 0's logger fails if that is asked for."""
     spec = importlib.util.spec_from_file_location("tiny_parts", Path(__file__).parents[1] / "conftest.py")

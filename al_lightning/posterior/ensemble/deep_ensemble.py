@@ -119,18 +119,14 @@ class DeepEnsemble(Posterior):
     def sample(self, model: nn.Module, num_samples: int, *, seed: int) -> Iterator[Predict]:
         """All members; `num_samples` is their number, and `seed` changes nothing. See `Posterior.sample`."""
         check_draws(num_samples, seed=seed)
+        self.checked_num_samples(num_samples)
         if self.checkpoints is None:
             raise RuntimeError(
                 f"The {self.num_members} members of {self!r} are not trained. `active_fit(trainer, model, datamodule)` "
                 "trains them in each round, and `callback.posterior` samples them then; networks that you have trained "
                 "elsewhere are given as `DeepEnsemble(checkpoints=[...])`."
             )
-        with self._sampled(model, num_samples, [read_state(path, model) for path in self.checkpoints]) as predict:
-            yield predict
-
-    @contextmanager
-    def _sampled(self, model: nn.Module, num_samples: int, states: Sequence[State]) -> Iterator[Predict]:
-        self.checked_num_samples(num_samples)
+        states = [read_state(path, model) for path in self.checkpoints]
         with until_the_end(Networks(model, self.predict, states)) as predict:
             yield predict
 
@@ -183,7 +179,8 @@ class TrainedEnsemble(Posterior):
     def sample(self, model: nn.Module, num_samples: int, *, seed: int) -> Iterator[Predict]:
         """All members; `num_samples` is their number, and `seed` changes nothing. See `Posterior.sample`."""
         check_draws(num_samples, seed=seed)
-        with self.ensemble._sampled(model, num_samples, self.states) as predict:
+        self.checked_num_samples(num_samples)
+        with until_the_end(Networks(model, self.ensemble.predict, self.states)) as predict:
             yield predict
 
 

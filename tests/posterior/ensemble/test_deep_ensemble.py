@@ -5,7 +5,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
-from al_lightning.posterior import DeepEnsemble
+from al_lightning.posterior import DeepEnsemble, state_of
 from al_lightning.posterior.ensemble.deep_ensemble import read_state
 
 
@@ -44,24 +44,25 @@ def files(tmp_path):
     return models, paths
 
 
-def test_an_ensemble_is_its_hyperparameters_whatever_it_was_trained_to():
+def test_an_ensemble_is_its_hyperparameters_and_training_does_not_change_it():
     ensemble = DeepEnsemble(2)
-    ensemble.members.keep(net(), 0)
+    trained = ensemble.trained([state_of(net()), state_of(net())])
     assert repr(ensemble) == "DeepEnsemble(num_members=2, checkpoints=None, fresh=None, init=None, predict=None)"
+    assert repr(trained) == repr(ensemble)
     assert ensemble == DeepEnsemble(num_members=2)
-    assert ensemble.members is ensemble.members
+    with pytest.raises(RuntimeError, match=r"The 2 members of .* are not trained"):
+        sampled(ensemble, net(), 2)
 
 
 def test_the_samples_of_a_trained_ensemble_are_its_members_whatever_the_seed():
-    ensemble, models = DeepEnsemble(3), [net() for _ in range(3)]
-    for member, model in enumerate(models):
-        ensemble.members.keep(model, member)
+    models = [net() for _ in range(3)]
+    ensemble = DeepEnsemble(3).trained([state_of(model) for model in models])
     torch.testing.assert_close(sampled(ensemble, net()), expected(models))
     assert torch.equal(sampled(ensemble, net(), seed=1), sampled(ensemble, net(), seed=2))
 
 
 def test_an_ensemble_that_is_not_trained_cannot_be_sampled():
-    with pytest.raises(RuntimeError, match="0 of the ensemble's 3 members are trained"):
+    with pytest.raises(RuntimeError, match=r"The 3 members of .* are not trained. `active_fit\("):
         sampled(DeepEnsemble(3), net())
 
 

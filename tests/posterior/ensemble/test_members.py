@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from al_lightning.posterior.ensemble.members import Members, reset_parameters, tensors_of
+from al_lightning.posterior.ensemble.members import Members, load_state, reset_parameters, state_of, tensors_of
 
 
 class Net(nn.Module):
@@ -125,25 +125,25 @@ def test_a_part_that_does_not_learn_cannot_start_afresh():
 
 def test_members_start_with_new_weights_each_and_the_same_under_the_same_seed():
     model, members = Net(), Members(2)
-    seeded(lambda: members.start(model, 0, warm=False))
+    seeded(lambda: members.start(model))
     first = values(model)
-    members.start(model, 1, warm=False)
+    members.start(model)
     learning = {name for name, _ in model.named_parameters() if not name.startswith("backbone.1")}
     assert same(first, values(model)).isdisjoint(learning)
-    seeded(lambda: members.start(model, 1, warm=False))
+    seeded(lambda: members.start(model))
     assert same(first, values(model)) == set(first)
 
 
 def test_only_the_named_parts_start_afresh():
     model = Net()
     before = values(model)
-    Members(2, fresh=["head"]).start(model, 0, warm=False)
+    Members(2, fresh=["head"]).start(model)
     assert set(before) - same(before, values(model)) == {"head.weight", "head.bias"}
 
 
 def test_a_part_that_the_model_has_not_is_refused_with_those_it_has():
     with pytest.raises(ValueError, match=r"names 'haed', but the submodules of Net are 'backbone', 'backbone.0'"):
-        Members(2, fresh=["haed"]).start(Net(), 0, warm=False)
+        Members(2, fresh=["haed"]).start(Net())
 
 
 def test_a_function_of_the_users_own_gives_the_weights_and_answers_for_all_of_them():
@@ -152,7 +152,7 @@ def test_a_function_of_the_users_own_gives_the_weights_and_answers_for_all_of_th
 
     model = Scaled()
     before = values(model)
-    Members(2, init=by_hand).start(model, 0, warm=False)
+    Members(2, init=by_hand).start(model)
     assert model.scale.tolist() == [3.0] * 3
     assert same(before, values(model)) == {"layer.weight", "layer.bias"}
 
@@ -160,42 +160,30 @@ def test_a_function_of_the_users_own_gives_the_weights_and_answers_for_all_of_th
 def test_a_function_is_called_with_each_named_part():
     called = []
     model = Net()
-    Members(2, fresh=["head", "backbone.0"], init=called.append).start(model, 0, warm=False)
+    Members(2, fresh=["head", "backbone.0"], init=called.append).start(model)
     assert called == [model.head, model.backbone[0]]
 
 
 def test_a_model_that_is_yet_to_be_built_is_left_to_its_own_first_weights():
     model = nn.Module()
-    Members(2, fresh=["net"]).start(model, 0, warm=False)
+    Members(2, fresh=["net"]).start(model)
     assert tensors_of(model) == {}
 
 
-def test_kept_members_are_copies_with_all_buffers_and_come_back_warm():
-    model, members = Net(), Members(2)
+def test_a_state_is_a_copy_with_all_buffers_that_can_be_loaded_again():
+    model, members, states = Net(), Members(2), []
     model.register_buffer("count", torch.zeros(1), persistent=False)
     kept = []
     for member in range(2):
-        members.start(model, member, warm=False)
+        members.start(model)
         model.count += 1 + member
-        members.keep(model, member)
+        states.append(state_of(model))
         kept.append(values(model))
     model.count.fill_(9.0)
-    members.start(model, 0, warm=True)
+    load_state(model, states[0])
     assert same(kept[0], values(model)) == set(kept[0])
-    assert [state["count"].item() for state in members.states] == [1, 3]
-    assert all(torch.equal(members.states[1][name], tensor) for name, tensor in kept[1].items())
-
-
-def test_a_member_that_was_not_kept_cannot_continue():
-    with pytest.raises(RuntimeError, match="`warm_start` continues member 1 from its weights of the round before"):
-        Members(2).start(Net(), 1, warm=True)
-
-
-def test_members_that_are_not_all_trained_cannot_be_had():
-    members = Members(3)
-    members.keep(Net(), 0)
-    with pytest.raises(RuntimeError, match=r"1 of the ensemble's 3 members are trained. `active_fit\("):
-        members.states  # noqa: B018
+    assert [state["count"].item() for state in states] == [1, 3]
+    assert all(torch.equal(states[1][name], tensor) for name, tensor in kept[1].items())
 
 
 def test_only_the_whole_model_replaced_by_default_is_said_to_be():
