@@ -103,9 +103,10 @@ def decoded(text: str) -> tuple[dict[str, Any], list[Round]]:
         >>> decoded(text[:-1])[1]
         []
     """
-    text = text[: text.rfind("\n") + 1]
-    if not text:
-        raise ValueError("it does not hold a whole line")
+    whole, tail = text[: text.rfind("\n") + 1], text[text.rfind("\n") + 1 :]
+    if not whole or CHECKED.fullmatch(tail[:-1]):
+        raise ValueError("it does not end with a whole line")
+    text = whole
     lines = text[:-1].split("\n")
     entries = [_entry(line, number) for number, line in enumerate(lines, start=1)]
     header = entries[0]

@@ -163,10 +163,11 @@ def save_states(path: Path, states: States) -> None:
 
 
 def save_last_states(path: Path, states: States) -> None:
-    """`save_states` of a run whose records are whole: where the disk is full, the model itself still has them."""
+    """`save_states` of a run that ends: where the disk is full for them, the model itself still has them."""
     try:
         save_states(path, states)
     except OSError as error:
+        path.unlink(missing_ok=True)  # of an earlier end, with fewer labels
         rank_zero_warn(
             f"{path} cannot be written ({error}), so another process cannot load the weights that the run ended with. "
             "The records are whole, and the model of this process has them: save it elsewhere."

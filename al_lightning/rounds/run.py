@@ -234,11 +234,9 @@ class Run:
                     record = replace(record, weights=digest_of(states))
                 if states is not None and is_warm:
                     save_states(self._warm_weights(number), states)
-                if has_ended:
-                    last.unlink(missing_ok=True)  # of an earlier end, with fewer labels
+                if states is not None and has_ended:
+                    save_last_states(last, states)
                 self._journal.write([*self.rounds, record])
-            if states is not None and has_ended:
-                save_last_states(last, states)
             if is_warm and number >= NUM_WARM_KEPT:
                 self._warm_weights(number - NUM_WARM_KEPT).unlink(missing_ok=True)
             return record

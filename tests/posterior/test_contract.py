@@ -55,13 +55,17 @@ def model():
 
 
 @pytest.fixture(params=POSTERIORS, ids=repr)
-def unfitted(request):
-    posterior = copy.deepcopy(request.param)
-    if posterior.members is not None:
-        with torch.random.fork_rng():
-            torch.manual_seed(2)
-            return posterior.trained([state_of(Model()) for _ in range(K)])
-    return posterior
+def untrained(request):
+    return copy.deepcopy(request.param)
+
+
+@pytest.fixture
+def unfitted(untrained):
+    if untrained.members is None:
+        return untrained
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        return untrained.trained([state_of(Model()) for _ in range(K)])
 
 
 @pytest.fixture
@@ -201,10 +205,10 @@ def test_preview_is_the_prediction_of_one_network(unfitted, model):
     torch.testing.assert_close(log_probs_B_C.exp().sum(dim=1), torch.ones(11))
 
 
-def test_it_is_its_hyperparameters_through_repr_copy_and_pickle(unfitted):
-    assert eval(repr(unfitted)) == unfitted  # noqa: S307 - the constructor call that it is
-    assert copy.deepcopy(unfitted) == unfitted
-    assert pickle.loads(pickle.dumps(unfitted)) == unfitted  # noqa: S301 - written right here
+def test_it_is_its_hyperparameters_through_repr_copy_and_pickle(untrained):
+    assert eval(repr(untrained)) == untrained  # noqa: S307 - the constructor call that it is
+    assert copy.deepcopy(untrained) == untrained
+    assert pickle.loads(pickle.dumps(untrained)) == untrained  # noqa: S301 - written right here
 
 
 def test_what_is_sampled_can_be_copied_and_pickled(posterior, model):
@@ -213,14 +217,14 @@ def test_what_is_sampled_can_be_copied_and_pickled(posterior, model):
         assert torch.equal(predictions(again, model, points()), expected)
 
 
-def test_yaml_builds_it_by_its_short_class_name(unfitted, tmp_path):
+def test_yaml_builds_it_by_its_short_class_name(untrained, tmp_path):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_argument("--posterior", type=Posterior)
-    arguments = {field.name: getattr(unfitted, field.name) for field in fields(unfitted)}
+    arguments = {field.name: getattr(untrained, field.name) for field in fields(untrained)}
     lines = [f"    {name}: {list(value) if isinstance(value, tuple) else value}" for name, value in arguments.items()]
     lines = [line.replace(": None", ": null") for line in lines]
-    head = ["posterior:", f"  class_path: {type(unfitted).__name__}", "  init_args:"]
+    head = ["posterior:", f"  class_path: {type(untrained).__name__}", "  init_args:"]
     (tmp_path / "config.yaml").write_text("\n".join([*head, *lines]))
     config = parser.parse_args([f"--config={tmp_path / 'config.yaml'}"])
-    assert parser.instantiate_classes(config).posterior == unfitted
+    assert parser.instantiate_classes(config).posterior == untrained

@@ -46,7 +46,7 @@ def test_a_last_line_without_an_end_was_never_committed_and_without_a_header_the
     for end in (len(text) - 1, len(text) - 30):
         assert decoded(text[:end])[1] == ROUNDS[:-1]
     for end in (5, 0):
-        with pytest.raises(ValueError, match="it does not hold a whole line"):
+        with pytest.raises(ValueError, match="it does not end with a whole line"):
             decoded(text[:end])
 
 

@@ -145,11 +145,11 @@ def test_a_run_killed_before_or_after_a_write_of_its_records_acquires_the_same_a
     calls, name = [], "_write_tables" if is_written else "_write_journal"
     work = getattr(Journal, name)
 
-    def killed(self, *arguments):
+    def killed(self, *arguments, **keywords):
         calls.append(1)
         if len(calls) == fails_at:
             raise DiedError
-        work(self, *arguments)
+        work(self, *arguments, **keywords)
 
     with monkeypatch.context() as patch:
         patch.setattr(Journal, name, killed)
@@ -452,15 +452,15 @@ def test_a_plain_fit_that_fails_lets_go_of_its_folder(make_trainer, make_model, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rounds.jsonl", "warm_weights-001.pt"])
+@pytest.mark.parametrize("name", ["rounds.jsonl", ".warm_weights-001.pt.partial"])
 def test_a_full_disk_ends_the_run_with_its_folder_and_leaves_the_earlier_records(start, tmp_path, name, monkeypatch):
     whole = start(tmp_path / "whole", warm_start=True)
     folder = tmp_path / "parts"
     fsync = os.fsync
 
     def full(descriptor):
-        temporary = folder / f".{name}.partial"
-        if temporary.exists() and os.path.samestat(os.fstat(descriptor), temporary.stat()):
+        written = folder / name
+        if written.exists() and os.path.samestat(os.fstat(descriptor), written.stat()):
             raise OSError(28, "No space left on device")
         fsync(descriptor)
 

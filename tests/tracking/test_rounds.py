@@ -14,8 +14,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import CSVLogger, Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from al_lightning import BALD, ActiveLearning, ActiveLearningDataModule, Random, Round, active_fit
-from al_lightning.tracking import log_last_round
+from al_lightning import BALD, ActiveLearning, ActiveLearningDataModule, Random, active_fit
 from al_lightning.tracking.numbers import numbers_of_last
 
 EVERY_ROUND = {
