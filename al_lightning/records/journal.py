@@ -11,7 +11,6 @@ The tables are written from the first file: after a crash they may lack its last
 """
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -25,11 +24,6 @@ from al_lightning.records.foreign import as_csv
 from al_lightning.records.lines import SCHEMA, SCHEMA_VERSION, decoded, encoded, encoded_next
 from al_lightning.records.round import PICK_COLUMNS, Round
 
-LIMITS = frozenset({"max_labelled", "max_rounds", "monitor", "target", "mode"})  # when to stop
-FIRST_VALUE_STAYS = frozenset(
-    {"initial_draw", "initial_targets", "set_aside", "hyper_parameters"}
-)  # a change is compared by itself
-MAY_CHANGE = LIMITS | FIRST_VALUE_STAYS | {"versions"}
 TABLES = ("rounds.csv", "acquisitions.csv")
 LEFT_WITH_A_JOURNAL = (*TABLES, "first_weights.pt", "last_weights.pt", "warm_weights-*.pt")
 
@@ -88,7 +82,7 @@ class Journal:
 
     def write(self, rounds: Sequence[Round]) -> None:
         """Let these be the rounds: append the last if the others are written, else replace the files as a whole."""
-        if list(rounds[:-1]) != self._written:
+        if not rounds or list(rounds[:-1]) != self._written:
             self._replace(rounds)
             return
         self._write_journal(rounds, encoded_next(rounds[-1], after=self._text), is_next=True)
@@ -176,22 +170,3 @@ def _num_in_table(path: Path) -> int:
             f"{path} is not what a run writes ({type(error).__name__}: {error}). Delete it: the run writes it again, "
             "from rounds.jsonl."
         ) from error
-
-
-def what_differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return what tells the headers of two runs apart, in words; nothing if they are of the same. Limits may differ.
-
-    Example:
-        >>> what_differs({"seed": 1, "max_rounds": 3}, {"seed": 2, "max_rounds": 9})
-        "its `seed` is 1, and this run's is 2"
-    """
-    plain = json.loads(json.dumps(dict(now)))
-    different = [name for name in plain if name not in MAY_CHANGE and before.get(name) != plain[name]]
-    return "; ".join(
-        f"its `{name}` is {_short(before.get(name))}, and this run's is {_short(plain[name])}" for name in different
-    )
-
-
-def _short(value: object, most: int = 100) -> str:
-    words = repr(value)
-    return words if len(words) <= most else words[: most - 3] + "..."

@@ -11,33 +11,14 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from al_lightning.data.labels import SET_ASIDE
 from al_lightning.records.foreign import plain_json
+from al_lightning.records.header import HEADER, short
 from al_lightning.records.replay import recorded
 from al_lightning.records.round import Round
 
 SCHEMA = "al_lightning.rounds"
 SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)
-NEEDED = {"num_points": int, "initial": list[int]}
-HEADER_TYPES: Mapping[str, Any] = {
-    **NEEDED,
-    "initial_targets": list[int] | None,
-    "initial_draw": str | None,
-    "set_aside": list[int],
-    "acquisition": str | None,
-    "posterior": str | None,
-    "model": str | None,
-    "datamodule": str | None,
-    "query_size": int | None,
-    "num_samples": int | None,
-    "seed": int | None,
-    "fit_seed": int | None,
-    "max_labelled": int | None,
-    "max_rounds": int | None,
-    "monitor": str | None,
-    "target": float | None,
-    "mode": str | None,
-    "first_weights": str | None,
-}
+NEEDED = ("num_points", "initial")
 LARGEST = 2**53  # beyond it JSON's numbers are not exact for every reader
 SEEDS = frozenset({"seed", "fit_seed"})  # which may have 64 bits, as those of torch
 LISTS_OF_A_BATCH = ("scores", "targets", "bald", "predicted")
@@ -168,7 +149,7 @@ def _check_header(header: Mapping[str, Any]) -> None:
     if missing:
         raise ValueError(f"line 1 has no {', '.join(missing)}, which `active_fit` always writes")
     if wrong := misfits(header):
-        raise ValueError(f"line 1 has `{wrong[0]}` = {_short(header[wrong[0]])}, which no run writes")
+        raise ValueError(f"line 1 has `{wrong[0]}` = {short(repr(header[wrong[0]]))}, which no run writes")
 
 
 def misfits(header: Mapping[str, Any]) -> list[str]:
@@ -178,13 +159,13 @@ def misfits(header: Mapping[str, Any]) -> list[str]:
         >>> misfits({"query_size": 4.0, "seed": 2**63, "num_samples": None, "fit_seed": 2**64})
         ['query_size', 'fit_seed']
     """
-    return [name for name in HEADER_TYPES if name in header and not _is_as_written(name, header[name])]
+    return [name for name in HEADER if name in header and not _is_as_written(name, header[name])]
 
 
 def _is_as_written(name: str, value: object) -> bool:
     if name in SEEDS and isinstance(value, int) and not isinstance(value, bool):
         return -(2**63) <= value < 2**64
-    return _fits(value, HEADER_TYPES[name])
+    return _fits(value, HEADER[name].kind)
 
 
 def _round(entry: dict[str, Any], position: int, *, is_last: bool) -> Round:
@@ -200,7 +181,7 @@ def _round(entry: dict[str, Any], position: int, *, is_last: bool) -> Round:
         )
     for name, value in entry.items():
         if not _fits(value, hints[name]):
-            raise ValueError(f"{place} has `{name}` = {_short(value)}, which no run writes")
+            raise ValueError(f"{place} has `{name}` = {short(repr(value))}, which no run writes")
     record = Round(**entry)
     _check_round(record, position, place, is_last=is_last)
     return record
@@ -240,8 +221,3 @@ def _fits(value: object, hint: Any) -> bool:  # noqa: ANN401 - a type as annotat
         is_number = isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
         return is_number and (abs(value) < LARGEST or isinstance(value, float)) and math.isfinite(value)  # type: ignore[arg-type]
     return isinstance(value, NoneType if hint is None else hint)
-
-
-def _short(value: object, most: int = 100) -> str:
-    words = repr(value)
-    return words if len(words) <= most else words[: most - 3] + "..."

@@ -1,6 +1,5 @@
 """The runs of a report, read from their folders and grouped by what they are compared for."""
 
-import ast
 import hashlib
 import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -9,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from al_lightning.records.curves import is_rising, labels_to_target
+from al_lightning.records.header import UNKNOWN, arguments_of, as_call, name_of, names_of
 from al_lightning.records.journal import read_journal
 from al_lightning.records.round import Round
 
-# What makes runs of one dataset comparable; seeds, initial labels and budgets may differ within a group.
-SETTINGS = ("posterior", "query_size", "num_samples", "max_predicted", "screening", "weights", "warm_start", "model")
+# Within a group of runs only seeds, initial labels and budgets differ.
+SETTINGS = [*names_of(compared="method"), "query_size", "model"]
 MAY_BE_ABSENT = ("screening",)  # older versions had none, and did not say so
-UNKNOWN = "not recorded"
-MAX_PARSED = 2000  # letters of an acquisition's repr: Python's own parser may crash on deep ones
 LARGEST = 1e100  # beyond it scales and variances overflow; no number in single precision comes near
 MAX_SHOWN = 120  # letters of a name in a picture
 
@@ -32,7 +30,7 @@ class Run:
 
     def setting(self, name: str) -> str:
         """Return the value that the header records under a name."""
-        return str(self.header.get(name, None if name in MAY_BE_ABSENT else UNKNOWN))
+        return as_call(self.header.get(name, None if name in MAY_BE_ABSENT else UNKNOWN))
 
     @property
     def dataset(self) -> str:
@@ -42,7 +40,12 @@ class Run:
     @property
     def acquisition(self) -> str:
         """The acquisition with its settings."""
-        return str(self.header.get("acquisition", UNKNOWN))
+        return as_call(self.header.get("acquisition", UNKNOWN))
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """The arguments of the acquisition, in words."""
+        return arguments_of(self.header.get("acquisition", UNKNOWN))
 
     @property
     def state(self) -> str:
@@ -77,7 +80,7 @@ class Group:
     @property
     def acquisition(self) -> str:
         """The acquisition's class."""
-        return short(self.runs[0].acquisition)
+        return name_of(self.runs[0].acquisition)
 
     def values(self, metric: str) -> dict[int, list[float]]:
         """The metric of every measured run at each number of labels that all of them have reached."""
@@ -103,16 +106,6 @@ class Group:
             return f"{median:g} labels to {target:g}"
         num_reached = sum(labels is not None for labels in measured)
         return f"{num_reached} of {len(measured)} reach {target:g}"
-
-
-def short(acquisition: str) -> str:
-    """The class of an acquisition's repr.
-
-    Example:
-        >>> short("BatchBALD(num_configs=10000)"), short("BALD()")
-        ('BatchBALD', 'BALD')
-    """
-    return acquisition.partition("(")[0]
 
 
 def read_runs(folders: Iterable[str | Path]) -> list[Run]:
@@ -161,14 +154,14 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 
 
 def _label(run: Run, others: Sequence[Run]) -> str:
-    namesakes = {other.acquisition for other in others if short(other.acquisition) == short(run.acquisition)}
-    arguments = {acquisition: arguments_of(acquisition) for acquisition in namesakes}
-    own = {**arguments[run.acquisition], **{name: run.setting(name) for name in SETTINGS}}
+    name = name_of(run.acquisition)
+    namesakes = [other.arguments for other in others if name_of(other.acquisition) == name]
+    own = {**run.arguments, **{name: run.setting(name) for name in SETTINGS}}
     varying = [
-        *(name for name in arguments[run.acquisition] if len({each.get(name) for each in arguments.values()}) > 1),
-        *(name for name in SETTINGS if len({other.setting(name) for other in others}) > 1),
+        *(each for each in run.arguments if len({arguments.get(each) for arguments in namesakes}) > 1),
+        *(each for each in SETTINGS if len({other.setting(each) for other in others}) > 1),
     ]
-    return shortened(", ".join([short(run.acquisition), *(f"{name}={own[name]}" for name in varying)]))
+    return shortened(", ".join([name, *(f"{each}={own[each]}" for each in varying)]))
 
 
 def shortened(name: str, most: int = MAX_SHOWN) -> str:
@@ -182,24 +175,6 @@ def shortened(name: str, most: int = MAX_SHOWN) -> str:
         return name
     digest = hashlib.sha256(name.encode(errors="backslashreplace")).hexdigest()[:6]
     return f"{name[: most - 10]}... {digest}"
-
-
-def arguments_of(acquisition: str) -> dict[str, str]:
-    """The arguments by name of an acquisition's repr; what is no call with such arguments is one itself.
-
-    Example:
-        >>> arguments_of("BatchBALD(num_configs=10000, fill=BALD())"), arguments_of("<Mine at 0x7f>")
-        ({'num_configs': '10000', 'fill': 'BALD()'}, {'acquisition': '<Mine at 0x7f>'})
-    """
-    if len(acquisition) > MAX_PARSED:
-        return {"acquisition": acquisition}
-    try:
-        call = ast.parse(acquisition, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # Python's words for what it cannot parse
-        return {"acquisition": acquisition}
-    if not isinstance(call, ast.Call) or call.args:
-        return {"acquisition": acquisition}
-    return {str(keyword.arg): ast.unparse(keyword.value) for keyword in call.keywords}
 
 
 def metrics_of(runs: Iterable[Run]) -> list[str]:

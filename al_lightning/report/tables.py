@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from al_lightning.records.foreign import as_csv
+from al_lightning.records.header import UNKNOWN, as_call, is_call
 from al_lightning.report.markup import Html, element, joined, table
-from al_lightning.report.runs import UNKNOWN, Group, Run, grouped
+from al_lightning.report.runs import Group, Run, grouped
 
 DROPPED = ("schema", "version", "versions")  # of a header: the page names versions apart
 
@@ -86,6 +87,8 @@ def run_details(run: Run) -> Html:
 
 
 def _setting(value: object) -> str:
+    if is_call(value):
+        return as_call(value)
     if isinstance(value, dict):
         return ", ".join(f"{name} {inner}" for name, inner in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from al_lightning._lightning import Callback, CheckpointIO, LightningModule, Trainer, pl
 from al_lightning.data import Labels
 from al_lightning.records.files import refuse_code
-from al_lightning.records.journal import finite_or_none, what_differs
+from al_lightning.records.header import what_differs
+from al_lightning.records.journal import finite_or_none
 from al_lightning.rounds.metrics import Metrics
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from al_lightning._lightning import FLAVOUR, Callback, LightningModule, Trainer, callbacks_of, pl
+from al_lightning.records.header import name_of
 from al_lightning.records.round import Round
 
 BAR_WIDTH = 15
@@ -152,7 +153,7 @@ def header_line(header: Mapping[str, Any], folder: Path | None) -> str:
     """
     budget = "" if header["max_labelled"] is None else f" up to {header['max_labelled']}"
     of_fits = "" if header["fit_seed"] in {None, header["seed"]} else f", of the fits {header['fit_seed']}"
-    acquisition, posterior = (str(header[name]).partition("(")[0] for name in ("acquisition", "posterior"))
+    acquisition, posterior = (name_of(header[name]) for name in ("acquisition", "posterior"))
     parts = [
         acquisition,
         f"{header['query_size']} labels a round{budget}",

@@ -6,17 +6,23 @@ from dataclasses import asdict
 from hashlib import blake2b
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
 from al_lightning._lightning import LightningModule
 from al_lightning.data import ActiveLearningDataModule
-from al_lightning.records.lines import HEADER_TYPES, misfits
+from al_lightning.records.header import HEADER, as_data
+from al_lightning.records.lines import misfits
 from al_lightning.rounds.settings import Settings
 
 MOST_CHARACTERS = 200  # of a hyper-parameter
-RULES_RECORDED = ("acquisition", "posterior")
-SETTINGS_RECORDED = ("query_size", "num_samples", "max_predicted", "weights", "warm_start")
+SETTINGS_RECORDED = (
+    "acquisition",
+    "posterior",
+    "query_size",
+    "num_samples",
+    "max_predicted",
+    "weights",
+    "warm_start",
+    "screening",
+)
 
 
 def described(
@@ -30,8 +36,7 @@ def described(
     """Return the settings that identify a run; a run with different ones is refused.
 
     Args:
-        settings: What the user says. Rules are told by their repr, without the addresses of functions in it, which are
-            others in every process.
+        settings: What the user says.
         seeds: Of the draws and of the fits.
         module: The model, told by its class.
         datamodule: The data, told by the points labelled to begin with.
@@ -42,11 +47,8 @@ def described(
     aside = labels.set_aside_indices.tolist() if before is None else before["set_aside"]
     drawn = datamodule.initial_draw if before is None else before.get("initial_draw")
     header = {
-        **{name: re.sub(r" at 0x[0-9a-f]+", "", repr(getattr(settings, name))) for name in RULES_RECORDED},
-        **{name: _number(getattr(settings, name)) for name in SETTINGS_RECORDED},
-        **_numbers(seeds),
-        "screening": None if settings.screening is None else _numbers(asdict(settings.screening)),
-        **_numbers(asdict(settings.limits)),
+        **{name: as_data(getattr(settings, name), argument=name) for name in SETTINGS_RECORDED},
+        **{name: as_data(value, argument=name) for name, value in {**seeds, **asdict(settings.limits)}.items()},
         "model": type(module).__name__,
         "datamodule": type(datamodule.inner).__name__,
         "num_points": len(datamodule.labels),
@@ -59,24 +61,15 @@ def described(
             **_hyper_parameters("datamodule", datamodule.inner.hparams),
         },
     }
+    header = {name: header[name] for name in HEADER if name in header}
     for name in misfits(header):
-        raise ValueError(f"`{name}` is {header[name]!r}, but must be {_named(HEADER_TYPES[name])}, to be recorded.")
+        raise ValueError(f"`{name}` is {header[name]!r}, but must be {_named(HEADER[name].kind)}, to be recorded.")
     return header
 
 
 def _named(hint: Any) -> str:  # noqa: ANN401 - a type as annotations have it
     words = {int: "an integer of at most 64 bits", float: "a finite number"}
     return next((text for kind, text in words.items() if kind == hint or hint == kind | None), f"of type {hint}")
-
-
-def _numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _number(value) for name, value in settings.items()}
-
-
-def _number(value: object) -> Any:  # noqa: ANN401 - whatever the user gave
-    """Return a number of numpy or torch as Python's; anything else as it is."""
-    is_number = isinstance(value, np.generic) or (isinstance(value, Tensor) and value.ndim == 0)
-    return value.item() if is_number else value  # type: ignore[attr-defined]
 
 
 def _hyper_parameters(owner: str, values: Mapping[str, Any]) -> dict[str, str]:

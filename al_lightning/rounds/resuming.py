@@ -18,7 +18,8 @@ from filelock import FileLock, Timeout
 
 from al_lightning._lightning import rank_zero_warn
 from al_lightning.records.files import refuse_foreign_lock, replacing
-from al_lightning.records.journal import FIRST_VALUE_STAYS, Journal, read_journal, what_differs
+from al_lightning.records.header import names_of, what_differs
+from al_lightning.records.journal import Journal, read_journal
 from al_lightning.records.lines import SCHEMA_VERSION
 from al_lightning.records.round import Round
 from al_lightning.records.weights import States
@@ -71,7 +72,7 @@ def opened(folder: Path, header: Mapping[str, Any]) -> tuple[Journal, list[Round
     if rounds:
         _warn_of_other_hyper_parameters(before, header, folder)
     has_weights = bool(rounds) or (folder / FIRST_WEIGHTS).exists()
-    stays = {*(["first_weights"] if has_weights else []), *(FIRST_VALUE_STAYS if rounds else [])}
+    stays = {*(["first_weights"] if has_weights else []), *(names_of(on_restart="first") if rounds else [])}
     now = {**header, **{name: before[name] for name in stays if name in before}}
     in_the_order_of_before = {name: now[name] for name in [*before, *now] if name in now}
     return Journal(folder, in_the_order_of_before, rounds=rounds), rounds
@@ -167,6 +168,8 @@ def save_last_states(path: Path, states: States) -> None:
     try:
         save_states(path, states)
     except OSError as error:
+        if not path.parent.is_dir():
+            raise
         path.unlink(missing_ok=True)  # of an earlier end, with fewer labels
         rank_zero_warn(
             f"{path} cannot be written ({error}), so another process cannot load the weights that the run ended with. "

@@ -8,6 +8,7 @@ from al_lightning.acquisition import Acquisition, Screening
 from al_lightning.pool.select import Chooser
 from al_lightning.pool.storage import Storage
 from al_lightning.posterior import Posterior
+from al_lightning.records.header import as_data
 from al_lightning.rounds.limits import Limits
 
 
@@ -32,6 +33,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         self.chooser(self.posterior, folder=None, seed=0)  # refuses sizes that cannot be meant
+        for name in ("acquisition", "posterior", "screening"):
+            as_data(getattr(self, name), argument=name)  # refuses what cannot be recorded
         if self.weights not in {"last", "best"}:
             raise ValueError(f"`weights` is {self.weights!r}, but must be 'last' or 'best'.")
 

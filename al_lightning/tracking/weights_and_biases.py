@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from al_lightning._lightning import Trainer, pl
 from al_lightning.records.foreign import as_csv
+from al_lightning.records.header import as_call, is_call
 from al_lightning.records.images import thumbnails_of
 from al_lightning.records.replay import trained_on
 from al_lightning.records.round import PICK_COLUMNS, Round
@@ -46,7 +47,9 @@ def open_wandb(logger: "WandbLogger", *, job_type: str) -> None:
 
 def begin_wandb(logger: "WandbLogger", header: Mapping[str, Any]) -> None:
     """Tell W&B what runs: `al.seed`, `al.acquisition` and so on in its config, by which its charts can be grouped."""
-    config = {name: value for name, value in header.items() if name not in NOT_IN_CONFIG}
+    config = {
+        name: as_call(value) if is_call(value) else value for name, value in header.items() if name not in NOT_IN_CONFIG
+    }
     logger.experiment.config.update({PREFIX.rstrip("/"): config}, allow_val_change=True)
     define_axis(logger, [f"{PREFIX}*"])
 

@@ -11,6 +11,7 @@ from pytorch_lightning.cli import LightningCLI
 
 from al_lightning import BatchBALD, read_journal
 from al_lightning.cli.command import ActiveLearningCLI, WithOwnParameters, main, modules_in, run
+from al_lightning.records.header import as_call
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 COMPLETE = [path for path in sorted(CONFIGS.glob("*.yaml")) if "overlay" not in path.read_text()]
@@ -60,7 +61,7 @@ def test_fit_runs_the_rounds_of_the_main_job_and_leaves_config_and_records():
     cli = run(["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK, "--trainer.callbacks.max_labelled=30"])
     header, rounds = read_journal(run_folder())
     assert [entry.num_labelled for entry in rounds] == [10, 20, 30]
-    assert header["acquisition"].startswith("BatchBALD(num_configs=10000, max_configs=None, fill=None")
+    assert as_call(header["acquisition"]).startswith("BatchBALD(num_configs=10000, max_configs=None, fill=None")
     assert rounds == first_callback(cli).rounds
     assert sorted(header["initial_targets"]) == list(range(10))
     saved = yaml.safe_load((run_folder() / "config.yaml").read_text())
@@ -76,7 +77,9 @@ def test_an_overlay_changes_the_acquisition_and_nothing_else(name, acquisition):
     run([*base, "--config", str(CONFIGS / f"repeated_digits_{name}.yaml"), *quick])
     expected, _ = read_journal(run_folder())
     header, rounds = read_journal(run_folder(f"repeated_digits_{name}"))
-    assert header == {**expected, "acquisition": acquisition}
+    assert as_call(header.pop("acquisition")) == acquisition
+    assert expected.pop("acquisition")["class_path"] == "al_lightning.BatchBALD"
+    assert header == expected
     assert [entry.num_labelled for entry in rounds] == [10, 20]
 
 

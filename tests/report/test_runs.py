@@ -1,6 +1,6 @@
 import pytest
 
-from al_lightning.report.runs import by_dataset, grouped, metrics_of, read_runs, short, unmeasured
+from al_lightning.report.runs import by_dataset, grouped, metrics_of, read_runs, unmeasured
 
 
 def labels(groups):
@@ -36,8 +36,10 @@ def test_runs_of_one_acquisition_are_one_group_whatever_their_seed_and_budget(ma
 
 
 def test_groups_are_named_by_what_tells_them_apart(make_run):
-    small = make_run("small", acquisition="BatchBALD(num_configs=10, fill=None)")
-    large = make_run("large", acquisition="BatchBALD(num_configs=10000, fill=None)")
+    small, large = (
+        make_run(name, acquisition={"class_path": "al.BatchBALD", "init_args": {"num_configs": number, "fill": None}})
+        for name, number in (("small", 10), ("large", 10000))
+    )
     assert labels(grouped([small, make_run("bald", acquisition="BALD()"), large])) == [
         "BatchBALD, num_configs=10",
         "BALD",
@@ -54,11 +56,14 @@ def test_groups_are_named_by_what_tells_them_apart(make_run):
     ]
 
 
-def test_acquisitions_of_another_version_or_without_a_readable_repr_are_told_apart_too(make_run):
-    old, new = make_run("old", acquisition="Mine(a=1)"), make_run("new", acquisition="Mine(a=1, b=2)")
+def test_acquisitions_of_another_version_are_told_apart_too(make_run):
+    def mine(**arguments):
+        return {"class_path": "own.Mine", "init_args": arguments}
+
+    old, new = make_run("old", acquisition=mine(a=1)), make_run("new", acquisition=mine(a=1, b=2))
     assert labels(grouped([old, new])) == ["Mine", "Mine, b=2"]
-    bare = [make_run(name, acquisition=name) for name in ("Mine(1)", "Mine(2)")]
-    assert labels(grouped(bare)) == ["Mine, acquisition=Mine(1)", "Mine, acquisition=Mine(2)"]
+    bare = [make_run(name, acquisition=name) for name in ("Mine(1)", "Mine(2)")]  # as version 1 wrote them
+    assert labels(grouped(bare)) == ["Mine, arguments=(1)", "Mine, arguments=(2)"]
 
 
 def test_the_mean_goes_as_far_as_every_measured_run(make_run):
@@ -102,7 +107,3 @@ def test_a_metric_that_nobody_recorded_is_named_beside_those_recorded(make_run):
         unmeasured([run], "acc") == "`metric` is 'acc', but no round has a number of that name; recorded are test_acc."
     )
     assert unmeasured([make_run("empty", ())], "acc") == "No round has recorded a metric yet."
-
-
-def test_the_short_name_of_an_acquisition_is_its_class():
-    assert short("Mine") == "Mine"

@@ -20,6 +20,7 @@ from al_lightning import (
 from al_lightning.acquisition import Batch, saturation_warning
 from al_lightning.information import mutual_information
 from al_lightning.randomness import derived_seed
+from al_lightning.records.header import as_call
 
 
 def test_a_plain_fit_is_one_round(make_trainer, make_model, make_data, make_callback):
@@ -73,7 +74,7 @@ def test_the_record_tells_bald_and_prediction_of_each_pick(make_trainer, make_mo
 def test_the_header_says_what_ran(make_trainer, make_model, make_data, make_callback, tmp_path):
     make_trainer(make_callback(folder=tmp_path / "run")).fit(make_model(), datamodule=make_data(initial=[3, 1]))
     header = json.loads((tmp_path / "run" / "rounds.jsonl").read_text().splitlines()[0])
-    assert (header["acquisition"], header["query_size"], header["num_samples"]) == ("BALD()", 4, 8)
+    assert (as_call(header["acquisition"]), header["query_size"], header["num_samples"]) == ("BALD()", 4, 8)
     assert (header["initial"], header["initial_targets"]) == ([1, 3], [1, 0])
     assert (header["datamodule"], header["model"], header["num_points"]) == ("TinyData", "TinyModule", 60)
     assert header["versions"]["torch"] == torch.__version__

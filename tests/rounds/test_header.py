@@ -1,4 +1,5 @@
 from al_lightning import ActiveLearning, DeepEnsemble, Random, Screening
+from al_lightning.records.header import as_call
 from al_lightning.rounds.header import described
 
 SEEDS = {"seed": 1, "fit_seed": None}
@@ -14,9 +15,9 @@ def test_functions_in_the_settings_are_the_same_in_the_next_process(make_model, 
     header = described(callback.settings, SEEDS, make_model(), data)
     assert header["screening"] is None
     screened = ActiveLearning(Random(), screening=Screening(90)).settings
-    assert described(screened, SEEDS, make_model(), data)["screening"]["num_points"] == 90
-    assert header["posterior"].endswith(".<locals>.init>, predict=None)")
-    assert (header["acquisition"], header["max_rounds"], header["query_size"]) == ("Random()", 2, 1)
+    assert described(screened, SEEDS, make_model(), data)["screening"]["init_args"]["num_points"] == 90
+    assert header["posterior"]["init_args"]["init"].endswith(".<locals>.init")
+    assert (as_call(header["acquisition"]), header["max_rounds"], header["query_size"]) == ("Random()", 2, 1)
 
 
 def test_hyper_parameters_are_told_by_the_whole_of_their_words(make_model, make_data):

@@ -409,7 +409,7 @@ def other_shapes(make_model, make_data):
     [
         (lambda *_: {"seed": 4}, "its `seed` is 3, and this run's is 4; its `fit_seed` is 3"),
         (lambda *_: {"query_size": 5}, "its `query_size` is 4, and this run's is 5"),
-        (lambda *_: {"acquisition": Random()}, r"its `acquisition` is 'BatchBALD.*, and this run's is 'Random\(\)'"),
+        (lambda *_: {"acquisition": Random()}, r"its `acquisition` is BatchBALD.*, and this run's is Random\(\)"),
         (lambda *_: KINDS["warm"], "its `warm_start` is False"),
         (lambda _, make_data: {"data": make_data(61, initial=list(range(6)))}, "its `num_points` is 60, .* 61"),
         (lambda _, make_data: {"data": make_data(initial=[0, 1, 2])}, "its `initial` is"),

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from al_lightning.records.curves import is_rising
+from al_lightning.records.header import as_call, names_of
 from al_lightning.records.journal import read_journal
 from al_lightning.records.round import Round
 
-EQUAL = ("datamodule", "num_points", "model", "query_size")  # else their curves are not of one task
-BESIDES = ("posterior", "num_samples", "max_predicted", "screening", "weights", "warm_start")  # said where they differ
+EQUAL, BESIDES = names_of(compared="task"), names_of(compared="method")
 
 Curve = list[tuple[int, float]]
 
@@ -38,8 +38,8 @@ class Run:
 
     @property
     def acquisition(self) -> str:
-        """The acquisition's repr, hyper-parameters included."""
-        return str(self.setting("acquisition"))
+        """The acquisition with its arguments."""
+        return as_call(self.setting("acquisition"))
 
     @property
     def metrics(self) -> dict[str, None]:
@@ -180,7 +180,7 @@ def _left_out(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[str]:
 
 
 def _differences(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[str]:
-    settings = {name: dict.fromkeys(str(run.header.get(name)) for run in runs) for name in BESIDES}
+    settings = {name: dict.fromkeys(as_call(run.header.get(name)) for run in runs) for name in BESIDES}
     notes = [
         f"The runs differ in `{name}` as well ({', '.join(values)}), which may be what made a difference."
         for name, values in settings.items()

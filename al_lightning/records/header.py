@@ -1,0 +1,226 @@
+"""Header of a run's records: its settings as data, and which of them tell runs apart."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+Rule = dict[str, object] | str
+"""An object by `class_path` and `init_args`, as in YAML; a text is what version 1 recorded of it."""
+UNKNOWN = "not recorded"
+MOST_SHOWN = 100  # letters of a value in an error
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One entry of the header.
+
+    Args:
+        kind: Its type, as annotations have it.
+        on_restart: Whether a start of the same run must have it "equal", may change it ("free"), or keeps the one of
+            the first start ("first").
+        compared: Whether runs must have it equal to be compared at all ("task"), are grouped by it and told where they
+            differ ("method"), or are compared whatever it is (None).
+    """
+
+    kind: Any
+    on_restart: Literal["equal", "free", "first"] = "equal"
+    compared: Literal["task", "method"] | None = None
+
+
+HEADER: Mapping[str, Setting] = {
+    "acquisition": Setting(Rule | None),
+    "posterior": Setting(Rule | None, compared="method"),
+    "query_size": Setting(int | None, compared="task"),
+    "num_samples": Setting(int | None, compared="method"),
+    "max_predicted": Setting(int | None, compared="method"),
+    "weights": Setting(str | None, compared="method"),
+    "warm_start": Setting(bool | None, compared="method"),
+    "seed": Setting(int | None),
+    "fit_seed": Setting(int | None),
+    "screening": Setting(Rule | None, compared="method"),
+    "max_labelled": Setting(int | None, "free"),
+    "max_rounds": Setting(int | None, "free"),
+    "monitor": Setting(str | None, "free"),
+    "target": Setting(float | None, "free"),
+    "mode": Setting(str | None, "free"),
+    "model": Setting(str | None, compared="task"),
+    "datamodule": Setting(str | None, compared="task"),
+    "num_points": Setting(int, compared="task"),
+    "initial": Setting(list[int]),
+    "initial_draw": Setting(str | None, "first"),
+    "initial_targets": Setting(list[int] | None, "first"),
+    "set_aside": Setting(list[int], "first"),
+    "hyper_parameters": Setting(dict[str, str], "first"),
+    "first_weights": Setting(str | None),
+    "versions": Setting(dict[str, str], "free"),
+}
+"""Every entry of a header, in the order in which it is written."""
+
+
+def names_of(*, on_restart: str | None = None, compared: str | None = None) -> list[str]:
+    """Return the names of the entries of one kind.
+
+    Example:
+        >>> names_of(compared="task")
+        ['query_size', 'model', 'datamodule', 'num_points']
+    """
+    return [
+        name
+        for name, setting in HEADER.items()
+        if on_restart in {None, setting.on_restart} and compared in {None, setting.compared}
+    ]
+
+
+def as_data(value: Any, *, argument: str) -> Any:  # noqa: ANN401 - whatever the user gave, and JSON
+    """Return a setting as JSON has it: a dataclass as `class_path` and `init_args`, a function by its name.
+
+    Args:
+        value: A dataclass, function, path, number, text, list or dict of such; None.
+        argument: Its name for the error.
+
+    Example:
+        >>> as_data(Setting(int), argument="setting")["init_args"]
+        {'kind': 'builtins.int', 'on_restart': 'equal', 'compared': None}
+        >>> as_data(object(), argument="setting")
+        Traceback (most recent call last):
+        TypeError: `setting` is <object object ...>, of which a run cannot record the arguments. Make its class a ...
+    """
+    if isinstance(value, np.generic | Tensor) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"`{argument}` is {value}, but must be a finite number, to be recorded.")
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple | dict):
+        return _parts_as_data(value, argument=argument)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        arguments = {each.name: getattr(value, each.name) for each in dataclasses.fields(value) if each.init}
+        given = {name: as_data(each, argument=f"{argument}.{name}") for name, each in arguments.items()}
+        return {"class_path": _path_of(type(value)), "init_args": given}
+    return _name_as_data(value, argument=argument)
+
+
+def _parts_as_data(value: list[Any] | tuple[Any, ...] | dict[Any, Any], *, argument: str) -> Any:  # noqa: ANN401
+    if isinstance(value, dict):
+        return {str(key): as_data(each, argument=f"{argument}[{key!r}]") for key, each in value.items()}
+    return [as_data(each, argument=argument) for each in value]
+
+
+def _name_as_data(value: Any, *, argument: str) -> str:  # noqa: ANN401
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "__qualname__"):
+        return _path_of(value)
+    raise TypeError(
+        f"`{argument}` is {value!r}, of which a run cannot record the arguments. Make its class a dataclass: "
+        "`@dataclass(frozen=True)`."
+    )
+
+
+def _path_of(named: Any) -> str:  # noqa: ANN401 - a class or a function
+    """Return the name by which a class or a function is imported; ours are public ones of the package itself."""
+    package, _, inner = str(named.__module__).partition(".")
+    return f"{package if package == __package__.partition('.')[0] and inner else named.__module__}.{named.__qualname__}"
+
+
+def as_call(rule: object) -> str:
+    """Return a recorded object as the call that makes it.
+
+    Example:
+        >>> as_call({"class_path": "al_lightning.BatchBALD", "init_args": {"num_configs": 9, "fill": None}})
+        'BatchBALD(num_configs=9, fill=None)'
+        >>> as_call("BALD()")
+        'BALD()'
+    """
+    if not is_call(rule):
+        return str(rule)
+    arguments = ", ".join(f"{name}={shown}" for name, shown in arguments_of(rule).items())
+    return f"{name_of(rule)}({arguments})"
+
+
+def is_call(rule: object) -> bool:
+    """Return whether a recorded value is an object by `class_path` and `init_args`."""
+    return (
+        isinstance(rule, dict)
+        and rule.keys() == {"class_path", "init_args"}
+        and isinstance(rule["class_path"], str)
+        and isinstance(rule["init_args"], dict)
+    )
+
+
+def name_of(rule: object) -> str:
+    """Return the class of a recorded object.
+
+    Example:
+        >>> name_of({"class_path": "al_lightning.BALD", "init_args": {}}), name_of("BALD()")
+        ('BALD', 'BALD')
+    """
+    return str(rule["class_path"]).rpartition(".")[2] if is_call(rule) else str(rule).partition("(")[0]  # type: ignore[index]
+
+
+def arguments_of(rule: object) -> dict[str, str]:
+    """Return the arguments of a recorded object, in words; of what version 1 recorded all in one.
+
+    Example:
+        >>> arguments_of({"class_path": "al_lightning.BatchBALD", "init_args": {"num_configs": 9}})
+        {'num_configs': '9'}
+        >>> arguments_of("BatchBALD(num_configs=9)"), arguments_of("BALD()")
+        ({'arguments': '(num_configs=9)'}, {})
+    """
+    if is_call(rule):
+        return {name: _in_words(value) for name, value in rule["init_args"].items()}  # type: ignore[index]
+    text = str(rule)
+    rest = text[len(name_of(text)) :]
+    return {} if rest in {"", "()"} else {"arguments": rest}
+
+
+def _in_words(value: object) -> str:
+    if is_call(value):
+        return as_call(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_in_words, value)) + "]"
+    return repr(value)
+
+
+def what_differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return what tells the headers of two runs apart, in words; nothing if they are of the same.
+
+    Example:
+        >>> what_differs({"seed": 1, "max_rounds": 3}, {"seed": 2, "max_rounds": 9})
+        "its `seed` is 1, and this run's is 2"
+        >>> rules = [{"class_path": "al_lightning.MCDropConnect", "init_args": {"p": p}} for p in (0.1, 0.2)]
+        >>> what_differs({"posterior": rules[0]}, {"posterior": rules[1]})
+        "its `posterior.p` is 0.1, and this run's is 0.2"
+    """
+    plain = json.loads(json.dumps(dict(now)))
+    equal = [name for name in plain if name not in HEADER or HEADER[name].on_restart == "equal"]
+    pairs = [each for name in equal for each in _differences(name, before.get(name), plain[name])]
+    return "; ".join(f"its `{name}` is {short(one)}, and this run's is {short(other)}" for name, one, other in pairs)
+
+
+def _differences(name: str, one: object, other: object) -> list[tuple[str, str, str]]:
+    """Return name and values, in words, of what differs: of two objects of one class their arguments."""
+    if one == other:
+        return []
+    if is_call(one) and is_call(other) and one["class_path"] == other["class_path"]:  # type: ignore[index]
+        ones, others = arguments_of(one), arguments_of(other)
+        names = [each for each in dict.fromkeys([*ones, *others]) if ones.get(each) != others.get(each)]
+        return [(f"{name}.{each}", ones.get(each, UNKNOWN), others.get(each, UNKNOWN)) for each in names]
+    return [(name, *(as_call(value) if is_call(value) else repr(value) for value in (one, other)))]  # type: ignore[list-item]
+
+
+def short(words: str, most: int = MOST_SHOWN) -> str:
+    """Return words that fit into an error.
+
+    Example:
+        >>> short("abcdefgh", 6)
+        'abc...'
+    """
+    return words if len(words) <= most else words[: most - 3] + "..."
