@@ -1,4 +1,4 @@
-"""Numbers that sum up a label curve, a metric against the number of labels it was reached with: pure functions."""
+"""Numbers that summarise a label curve, a metric against the number of labels: pure functions."""
 
 import itertools
 import math
@@ -35,7 +35,7 @@ def _check_curve(num_labels: Sequence[int], values: Sequence[float], *, least: i
 
 
 def area_under_curve(num_labels: Sequence[int], values: Sequence[float]) -> float:
-    """The area under a label curve as a share of its range of labels: the metric's mean over all label budgets.
+    """Return the area under a label curve as a share of its range of labels: the metric's mean over all budgets.
 
     AULC = sum_i (n_i+1 - n_i) (v_i + v_i+1) / 2  /  (n_last - n_first), with straight lines between the rounds. It has
     the unit of the metric, and a constant curve has its constant. Only areas over the same range can be compared.
@@ -55,7 +55,7 @@ def area_under_curve(num_labels: Sequence[int], values: Sequence[float]) -> floa
 
 
 def check_target(target: float | None, *, mode: str) -> None:
-    """Refuse a target that is no number, None for no target excepted, and a direction that is none."""
+    """Refuse a target that is neither a number nor None, and an unknown direction."""
     if mode not in {"max", "min"}:
         raise ValueError(f"`mode` is {mode!r}, but must be 'max' or 'min'.")
     if target is not None and not math.isfinite(target):
@@ -65,7 +65,7 @@ def check_target(target: float | None, *, mode: str) -> None:
 def labels_to_target(
     num_labels: Sequence[int], values: Sequence[float], *, target: float, mode: Literal["max", "min"] = "max"
 ) -> int | None:
-    """The first number of labels at which the metric is as good as `target`; None if no point of the curve is.
+    """Return the first number of labels at which the metric reaches `target`; None if it never does.
 
     It is the first crossing of what was measured: nothing is interpolated, so it is exact only to the query size, and
     nothing is smoothed, so a lucky round counts. None says that the labels were not enough, not how many would be.

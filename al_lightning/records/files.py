@@ -1,4 +1,4 @@
-"""Files of a run folder, which somebody else may have made or sent.
+"""Files of a run folder, written whole and read without trust: somebody else may have made or sent them.
 
 What is written is whole or not there at all, and never goes through a link: a temporary file of a known name may be
 there already, as a link to any file of the user's. What is read runs no code and unpacks to no more than there is.
@@ -22,7 +22,7 @@ _CANNOT_SYNC_FOLDERS = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS})  #
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Give a new binary file that takes the place of `path` at the end of the block, if that does not raise.
+    """Yield a new binary file that replaces `path` at the end of the block, unless the block raises.
 
     Either the old file or the whole new one survives a crash, of the machine too. What `path` links to stays as it is;
     its folder may be a link. A temporary file beside it, `.NAME.partial`, is new each time: whatever had its name is
@@ -159,7 +159,7 @@ def refuse_code(path: str | Path) -> None:
 
 
 def refuse_foreign_lock(path: Path) -> None:
-    """Refuse what lies in the place of a lock and was not made as one: taking the lock could empty it."""
+    """Refuse a path that is not a lock file: taking the lock could empty it."""
     if not os.path.lexists(path):
         return
     found = path.lstat()
@@ -185,7 +185,7 @@ def _refuse_another(temporary: Path, file: BinaryIO, *, path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Let the new name of a file survive a crash of the machine too, where the system can say so for a folder."""
+    """Sync a folder, so that the new name of a file survives a crash of the machine, where the system can."""
     if not hasattr(os, "O_DIRECTORY"):  # Windows
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,4 +1,4 @@
-"""Text that somebody else may have written: records of a run that was sent, names in them, on their way to a reader."""
+"""Text from untrusted records, made safe to parse, to print and to open in a spreadsheet."""
 
 import csv
 import io
@@ -58,7 +58,7 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Write a table in which no text is a formula to a spreadsheet: what would be one is preceded by an apostrophe.
+    """Return a table as CSV in which no text is a formula: an apostrophe precedes what a spreadsheet would run.
 
     Numbers stay as they are, negative ones too; None is an empty cell.
 
@@ -84,7 +84,7 @@ def _cell(value: object) -> object:
 
 
 def printable(text: str) -> str:
-    r"""Text for a terminal, in which names cannot move the cursor or hide what follows.
+    r"""Escape text for a terminal, so that names cannot move the cursor or hide what follows.
 
     Example:
         >>> printable("one\n\x1b[2Jtwo")

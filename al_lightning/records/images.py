@@ -25,7 +25,7 @@ COLOURS = {2: 0, 3: 2}  # PNG's numbers for grey (H, W) and for RGB (H, W, 3)
 
 
 def thumbnails_of(folder: Path, indices: Iterable[int]) -> dict[int, Path]:
-    """The pictures that a run folder holds of these samples, by id: PNG, 8 bits, grey or RGB."""
+    """Return the paths of the pictures that a run folder holds of these points, by id."""
     paths = {index: folder / FOLDER / f"{index}.png" for index in indices}
     return {index: path for index, path in paths.items() if path.is_file()}
 

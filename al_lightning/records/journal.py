@@ -29,12 +29,12 @@ LEFT_WITH_A_JOURNAL = (*TABLES, "first_weights.pt", "last_weights.pt", "warm_wei
 
 
 def finite_or_none(value: float) -> float | None:
-    """JSON has no NaN and no infinity: a metric that is neither a number nor missing would make the file unreadable."""
+    """Return None for NaN and infinity, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """The folder of the Trainer's first logger, or a new numbered one where it has no logger."""
+    """Return the folder of the Trainer's first logger, or a new numbered one without a logger."""
     if trainer.loggers:
         logger = trainer.loggers[0]
         numbered = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
@@ -44,7 +44,7 @@ def run_folder(trainer: Trainer) -> Path:
 
 
 class Journal:
-    """Writes the records of one run into one folder.
+    """Writer of the records of one run.
 
     Args:
         folder: Where they go.
@@ -81,7 +81,7 @@ class Journal:
         self._replace(self._written)
 
     def write(self, rounds: Sequence[Round]) -> None:
-        """Let these be the rounds: append the last if the others are written, else replace the files as a whole."""
+        """Write `rounds`: append the last if the others are written, else replace the files."""
         if not rounds or list(rounds[:-1]) != self._written:
             self._replace(rounds)
             return
@@ -113,7 +113,7 @@ class Journal:
 
 
 def _refuse_records(folder: Path) -> None:
-    """Refuse to begin a run where another has left something."""
+    """Refuse a folder that holds files of another run."""
     path = folder / "rounds.jsonl"
     if path.exists():
         raise FileExistsError(
@@ -155,7 +155,7 @@ def read_journal(folder: str | Path) -> tuple[dict[str, Any], list[Round]]:
 
 
 def _num_in_tables(folder: Path) -> int:
-    """Return how many rounds the tables know of; the last may be missing there, and either may be."""
+    """Return the number of rounds in the tables, either of which may be missing."""
     return max(_num_in_table(folder / name) for name in TABLES)
 
 

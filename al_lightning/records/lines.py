@@ -71,7 +71,7 @@ def _next_check(check: str, body: str) -> str:
 
 
 def decoded(text: str) -> tuple[dict[str, Any], list[Round]]:
-    """Return the header and the rounds of a journal's text; what this package cannot have written is a ValueError.
+    """Return the header and the rounds of a journal's text; a text that no run writes is a ValueError.
 
     The error names the line. A last line without an end is a round that was never committed: it is left out. What an
     older version did not record has its default.
@@ -153,7 +153,7 @@ def _check_header(header: Mapping[str, Any]) -> None:
 
 
 def misfits(header: Mapping[str, Any]) -> list[str]:
-    """Return the names of what in a header is not as a run writes it.
+    """Return the names of header entries of a wrong type.
 
     Example:
         >>> misfits({"query_size": 4.0, "seed": 2**63, "num_samples": None, "fit_seed": 2**64})

@@ -1,4 +1,4 @@
-"""The label state that the records of a run imply: pure functions, which refuse records that contradict themselves."""
+"""Label state implied by the records of a run: pure functions, which refuse contradictory records."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,12 +24,12 @@ class Recorded:
 
     @property
     def num_labelled(self) -> int:
-        """Number of labelled points."""
+        """Count the labelled points."""
         return sum(state >= 0 for state in self.state_of.values())
 
     @property
     def num_pool(self) -> int:
-        """Number of points in the pool."""
+        """Count the points in the pool."""
         return self.num_points - len(self.state_of)
 
     def _check_id(self, index: int) -> None:
@@ -61,7 +61,7 @@ class Recorded:
             self._move(index, state, target)
 
     def _begin(self, record: Round) -> None:
-        """Take over what has changed before a round's batch was chosen, which its counts must show."""
+        """Apply the changes before a round chose its batch, and compare its counts."""
         for index, old, new in record.corrections:
             known = self.target_of.get(index)
             if known != old:
@@ -75,7 +75,7 @@ class Recorded:
             )
 
     def _end(self, record: Round) -> None:
-        """Take over a round's batch, and what has changed after it was chosen."""
+        """Apply a round's batch and the changes after it was chosen."""
         self._label(record.acquired, record.targets, round_index=record.round + 1)
         self._change(record.changed_after)
 

@@ -13,7 +13,7 @@ PICK_COLUMNS = ("round", "rank", "id", "score", "target", "bald", "predicted")
 
 @dataclass(frozen=True)
 class Round:
-    """One round: a fit on `num_labelled` labels, its metrics, and the samples it chose to label next.
+    """One round: a fit on `num_labelled` labels, its metrics, and the batch that it acquired.
 
     Ids are rows of the training dataset. Scores and informations are in nats for BALD and BatchBALD. What was not
     computed is None: the last round acquires nothing, and a random acquisition predicts nothing.
@@ -84,7 +84,7 @@ class Round:
         return len(self.acquired) * mean_bald / joint if joint > 0 and mean_bald > 0 else None
 
     def numbers(self) -> dict[str, float | int | None]:
-        """Every number of the round under one flat name, as loggers and tables want them.
+        """Return every number of the round under one flat name, as loggers and tables want them.
 
         A metric of the user's that has the name of one of ours is under `logged/NAME`.
 
@@ -109,7 +109,7 @@ class Round:
         return {**counts, **logged, **measured}
 
     def picks(self) -> list[Pick]:
-        """A row for each chosen sample, best first, with the columns of `acquisitions.csv`; None where unknown.
+        """Return a row for each acquired point, best first, with the columns of `acquisitions.csv`; None where unknown.
 
         Example:
             >>> Round(2, 10, 50, acquired=[7], scores=[0.5], targets=[1], bald=[0.6], predicted=[3]).picks()

@@ -1,4 +1,4 @@
-"""Weights that a run keeps: told apart by a hash of their values, and read only if they are what was written."""
+"""Weights that a run keeps, identified by a hash of their values and verified when read."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ def digest_of(states: States) -> str:
 
 
 def read_states(path: Path, *, digest: str, way_out: str) -> States:
-    """Return the weights that a file holds; anything but those of this hash is a ValueError with the path.
+    """Return the weights in a file; any but those of this hash are a ValueError with the path.
 
     Args:
         path: A file of weights, from a run folder.

@@ -90,7 +90,7 @@ def _prefixed(name: str, prefix: str) -> str:
 
 
 def fit_metrics(trainer: Trainer, *, before: Metrics) -> dict[str, float | None]:
-    """The last that the fit logged; `before` are those of the part of it that another process ran."""
+    """Return the last metrics of the fit; `before` are those of the part that another process ran."""
     now = {name: finite_or_none(float(value)) for name, value in trainer.callback_metrics.items()}
     return {**before, **now}
 
@@ -119,14 +119,14 @@ def labels_due(labels: Labels, *, round_index: int) -> LabelsDue:
 def write_progress(
     checkpoint: dict[str, Any], trainer: Trainer, header: Mapping[str, Any], *, before: Metrics, due: LabelsDue
 ) -> None:
-    """Write into a checkpoint of which run and round it is, and what the fit has logged."""
+    """Write run, round and metrics of the fit into a checkpoint."""
     plain = json.loads(json.dumps(dict(header)))  # Lightning may load it by a reader that knows plain types alone
     metrics = fit_metrics(trainer, before=before)
     checkpoint[CHECKPOINT_KEY] = {"header": plain, "metrics": metrics, "began_with": asdict(due)}
 
 
 def read_progress(checkpoint: Mapping[str, Any], header: Mapping[str, Any], *, path: object, due: LabelsDue) -> Metrics:
-    """Return what the fit had logged when it wrote a checkpoint; one of another run or round is refused.
+    """Return the metrics in a checkpoint; one of another run or round is refused.
 
     Args:
         checkpoint: What Lightning has loaded.
@@ -157,7 +157,7 @@ def read_progress(checkpoint: Mapping[str, Any], header: Mapping[str, Any], *, p
 
 
 def best_checkpoint(trainer: Trainer) -> "ModelCheckpoint":
-    """The first of the Trainer's checkpoints that knows which weights are best."""
+    """Return the first ModelCheckpoint with a `monitor`: it knows which weights are best."""
     for checkpoint in trainer.checkpoint_callbacks:
         if isinstance(checkpoint, pl.callbacks.ModelCheckpoint) and checkpoint.monitor is not None:
             return checkpoint
@@ -168,7 +168,7 @@ def best_checkpoint(trainer: Trainer) -> "ModelCheckpoint":
 
 
 def load_best(trainer: Trainer, module: LightningModule) -> dict[str, float | None]:
-    """Put the best checkpoint's weights into the model; the value that made it the best is the round's metric."""
+    """Load the best checkpoint into the model; return the metric that made it the best."""
     checkpoint = best_checkpoint(trainer)
     if not checkpoint.best_model_path or checkpoint.best_model_score is None:
         raise RuntimeError(

@@ -165,7 +165,7 @@ def header_line(header: Mapping[str, Any], folder: Path | None) -> str:
 
 
 def round_line(record: Round, *, budget: int | None) -> str:
-    """One round for a person: labels, test metrics, what the batch tells, and where the time went."""
+    """Return a round as one line: labels, test metrics, information of the batch, seconds."""
     parts = [f"round {record.round}", _labels_bar(record.num_labelled, budget)]
     parts += [f"{name} {value:.3g}" for name, value in _shown_metrics(record).items() if value is not None]
     if "joint_mi" in record.information:

@@ -43,7 +43,7 @@ def active_fit(
     seed: int | None = None,
     ckpt_path: str | Path | None = None,
 ) -> list[Round]:
-    """Repeat `trainer.fit` until a limit of the Trainer's `ActiveLearning` callback is reached; give back the records.
+    """Repeat `trainer.fit` until a limit of the Trainer's `ActiveLearning` callback is reached; return the records.
 
     Every round is a complete, ordinary fit on what is labelled by then, and the same as that fit on a Trainer, a model
     and callbacks of its own: weights, optimizers, schedulers, counters of callbacks and loops start afresh. Where the
@@ -51,8 +51,8 @@ def active_fit(
     hold the last round's state, also of a run that an earlier process has ended; the global random generators are given
     back as they were.
 
-    With `ActiveLearning(folder=...)` the same call goes on where a killed process was: after its last finished round,
-    and with the weights that it began with. The round that was interrupted starts anew, or goes on inside with
+    With `ActiveLearning(folder=...)` the same call resumes a run that was killed: after its last finished round, and
+    with the weights that it began with. The round that was interrupted starts anew, or resumes inside with
     `ckpt_path`. Several processes (`Trainer(devices=4, strategy="ddp")`) share the pool between them.
 
     With a `DeepEnsemble` all this holds for every member: a round is one fit and one test of each, its metrics are
@@ -100,7 +100,7 @@ def _global_seed() -> int:
 
 @dataclass(frozen=True)
 class _Rounds:
-    """What the rounds of one call need."""
+    """Objects of one call of `active_fit`, and one round of it."""
 
     trainer: Trainer
     model: LightningModule
@@ -189,7 +189,7 @@ def _run(
 
 
 def _way_on(run: Run) -> str:
-    """Say how a run goes on that is ended from outside."""
+    """Return how a run resumes that is ended from outside."""
     if run.named_folder is None:
         return (
             "Its finished rounds are in the folder of its logger, but to go on after them a run must name its own, "
@@ -227,7 +227,7 @@ def _refuse_checkpoint_of_member(ckpt_path: str | Path | None, run: Run) -> None
 
 
 def _prepare_to_spawn(trainer: Trainer, run: Run) -> None:
-    """Refuse what would be lost with the spawned processes, and name the folder through which they tell the rest."""
+    """Refuse what would be lost with spawned processes, and name the folder through which they return the rest."""
     posterior, is_dev = run.settings.posterior, trainer.fast_dev_run  # type: ignore[attr-defined]
     if posterior.members is not None or is_dev:
         what = "fast_dev_run" if is_dev else f"`posterior` {posterior!r}"
@@ -259,7 +259,7 @@ def _checkpoint_due(trainer: Trainer, run: Run, ckpt_path: str | Path | None) ->
 
 @contextmanager
 def _seed_variables_kept() -> Iterator[None]:
-    """`seed_everything` leaves its seed in the environment; give that back as well."""
+    """Restore the environment variables in which `seed_everything` leaves its seed."""
     before = {name: os.environ.get(name) for name in SEED_VARIABLES}
     try:
         yield

@@ -26,7 +26,7 @@ RANK_ZERO_OUTLIVED_BY_S = 10  # where it has ended well, the other ranks are abo
 
 
 class Ending(Callback):
-    """Ends the run on SIGTERM, in every process that trains: a strategy may start them only in a fit.
+    """End of the run on SIGTERM, as a callback since a strategy may start its processes only in a fit.
 
     On one rank a fit or a test ends after its batch, as Lightning has it, and everything else at once. Of several ranks
     each ends at once, for they may be at different batches. What then still waits for another rank is given up after
@@ -44,12 +44,12 @@ class Ending(Callback):
         self._is_received = self._is_said = self._has_left = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Spawned processes have handlers of their own; what there is to say the first process says."""
+        """Return a fresh one: spawned processes have their own handlers, and the first process says why it ends."""
         return {**vars(Ending(self._way_on)), "_is_said": True}
 
     @contextmanager
     def listening(self, trainer: Trainer) -> Iterator[None]:
-        """End by SIGTERM what is run meanwhile, and the ranks that Lightning starts from here with their parent."""
+        """Listen for SIGTERM during the block, and end ranks that Lightning starts here with their parent."""
         variable = os.environ.get(RANK_ZERO)
         self._listen(trainer)
         try:

@@ -44,7 +44,7 @@ class FirstWeights:
             self._learns[name] = tensor.requires_grad
 
     def add(self, model: nn.Module) -> None:
-        """Remember what is not known yet: Lightning may build the model, or a part of it, at the start of a fit."""
+        """Remember the tensors that are new: Lightning may build the model, or a part, at the start of a fit."""
         lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
         if lazy:
             raise ValueError(
@@ -65,7 +65,7 @@ class FirstWeights:
         return all(name in tensors and tensors[name].shape == tensor.shape for name, tensor in self._tensors.items())
 
     def replace(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take other values for all of them: those that an earlier process of this run began with."""
+        """Take the values with which an earlier process of this run began."""
         shapes, saved = (
             {name: tuple(tensor.shape) for name, tensor in some.items()} for some in (self._tensors, tensors)
         )
@@ -79,20 +79,20 @@ class FirstWeights:
         self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}
 
     def replace_known(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take other values for those that are known by now, before the rest is built and all are compared."""
+        """Take values for the tensors known by now, before the rest is built and all are compared."""
         for name, tensor in self._tensors.items():
             if name in tensors and tensors[name].shape == tensor.shape:
                 self._tensors[name] = tensors[name].clone()
 
     def restore(self, model: nn.Module) -> None:
-        """Put those that the model has now back in place: LightningCLI binds optimizers to these very parameters."""
+        """Write the values into the model, in place: LightningCLI binds optimizers to its parameters."""
         for name, tensor in _known_tensors_of(model).items():
             if name in self._tensors:
                 put_values(tensor, self._tensors[name], self._strides[name])
         self.restore_flags(model)
 
     def restore_late(self, model: nn.Module) -> None:
-        """Put back the parameters that a fit has built again; buffers are what it has built, as class weights are."""
+        """Write the values of parameters that a fit has built again; buffers stay as it has built them."""
         for name, parameter in model.named_parameters():
             if name in self._late:
                 if parameter.shape != self._tensors[name].shape:
@@ -104,13 +104,13 @@ class FirstWeights:
                 put_values(parameter, self._tensors[name], self._strides[name])
 
     def restore_flags(self, model: nn.Module) -> None:
-        """Let those parameters learn that did at first; a callback that unfreezes some begins anew with each fit."""
+        """Restore `requires_grad`: a callback that unfreezes layers begins anew with each fit."""
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(self._learns.get(name, parameter.requires_grad))
 
 
 def _known_tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Those that have values: a lazy layer gets them with its first batch."""
+    """Return the tensors that have values: a lazy layer gets them with its first batch."""
     return {name: tensor for name, tensor in tensors_of(model).items() if not is_lazy(tensor)}
 
 
@@ -147,12 +147,12 @@ class FreshStart:
         self._callbacks: weakref.WeakKeyDictionary[Callback, dict[str, Any]] = weakref.WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A spawned process has none of these optimizers and callbacks, and its model ends with it."""
+        """Return the state without optimizers, callbacks and snapshot, which a spawned process does not share."""
         sent = {name: value for name, value in vars(self).items() if not isinstance(value, weakref.WeakKeyDictionary)}
         return {**sent, "_snapshot": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """As in `__init__`, nothing is known of any optimizer or callback."""
+        """Restore the state, without any optimizer or callback."""
         vars(self).update(state, _optimizers=weakref.WeakKeyDictionary(), _callbacks=weakref.WeakKeyDictionary())
 
     @property

@@ -73,7 +73,7 @@ def _named(hint: Any) -> str:  # noqa: ANN401 - a type as annotations have it
 
 
 def _hyper_parameters(owner: str, values: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a module has saved with `save_hyperparameters`, in words that two processes share."""
+    """Return the hyper-parameters of a module as texts that are the same in every process."""
     return {f"{owner}.{name}": _cut(re.sub(r" at 0x[0-9a-f]+", "", _words(value))) for name, value in values.items()}
 
 
@@ -99,7 +99,7 @@ def _words(value: object) -> str:
 
 
 def _cut(words: str) -> str:
-    """Return words that are not too long, and differ where the whole does."""
+    """Shorten a text, with a hash by which long ones stay different."""
     if len(words) <= MOST_CHARACTERS:
         return words
     return f"{words[:MOST_CHARACTERS]}... ({blake2b(words.encode(errors='replace'), digest_size=8).hexdigest()})"

@@ -46,7 +46,7 @@ class Limits:
             raise ValueError(f"`mode` is {self.mode!r}, but must be 'max' or 'min'.")
 
     def check_start(self, query_size: int, *, num_labelled: int, num_pool: int) -> None:
-        """Refuse before the first round what cannot be meant."""
+        """Refuse limits that the first round already exceeds."""
         if query_size > num_pool:
             raise ValueError(
                 f"`query_size` is {query_size}, but the pool holds {num_pool} samples. Lower `query_size`, or label "
@@ -86,6 +86,6 @@ class Limits:
         return value is not None and bool(sign * np.float32(value) >= sign * np.float32(self.target))
 
     def batch_size(self, query_size: int, *, num_labelled: int, num_pool: int) -> int:
-        """`query_size`, or what the pool and the budget leave of it."""
+        """Return `query_size`, or less at the end of the pool or the budget."""
         budget = num_pool if self.max_labelled is None else self.max_labelled - num_labelled
         return min(query_size, num_pool, budget)

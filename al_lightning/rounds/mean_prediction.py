@@ -1,4 +1,4 @@
-"""The test of what the posterior's samples predict together, which is how papers on Bayesian nets report accuracy."""
+"""Test of the mean prediction over posterior samples, as papers on Bayesian networks report accuracy."""
 
 import math
 from contextlib import ExitStack
@@ -17,7 +17,7 @@ from al_lightning.rounds.callback import active_learning_callback
 
 
 def mean_log_probs(log_probs_B_K_C: Tensor) -> Tensor:
-    """Log of the mean prediction, log 1/K sum_k p(c|w_k) (B, C).
+    """Return the log of the mean prediction, log 1/K sum_k p(c|w_k) (B, C).
 
     Example:
         >>> mean_log_probs(torch.tensor([[[1.0, 0.0], [0.5, 0.5]]]).log()).exp()
@@ -27,7 +27,7 @@ def mean_log_probs(log_probs_B_K_C: Tensor) -> Tensor:
 
 
 class MeanPrediction(Callback):
-    """Tests the mean prediction too: the accuracy and the loss in nats of 1/K sum_k p(y|x, w_k) on the test data.
+    """Test of the mean prediction: accuracy and loss (nats) of 1/K sum_k p(y|x, w_k) on the test data.
 
     The samples are K new ones of the posterior that the Trainer's ActiveLearning callback acquires with. Logged are
     `test_mean_acc` and `test_mean_loss`, beside what the model logs of itself, usually without dropout. The
@@ -44,7 +44,7 @@ class MeanPrediction(Callback):
         self._open = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Refuse before the first training what is tested one network at a time."""
+        """Refuse an ensemble, whose members are tested one at a time."""
         posterior = active_learning_callback(trainer).posterior
         if posterior.members is not None:
             raise ValueError(
@@ -55,7 +55,7 @@ class MeanPrediction(Callback):
         posterior.checked_num_samples(self._num_samples(trainer))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the samples of this round."""
+        """Draw the posterior samples of this round."""
         run = active_learning_callback(trainer).run
         datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
         labelled = datamodule.pool_dataloader(datamodule.labels.labelled_indices)
@@ -76,7 +76,7 @@ class MeanPrediction(Callback):
         batch_idx: int,  # noqa: ARG002
         dataloader_idx: int = 0,  # noqa: ARG002
     ) -> None:
-        """Log accuracy and loss, each a mean over all samples and ranks."""
+        """Log accuracy and loss, each a mean over all test points and ranks."""
         if self._predict is None:
             raise RuntimeError("The posterior's samples are drawn in `on_test_start`, which has not run.")
         targets_B = torch.tensor(batch_targets(batch), device=pl_module.device)
@@ -89,10 +89,10 @@ class MeanPrediction(Callback):
         pl_module.log_dict(metrics, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(targets_B))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Let go of the samples."""
+        """Release the posterior samples."""
         self._predict = None
         self._open.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
-        """Let go here too, for then `on_test_end` is not called."""
+        """Release them here too, since `on_test_end` is not called then."""
         self.on_test_end(trainer, pl_module)

@@ -12,7 +12,7 @@ Metrics = Mapping[str, float | None]
 
 
 def mean_metrics(metrics_of_fits: Sequence[Metrics]) -> dict[str, float | None]:
-    """Each metric's mean over the fits; None where one of them has none, for then there is no such mean.
+    """Return the mean of each metric over the fits; None where a fit has none.
 
     Example:
         >>> mean_metrics([{"test_acc": 0.5, "lr": 1.0}, {"test_acc": 1.0}])
@@ -28,7 +28,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def with_test(fit_metrics: Metrics, test_metrics: Metrics) -> dict[str, float | None]:
-    """The metrics of a fit and of its test; one that both log under one name is the fit's, and the test's has a prefix.
+    """Merge the metrics of a fit and its test; the test's gets a prefix where both log one name.
 
     Example:
         >>> with_test({"acc": 0.9}, {"acc": 0.8, "test_loss": 0.1})

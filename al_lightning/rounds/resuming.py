@@ -29,7 +29,7 @@ FIRST_WEIGHTS, LAST_WEIGHTS = "first_weights.pt", "last_weights.pt"
 
 
 def locked(folder: Path) -> FileLock:
-    """The lock of a run folder, taken; it is held until released, or until the process ends."""
+    """Take the lock of a run folder, which is held until released or the process ends."""
     lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def locked(folder: Path) -> FileLock:
 
 
 def opened(folder: Path, header: Mapping[str, Any]) -> tuple[Journal, list[Round]]:
-    """Return the journal of a folder and the rounds that it holds: none if it is new, else those of this very run.
+    """Return the journal of a folder and its rounds: none if it is new, else those of this very run.
 
     An attempt that ended before its first round holds nothing that could be lost: another run may begin in its place.
     """
@@ -141,7 +141,7 @@ def still_finished(rounds: Sequence[Round], limits: Limits, *, query_size: int) 
 
 @contextmanager
 def writing_into(folder: Path) -> Iterator[None]:
-    """Say which folder a full disk has held up, and how the run goes on."""
+    """Name the folder in an error of the disk, and how the run resumes."""
     try:
         yield
     except OSError as error:
@@ -158,13 +158,13 @@ def writing_into(folder: Path) -> Iterator[None]:
 
 
 def save_states(path: Path, states: States) -> None:
-    """Either the old file or the whole new one survives a crash."""
+    """Write weights; either the old file or the whole new one survives a crash."""
     with replacing(path) as file:
         torch.save([dict(state) for state in states], file)
 
 
 def save_last_states(path: Path, states: States) -> None:
-    """`save_states` of a run that ends: where the disk is full for them, the model itself still has them."""
+    """Write the weights at the end of a run, or warn where the disk is full: the model itself still has them."""
     try:
         save_states(path, states)
     except OSError as error:

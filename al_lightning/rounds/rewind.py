@@ -1,4 +1,4 @@
-"""Put a Trainer, its callbacks and its model back to where they were before their first fit.
+"""Rewind of a Trainer, its callbacks and its model to their state before the first fit.
 
 A Trainer that has finished a fit answers a second `fit` with nothing: its loops count as done. So what a fit changes
 is copied once, before the first one, and put back into the same objects before every further one; the user's
@@ -27,7 +27,7 @@ from al_lightning.rounds.fresh_start import FreshStart, with_inner
 
 
 def _writes_the_config(callback: Callback) -> bool:
-    """LightningCLI's SaveConfigCallback must remember that it has saved: it refuses to save twice."""
+    """Tell LightningCLI's SaveConfigCallback, which must remember that it has saved: it refuses to save twice."""
     cli = sys.modules.get(f"{FLAVOUR}.cli")  # not imported here, because it needs jsonargparse
     return cli is not None and isinstance(callback, cli.SaveConfigCallback)
 
@@ -86,7 +86,7 @@ class Rewind:
             ) from error
 
     def restore(self) -> None:
-        """Put everything back, in place; the step axis of the loggers alone goes on where it is."""
+        """Restore everything in place, except the step axis of the loggers."""
         steps = logged_steps(self._trainer)
         for thing, state in zip(self._things(), self._copied(self._first), strict=True):
             vars(thing).clear()

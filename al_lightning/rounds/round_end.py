@@ -1,4 +1,4 @@
-"""End of a round: its batch is chosen and proposed, and after the test, if there is one, committed."""
+"""End of a round: propose its batch, and commit it after the test, if there is one."""
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -64,7 +64,7 @@ def _reason_to_stop(trainer: Trainer, limits: Limits, labels: Labels, *, num_fit
 
 
 def with_selection(record: Round, selection: Selection) -> Round:
-    """Complete the record of a round by the points that it selected."""
+    """Add the selected points to the record of a round."""
     told = {field.name: getattr(selection, field.name) for field in fields(selection) if field.name != "warnings"}
     return replace(record, **{**told, "seconds": {**record.seconds, **selection.seconds}})
 

@@ -1,4 +1,4 @@
-"""State of a run: its rounds, known to every rank, kept on disk by rank 0, and found again by the next process."""
+"""State of a run: known to every rank, kept on disk by rank 0, found again by the next process."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -92,8 +92,9 @@ class Run:
         self._lock: FileLock | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a spawned process needs: it opens the run by itself."""
-        return {**vars(self), "_journal": None, "_lock": None}
+        """Return the state for a spawned process, which opens the run by itself."""
+        draft = None if self.draft is None else replace(self.draft, states=None)
+        return {**vars(self), "draft": draft, "_journal": None, "_lock": None}
 
     @property
     def num_fitted(self) -> int:
@@ -122,13 +123,13 @@ class Run:
         self.seed = seed if self.settings.seed is None else self.settings.seed
 
     def name_folder(self, trainer: Trainer) -> None:
-        """Name the folder before a fit: through it spawned processes tell this one what they have done."""
+        """Name the folder before a fit: spawned processes return their round through it."""
         if self.named_folder is None:
             self.named_folder = run_folder(trainer)
-        self._go_on_after(self.earlier_rounds())
+        self._resume_after(self.earlier_rounds())
 
     def earlier_rounds(self) -> list[Round]:
-        """Read the rounds that the run will go on after, before it is opened."""
+        """Read the rounds after which the run resumes, before it is opened."""
         if self.named_folder is None or not (self.named_folder / "rounds.jsonl").exists():
             return []
         return self._still_finished(read_journal(self.named_folder)[1])
@@ -137,7 +138,7 @@ class Run:
         return still_finished(rounds, self.settings.limits, query_size=self.settings.query_size)
 
     def open(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> bool:
-        """Begin the run or go on where an earlier process was killed; return False if this process has done so before.
+        """Begin the run or resume it; return False if this process has done so before.
 
         The labels and the step axis of the loggers are brought to where the records end. Points that the user has moved
         since (in a new process: excluded) stay so, if the records of another process do not contradict it.
@@ -149,7 +150,7 @@ class Run:
         header = described(self.settings, seeds, module, datamodule, before=self.header or None)
         self._open(Ranks(trainer), header, self._found_folder(trainer))
         on_disk = self.rounds
-        self._go_on_after(self._still_finished(on_disk))
+        self._resume_after(self._still_finished(on_disk))
         base, now = recorded(self.header, []) if known is None else known, recorded(self.header, self.rounds)
         moved = _moved_by_hand(datamodule, base, now, is_new_process=known is None)
         _restore_labels(datamodule, now, withdrawn=on_disk[len(self.rounds) :])
@@ -161,7 +162,7 @@ class Run:
         return True
 
     def _found_folder(self, trainer: Trainer) -> Callable[[], Path] | None:
-        """Return how to find the folder, which only rank 0 asks; None for a run that leaves no records."""
+        """Return a function that names the folder on rank 0; None for a run that leaves no records."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return None
         return lambda: self.named_folder or run_folder(trainer)
@@ -172,6 +173,7 @@ class Run:
                 return None, header, []
             folder = find_folder()
             self._lock = locked(folder)
+            (folder / DRAFT).unlink(missing_ok=True)  # of a process that was killed
             is_new = self.named_folder is None
             self._journal, rounds = (Journal(folder, header), []) if is_new else opened(folder, header)
             return folder, self._journal.header, rounds
@@ -181,19 +183,19 @@ class Run:
         self.folder, self.header, self.rounds = ranks.first(ranks.together(begun))
         self.is_open = True
 
-    def _go_on_after(self, rounds: Sequence[Round]) -> None:
-        """Let these be the rounds until the next is committed; those beyond them on disk are run again."""
+    def _resume_after(self, rounds: Sequence[Round]) -> None:
+        """Resume after `rounds`; further ones on disk are replaced when the next is committed."""
         self.rounds = list(rounds)
         self.ended_before = bool(rounds) and rounds[-1].stopped is not None
 
     def begin_fit(self, member: int | None) -> None:
-        """Begin a fit: the first of a round forgets the fits and the draft of one that was interrupted."""
+        """Begin a fit; the first of a round drops what an interrupted one has left."""
         self.member = member
         if not member:
             self.fits, self.draft = [], None
 
     def keep_fit(self, metrics: Metrics, seconds: float) -> None:
-        """Keep what a fit of the running round has measured."""
+        """Keep the metrics and seconds of a fit of the running round."""
         self.fits.append((metrics, seconds))
 
     def keep_member(self, ranks: Ranks, module: LightningModule, member: int) -> None:
@@ -209,11 +211,11 @@ class Run:
         """Keep a round that has chosen its batch, until it is committed."""
         states = None
         if self.settings.warm_start or record.stopped is not None:
-            states = [state_of(module)] if self.settings.posterior.members is None else self._members
+            states = [state_of(module)] if self.settings.posterior.members is None else list(self._members)
         self.draft = Draft(record, states)
 
     def changes_since_choice(self, datamodule: ActiveLearningDataModule) -> list[Change]:
-        """Return what has moved since the batch was chosen, whether or not the round is committed."""
+        """Return the label changes since the batch was chosen, whether or not the round is committed."""
         known = recorded if self.draft is None else trained_on
         return datamodule.changes_since(known(self.header, self._all_rounds()).state_of)
 
@@ -245,7 +247,7 @@ class Run:
         self.fits, self.draft = [], None
 
     def add_changes(self, ranks: Ranks, changes: Sequence[Change]) -> None:
-        """Add to the last round what has moved since it was committed."""
+        """Add label changes to the last round that is committed."""
         last = replace(self.rounds[-1], changed_after=[*self.rounds[-1].changed_after, *changes])
         rounds = [*self.rounds[:-1], last]
 
@@ -258,7 +260,7 @@ class Run:
         self.rounds = rounds
 
     def save_first_weights(self, ranks: Ranks, states: States) -> None:
-        """Keep what every round starts from, once: the file first, and then its hash, without which it is none."""
+        """Write the weights that every round starts from, once: first the file, then its hash into the header."""
 
         def saved() -> str | None:
             if (journal := self._journal) is None:
@@ -274,7 +276,7 @@ class Run:
         self.header = {**self.header, "first_weights": ranks.first(ranks.together(saved))}
 
     def forget_first_weights(self) -> None:
-        """Drop those of an attempt that finished no round, for the model's own."""
+        """Drop the first weights of an attempt that finished no round: the model's own replace them."""
         self.header = {name: value for name, value in self.header.items() if name != "first_weights"}
         if self._journal is not None:
             self._journal.header = self.header
@@ -295,7 +297,7 @@ class Run:
         return self._read(ranks, LAST_WEIGHTS, digest=digest, way_out=BEGIN_ANEW, is_needed=False)
 
     def restore_members(self, states: States) -> None:
-        """Take what the members were after their last fits in another process."""
+        """Take the weights of the members from another process."""
         self._members = list(states)
 
     def _read(
@@ -314,7 +316,7 @@ class Run:
         return folder / f"warm_weights-{number:03d}.pt"
 
     def hand_over(self, datamodule: ActiveLearningDataModule) -> None:
-        """Leave the draft to the process that has spawned this one, with what has moved since the choice."""
+        """Write the draft for the process that has spawned this one, with the label changes since the choice."""
         if self.draft is not None and self._journal is not None and self.folder is not None:
             record = replace(self.draft.record, changed_after=self.changes_since_choice(datamodule))
             states = None if self.draft.states is None else [dict(state) for state in self.draft.states]
@@ -322,12 +324,12 @@ class Run:
                 torch.save({"record": asdict(record), "states": states}, file)
 
     def receive(self, datamodule: ActiveLearningDataModule) -> None:
-        """Take over the draft that spawned processes have left, and what they knew."""
+        """Read the draft that spawned processes have written, and bring the labels to it."""
         if (folder := self.named_folder) is None:
             raise RuntimeError("The run names no folder, through which spawned processes tell what they have done.")
         self.folder, self._lock = folder, locked(folder)
         self.header, on_disk = read_journal(folder)
-        self._go_on_after(self._still_finished(on_disk))
+        self._resume_after(self._still_finished(on_disk))
         self._journal = Journal(folder, self.header, rounds=on_disk)
         if (path := folder / DRAFT).exists():
             left = load_plain(path)
@@ -373,7 +375,7 @@ def _restore_labels(datamodule: ActiveLearningDataModule, state: Recorded, *, wi
 def _moved_by_hand(
     datamodule: ActiveLearningDataModule, base: Recorded, now: Recorded, *, is_new_process: bool
 ) -> list[Change]:
-    """Return what the user has changed since `base`, unless the records have it; a new process only excludes points."""
+    """Return label changes of the user since `base` that the records lack; a new process may only exclude points."""
     changes = datamodule.changes_since(base.state_of)
     new = [change for change in changes if now.state_of.get(int(change[0] or 0), IN_POOL) != change[1]]
     if not is_new_process:
@@ -388,7 +390,7 @@ def _moved_by_hand(
 
 
 def _move(datamodule: ActiveLearningDataModule, moved: Sequence[Change], *, base: Recorded, now: Recorded) -> None:
-    """Repeat what the user has changed since `base`, where the run has left these points alone."""
+    """Repeat the label changes of the user since `base`; refuse points that the run has moved too."""
     states = _states(moved)
     taken = [index for index in states if base.state_of.get(index) != now.state_of.get(index)]
     if taken:

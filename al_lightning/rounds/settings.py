@@ -1,4 +1,4 @@
-"""Settings of a run: everything that a user says about it."""
+"""Settings of a run."""
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ class Settings:
             raise ValueError(f"`weights` is {self.weights!r}, but must be 'last' or 'best'.")
 
     def chooser(self, posterior: Posterior, *, folder: Path | None, seed: int) -> Chooser:
-        """Return what selects the points to label.
+        """Return the selector of the points to label.
 
         Args:
             posterior: The one of these settings, with the members that a round has trained.

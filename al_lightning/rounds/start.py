@@ -46,7 +46,7 @@ def open_run(trainer: Trainer, module: LightningModule, run: Run) -> bool:
 
 
 class Start(Callback):
-    """The first of the Trainer's callbacks: it opens the run, and gives each fit its weights and its seed.
+    """First callback of the Trainer: opens the run, and gives each fit its weights and its seed.
 
     In this order: the run is opened, and the weights of an earlier process are taken; objects that come back and what
     Lightning has built get their first states; the fit is seeded; a member of an ensemble gets its weights.
@@ -65,7 +65,7 @@ class Start(Callback):
         self._fresh = fresh
 
     def begin(self, fit: Fit) -> None:
-        """Let `fit` be the next."""
+        """Set the next fit."""
         self.fit = fit
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -92,7 +92,7 @@ class Start(Callback):
             self._start_member(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Keep the first weights, which by now are known even of a model that Lightning built."""
+        """Write the first weights, known by now even of a model that Lightning builds."""
         self._run.save_first_weights(Ranks(trainer), [self._fresh.weights.tensors])
 
     def _set_seed(self, *, round_index: int) -> None:
@@ -101,7 +101,7 @@ class Start(Callback):
         pl.seed_everything(seed, workers=True, verbose=False)
 
     def _start_member(self, module: LightningModule) -> None:
-        """Give the model the weights from which an ensemble's member starts, if there is a round to run."""
+        """Load the weights from which a member of an ensemble starts, if there is a round to run."""
         run, members, member = self._run, self._run.settings.posterior.members, self.fit.member
         if members is None or member is None or run.stopped is not None:
             return
@@ -111,7 +111,7 @@ class Start(Callback):
             members.start(module)
 
     def _take_weights(self, trainer: Trainer, module: LightningModule) -> None:
-        """Take the weights from which an earlier process of this run would have gone on."""
+        """Load the weights from which an earlier process of this run would have continued."""
         run, members = self._run, self._run.settings.posterior.members
         if run.ended_before and self.fit.ckpt_path is not None:
             raise ValueError(
@@ -133,9 +133,9 @@ class Start(Callback):
 
 
 def _saved(run: Run, ranks: Ranks) -> tuple[Mapping[str, Tensor] | None, bool]:
-    """Read what an earlier process of this run left to the model (None if there was none) and to an ensemble's members.
+    """Return the weights that an earlier process left to the model (None if there was none), and restore the members.
 
-    Also whether that process began with it.
+    Return too whether that process began with them.
     """
     members = run.settings.posterior.members
     last = run.last_weights(ranks) if run.ended_before else None

@@ -18,6 +18,7 @@ from al_lightning import BALD, ActiveLearning, BatchBALD, DeepEnsemble, Random, 
 from al_lightning.cli.command import run
 from al_lightning.information import mutual_information
 from al_lightning.randomness import derived_seed
+from al_lightning.records.header import as_call
 
 MEMBERS = 3
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -378,7 +379,7 @@ def test_the_command_line_builds_an_ensemble_and_its_config_runs_again(tmp_path,
     run([*base, *quick, f"--trainer.callbacks.posterior={json.dumps(posterior)}"])
     folder = Path("runs") / "repeated_digits"
     header, rounds = read_journal(folder / "version_0")
-    assert header["posterior"].startswith("DeepEnsemble(num_members=2, checkpoints=None, fresh=['net']")
+    assert as_call(header["posterior"]).startswith("DeepEnsemble(num_members=2, checkpoints=None, fresh=['net']")
     assert header["num_samples"] == 2
     run(["fit", "--config", str(folder / "version_0" / "config.yaml")])
     assert [e.acquired for e in read_journal(folder / "version_1")[1]] == [entry.acquired for entry in rounds]
