@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from al_lightning.records.files import load_plain, refuse_code, replacing, write_atomically
+from al_lightning.records.files import append, load_plain, refuse_code, replacing, write_atomically
 from al_lightning.records.images import write_thumbnail
 from al_lightning.records.journal import Journal, Round
 from al_lightning.report import read_runs, write_report
@@ -320,3 +320,32 @@ def test_classes_that_the_user_trusts_are_read(tmp_path):
         refuse_code(tmp_path / "file.ckpt")
     with torch.serialization.safe_globals([Mine]):
         refuse_code(tmp_path / "file.ckpt")
+
+
+def test_appending_is_whole_or_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "lines"
+    path.write_text("one\n")
+    append(path, "zwö\n", size=4)
+    assert path.read_text() == "one\nzwö\n"
+    with pytest.raises(
+        OSError, match=r"lines holds 9 bytes, but this run has written 4: something else has changed it"
+    ):
+        append(path, "three\n", size=4)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        append(path, "three\n", size=9)
+    assert path.read_text() == "one\nzwö\n"
+
+
+def test_appending_makes_no_file_and_follows_no_link(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        append(tmp_path / "none", "one\n", size=0)
+    (tmp_path / "target").write_text("one\n")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with pytest.raises(OSError, match="link"):
+        append(tmp_path / "link", "two\n", size=4)
+    assert (tmp_path / "target").read_text() == "one\n"

@@ -129,6 +129,16 @@ def test_the_ensemble_of_the_last_round_answers_after_the_run(
         assert predict(torch.randn(5, 4)).shape == (5, MEMBERS, 3)
 
 
+def test_an_ensemble_that_one_run_has_used_carries_nothing_into_another(make_trainer, make_model, make_data):
+    ensemble = DeepEnsemble(2)
+    for seed in (0, 1):
+        callback = ActiveLearning(BALD(), posterior=ensemble, query_size=4, max_rounds=1)
+        assert callback.posterior is ensemble  # nothing of it is trained
+        active_fit(make_trainer(callback), make_model(seed), make_data())
+        assert callback.posterior is not ensemble
+        assert (vars(ensemble), ensemble) == (vars(DeepEnsemble(2)), DeepEnsemble(2))
+
+
 @pytest.mark.slow
 def test_a_metric_of_a_round_is_the_mean_over_its_members_and_time_is_their_sum(
     make_trainer, make_model, make_data, make_ensemble_callback

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from al_lightning import ActiveLearningDataModule, BatchBALD, DeepEnsemble, Random, active_fit, read_journal
+from al_lightning.records import journal as journal_module
 from al_lightning.records.journal import Journal
 from al_lightning.rounds import run as run_module
 from al_lightning.rounds.callback import check_stepped
@@ -158,6 +159,31 @@ def test_a_run_killed_before_or_after_a_write_of_its_records_acquires_the_same_a
     has_begun = fails_at > 2 or is_written
     assert len(on_disk(tmp_path / "parts")) == max(0, fails_at - 3 + is_written)
     assert start(tmp_path / "parts", model_seed=9 if has_begun else 0, warm_start=True) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fails_at", range(1, 4))
+def test_a_run_killed_within_the_one_append_of_a_round_runs_that_round_again(start, tmp_path, fails_at, monkeypatch):
+    whole = start(tmp_path / "whole", warm_start=True)
+    calls, append = [], journal_module.append
+
+    def torn(path, text, *, size):
+        calls.append(1)
+        if len(calls) < fails_at:
+            append(path, text, size=size)
+            return
+        with path.open("ab") as file:
+            file.write(text.encode()[: len(text) // 2])
+        raise DiedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module, "append", torn)
+        with pytest.raises(DiedError):
+            start(tmp_path / "parts", warm_start=True)
+    assert not (tmp_path / "parts" / "rounds.jsonl").read_bytes().endswith(b"\n")
+    assert len(on_disk(tmp_path / "parts")) == fails_at - 1
+    assert start(tmp_path / "parts", model_seed=9, warm_start=True) == whole
+    assert on_disk(tmp_path / "parts") == whole[0]
 
 
 @pytest.mark.slow

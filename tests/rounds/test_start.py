@@ -307,3 +307,25 @@ class Numbered(Dataset):
 
     def __getitem__(self, index):
         return torch.zeros(4), index % 3
+
+
+def test_a_run_that_has_ended_leaves_the_trainer_as_it_was(
+    tmp_path, make_trainer, make_model, make_data, make_callback
+):
+    for fit in ("active", "active", "plain"):
+        callback, starts = make_callback(folder=tmp_path, max_rounds=1), Starts()
+        trainer = make_trainer(callback, starts, max_epochs=2)
+        callbacks = list(trainer.callbacks)
+        if fit == "active":
+            active_fit(trainer, make_model(), make_data())
+        else:
+            with pytest.raises(ValueError, match="`fit_seed` is 0, and this run's is None"):
+                trainer.fit(make_model(), datamodule=make_data())
+        assert trainer.max_epochs == 2
+        assert trainer.callbacks == callbacks
+    starts = Starts()
+    for _ in range(2):
+        trainer = make_trainer(make_callback(folder=tmp_path / "plain", max_rounds=1), starts, max_epochs=2)
+        trainer.fit(make_model(), datamodule=make_data())
+        assert trainer.max_epochs == 2
+    assert len(starts.weights) == 1
