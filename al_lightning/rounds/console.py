@@ -184,7 +184,9 @@ def _labels_bar(num_labelled: int, budget: int | None) -> str:
 
 
 def _shown_metrics(record: Round) -> dict[str, float | None]:
-    test = {name: value for name, value in record.metrics.items() if name.startswith("test")}
+    """Return the metrics of the test without counts, or else those of the fit."""
+    names = [name for name in record.metrics if name.startswith("test") and not name.endswith("num_samples")]
+    test = {name: record.metrics[name] for name in names}
     return test or record.metrics
 
 

@@ -15,6 +15,8 @@ from al_lightning.posterior import Predict
 from al_lightning.randomness import derived_seed
 from al_lightning.rounds.callback import active_learning_callback
 
+NUM_SAMPLES = "test_mean_num_samples"
+
 
 def mean_log_probs(log_probs_B_K_C: Tensor) -> Tensor:
     """Return the log of the mean prediction, log 1/K sum_k p(c|w_k) (B, C).
@@ -30,12 +32,12 @@ class MeanPrediction(Callback):
     """Test of the mean prediction: accuracy and loss (nats) of 1/K sum_k p(y|x, w_k) on the test data.
 
     The samples are K new ones of the posterior that the Trainer's ActiveLearning callback acquires with. Logged are
-    `test_mean_acc` and `test_mean_loss`, beside what the model logs of itself, usually without dropout. The
+    `test_mean_acc`, `test_mean_loss` and K, beside what the model logs of itself, usually without dropout. The
     classes of a test batch are read as those of the training items are: (inputs, classes, ...), or a dict with labels.
 
     Args:
-        num_samples: K. By default that of the ActiveLearning callback. Runs that are compared are to be tested with one
-            K, whatever they acquire with, and so are all rounds of a run: no record says K, so leave it as it is.
+        num_samples: K. By default that of the ActiveLearning callback. Test all rounds, and all runs that you compare,
+            with one K, whatever they acquire with: each round records its own as `test_mean_num_samples`.
     """
 
     def __init__(self, num_samples: int | None = None) -> None:
@@ -81,8 +83,10 @@ class MeanPrediction(Callback):
             raise RuntimeError("The posterior's samples are drawn in `on_test_start`, which has not run.")
         targets_B = torch.tensor(batch_targets(batch), device=pl_module.device)
         with trainer.precision_plugin.forward_context():
-            log_probs_B_C = mean_log_probs(self._predict(batch))
+            log_probs_B_K_C = self._predict(batch)
+        log_probs_B_C = mean_log_probs(log_probs_B_K_C)
         metrics = {
+            NUM_SAMPLES: torch.tensor(float(log_probs_B_K_C.shape[1])),
             "test_mean_acc": (log_probs_B_C.argmax(dim=1) == targets_B).float().mean(),
             "test_mean_loss": functional.nll_loss(log_probs_B_C, targets_B),
         }
