@@ -32,7 +32,7 @@ def check_acquisition(acquisition: Acquisition, *, seed: int = 0) -> None:
         >>> check_acquisition(BALD())
     """
     pool = _pool(seed)
-    whole = Predictions(pool, torch.arange(NUM_POINTS))
+    whole = Predictions(pool)
     before, random_state = pool.clone(), torch.get_rng_state()
     for batch_size in (1, 6, NUM_POINTS):
         batch = acquisition(whole, batch_size, generator=_generator(seed))
@@ -118,8 +118,8 @@ def _on_ranks(acquisition: Acquisition, pool: Tensor, cuts: tuple[int, ...], *, 
     bounds = (0, *cuts, NUM_POINTS)
 
     def choose(rank: int, exchange: Exchange) -> Batch:
-        part = torch.arange(bounds[rank], bounds[rank + 1])
-        predictions = Predictions(pool[part], part, offset=bounds[rank], total=NUM_POINTS)
+        part = pool[bounds[rank] : bounds[rank + 1]].clone()
+        predictions = Predictions(part, offset=bounds[rank], total=NUM_POINTS)
         return acquisition(predictions, 6, generator=_generator(seed), exchange=exchange)
 
     return on_rank_threads(choose, len(bounds) - 1)

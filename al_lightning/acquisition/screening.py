@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from al_lightning.acquisition.base import ALONE, Exchange, Predictions
+from al_lightning.acquisition.base import Predictions
 from al_lightning.acquisition.pointwise import highest
 from al_lightning.acquisition.summary import mean_bald
+from al_lightning.distributed import ALONE, Exchange
 from al_lightning.information import mutual_information
 
 LAST_TENTH = 0.9
@@ -47,7 +48,7 @@ class Screening:
         Example:
             >>> import torch
             >>> unsure, certain = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]
-            >>> predictions = Predictions(torch.tensor([certain, unsure, certain]).log(), torch.arange(3))
+            >>> predictions = Predictions(torch.tensor([certain, unsure, certain]).log())
             >>> Screening(num_points=1, num_samples=2)(predictions, generator=torch.Generator()).kept
             tensor([1])
         """

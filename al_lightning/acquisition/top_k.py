@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from al_lightning.acquisition.base import ALONE, Batch, Exchange
+from al_lightning.acquisition.base import Batch
+from al_lightning.distributed import ALONE, Exchange
 from al_lightning.threads import each, own_threads
 
 ELEMENTS_PER_BLOCK = 2**20  # 8 MiB in double precision, whatever K and C

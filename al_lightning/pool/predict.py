@@ -2,13 +2,19 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from al_lightning._lightning import LIGHTNINGS_OWN, LightningModule, Trainer, callbacks_of, pl
+from al_lightning.acquisition import Predictions
+from al_lightning.data import ActiveLearningDataModule
+from al_lightning.distributed import Ranks
+from al_lightning.pool.storage import Storage
 from al_lightning.posterior import Posterior, Predict
 from al_lightning.posterior.snapshot import Snapshot
 
@@ -151,6 +157,82 @@ def fitted_posterior(
     """Fit the posterior after a training, given the labelled samples, which `batches` holds in order."""
     with _predicting(trainer, module), trainer.precision_plugin.forward_context():
         return posterior.fit(module, _batches_on_device(trainer, module, batches))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Posterior samples of a prediction.
+
+    Args:
+        num_samples: K.
+        seed: Seed that decides which networks are drawn, and nothing else does.
+    """
+
+    num_samples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Prediction of points of the pool after a training, as often as a choice asks for it.
+
+    Args:
+        trainer: A Trainer at the end of a fit.
+        module: The trained model, with the same buffers on all ranks.
+        datamodule: Data module that loads the points.
+        posterior: Posterior fitted to the labelled points.
+        batch_size: Batch size of the loader: a batch is never divided between ranks.
+        storage: Place of the predictions.
+    """
+
+    trainer: Trainer
+    module: LightningModule
+    datamodule: ActiveLearningDataModule
+    posterior: Posterior
+    batch_size: int
+    storage: Storage
+
+    @classmethod
+    def after_training(
+        cls,
+        trainer: Trainer,
+        module: LightningModule,
+        datamodule: ActiveLearningDataModule,
+        posterior: Posterior,
+        storage: Storage,
+    ) -> "Predictor":
+        """Fit the posterior to the labelled points; each rank does."""
+        ranks = Ranks(trainer)
+        ranks.send_buffers(module)
+
+        def fitted() -> tuple[Posterior, int]:
+            labelled = datamodule.pool_dataloader(datamodule.labels.labelled_indices)
+            return fitted_posterior(trainer, module, labelled, posterior), labelled.batch_size or 1
+
+        return cls(trainer, module, datamodule, *ranks.together(fitted), storage)
+
+    def __call__(self, indices_N: Tensor, draw: Draw) -> tuple[Predictions, str | None]:
+        """Predict this rank's part of some points; also describe how the posterior made its forward passes."""
+        ranks = Ranks(self.trainer)
+        part = ranks.part(len(indices_N), self.batch_size)
+        log_probs_n_K_C, path = ranks.together(lambda: self._own(indices_N[part.start : part.stop], draw))
+        num_classes = int(ranks.gather(torch.tensor(log_probs_n_K_C.shape[2])).max())
+        if len(part) == 0:  # of no points, a rank knows no number of classes
+            log_probs_n_K_C = log_probs_n_K_C.new_empty(0, draw.num_samples, num_classes)
+        return Predictions(log_probs_n_K_C, offset=part.start, total=len(indices_N)), path
+
+    def _own(self, indices_n: Tensor, draw: Draw) -> tuple[Tensor, str | None]:
+        if len(indices_n) == 0:
+            return torch.empty(0, draw.num_samples, 0), None
+        with predict_pool(
+            self.trainer,
+            self.module,
+            self.datamodule.pool_dataloader(indices_n),
+            self.posterior,
+            num_samples=draw.num_samples,
+            seed=draw.seed,
+        ) as chunks:
+            return self.storage.filled(chunks, num_points=len(indices_n)), chunks.path
 
 
 def _finite(chunks: Iterable[Tensor], batches: DataLoader[object]) -> Iterator[Tensor]:

@@ -10,6 +10,7 @@ from al_lightning._lightning import (
     LightningModule,
     Trainer,
     callbacks_of,
+    check_strategy,
     is_tuning,
     logged_steps,
     rank_zero_warn,
@@ -17,7 +18,7 @@ from al_lightning._lightning import (
 )
 from al_lightning.acquisition import Acquisition, Screening
 from al_lightning.data import wrapped_datamodule
-from al_lightning.distributed import Ranks, check_strategy
+from al_lightning.distributed import Ranks
 from al_lightning.pool.select import Chooser, Selection
 from al_lightning.pool.storage import Storage
 from al_lightning.posterior import MCDropout, Posterior

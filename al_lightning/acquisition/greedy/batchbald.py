@@ -12,10 +12,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from al_lightning.acquisition.base import (
-    ALONE,
     Acquisition,
     Batch,
-    Exchange,
     Predictions,
     check_batch_size,
     prepared_on_all_ranks,
@@ -23,6 +21,7 @@ from al_lightning.acquisition.base import (
 from al_lightning.acquisition.greedy.candidates import Candidates, candidates_of_chunks, candidates_of_tensor
 from al_lightning.acquisition.greedy.memory import Plan, planned
 from al_lightning.acquisition.greedy.picks import Greedy
+from al_lightning.distributed import ALONE, Exchange
 from al_lightning.threads import own_threads
 
 
@@ -54,8 +53,7 @@ def batchbald(
     """
     rule = BatchBALD(num_configs, max_configs, memory_budget_mib=memory_budget_mib)
     if isinstance(log_probs_N_K_C, Tensor):
-        predictions = Predictions(log_probs_N_K_C, torch.arange(len(log_probs_N_K_C)))
-        return rule(predictions, batch_size, generator=generator)
+        return rule(Predictions(log_probs_N_K_C), batch_size, generator=generator)
     return rule.choose_from_stream(log_probs_N_K_C, batch_size, generator=generator)
 
 
@@ -139,6 +137,6 @@ class BatchBALD(Acquisition):
     ) -> Greedy:
         with own_threads(candidates.probs_n_C_K.device, most=candidates.num_threads):
             greedy = Greedy(candidates, self.num_configs, self.max_configs, generator=generator, exchange=exchange)
-            while len(greedy.positions) < batch_size and (self.fill is None or greedy.saturation <= self.saturated_at):
+            while len(greedy.positions) < batch_size and (self.fill is None or not greedy.is_beyond(self.saturated_at)):
                 greedy.pick()
         return greedy

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from al_lightning.acquisition.base import ALONE, Exchange
 from al_lightning.acquisition.greedy.memory import Plan
+from al_lightning.distributed import ALONE, Exchange
 from al_lightning.information import check_log_probs
 from al_lightning.information.entropies import at_least_single, check_shape, rounding_allowed
 from al_lightning.threads import each, own_threads

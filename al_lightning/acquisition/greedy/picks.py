@@ -5,10 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-from al_lightning.acquisition.base import Batch, Exchange
+from al_lightning.acquisition.base import Batch, Search
 from al_lightning.acquisition.greedy.candidates import Candidates
-from al_lightning.acquisition.greedy.search import Search, largest_ratio
+from al_lightning.acquisition.greedy.search import GainSearch, largest_ratio
 from al_lightning.acquisition.top_k import by_chance, top
+from al_lightning.distributed import Exchange
 from al_lightning.information import Configurations
 
 SIGNIFICANT = 2  # standard errors
@@ -33,7 +34,7 @@ class Greedy:
         self._candidates, self._exchange, self._generator = candidates, exchange, generator
         self._num_configs, self._max_configs = num_configs, max_configs or num_configs
         self._first_state = generator.get_state()
-        self._search = Search(candidates)
+        self._search = GainSearch(candidates)
         # One key a batch, from a copy: ties change nothing of what the generator draws.
         self._luck_n = by_chance(candidates.positions_n, generator.clone_state())
         self._num_samples = candidates.source_N_K_C.shape[1]
@@ -43,7 +44,7 @@ class Greedy:
         self._rows: list[Tensor] = []
         self._scores: list[Tensor] = []
         self._positions: list[int] = []
-        self._leads: list[tuple[Tensor, Tensor]] = []
+        self._margins: list[tuple[Tensor, Tensor]] = []
         self._is_certified: list[bool] = []
         self._num_filled = 0
         self._is_over = False  # whether nothing is left to learn: labels that tell nothing make no other tell more
@@ -53,52 +54,51 @@ class Greedy:
         """The points that are chosen."""
         return torch.tensor(self._positions, dtype=torch.long)
 
-    @property
-    def saturation(self) -> float:
-        """The joint information of the picks as a share of log K."""
-        return self._saturations()[-1].item() if self._scores else 0.0
+    def is_beyond(self, share_of_log_k: float) -> bool:
+        """Tell whether the joint information of the batch exceeds a share of log K; a single sample tells nothing."""
+        shares_B = self._shares_of_log_k()
+        return bool(self._scores) and (shares_B is None or shares_B[-1].item() > share_of_log_k)
 
     def pick(self) -> None:
-        """Choose the point that adds most, with more configurations if its lead is not significant."""
+        """Choose the point that adds most, with more configurations if its margin over the runner-up is not significant."""
         self._learn_last()
         position, rows = self._best_two()
-        score, lead, error = self._judged(rows)
-        while len(rows) > 1 and lead < SIGNIFICANT * error and self._num_configs < self._max_configs:
+        score, margin, error = self._judged(rows)
+        while len(rows) > 1 and margin < SIGNIFICANT * error and self._num_configs < self._max_configs:
             self._grow()
             position, rows = self._best_two()
-            score, lead, error = self._judged(rows)
-        self._add(position, rows[0], score, lead=(lead, error))
+            score, margin, error = self._judged(rows)
+        self._add(position, rows[0], score, margin=(margin, error))
 
     def fill_up(self, positions_B: Tensor, rows_B_K_C: Tensor) -> None:
         """Add points that another rule has chosen."""
         none = torch.zeros((), dtype=torch.float64)
         for position, row_K_C in zip(positions_B.tolist(), rows_B_K_C, strict=True):
             self._learn_last()
-            self._add(position, row_K_C, self._score(row_K_C), lead=(none, none))
+            self._add(position, row_K_C, self._score(row_K_C), margin=(none, none))
         self._num_filled = len(positions_B)
 
     def batch(self) -> Batch:
         """Return the batch that was chosen."""
         counts = torch.tensor([self._search.num_evaluated, len(self._candidates.rows_n)])
         num_evaluated, num_candidates = self._exchange.gather(counts).sum(dim=0).tolist()
-        leads, lead_errors = (torch.stack(column) for column in zip(*self._leads, strict=True))
-        return Batch(
-            self.positions,
-            torch.stack(self._scores),
+        margins, margin_errors = (torch.stack(column) for column in zip(*self._margins, strict=True))
+        search = Search(
+            margins,
+            margin_errors,
+            share_of_log_k=self._shares_of_log_k(),
+            is_certified=torch.tensor(self._is_certified),
             num_evaluated=num_evaluated,
-            leads=leads,
-            lead_errors=lead_errors,
-            saturation=self._saturations(),
             num_configs=self._num_configs,
             num_filled=self._num_filled,
             num_candidates=num_candidates,
-            is_certified=torch.tensor(self._is_certified),
         )
+        return Batch(self.positions, torch.stack(self._scores), search)
 
-    def _saturations(self) -> Tensor:
-        joint_B = torch.stack(self._scores).cumsum(dim=0)
-        # One sample leaves nothing to learn.
-        return joint_B / math.log(self._num_samples) if self._num_samples > 1 else torch.ones_like(joint_B)
+    def _shares_of_log_k(self) -> Tensor | None:
+        if self._num_samples == 1 or not self._scores:
+            return None
+        return torch.stack(self._scores).cumsum(dim=0) / math.log(self._num_samples)
 
     def _best_two(self) -> tuple[int, Tensor]:
         """The position of the best point, and the rows of it and of the next best, if there is one (2, K, C).
@@ -138,13 +138,13 @@ class Greedy:
         return gains_n, top(gains_n, 2, exchange=self._exchange).scores
 
     def _judged(self, rows_2_K_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The first row's gain, its lead over the second's, if there is one, and the standard error of that lead."""
+        """The first row's gain, its margin over the second's, if there is one, and that margin's standard error."""
         first_M, *second_M = (self._information(row_K_C) for row_K_C in rows_2_K_C)
-        lead_M = first_M - second_M[0] if second_M else first_M
+        margin_M = first_M - second_M[0] if second_M else first_M
         configurations = self._configurations
-        return configurations.mean(first_M), configurations.mean(lead_M), configurations.standard_error(lead_M)
+        return configurations.mean(first_M), configurations.mean(margin_M), configurations.standard_error(margin_M)
 
-    def _add(self, position: int, row_K_C: Tensor, score: Tensor, *, lead: tuple[Tensor, Tensor]) -> None:
+    def _add(self, position: int, row_K_C: Tensor, score: Tensor, *, margin: tuple[Tensor, Tensor]) -> None:
         dropped, slack = self._candidates.largest_dropped, self._search.slack
         most_dropped = (
             largest_ratio(self._configurations) * (dropped + slack) + slack if dropped > -math.inf else dropped
@@ -153,7 +153,7 @@ class Greedy:
         self._positions.append(position)
         self._rows.append(row_K_C)
         self._scores.append(score)
-        self._leads.append(lead)
+        self._margins.append(margin)
         self._search.take(position)
 
     def _score_bound(self, row_K_C: Tensor) -> float:

@@ -21,7 +21,7 @@ ROWS_PER_LEVEL = 300  # candidates times classes: evaluating as many takes as lo
 NEARLY_ALL = 0.9  # of the candidates: then all are bounded where they lie, otherwise those asked for are copied
 
 
-class Search:
+class GainSearch:
     """Gains of this process's candidates as far as they are known, from pick to pick of a batch."""
 
     def __init__(self, candidates: Candidates) -> None:
