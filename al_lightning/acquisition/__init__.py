@@ -17,7 +17,7 @@ from al_lightning.acquisition.pointwise import (
     variation_ratios,
 )
 from al_lightning.acquisition.screening import Screened, Screening
-from al_lightning.acquisition.summary import saturation_warning, summarise, uncertified_warning
+from al_lightning.acquisition.summary import log_k_limit_warning, summarise, uncertified_warning
 from al_lightning.distributed import Alone, Exchange
 
 __all__ = [
@@ -44,6 +44,6 @@ __all__ = [
     "variation_ratios",
     "mean_std",
     "summarise",
-    "saturation_warning",
+    "log_k_limit_warning",
     "uncertified_warning",
 ]

@@ -79,14 +79,14 @@ def _search_numbers(search: Search) -> dict[str, float]:
     }
 
 
-def saturation_warning(batch: Batch, *, num_samples: int, more: str = "Raise `num_samples`") -> str | None:
+def log_k_limit_warning(batch: Batch, *, num_samples: int, more: str = "Raise `num_samples`") -> str | None:
     """Advise on a batch of BatchBALD at the log K limit, where K samples tell no more; None where it is below.
 
     Example:
         >>> from al_lightning.acquisition import BatchBALD
         >>> opposite = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).log()
         >>> batch = BatchBALD()(Predictions(opposite), 1, generator=torch.Generator())
-        >>> saturation_warning(batch, num_samples=2)[:65]
+        >>> log_k_limit_warning(batch, num_samples=2)[:65]
         'The batch tells 100% of log K = 0.69 nats, the most that K = 2 po'
     """
     search = batch.search
@@ -99,7 +99,7 @@ def saturation_warning(batch: Batch, *, num_samples: int, more: str = "Raise `nu
         return None
     return (
         f"The batch tells {search.share_of_log_k[-1]:.0%} of log K = {math.log(num_samples):.2f} nats, the most that "
-        f"K = {num_samples} posterior samples can tell, so noise decides its last picks. {more}, lower "
+        f"K = {num_samples} posterior samples can tell, so noise decides its last points. {more}, lower "
         "`query_size`, have another rule fill the batch up with `BatchBALD(fill=Random())`, or accept it."
     )
 
@@ -111,6 +111,6 @@ def uncertified_warning(batch: Batch, *, num_points: int) -> str | None:
         return None
     return (
         f"BatchBALD searched {search.num_candidates} of {num_points} points, those of largest BALD, and "
-        f"{int((~search.is_certified).sum())} of {len(batch.positions)} picks might have been beaten by one left out. "
-        "Raise `BatchBALD(memory_budget_mib=...)` to search more."
+        f"{int((~search.is_certified).sum())} of the {len(batch.positions)} acquired might have been beaten by one "
+        "left out. Raise `BatchBALD(memory_budget_mib=...)` to search more."
     )

@@ -17,7 +17,7 @@ from al_lightning.acquisition import (
     Predictions,
     Screened,
     Screening,
-    saturation_warning,
+    log_k_limit_warning,
     summarise,
     uncertified_warning,
 )
@@ -226,7 +226,7 @@ class Chooser:
     def _warnings(self, batch: Batch, screened: Screened | None, *, num_points: int) -> dict[str, str]:
         messages = {
             "screening": None if screened is None else screened.warning(batch.by_score),
-            "saturation": saturation_warning(
+            "saturation": log_k_limit_warning(
                 batch, num_samples=self.num_samples, more=self.posterior.way_to_more_samples
             ),
             "certificates": uncertified_warning(batch, num_points=num_points),

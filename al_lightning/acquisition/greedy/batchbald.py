@@ -68,7 +68,7 @@ class BatchBALD(Acquisition):
             next best is less than two standard errors. By default the number does not grow.
         fill: What chooses the rest of a batch that is saturated: `BALD()`, `Random()`, ... By default BatchBALD does,
             although further picks are decided by noise.
-        saturated_at: The share of log K, the most that K posterior samples can tell apart, above which the joint
+        fill_above: The share of log K, the most that K posterior samples can tell apart, above which the joint
             information of the picks counts as saturated.
         memory_budget_mib: What choosing may take beyond the predictions, in MiB on their device. If that is too little
             for the whole pool, the points of largest BALD are searched; `Batch.is_certified` says which picks are
@@ -78,7 +78,7 @@ class BatchBALD(Acquisition):
     num_configs: int = 10_000
     max_configs: int | None = None
     fill: Acquisition | None = None
-    saturated_at: float = 0.9
+    fill_above: float = 0.9
     memory_budget_mib: int = 2048
 
     def __post_init__(self) -> None:
@@ -89,8 +89,8 @@ class BatchBALD(Acquisition):
                 f"`max_configs` is {self.max_configs}, but must be at least `num_configs`, {self.num_configs}; None "
                 "keeps their number."
             )
-        if not 0 < self.saturated_at <= 1:
-            raise ValueError(f"`saturated_at` is {self.saturated_at}, but must be a share of log K in (0, 1].")
+        if not 0 < self.fill_above <= 1:
+            raise ValueError(f"`fill_above` is {self.fill_above}, but must be a share of log K in (0, 1].")
 
     @override
     @torch.no_grad()
@@ -137,6 +137,6 @@ class BatchBALD(Acquisition):
     ) -> Greedy:
         with own_threads(candidates.probs_n_C_K.device, most=candidates.num_threads):
             greedy = Greedy(candidates, self.num_configs, self.max_configs, generator=generator, exchange=exchange)
-            while len(greedy.positions) < batch_size and (self.fill is None or not greedy.is_beyond(self.saturated_at)):
+            while len(greedy.positions) < batch_size and (self.fill is None or not greedy.is_beyond(self.fill_above)):
                 greedy.pick()
         return greedy

@@ -60,7 +60,7 @@ class Greedy:
         return bool(self._scores) and (shares_B is None or shares_B[-1].item() > share_of_log_k)
 
     def pick(self) -> None:
-        """Choose the point that adds most, with more configurations if its margin over the runner-up is not significant."""
+        """Choose the point that adds most, with more configurations while its margin is not significant."""
         self._learn_last()
         position, rows = self._best_two()
         score, margin, error = self._judged(rows)

@@ -5,7 +5,7 @@ from torch.testing import assert_close
 from al_lightning.acquisition.greedy.bounds import coarse_to_fine
 from al_lightning.acquisition.greedy.candidates import candidates_of_tensor
 from al_lightning.acquisition.greedy.memory import Plan
-from al_lightning.acquisition.greedy.search import FIRST_CHUNK, PROMISING, Search, largest_ratio
+from al_lightning.acquisition.greedy.search import FIRST_CHUNK, PROMISING, GainSearch, largest_ratio
 from al_lightning.information import Configurations, matmul, mutual_information
 
 
@@ -20,7 +20,7 @@ def random_log_probs(num_points=40, num_samples=6, *, seed=0):
 
 def search_of(log_probs_N_K_C):
     plan = Plan(len(log_probs_N_K_C), rows_per_block=16, num_bytes=0, num_threads=2)
-    return Search(candidates_of_tensor(log_probs_N_K_C, plan))
+    return GainSearch(candidates_of_tensor(log_probs_N_K_C, plan))
 
 
 def scores_of(search, configurations):
@@ -211,7 +211,9 @@ def test_the_best_two_of_many_alike_are_found_though_not_all_are_scored(seed):
 
 def test_gains_are_those_of_the_rows_and_the_numbers_of_candidates_at_once_recur():
     log_probs_N_K_C = random_log_probs(num_points=500)
-    searching = Search(candidates_of_tensor(log_probs_N_K_C, Plan(500, rows_per_block=300, num_bytes=0, num_threads=2)))
+    searching = GainSearch(
+        candidates_of_tensor(log_probs_N_K_C, Plan(500, rows_per_block=300, num_bytes=0, num_threads=2))
+    )
     sums_N, sizes = log_probs_N_K_C.exp().square().sum(dim=(1, 2)), set()
 
     def gains(probs_n_C_K, entropies_n_K):
