@@ -1,4 +1,4 @@
-"""Checks for an acquisition of your own: which part of its contract it breaks, before a run depends on it."""
+"""Check of an acquisition: its batches, its draws, and its agreement with other ranks."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
