@@ -1,4 +1,4 @@
-"""What every posterior promises: add yours to POSTERIORS. `test_base.py` puts them to more kinds of models."""
+"""Promises of every posterior: add yours to POSTERIORS of `conftest.py`. `test_base.py` has more kinds of models."""
 
 import copy
 import pickle
@@ -10,18 +10,11 @@ from jsonargparse import ArgumentParser
 from torch import nn
 from torch.nn import functional
 
-import al_lightning  # noqa: F401 - short class names are those of what is imported
-from al_lightning.posterior import DeepEnsemble, LastLayerLaplace, MCDropConnect, MCDropout, Posterior
+import al_lightning.posterior  # short class names are those of what is imported
+from al_lightning.posterior import Posterior
+from al_lightning.testing import check_posterior
 
 K = 5
-POSTERIORS = [
-    MCDropout(),
-    LastLayerLaplace(),
-    LastLayerLaplace(prior_precision=3.0, layer="last", structure="kron"),
-    MCDropConnect(p=0.3),
-    MCDropConnect(p=0.5, layers=("last",)),
-    DeepEnsemble(K),
-]
 
 
 class Model(nn.Module):
@@ -54,15 +47,14 @@ def model():
     return model
 
 
-@pytest.fixture(params=POSTERIORS, ids=repr)
-def unfitted(request):
-    posterior = copy.deepcopy(request.param)
-    if posterior.members is not None:
+@pytest.fixture
+def unfitted(each_posterior):
+    if each_posterior.members is not None:
         with torch.random.fork_rng():
             torch.manual_seed(2)
             for member in range(K):
-                posterior.members.keep(Model(), member)
-    return posterior
+                each_posterior.members.keep(Model(), member)
+    return each_posterior
 
 
 @pytest.fixture
@@ -103,6 +95,13 @@ def assert_as_before(model, before):
 def raise_after(predict, batch):
     predict(batch)
     raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("batch", [points(), (points(), torch.arange(11) % 3)], ids=["x", "x, y"])
+def test_the_check_for_posteriors_of_the_users_own_passes(unfitted, model, batch):
+    before = state(model)
+    check_posterior(unfitted, model, batch, num_samples=K, seed=3)
+    assert_as_before(model, before)
 
 
 def test_predictions_are_normalised_float32_of_k_samples_without_gradient(posterior, model):
@@ -203,7 +202,7 @@ def test_preview_is_the_prediction_of_one_network(unfitted, model):
 
 
 def test_it_is_its_hyperparameters_through_repr_copy_and_pickle(unfitted):
-    assert eval(repr(unfitted)) == unfitted  # noqa: S307 - the constructor call that it is
+    assert eval(repr(unfitted), vars(al_lightning.posterior)) == unfitted  # noqa: S307 - the constructor call that it is
     assert copy.deepcopy(unfitted) == unfitted
     assert pickle.loads(pickle.dumps(unfitted)) == unfitted  # noqa: S301 - written right here
 
