@@ -32,7 +32,7 @@ def _mean_probs(log_probs_N_K_C: Tensor) -> Tensor:
 
 
 def least_confidence(log_probs_N_K_C: Tensor) -> Tensor:
-    """1 - max_c E_w p(c|w) (N): how far the mean prediction is from certain.
+    """Return 1 - max_c E_w p(c|w), the missing confidence of the mean prediction (N).
 
     Gal et al. 2017 and the BatchBALD paper call this variation ratios; see `variation_ratios` for the other meaning.
 
@@ -44,7 +44,7 @@ def least_confidence(log_probs_N_K_C: Tensor) -> Tensor:
 
 
 def margin(log_probs_N_K_C: Tensor) -> Tensor:
-    """-(p_1 - p_2), the two largest of E_w p(c|w), negated so that higher is better (N): 0 when they are level.
+    """Return -(p_1 - p_2) of the two largest E_w p(c|w), the margin negated so that higher is better (N).
 
     Example:
         >>> margin(torch.tensor([[[0.5, 0.5, 0.0]], [[0.7, 0.2, 0.1]]]).log())
@@ -55,7 +55,7 @@ def margin(log_probs_N_K_C: Tensor) -> Tensor:
 
 
 def variation_ratios(log_probs_N_K_C: Tensor) -> Tensor:
-    """1 - (share of the modal class among the K predicted classes) (N): how much the samples' votes differ.
+    """Return 1 - (share of the modal class among the K predicted classes), the disagreement of the votes (N).
 
     Freeman 1965, as in Gal's thesis (2016, section 3.3). Papers on active learning often mean `least_confidence` by it.
     A sample that is undecided between classes votes for the first.
@@ -72,7 +72,7 @@ def variation_ratios(log_probs_N_K_C: Tensor) -> Tensor:
 
 
 def mean_std(log_probs_N_K_C: Tensor) -> Tensor:
-    """1/C sum_c sqrt(E_w p(c|w)^2 - (E_w p(c|w))^2) (N): how much each class probability varies over samples.
+    """Return 1/C sum_c sqrt(E_w p(c|w)^2 - (E_w p(c|w))^2), the mean deviation of class probabilities (N).
 
     Kampffmeyer et al. 2016, Kendall et al. 2017; over samples, not an estimate of the population (no K - 1).
 
@@ -122,10 +122,10 @@ def highest(
 
 
 class Pointwise(Acquisition):
-    """The points of the highest `score`, each scored by itself: for an acquisition of your own, write that one method.
+    """Points of the highest `score`, the one method to write for an acquisition of your own.
 
-    Make the subclass a frozen dataclass, whose fields are what YAML may set. Blocks, threads, ranks and ties are taken
-    care of: chance decides between equal scores.
+    Each point is scored by itself. Make the subclass a frozen dataclass: YAML sets its fields. Blocks, threads, ranks
+    and ties are taken care of; chance decides between equal scores.
 
     Example:
         >>> @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Pointwise(Acquisition):
 
 @dataclass(frozen=True)
 class Random(Acquisition):
-    """A uniformly random batch, the baseline to beat; needs no predictions, and all its scores are 0."""
+    """Uniformly random points, the baseline; it needs no predictions, and all scores are 0."""
 
     needs: ClassVar[frozenset[Need]] = frozenset()
 
@@ -172,7 +172,7 @@ class Random(Acquisition):
 
 @dataclass(frozen=True)
 class Entropy(Pointwise):
-    """The highest predictive entropy: all uncertainty, noise included (`entropy`)."""
+    """Points of the highest predictive entropy, the total uncertainty, noise included (`entropy`)."""
 
     @override
     def score(self, log_probs_N_K_C: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ class Entropy(Pointwise):
 
 @dataclass(frozen=True)
 class LeastConfidence(Pointwise):
-    """The lowest probability of the predicted class (`least_confidence`)."""
+    """Points of the lowest probability of the predicted class (`least_confidence`)."""
 
     @override
     def score(self, log_probs_N_K_C: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ class LeastConfidence(Pointwise):
 
 @dataclass(frozen=True)
 class Margin(Pointwise):
-    """The smallest distance between the two most probable classes (`margin`)."""
+    """Points of the smallest margin between the two most probable classes (`margin`)."""
 
     @override
     def score(self, log_probs_N_K_C: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ class Margin(Pointwise):
 
 @dataclass(frozen=True)
 class VariationRatios(Pointwise):
-    """The most divided votes of the posterior samples (`variation_ratios`)."""
+    """Points of the most divided votes of the posterior samples (`variation_ratios`)."""
 
     @override
     def score(self, log_probs_N_K_C: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ class VariationRatios(Pointwise):
 
 @dataclass(frozen=True)
 class MeanSTD(Pointwise):
-    """The largest spread of class probabilities over posterior samples (`mean_std`)."""
+    """Points of the largest deviation of class probabilities over posterior samples (`mean_std`)."""
 
     @override
     def score(self, log_probs_N_K_C: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ class MeanSTD(Pointwise):
 
 @dataclass(frozen=True)
 class BALD(Pointwise):
-    """The highest mutual information between label and model, each point by itself (`mutual_information`)."""
+    """Points of the highest mutual information between label and model, each by itself (`mutual_information`)."""
 
     @override
     def score(self, log_probs_N_K_C: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The choice of the next batch with a trained model: the pool is predicted, and the acquisition asked."""
+"""Selection of the next batch: predict the pool with a trained model, and ask the acquisition."""
 
 import time
 import warnings
@@ -35,20 +35,20 @@ NUM_PREVIEWED = 8
 
 @dataclass(frozen=True)
 class Selection:
-    """The points to label next, and what selecting them has shown; fields of the same name are those of `Round`.
+    """Points to label next, and numbers about them; fields of the same name are those of `Round`.
 
     Args:
-        acquired: Their ids, best first.
-        scores: The acquisition's score of each when it was selected.
-        targets: Their labels.
+        acquired: Ids of the points, best first.
+        scores: Score that the acquisition gave each.
+        targets: Labels of the points.
         seconds: Wall time of predicting the pool and of the acquisition.
-        bald: The BALD of each, as the following None where nothing was predicted.
-        predicted: The most probable class of each.
-        posterior: What drew the networks.
+        bald: BALD of each point; None, as the fields below, where nothing was predicted.
+        predicted: Most probable class of each point.
+        posterior: Posterior that drew the networks.
         information: Numbers about the acquisition.
-        kernel: What evaluated the gains.
-        predict_path: How MC dropout made its K forward passes.
-        warnings: What to warn of, by subject.
+        kernel: Kernel that evaluated the gains of BatchBALD.
+        predict_path: Description of MC dropout's K forward passes.
+        warnings: Warnings by subject.
     """
 
     acquired: list[int]
@@ -69,15 +69,15 @@ class Chooser:
     """Selector of the points to label next.
 
     Args:
-        acquisition: Scores the points.
-        query_size: How many points a round chooses, unless fewer are left.
-        posterior: What draws networks from the trained model.
-        num_samples: K, how many it draws.
-        max_predicted: How many points of the pool to predict at most, drawn at random; None for all. An acquisition
+        acquisition: Acquisition that chooses the points.
+        query_size: Number of points that a round acquires, unless fewer are left.
+        posterior: Posterior that draws networks from the trained model.
+        num_samples: K.
+        max_predicted: Number of points to predict at most, drawn at random from the pool; None for all. An acquisition
             that needs no predictions chooses from the whole pool.
-        screening: What leaves few of these points to the `num_samples` and the acquisition; None leaves all.
-        storage: Where the predictions are kept.
-        seed: Of all draws, together with the round.
+        screening: Screening of these points by few samples; None leaves all to the acquisition.
+        storage: Place of the predictions.
+        seed: Seed of all draws, together with the round.
     """
 
     acquisition: Acquisition
@@ -189,7 +189,7 @@ class Chooser:
         )
 
     def _considered(self, pool_indices_N: Tensor, *, round_index: int) -> Tensor:
-        """The points to predict, in the order of the pool: all, or a random part, which is another in each round."""
+        """Return the points to predict, in the order of the pool: all, or a random part, another in each round."""
         num_points = len(pool_indices_N)
         if not self._predicts or self.max_predicted is None or self.max_predicted >= num_points:
             return pool_indices_N

@@ -1,4 +1,4 @@
-"""BatchBALD: greedily, the batch whose labels together tell most about the model.
+"""BatchBALD: the batch of the highest joint mutual information with the model, built greedily.
 
 Kirsch, van Amersfoort, Gal 2019, "BatchBALD: Efficient and Diverse Batch Acquisition for Deep Bayesian Active Learning"
 (arXiv 1906.08158). The search evaluates few candidates in full, and chooses what evaluating all would choose.
@@ -34,13 +34,13 @@ def batchbald(
     memory_budget_mib: int = 2048,
     generator: torch.Generator,
 ) -> Batch:
-    """Greedily the `batch_size` points whose labels add most to what is known, I[y_x; w | y_S] (positions and nats).
+    """Choose `batch_size` points greedily, each of the highest I[y_x; w | y_S] given the points S before it (nats).
 
     Args:
         log_probs_N_K_C: Normalised log-probabilities of the pool: a tensor, which may be mapped from a file, or an
             iterable of its parts (n, K, C) in their order. Half precision is normalised anew in single precision.
-        batch_size: How many points to choose.
-        num_configs: How many joint label configurations of the picks to keep at most.
+        batch_size: Number of points to choose.
+        num_configs: See `BatchBALD`.
         max_configs: See `BatchBALD`.
         memory_budget_mib: See `BatchBALD`.
         generator: On the CPU; draws configurations once C^n exceeds `num_configs`.
@@ -59,20 +59,19 @@ def batchbald(
 
 @dataclass(frozen=True)
 class BatchBALD(Acquisition):
-    """The batch with the highest joint mutual information between its labels and the model, chosen greedily.
+    """Batch of the highest joint mutual information between its labels and the model, chosen greedily.
 
     Args:
-        num_configs: How many joint label configurations of the picks to keep. All are enumerated while C^n is at most
+        num_configs: Number of joint label configurations to keep. All C^n are enumerated while they are no more than
             this, and drawn from then on.
-        max_configs: How many to keep at most, if doubling `num_configs` is to be tried for a pick whose lead over the
-            next best is less than two standard errors. By default the number does not grow.
-        fill: What chooses the rest of a batch that is saturated: `BALD()`, `Random()`, ... By default BatchBALD does,
-            although further picks are decided by noise.
-        fill_above: The share of log K, the most that K posterior samples can tell apart, above which the joint
-            information of the picks counts as saturated.
-        memory_budget_mib: What choosing may take beyond the predictions, in MiB on their device. If that is too little
-            for the whole pool, the points of largest BALD are searched; `Batch.is_certified` says which picks are
-            beyond doubt.
+        max_configs: Upper limit of `num_configs`, which is doubled for a point whose margin over the runner-up is less
+            than two standard errors. By default the number does not grow.
+        fill: Acquisition that chooses the rest of a batch at the log K limit: `BALD()`, `Random()`, ... By default
+            BatchBALD does, although noise decides there.
+        fill_above: Limit as a share of log K, the most joint information that K posterior samples can tell.
+        memory_budget_mib: Memory for choosing beyond the predictions, in MiB on their device. If it is too little for
+            the whole pool, the points of largest BALD are searched; `Batch.search.is_certified` says which points of
+            the batch no other could have beaten.
     """
 
     num_configs: int = 10_000
@@ -114,7 +113,7 @@ class BatchBALD(Acquisition):
 
     @torch.no_grad()
     def choose_from_stream(self, chunks: Iterable[Tensor], batch_size: int, *, generator: torch.Generator) -> Batch:
-        """As `__call__` on a pool that comes in chunks (n, K, C), is read once, and need never be whole in memory."""
+        """Choose from a pool that comes in chunks (n, K, C); it is read once, and need never be whole in memory."""
         if self.fill is not None:
             raise ValueError(f"`fill` is {self.fill}, but must be None for a stream, which cannot be read again.")
         check_batch_size(batch_size, batch_size)
