@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from al_lightning.acquisition import Acquisition, Batch, Exchange, Predictions
-from al_lightning.acquisition.base import check_batch
+from al_lightning.acquisition.base import check_batch, check_needs
 
 NUM_POINTS, NUM_SAMPLES, NUM_CLASSES = 23, 5, 4
 SECONDS_TO_WAIT = 30
@@ -31,6 +31,10 @@ def check_acquisition(acquisition: Acquisition, *, seed: int = 0) -> None:
         >>> from al_lightning import BALD
         >>> check_acquisition(BALD())
     """
+    try:
+        check_needs(acquisition)
+    except ValueError as error:
+        raise AssertionError(str(error)) from error
     pool = _pool(seed)
     whole = Predictions(pool)
     before, random_state = pool.clone(), torch.get_rng_state()
