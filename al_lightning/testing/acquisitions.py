@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Barrier, BrokenBarrierError
 from typing import TypeVar
 
 import torch
@@ -114,7 +114,12 @@ def on_rank_threads(function: Callable[[int, Exchange], Result], num_ranks: int)
             raise
 
     with ThreadPoolExecutor(num_ranks) as threads:
-        return list(threads.map(call, range(num_ranks)))
+        running = [threads.submit(call, rank) for rank in range(num_ranks)]
+    errors = [error for rank in running if (error := rank.exception()) is not None]
+    errors.sort(key=lambda error: isinstance(error, BrokenBarrierError))  # ranks that waited for the one that failed
+    if errors:
+        raise errors[0]
+    return [rank.result() for rank in running]
 
 
 def _on_ranks(acquisition: Acquisition, pool: Tensor, cuts: tuple[int, ...], *, seed: int) -> list[Batch]:
