@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # acquisitions exchange without Lightning
     from al_lightning._lightning import Trainer
 
 MOST_BYTES = 4096
-"""Of an error's words that are sent to the other ranks."""
+"""Bytes of an error's words that are sent to the other ranks, at most."""
 
 Result = TypeVar("Result")
 
@@ -60,7 +60,7 @@ def _failed_on(exchange: Exchange, error: Exception | None) -> None:
     failed_R = exchange.gather(torch.tensor(error is not None))
     if not bool(failed_R.any()):
         return
-    words = b"" if error is None else f"{type(error).__name__}: {error}".encode()[:MOST_BYTES]
+    words = b"" if error is None else f"{type(error).__name__}: {error}".encode(errors="replace")[:MOST_BYTES]
     words_R_L = exchange.gather(torch.tensor(list(words.ljust(MOST_BYTES, b"\0")), dtype=torch.uint8))
     if error is None:
         rank = int(failed_R.int().argmax())

@@ -117,7 +117,12 @@ def test_alone_is_one_rank():
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [("größer", "ValueError: größer"), ("é" * 5000, "ValueError: " + "é" * 2042), ("", "ValueError: ")],
+    [
+        ("größer", "ValueError: größer"),
+        ("é" * 5000, "ValueError: " + "é" * 2042),
+        ("", "ValueError: "),
+        ("\udcff", "ValueError: ?"),
+    ],
 )
 def test_ranks_that_are_threads_hear_the_words_too_in_so_far_as_they_fit(words, told):
     def fail_on_the_first(rank, exchange):

@@ -113,12 +113,12 @@ class Screened:
             >>> import torch
             >>> screened = Screened(torch.tensor([7, 2, 5]), 0.1, 9, Screening(num_points=3))
             >>> screened.warning(torch.tensor([2])), screened.warning(torch.tensor([1]))[:62]
-            (None, 'A pick was number 3 of the 3 points that the screening left, s')
+            (None, 'An acquired point was number 3 of the 3 that the screening kep')
         """
         lowest, num_kept = self.lowest_rank(positions_B), len(self.ranking)
         if lowest <= LAST_TENTH * num_kept:
             return None
         return (
-            f"A pick was number {lowest} of the {num_kept} points that the screening left, so that better ones may be "
+            f"An acquired point was number {lowest} of the {num_kept} that the screening kept, so better ones may be "
             f"among the {self.num_points - num_kept} others. Raise `Screening(num_points=...)`."
         )

@@ -52,7 +52,7 @@ def test_picks_from_the_last_tenth_are_warned_of(pick, is_warned_of):
     warning = screened.warning(torch.tensor([0, pick]))
     assert (warning is not None) == is_warned_of
     if warning is not None:
-        assert "number 19 of the 20 points" in warning
+        assert "number 19 of the 20 that the screening kept" in warning
         assert "the 20 others. Raise `Screening(num_points=...)`" in warning
 
 

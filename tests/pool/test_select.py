@@ -23,7 +23,7 @@ from al_lightning.information import mutual_information
 from al_lightning.randomness import derived_seed
 from al_lightning.records.lines import encoded
 
-from_the_end = pytest.mark.filterwarnings("ignore:A pick was number")
+from_the_end = pytest.mark.filterwarnings("ignore:An acquired point was number")
 needs_proc = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc to see what is mapped")
 
 
@@ -241,9 +241,9 @@ def test_screening_is_after_the_random_part_and_not_for_random(run):
 
 
 def test_picks_from_the_end_of_the_screening_are_warned_of_once(run):
-    with pytest.warns(UserWarning, match=r"A pick was number 4 of the 4 points that the screening left") as caught:
+    with pytest.warns(UserWarning, match=r"An acquired point was number 4 of the 4 that the screening kept") as caught:
         run(screening=Screening(num_points=4))
-    assert sum("the screening left" in str(one.message) for one in caught) == 1
+    assert sum("the screening kept" in str(one.message) for one in caught) == 1
 
 
 def test_picks_that_chance_made_are_not_warned_of(run):
