@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 FLAVOURS = ("pytorch_lightning", "lightning.pytorch")
 ENVIRONMENT_VARIABLE = "AL_LIGHTNING_PACKAGE"
@@ -79,6 +79,17 @@ def check_flavour(argument: str, value: object, expected: type) -> None:
     raise TypeError(f"`{argument}` is a {type(value).__name__}, but must be a {expected.__name__} of `{FLAVOUR}`.")
 
 
+def check_strategy(trainer: Trainer) -> None:
+    """Refuse a strategy whose processes do not hold the whole model each."""
+    strategies: Any = pl.strategies
+    whole = (strategies.SingleDeviceStrategy, strategies.DDPStrategy)
+    if not isinstance(trainer.strategy, whole):
+        raise TypeError(
+            f"`strategy` is {type(trainer.strategy).__name__}, but the pool is predicted by processes that hold the "
+            "whole model each, and that strategy shards it. Use `Trainer(strategy='ddp')`, or one device."
+        )
+
+
 def callbacks_of(trainer: Trainer) -> list[Callback]:
     """The Trainer's own list, which Lightning sets without declaring it."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -123,6 +134,7 @@ __all__ = [
     "Trainer",
     "callbacks_of",
     "check_flavour",
+    "check_strategy",
     "has_only_tuned",
     "is_overridden",
     "is_tuning",

@@ -1,16 +1,71 @@
-"""Ranks of a Trainer that act as one: what one knows all know, and what fails on one ends all."""
+"""Processes that act as one: what one knows all know, and what fails on one ends all."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 import torch.distributed
 from torch import Tensor
 
-from al_lightning._lightning import Trainer, pl
+if TYPE_CHECKING:  # acquisitions exchange without Lightning
+    from al_lightning._lightning import Trainer
+
+MOST_BYTES = 4096
+"""Bytes of an error's words that are sent to the other ranks, at most."""
 
 Result = TypeVar("Result")
+
+
+class Exchange(Protocol):
+    """Exchange between processes that each hold one contiguous part of the pool, in the order of their ranks."""
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Stack the tensors of all ranks, of one shape and on the CPU, on a new first axis; the same on each rank."""
+        ...
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Exchange of a single process, which holds the whole pool."""
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Return the tensor with a first axis of length one."""
+        return tensor[None]
+
+
+ALONE = Alone()
+
+
+def together(work: Callable[[], Result], *, exchange: Exchange) -> Result:
+    """Run `work` on this rank; if it fails on any, all ranks raise, with the words of the first that did.
+
+    Without this, the others would wait for the one that failed until a time-out. `work` itself exchanges nothing.
+
+    Example:
+        >>> together(lambda: 4, exchange=ALONE)
+        4
+    """
+    try:
+        result = work()
+    except Exception as error:
+        _failed_on(exchange, error)
+        raise
+    _failed_on(exchange, None)
+    return result
+
+
+def _failed_on(exchange: Exchange, error: Exception | None) -> None:
+    """Tell the other ranks of an error of this one; without one here, raise if another rank has told of its own."""
+    failed_R = exchange.gather(torch.tensor(error is not None))
+    if not bool(failed_R.any()):
+        return
+    words = b"" if error is None else f"{type(error).__name__}: {error}".encode(errors="replace")[:MOST_BYTES]
+    words_R_L = exchange.gather(torch.tensor(list(words.ljust(MOST_BYTES, b"\0")), dtype=torch.uint8))
+    if error is None:
+        rank = int(failed_R.int().argmax())
+        words = bytes(words_R_L[rank].tolist()).rstrip(b"\0")
+        raise RuntimeError(f"Rank {rank} failed, so all stop. {words.decode(errors='ignore')}")
 
 
 @dataclass(frozen=True)
@@ -23,11 +78,11 @@ class Ranks:
         trainer: A Trainer whose processes are running.
     """
 
-    trainer: Trainer
+    trainer: "Trainer"
 
     @property
     def rank(self) -> int:
-        """The number of this process among all."""
+        """Return the number of this process among all."""
         return self.trainer.global_rank if self.size > 1 else 0
 
     @property
@@ -36,7 +91,7 @@ class Ranks:
         return self.trainer.world_size if torch.distributed.is_initialized() else 1
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The tensors of all ranks, of one shape and on the CPU, stacked on a new first axis; the same on each rank."""
+        """Stack the tensors of all ranks, of one shape and on the CPU, on a new first axis; the same on each rank."""
         if self.size == 1:
             return tensor[None]
         own = tensor.to(self.trainer.strategy.root_device).contiguous()
@@ -45,28 +100,12 @@ class Ranks:
         return torch.stack(gathered).cpu()
 
     def first(self, value: Result) -> Result:
-        """Rank 0's value, on every rank."""
+        """Return rank 0's value, on every rank."""
         return self.trainer.strategy.broadcast(value, src=0)
 
     def together(self, work: Callable[[], Result]) -> Result:
-        """Run `work` on this rank; if it fails on any, all ranks raise, with the words of the first that did.
-
-        Without this, the others would wait for the one that failed until a time-out. `work` itself exchanges nothing.
-        """
-        result, error = None, None
-        try:
-            result = work()
-        except Exception as raised:  # noqa: BLE001 - whatever it is, the others must hear of it; it is raised below
-            error = raised
-        failed_R = self.gather(torch.tensor(error is not None))
-        if bool(failed_R.any()):
-            source = int(failed_R.int().argmax())
-            words = f"{type(error).__name__}: {error}"
-            words = self.trainer.strategy.broadcast(words, src=source)
-            if error is not None:
-                raise error
-            raise RuntimeError(f"Rank {source} failed, so all stop. {words}")
-        return result  # type: ignore[return-value] # without an error there is one
+        """Run `work` on this rank; if it fails on any, all ranks raise: see `together`."""
+        return together(work, exchange=self)
 
     def same(self, what: str, value: object) -> None:
         """Raise on all ranks if one has another value than rank 0, as a plain repr."""
@@ -91,7 +130,7 @@ class Ranks:
                         buffer.copy_(values[name])
 
     def part(self, num_points: int, batch_size: int) -> range:
-        """The positions of this rank's part of the pool: contiguous, and cut at multiples of the batch size.
+        """Return the positions of this rank's part of the pool: contiguous, and cut at multiples of the batch size.
 
         So every batch is one rank's batch, whole, and holds the same points on one rank and on many. Parts may be
         empty, and differ by at most a batch.
@@ -99,17 +138,6 @@ class Ranks:
         num_batches = -(-num_points // batch_size)
         first, last = (num_batches * rank // self.size for rank in (self.rank, self.rank + 1))
         return range(min(first * batch_size, num_points), min(last * batch_size, num_points))
-
-
-def check_strategy(trainer: Trainer) -> None:
-    """Refuse a strategy whose processes do not hold the whole model each."""
-    strategies: Any = pl.strategies
-    whole = (strategies.SingleDeviceStrategy, strategies.DDPStrategy)
-    if not isinstance(trainer.strategy, whole):
-        raise TypeError(
-            f"`strategy` is {type(trainer.strategy).__name__}, but the pool is predicted by processes that hold the "
-            "whole model each, and that strategy shards it. Use `Trainer(strategy='ddp')`, or one device."
-        )
 
 
 def _short(words: str, most: int = 120) -> str:

@@ -82,7 +82,7 @@ def by(acquisition: Acquisition) -> Chooser:
     """The acquisition as a function of the pool's predictions."""
 
     def choose(log_probs_N_K_C: Tensor, generator: torch.Generator) -> Tensor:
-        predictions = Predictions(log_probs_N_K_C, torch.arange(len(log_probs_N_K_C)))
+        predictions = Predictions(log_probs_N_K_C)
         return acquisition(predictions, BATCH, generator=generator).positions
 
     return choose
@@ -92,7 +92,7 @@ def screened_by(few: int, kept: int) -> Chooser:
     """BatchBALD with all samples among those `kept` points that have the largest BALD by the first `few`."""
 
     def choose(log_probs_N_K_C: Tensor, generator: torch.Generator) -> Tensor:
-        look = Predictions(log_probs_N_K_C[:, :few], torch.arange(len(log_probs_N_K_C)))
+        look = Predictions(log_probs_N_K_C[:, :few])
         left = Screening(num_points=kept, num_samples=few)(look, generator=torch.Generator().manual_seed(0)).kept
         return left[by(BatchBALD())(log_probs_N_K_C[left], generator)]
 

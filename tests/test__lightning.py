@@ -1,11 +1,13 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from pytorch_lightning import Trainer
+from pytorch_lightning.strategies import FSDPStrategy
 
-from al_lightning._lightning import FLAVOUR, check_flavour, choose_flavour
+from al_lightning._lightning import FLAVOUR, check_flavour, check_strategy, choose_flavour
 
 ROUNDS_ON_THE_OTHER_PACKAGE = """
 import torch
@@ -85,3 +87,11 @@ def test_an_object_of_the_other_package_is_refused_by_naming_both():
         check_flavour("trainer", other, Trainer)
     with pytest.raises(TypeError, match="`trainer` is a int, but must be a Trainer of `pytorch_lightning`"):
         check_flavour("trainer", 3, Trainer)
+
+
+def test_strategies_that_shard_the_model_are_refused_by_name():
+    check_strategy(Trainer(accelerator="cpu", devices=1, logger=False))
+    check_strategy(Trainer(accelerator="cpu", devices=2, strategy="ddp_spawn", logger=False))
+    sharding = SimpleNamespace(strategy=FSDPStrategy.__new__(FSDPStrategy))
+    with pytest.raises(TypeError, match=r"`strategy` is FSDPStrategy, .* whole model each"):
+        check_strategy(sharding)

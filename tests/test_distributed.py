@@ -1,13 +1,12 @@
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
 from pytorch_lightning import Trainer
-from pytorch_lightning.strategies import FSDPStrategy
 from torch import nn
 
-from al_lightning.distributed import Ranks, check_strategy
+from al_lightning.distributed import ALONE, Alone, Ranks, together
+from al_lightning.testing import on_rank_threads
 
 
 def ranks_of(num_ranks):
@@ -110,9 +109,32 @@ def test_one_process_is_the_trivial_case():
         ranks.together(lambda: 1 / 0)
 
 
-def test_strategies_that_shard_the_model_are_refused_by_name():
-    check_strategy(Trainer(accelerator="cpu", devices=1, logger=False))
-    check_strategy(Trainer(accelerator="cpu", devices=2, strategy="ddp_spawn", logger=False))
-    sharding = SimpleNamespace(strategy=FSDPStrategy.__new__(FSDPStrategy))
-    with pytest.raises(TypeError, match=r"`strategy` is FSDPStrategy, .* whole model each"):
-        check_strategy(sharding)
+def test_alone_is_one_rank():
+    assert Alone().gather(torch.tensor([1, 2])).tolist() == [[1, 2]]
+    with pytest.raises(ZeroDivisionError):
+        together(lambda: 1 / 0, exchange=ALONE)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("größer", "ValueError: größer"),
+        ("é" * 5000, "ValueError: " + "é" * 2042),
+        ("", "ValueError: "),
+        ("\udcff", "ValueError: ?"),
+    ],
+)
+def test_ranks_that_are_threads_hear_the_words_too_in_so_far_as_they_fit(words, told):
+    def fail_on_the_first(rank, exchange):
+        def work():
+            if rank == 0:
+                raise ValueError(words)
+
+        try:
+            return together(work, exchange=exchange)
+        except (ValueError, RuntimeError) as error:
+            return error
+
+    first, second = on_rank_threads(fail_on_the_first, 2)
+    assert (type(first), str(first)) == (ValueError, words)
+    assert (type(second), str(second)) == (RuntimeError, f"Rank 0 failed, so all stop. {told}")

@@ -1,6 +1,6 @@
 """Acquisitions: one class for each, and the pure functions of log-probabilities that they call."""
 
-from al_lightning.acquisition.base import Acquisition, Alone, Batch, Exchange, Predictions
+from al_lightning.acquisition.base import Acquisition, Batch, Predictions, Search
 from al_lightning.acquisition.greedy.batchbald import BatchBALD, batchbald
 from al_lightning.acquisition.pointwise import (
     BALD,
@@ -8,6 +8,7 @@ from al_lightning.acquisition.pointwise import (
     LeastConfidence,
     Margin,
     MeanSTD,
+    Pointwise,
     Random,
     VariationRatios,
     least_confidence,
@@ -16,12 +17,15 @@ from al_lightning.acquisition.pointwise import (
     variation_ratios,
 )
 from al_lightning.acquisition.screening import Screened, Screening
-from al_lightning.acquisition.summary import saturation_warning, summarise, uncertified_warning
+from al_lightning.acquisition.summary import log_k_limit_warning, summarise, uncertified_warning
+from al_lightning.distributed import Alone, Exchange
 
 __all__ = [
     "Acquisition",
+    "Pointwise",
     "Predictions",
     "Batch",
+    "Search",
     "Exchange",
     "Alone",
     "BatchBALD",
@@ -40,6 +44,6 @@ __all__ = [
     "variation_ratios",
     "mean_std",
     "summarise",
-    "saturation_warning",
+    "log_k_limit_warning",
     "uncertified_warning",
 ]

@@ -1,41 +1,26 @@
-"""Contract of an acquisition: its predictions, its batch, and the exchange by which ranks agree on one."""
+"""Contract of an acquisition: what it needs, the predictions that it gets, and the batch that it returns."""
 
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from al_lightning.information import check_log_probs
+from al_lightning.distributed import ALONE, Exchange, together
 from al_lightning.information.entropies import at_least_single, check_shape
 
 Prepared = TypeVar("Prepared")
 
 
-class Exchange(Protocol):
-    """Exchange between processes that each hold one contiguous part of the pool, in the order of their ranks."""
+Need = Literal["predictions"]
+"""Declared by an acquisition, given by a run: `predictions` of the pool by K posterior samples."""
 
-    def gather(self, tensor: Tensor) -> Tensor:
-        """The tensors of all ranks, of one shape and on the CPU, stacked on a new first axis; the same on each rank."""
-        ...
-
-
-@dataclass(frozen=True)
-class Alone:
-    """The exchange of a single process, which holds the whole pool."""
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        """The tensor with a first axis of length one."""
-        return tensor[None]
-
-
-ALONE = Alone()
-BY_CHANCE_BELOW = 2e-4  # nats that a pick of BatchBALD adds; less than that may be rounding, even of 10,000 classes
-REFUSED = (-1, -1, -1, -1, -1)  # in place of a rank's report of offset, rows, total, K and C
+BY_CHANCE_BELOW = 2e-4
+"""Nats that a point adds to BatchBALD's batch; less than that may be rounding, even of 10,000 classes."""
 
 
 @dataclass(frozen=True)
@@ -43,42 +28,41 @@ class Predictions:
     """Predictions of this process's part of the pool; the part may be empty, of shape (0, K, C).
 
     Args:
-        log_probs_N_K_C: Normalised log-probabilities; None for an acquisition that needs no predictions.
-        indices_N: The stable sample ids of the same rows (long).
-        offset: The position in the whole pool of this part's first row.
-        total: How many points the whole pool holds; None if this part is all of it.
+        log_probs_N_K_C: Normalised log-probabilities; None for an acquisition that needs no predictions. Such a pool is
+            not divided: each process sees all of it.
+        offset: Position in the whole pool of this part's first row.
+        total: Number of points of the whole pool; None if this part is all of it.
     """
 
     log_probs_N_K_C: Tensor | None
-    indices_N: Tensor
     offset: int = 0
     total: int | None = None
 
     def __post_init__(self) -> None:
-        if self.indices_N.dtype != torch.long or self.indices_N.ndim != 1:
+        if self.log_probs_N_K_C is None and self.total is None:
             raise ValueError(
-                f"`indices_N` is {self.indices_N.dtype} of shape {tuple(self.indices_N.shape)}, but must be one row of "
-                "torch.long sample ids."
+                "`log_probs_N_K_C` and `total` are both None. Pass the number of points in the pool as `total`."
             )
-        rows = len(self.indices_N)
-        if self.log_probs_N_K_C is not None and len(self.log_probs_N_K_C) != rows:
+        if self.offset < 0 or self.offset + self.num_rows > self.num_points:
             raise ValueError(
-                f"`indices_N` names {rows} points, but `log_probs_N_K_C` predicts {len(self.log_probs_N_K_C)}. "
-                "Pass one id for each row."
-            )
-        if self.offset < 0 or self.offset + rows > self.num_points:
-            raise ValueError(
-                f"`offset` is {self.offset} for a part of {rows} points, but `total` is {self.num_points}. "
+                f"`offset` is {self.offset} for a part of {self.num_rows} points, but `total` is {self.num_points}. "
                 "Pass this part's first position and the size of the whole pool."
             )
 
     @property
+    def num_rows(self) -> int:
+        """Count the points of this part of the pool; all points where none is predicted."""
+        return self.num_points if self.log_probs_N_K_C is None else len(self.log_probs_N_K_C)
+
+    @property
     def num_points(self) -> int:
         """Count the points of the whole pool."""
-        return len(self.indices_N) if self.total is None else self.total
+        if self.total is not None:
+            return self.total
+        return 0 if self.log_probs_N_K_C is None else len(self.log_probs_N_K_C)
 
     def rows(self, positions_B: Tensor, *, exchange: Exchange = ALONE) -> Tensor:
-        """The log-probabilities at positions of the whole pool, whoever holds them (B, K, C, double, on the CPU).
+        """Return the log-probabilities at positions of the pool, on any rank (B, K, C, double, on the CPU).
 
         Half precision is normalised anew in single precision.
         """
@@ -93,51 +77,66 @@ class Predictions:
 
 
 @dataclass(frozen=True)
+class Search:
+    """Diagnostics of BatchBALD's search for a batch; of each point given those before it in the batch.
+
+    Args:
+        margins: Margin over the runner-up: the gain of each point minus that of the next best candidate (B, nats); the
+            gain itself where no candidate is left.
+        margin_errors: Standard error of each margin from drawing configurations (B); 0 where all were enumerated. A
+            margin of few standard errors was decided by noise. Both are 0 for points that `BatchBALD(fill=...)` chose.
+        share_of_log_k: Joint information of the points up to each, as a share of log K (B). K samples can tell at most
+            log K: near 1, further points are chosen by noise. None with K = 1, where nothing can be told.
+        is_certified: Certificate of each point (B, bool): no point that memory left out could have been better. True
+            where none was left out.
+        num_evaluated: Number of gains computed in full, because no bound excluded the candidate (twice for a point that
+            adds little more than rounding).
+        num_configs: Number of joint label configurations kept at most, at the end.
+        num_filled: Number of points, the last of the batch, that `BatchBALD(fill=...)` chose at the log K limit.
+        num_candidates: Number of points searched, those of largest BALD that the memory allows.
+    """
+
+    margins: Tensor
+    margin_errors: Tensor
+    share_of_log_k: Tensor | None
+    is_certified: Tensor
+    num_evaluated: int
+    num_configs: int
+    num_filled: int
+    num_candidates: int
+
+
+@dataclass(frozen=True)
 class Batch:
-    """The chosen points, best first; the same on every rank.
+    """Points to label, best first; the same on every rank.
 
     Args:
         positions: Rows of the whole pool (B, long).
-        scores: What each was chosen for (B, double), higher is better; for BatchBALD the nats that it adds to the
-            picks before it, so that their cumulative sum is the joint mutual information of the batch.
-        num_evaluated: How many candidates BatchBALD evaluated in full over all picks, because no bound excluded them
-            (for a pick twice where it adds little more than rounding); 0 where that means nothing.
-        leads: For BatchBALD, by how much each pick's gain exceeds the next best candidate's (B, nats); if no candidate
-            is left, the gain itself.
-        lead_errors: The standard error of each lead from drawing configurations (B); 0 where all were enumerated.
-            A lead of few standard errors was decided by noise. Lead and error are 0 for a pick that was filled in.
-        saturation: The joint information of the picks up to each as a share of log K (B), the most that K samples can
-            tell apart; near 1, further picks are chosen by noise.
-        num_configs: How many joint label configurations BatchBALD kept at most, at the end; 0 for others.
-        num_filled: How many of the last picks were chosen by another rule, because the batch was saturated.
-        num_candidates: How many points of the pool BatchBALD searched, the others' BALD being smaller and the memory
-            limited; 0 for others.
-        is_certified: Of each pick (B, bool), whether no point that the search did without could have been better,
-            given the picks before it. True where none was left out.
+        scores: Score of each (B, double), higher is better; for BatchBALD the nats that it adds to the points before
+            it, so that their cumulative sum is the joint mutual information of the batch.
+        search: Diagnostics of BatchBALD's search; None for other acquisitions.
     """
 
     positions: Tensor
     scores: Tensor
-    num_evaluated: int = 0
-    leads: Tensor | None = None
-    lead_errors: Tensor | None = None
-    saturation: Tensor | None = None
-    num_configs: int = 0
-    num_filled: int = 0
-    num_candidates: int = 0
-    is_certified: Tensor | None = None
+    search: Search | None = None
 
     @property
     def by_score(self) -> Tensor:
-        """The picks that their score decided: not filled in, and not by chance because K samples were told apart."""
-        chosen = self.positions[: len(self.positions) - self.num_filled]
-        return chosen if self.leads is None else chosen[self.scores[: len(chosen)].cpu() > BY_CHANCE_BELOW]
+        """Select the points that their score decided: neither `fill` nor chance at the log K limit."""
+        if self.search is None:
+            return self.positions
+        chosen = self.positions[: len(self.positions) - self.search.num_filled]
+        return chosen[self.scores[: len(chosen)].cpu() > BY_CHANCE_BELOW]
 
 
 class Acquisition(ABC):
-    """Chooses the points to label. A base class only so that YAML can name its subclasses by their short names."""
+    """Choice of the points to label; `Pointwise` is the short way to one of your own.
 
-    needs_predictions: ClassVar[bool] = True
+    A base class so that YAML can name its subclasses by their short names.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"predictions"})
 
     @abstractmethod
     def __call__(
@@ -147,10 +146,20 @@ class Acquisition(ABC):
 
         Args:
             predictions: This process's part of the pool.
-            batch_size: How many points to choose from the whole pool.
+            batch_size: Number of points to choose from the whole pool.
             generator: A CPU generator in the same state on every rank; used where something is drawn.
-            exchange: How ranks agree. All ranks call at the same time, and all get the same batch.
+            exchange: Exchange with the other ranks. All call at the same time, and all return the same batch.
         """
+
+
+def check_needs(acquisition: Acquisition) -> None:
+    """Refuse an acquisition that needs what no run can give it."""
+    known, needs = get_args(Need), acquisition.needs
+    if not isinstance(needs, frozenset) or not needs <= set(known):
+        raise ValueError(
+            f"`needs` of the acquisition {acquisition!r} is {needs!r}, but must be a frozenset of some of "
+            f"{', '.join(map(repr, known))}, or empty."
+        )
 
 
 def check_batch_size(batch_size: int, num_points: int) -> None:
@@ -167,9 +176,9 @@ def check_batch(batch: Batch, batch_size: int, num_points: int, *, acquisition: 
     """Refuse a batch that no acquisition may return, before its points are labelled.
 
     Args:
-        batch: What it returned.
-        batch_size: How many points it was asked for.
-        num_points: How many points the whole pool holds.
+        batch: Batch that it returned.
+        batch_size: Number of points that it was asked for.
+        num_points: Number of points in the whole pool.
         acquisition: Its name for the error.
 
     Example:
@@ -196,28 +205,17 @@ def check_batch(batch: Batch, batch_size: int, num_points: int, *, acquisition: 
         raise ValueError(f"{name} has scored the positions {wrong[:5]} with what is no finite number.")
 
 
-def checked_log_probs(predictions: Predictions, *, exchange: Exchange) -> Tensor:
-    """This part's log-probabilities if every rank's are sound and the parts make up the pool; else all ranks raise."""
-
-    def check(log_probs_N_K_C: Tensor) -> Tensor:
-        if len(log_probs_N_K_C) > 0:
-            check_log_probs(log_probs_N_K_C)
-        return log_probs_N_K_C
-
-    return prepared_on_all_ranks(predictions, check, exchange=exchange)
-
-
 def prepared_on_all_ranks(
     predictions: Predictions, prepare: Callable[[Tensor], Prepared], *, exchange: Exchange
 ) -> Prepared:
-    """Prepare this part's log-probabilities, if no rank's raises and the parts make up the pool."""
-    try:
+    """Prepare this part's log-probabilities; if that fails on any rank, or the parts are not the pool, all raise."""
+
+    def work() -> tuple[list[int], Prepared]:
         log_probs_N_K_C = _predicted(predictions)
-        prepared = prepare(log_probs_N_K_C)
-    except Exception:
-        exchange.gather(torch.tensor(REFUSED))  # the other ranks wait for this one, whatever it is
-        raise
-    report = [predictions.offset, len(log_probs_N_K_C), predictions.num_points, *log_probs_N_K_C.shape[1:]]
+        report = [predictions.offset, len(log_probs_N_K_C), predictions.num_points, *log_probs_N_K_C.shape[1:]]
+        return report, prepare(log_probs_N_K_C)
+
+    report, prepared = together(work, exchange=exchange)
     _check_parts(exchange.gather(torch.tensor(report)).tolist())
     return prepared
 
@@ -234,8 +232,6 @@ def _predicted(predictions: Predictions) -> Tensor:
 def _check_parts(reports_R: list[list[int]]) -> None:
     next_offset, (_, _, first_total, *first_axes) = 0, reports_R[0]
     for rank, (offset, rows, total, *axes) in enumerate(reports_R):
-        if rows < 0:
-            raise ValueError(f"`predictions` of rank {rank} were refused: the error of that rank says why.")
         if (offset, total, axes) != (next_offset, first_total, first_axes):
             raise ValueError(
                 f"`predictions` of rank {rank} have offset {offset}, total {total} and (K, C) {axes}, but must have "

@@ -1,8 +1,9 @@
 """Acquisitions that score each point by itself and take the best: the baselines, and BALD.
 
-A batch of them may hold copies of one point; `BatchBALD` accounts for what the picks share.
+A batch of them may hold copies of one point; `BatchBALD` accounts for what the points of a batch share.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,15 +13,15 @@ from torch import Tensor
 from typing_extensions import override
 
 from al_lightning.acquisition.base import (
-    ALONE,
     Acquisition,
     Batch,
-    Exchange,
+    Need,
     Predictions,
     check_batch_size,
-    checked_log_probs,
+    prepared_on_all_ranks,
 )
 from al_lightning.acquisition.top_k import by_chance, in_blocks, top
+from al_lightning.distributed import ALONE, Exchange
 from al_lightning.information import check_log_probs, entropy, mutual_information
 from al_lightning.information.entropies import at_least_single
 
@@ -31,7 +32,7 @@ def _mean_probs(log_probs_N_K_C: Tensor) -> Tensor:
 
 
 def least_confidence(log_probs_N_K_C: Tensor) -> Tensor:
-    """1 - max_c E_w p(c|w) (N): how far the mean prediction is from certain.
+    """Return 1 - max_c E_w p(c|w), the missing confidence of the mean prediction (N).
 
     Gal et al. 2017 and the BatchBALD paper call this variation ratios; see `variation_ratios` for the other meaning.
 
@@ -43,7 +44,7 @@ def least_confidence(log_probs_N_K_C: Tensor) -> Tensor:
 
 
 def margin(log_probs_N_K_C: Tensor) -> Tensor:
-    """-(p_1 - p_2), the two largest of E_w p(c|w), negated so that higher is better (N): 0 when they are level.
+    """Return -(p_1 - p_2) of the two largest E_w p(c|w), the margin negated so that higher is better (N).
 
     Example:
         >>> margin(torch.tensor([[[0.5, 0.5, 0.0]], [[0.7, 0.2, 0.1]]]).log())
@@ -54,7 +55,7 @@ def margin(log_probs_N_K_C: Tensor) -> Tensor:
 
 
 def variation_ratios(log_probs_N_K_C: Tensor) -> Tensor:
-    """1 - (share of the modal class among the K predicted classes) (N): how much the samples' votes differ.
+    """Return 1 - (share of the modal class among the K predicted classes), the disagreement of the votes (N).
 
     Freeman 1965, as in Gal's thesis (2016, section 3.3). Papers on active learning often mean `least_confidence` by it.
     A sample that is undecided between classes votes for the first.
@@ -71,7 +72,7 @@ def variation_ratios(log_probs_N_K_C: Tensor) -> Tensor:
 
 
 def mean_std(log_probs_N_K_C: Tensor) -> Tensor:
-    """1/C sum_c sqrt(E_w p(c|w)^2 - (E_w p(c|w))^2) (N): how much each class probability varies over samples.
+    """Return 1/C sum_c sqrt(E_w p(c|w)^2 - (E_w p(c|w))^2), the mean deviation of class probabilities (N).
 
     Kampffmeyer et al. 2016, Kendall et al. 2017; over samples, not an estimate of the population (no K - 1).
 
@@ -92,25 +93,73 @@ def highest(
     generator: torch.Generator,
     exchange: Exchange,
 ) -> Batch:
-    """The points of the highest score, which is a function of some points' log-probabilities (n, K, C).
+    """Return the points of the highest score, a function of some points' log-probabilities (n, K, C -> n).
 
     Chance decides between equal scores: votes of K samples know few values, and the first points of a pool that lies
     sorted by class would be a batch of one class.
     """
     check_batch_size(batch_size, predictions.num_points)
-    log_probs_N_K_C = checked_log_probs(predictions, exchange=exchange)
-    # Computed in double and rounded to single, so that equal points score equally wherever they lie, on whichever rank.
-    scores_N = in_blocks(lambda rows: score(at_least_single(rows).double()), log_probs_N_K_C)
+
+    def scored(log_probs_n_K_C: Tensor) -> Tensor:
+        # Computed in double and rounded to single, so that equal points score equally wherever they lie, on any rank.
+        scores_n = score(at_least_single(log_probs_n_K_C).double())
+        if scores_n.shape != log_probs_n_K_C.shape[:1]:
+            raise ValueError(
+                f"`score` has returned a tensor of shape {tuple(scores_n.shape)} for {len(log_probs_n_K_C)} points: "
+                "return one number for each."
+            )
+        return scores_n
+
+    def prepare(log_probs_N_K_C: Tensor) -> Tensor:
+        if len(log_probs_N_K_C) > 0:
+            check_log_probs(log_probs_N_K_C)
+        return in_blocks(scored, log_probs_N_K_C)
+
+    scores_N = prepared_on_all_ranks(predictions, prepare, exchange=exchange)
     positions_N = torch.arange(len(scores_N)) + predictions.offset
     luck_N = by_chance(positions_N, generator)
     return top(scores_N, batch_size, luck_N=luck_N, positions_N=positions_N, exchange=exchange)
 
 
+class Pointwise(Acquisition):
+    """Points of the highest `score`, the one method to write for an acquisition of your own.
+
+    Each point is scored by itself. Make the subclass a frozen dataclass: YAML sets its fields. Blocks, threads, ranks
+    and ties are taken care of; chance decides between equal scores.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class RenyiEntropy(Pointwise):
+        ...     order: float = 2.0
+        ...
+        ...     def score(self, log_probs_N_K_C):
+        ...         probs_N_C = log_probs_N_K_C.exp().mean(dim=1)
+        ...         return (probs_N_C**self.order).sum(dim=1).log() / (1 - self.order)
+        >>> predictions = Predictions(torch.tensor([[[0.9, 0.1]], [[0.4, 0.6]]]).log())
+        >>> RenyiEntropy()(predictions, 1, generator=torch.Generator()).positions
+        tensor([1])
+    """
+
+    @abstractmethod
+    def score(self, log_probs_N_K_C: Tensor) -> Tensor:
+        """Score some points of the pool (N), higher is better.
+
+        Args:
+            log_probs_N_K_C: Normalised log-probabilities of these points, in double precision.
+        """
+
+    @override
+    def __call__(
+        self, predictions: Predictions, batch_size: int, *, generator: torch.Generator, exchange: Exchange = ALONE
+    ) -> Batch:
+        return highest(self.score, predictions, batch_size, generator=generator, exchange=exchange)
+
+
 @dataclass(frozen=True)
 class Random(Acquisition):
-    """A uniformly random batch, the baseline to beat; needs no predictions, and all its scores are 0."""
+    """Uniformly random points, the baseline; it needs no predictions, and all scores are 0."""
 
-    needs_predictions: ClassVar[bool] = False
+    needs: ClassVar[frozenset[Need]] = frozenset()
 
     @override
     def __call__(
@@ -122,66 +171,54 @@ class Random(Acquisition):
 
 
 @dataclass(frozen=True)
-class Entropy(Acquisition):
-    """The highest predictive entropy: all uncertainty, noise included (`entropy`)."""
+class Entropy(Pointwise):
+    """Points of the highest predictive entropy, the total uncertainty, noise included (`entropy`)."""
 
     @override
-    def __call__(
-        self, predictions: Predictions, batch_size: int, *, generator: torch.Generator, exchange: Exchange = ALONE
-    ) -> Batch:
-        return highest(entropy, predictions, batch_size, generator=generator, exchange=exchange)
+    def score(self, log_probs_N_K_C: Tensor) -> Tensor:
+        return entropy(log_probs_N_K_C)
 
 
 @dataclass(frozen=True)
-class LeastConfidence(Acquisition):
-    """The lowest probability of the predicted class (`least_confidence`)."""
+class LeastConfidence(Pointwise):
+    """Points of the lowest probability of the predicted class (`least_confidence`)."""
 
     @override
-    def __call__(
-        self, predictions: Predictions, batch_size: int, *, generator: torch.Generator, exchange: Exchange = ALONE
-    ) -> Batch:
-        return highest(least_confidence, predictions, batch_size, generator=generator, exchange=exchange)
+    def score(self, log_probs_N_K_C: Tensor) -> Tensor:
+        return least_confidence(log_probs_N_K_C)
 
 
 @dataclass(frozen=True)
-class Margin(Acquisition):
-    """The smallest distance between the two most probable classes (`margin`)."""
+class Margin(Pointwise):
+    """Points of the smallest margin between the two most probable classes (`margin`)."""
 
     @override
-    def __call__(
-        self, predictions: Predictions, batch_size: int, *, generator: torch.Generator, exchange: Exchange = ALONE
-    ) -> Batch:
-        return highest(margin, predictions, batch_size, generator=generator, exchange=exchange)
+    def score(self, log_probs_N_K_C: Tensor) -> Tensor:
+        return margin(log_probs_N_K_C)
 
 
 @dataclass(frozen=True)
-class VariationRatios(Acquisition):
-    """The most divided votes of the posterior samples (`variation_ratios`)."""
+class VariationRatios(Pointwise):
+    """Points of the most divided votes of the posterior samples (`variation_ratios`)."""
 
     @override
-    def __call__(
-        self, predictions: Predictions, batch_size: int, *, generator: torch.Generator, exchange: Exchange = ALONE
-    ) -> Batch:
-        return highest(variation_ratios, predictions, batch_size, generator=generator, exchange=exchange)
+    def score(self, log_probs_N_K_C: Tensor) -> Tensor:
+        return variation_ratios(log_probs_N_K_C)
 
 
 @dataclass(frozen=True)
-class MeanSTD(Acquisition):
-    """The largest spread of class probabilities over posterior samples (`mean_std`)."""
+class MeanSTD(Pointwise):
+    """Points of the largest deviation of class probabilities over posterior samples (`mean_std`)."""
 
     @override
-    def __call__(
-        self, predictions: Predictions, batch_size: int, *, generator: torch.Generator, exchange: Exchange = ALONE
-    ) -> Batch:
-        return highest(mean_std, predictions, batch_size, generator=generator, exchange=exchange)
+    def score(self, log_probs_N_K_C: Tensor) -> Tensor:
+        return mean_std(log_probs_N_K_C)
 
 
 @dataclass(frozen=True)
-class BALD(Acquisition):
-    """The highest mutual information between label and model, each point by itself (`mutual_information`)."""
+class BALD(Pointwise):
+    """Points of the highest mutual information between label and model, each by itself (`mutual_information`)."""
 
     @override
-    def __call__(
-        self, predictions: Predictions, batch_size: int, *, generator: torch.Generator, exchange: Exchange = ALONE
-    ) -> Batch:
-        return highest(mutual_information, predictions, batch_size, generator=generator, exchange=exchange)
+    def score(self, log_probs_N_K_C: Tensor) -> Tensor:
+        return mutual_information(log_probs_N_K_C)

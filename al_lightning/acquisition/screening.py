@@ -1,13 +1,14 @@
-"""A first look at the whole pool by few samples, so that many need to predict only the points that can matter."""
+"""Screening of the whole pool by few posterior samples, so that many predict only the points that can matter."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from al_lightning.acquisition.base import ALONE, Exchange, Predictions
+from al_lightning.acquisition.base import Predictions
 from al_lightning.acquisition.pointwise import highest
 from al_lightning.acquisition.summary import mean_bald
+from al_lightning.distributed import ALONE, Exchange
 from al_lightning.information import mutual_information
 
 LAST_TENTH = 0.9
@@ -15,15 +16,15 @@ LAST_TENTH = 0.9
 
 @dataclass(frozen=True)
 class Screening:
-    """Leaves the points of largest BALD, by a few samples of its own, to the acquisition and its `num_samples`.
+    """Screening by few posterior samples of the whole pool: the points of largest BALD reach the acquisition.
 
-    A point of small BALD adds little to any batch, and few samples see which those are. The record says how near to the
-    end of their ranking a pick was.
+    A point of small BALD adds little to any batch, and few samples show which points these are. The record says how far
+    down the ranking the batch went.
 
     Args:
-        num_points: How many points to leave: far more than a batch, and the copies of a point count.
-        num_samples: How many samples look. They are drawn apart from those that choose, so that what the first
-            over-rate the others do not.
+        num_points: Number of points to keep: far more than a batch; copies of a point count.
+        num_samples: Number of posterior samples that screen. They are not among those that the acquisition uses, which
+            therefore do not repeat their errors.
     """
 
     num_points: int = 2000
@@ -37,17 +38,17 @@ class Screening:
     def __call__(
         self, predictions: Predictions, *, generator: torch.Generator, exchange: Exchange = ALONE
     ) -> "Screened":
-        """The points that are left, given the predictions of `num_samples` for the pool.
+        """Keep the points of largest BALD, given the predictions of `num_samples` for the pool.
 
         Args:
             predictions: This process's part of the pool.
             generator: On the CPU, in the same state on every rank; decides between points of equal BALD.
-            exchange: How ranks agree.
+            exchange: Exchange with the other ranks.
 
         Example:
             >>> import torch
             >>> unsure, certain = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]
-            >>> predictions = Predictions(torch.tensor([certain, unsure, certain]).log(), torch.arange(3))
+            >>> predictions = Predictions(torch.tensor([certain, unsure, certain]).log())
             >>> Screening(num_points=1, num_samples=2)(predictions, generator=torch.Generator()).kept
             tensor([1])
         """
@@ -68,10 +69,10 @@ class Screened:
     """Result of a screening; the same on every rank.
 
     Args:
-        ranking: Positions in the pool of the points left, that of largest BALD first.
-        mean_bald: The mean BALD of the whole pool.
-        num_points: How many points the pool holds.
-        screening: What looked.
+        ranking: Positions in the pool of the points kept, largest BALD first.
+        mean_bald: Mean BALD of the whole pool.
+        num_points: Number of points in the pool.
+        screening: Settings of the screening.
     """
 
     ranking: Tensor
@@ -81,11 +82,11 @@ class Screened:
 
     @property
     def kept(self) -> Tensor:
-        """Positions in the pool of the points left, in the order of the pool."""
+        """Return the positions of the points kept, in the order of the pool."""
         return self.ranking.sort().values
 
     def lowest_rank(self, positions_B: Tensor) -> int:
-        """The place in the ranking, from 1, of that of the picks which came last; 0 of none. Numbered as `kept` is.
+        """Return the lowest rank in the screening, from 1, among acquired points given by row of `kept`; 0 for none.
 
         Example:
             >>> import torch
@@ -97,7 +98,7 @@ class Screened:
         return max((place + 1 for place in is_pick_B_n.nonzero()[:, 1].tolist()), default=0)
 
     def numbers(self, positions_B: Tensor) -> dict[str, float]:
-        """Return the numbers for the record, given the picks among the points left that their score decided."""
+        """Return the numbers for the record, given the rows of `kept` that were acquired by their score."""
         return {
             "mean_bald_pool": self.mean_bald,
             "num_screened": self.num_points,
@@ -106,18 +107,18 @@ class Screened:
         }
 
     def warning(self, positions_B: Tensor) -> str | None:
-        """Advise on picks from the end of the ranking, beyond which better ones may be; None if there are none.
+        """Advise on acquired points from the end of the ranking, below which better ones may be; else None.
 
         Example:
             >>> import torch
             >>> screened = Screened(torch.tensor([7, 2, 5]), 0.1, 9, Screening(num_points=3))
             >>> screened.warning(torch.tensor([2])), screened.warning(torch.tensor([1]))[:62]
-            (None, 'A pick was number 3 of the 3 points that the screening left, s')
+            (None, 'An acquired point was number 3 of the 3 that the screening kep')
         """
         lowest, num_kept = self.lowest_rank(positions_B), len(self.ranking)
         if lowest <= LAST_TENTH * num_kept:
             return None
         return (
-            f"A pick was number {lowest} of the {num_kept} points that the screening left, so that better ones may be "
+            f"An acquired point was number {lowest} of the {num_kept} that the screening kept, so better ones may be "
             f"among the {self.num_points - num_kept} others. Raise `Screening(num_points=...)`."
         )

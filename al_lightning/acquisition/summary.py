@@ -3,49 +3,64 @@
 import math
 
 import torch
+from torch import Tensor
 
-from al_lightning.acquisition.base import ALONE, Batch, Exchange, Predictions
+from al_lightning.acquisition.base import Batch, Predictions, Search
 from al_lightning.acquisition.top_k import in_blocks
+from al_lightning.distributed import ALONE, Exchange
 from al_lightning.information import batch_information, mutual_information
 
-SATURATED_AT = 0.9
+AT_LIMIT = 0.9
+"""Share of log K from which on a batch counts as at the limit of what K samples can tell."""
 
 
 def summarise(
-    predictions: Predictions, batch: Batch, *, generator: torch.Generator, exchange: Exchange = ALONE
-) -> dict[str, float]:
-    """N, K, joint information of the batch, its share of log K, mean BALD of pool and batch (nats), and the work done.
+    predictions: Predictions,
+    batch: Batch,
+    rows_B_K_C: Tensor,
+    *,
+    generator: torch.Generator,
+    exchange: Exchange = ALONE,
+) -> dict[str, float | None]:
+    """Summarise a batch and its pool in numbers that compare acquisitions.
 
-    Estimated alike for every acquisition, with configurations that had no part in choosing the batch: the scores of
-    the batch itself flatter the one that maximised them. Near 1, `joint_mi_over_log_k` says that K samples cannot tell
-    the candidates apart any more. For BatchBALD also the configurations kept, the picks filled in, the picks that are
-    certified, and the least lead of a pick over the next best, in standard errors: below 2, noise decided it.
+    N, K, the joint information of the batch, its share of log K (None with K = 1), the mean BALD of pool and batch
+    (nats), and the work done. Joint information is estimated alike for every acquisition, with configurations that had
+    no part in choosing the batch: the scores of a batch flatter the acquisition that maximised them. A share of log K
+    near 1 says that K samples cannot tell the candidates apart any more. For BatchBALD also the configurations kept,
+    the points filled in, the points that are certified, and the least margin of a point over its runner-up, in standard
+    errors: below 2, noise decided it.
+
+    Args:
+        predictions: This process's part of the pool.
+        batch: Batch that was acquired from it.
+        rows_B_K_C: Log-probabilities of the batch, `predictions.rows(batch.positions)`.
+        generator: On the CPU, in the same state on every rank.
+        exchange: Exchange with the other ranks.
 
     Example:
         >>> opposite = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).log()  # two certain, opposite models: all of log 2
         >>> batch = Batch(positions=torch.tensor([0]), scores=torch.tensor([0.6931]))
-        >>> predictions = Predictions(opposite, torch.tensor([7]))
-        >>> numbers = summarise(predictions, batch, generator=torch.Generator())
+        >>> numbers = summarise(Predictions(opposite), batch, opposite, generator=torch.Generator())
         >>> round(numbers["joint_mi"], 4), round(numbers["joint_mi_over_log_k"], 4)
         (0.6931, 1.0)
     """
-    rows_B_K_C = predictions.rows(batch.positions, exchange=exchange)
     num_samples = rows_B_K_C.shape[1]
     joint = batch_information(rows_B_K_C, generator=generator).sum().item()
     return {
         "num_predicted": predictions.num_points,
         "num_samples": num_samples,
         "joint_mi": joint,
-        "joint_mi_over_log_k": joint / math.log(num_samples) if num_samples > 1 else 1.0,  # one leaves nothing to learn
+        "joint_mi_over_log_k": joint / math.log(num_samples) if num_samples > 1 else None,
         "mean_bald_pool": mean_bald(predictions, exchange=exchange),
         "mean_bald_picked": mutual_information(rows_B_K_C).mean().item(),
-        "num_evaluated": batch.num_evaluated,
-        **_search_numbers(batch),
+        "num_evaluated": 0 if batch.search is None else batch.search.num_evaluated,
+        **({} if batch.search is None else _search_numbers(batch.search)),
     }
 
 
 def mean_bald(predictions: Predictions, *, exchange: Exchange) -> float:
-    """The mean BALD of all parts of the pool (nats); the same on each rank, and on one rank but for rounding."""
+    """Average BALD over all parts of the pool (nats); the same on each rank, and on one rank but for rounding."""
     log_probs_N_K_C = predictions.log_probs_N_K_C
     if log_probs_N_K_C is None:
         raise ValueError("`log_probs_N_K_C` is None: the pool was not predicted, so there is nothing to summarise.")
@@ -53,51 +68,49 @@ def mean_bald(predictions: Predictions, *, exchange: Exchange) -> float:
     return exchange.gather(own).sum().item() / predictions.num_points
 
 
-def _search_numbers(batch: Batch) -> dict[str, float]:
-    """Measure how sure BatchBALD can be of its picks; nothing for other acquisitions."""
-    if batch.leads is None or batch.lead_errors is None or batch.is_certified is None:
-        return {}
-    drawn = batch.lead_errors > 0
-    leads = {"least_lead_in_errors": (batch.leads / batch.lead_errors)[drawn].min().item()} if drawn.any() else {}
+def _search_numbers(search: Search) -> dict[str, float]:
+    is_drawn = search.margin_errors > 0
+    margins = (search.margins / search.margin_errors)[is_drawn]
     return {
-        "num_configs": batch.num_configs,
-        "num_filled": batch.num_filled,
-        "num_certified": int(batch.is_certified.sum()),
-        **leads,
+        "num_configs": search.num_configs,
+        "num_filled": search.num_filled,
+        "num_certified": int(search.is_certified.sum()),
+        **({"least_lead_in_errors": margins.min().item()} if is_drawn.any() else {}),
     }
 
 
-def saturation_warning(batch: Batch, *, num_samples: int, more: str = "Raise `num_samples`") -> str | None:
-    """Advise on a batch that BatchBALD filled with picks that K samples cannot tell apart; None if it did not.
+def log_k_limit_warning(batch: Batch, *, num_samples: int, more: str = "Raise `num_samples`") -> str | None:
+    """Advise on a batch of BatchBALD at the log K limit, where K samples tell no more; None where it is below.
 
     Example:
-        >>> one = torch.tensor([0])
-        >>> batch = Batch(positions=one, scores=one.double(), saturation=torch.tensor([0.95]))
-        >>> saturation_warning(batch, num_samples=100)[:65]
-        'The batch tells 95% of log K = 4.61 nats, the most that K = 100 p'
+        >>> from al_lightning.acquisition import BatchBALD
+        >>> opposite = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).log()
+        >>> batch = BatchBALD()(Predictions(opposite), 1, generator=torch.Generator())
+        >>> log_k_limit_warning(batch, num_samples=2)[:65]
+        'The batch tells 100% of log K = 0.69 nats, the most that K = 2 po'
     """
-    if batch.saturation is None or batch.num_filled > 0 or batch.saturation[-1] <= SATURATED_AT:
+    search = batch.search
+    if (
+        search is None
+        or search.share_of_log_k is None
+        or search.num_filled > 0
+        or search.share_of_log_k[-1] <= AT_LIMIT
+    ):
         return None
     return (
-        f"The batch tells {batch.saturation[-1]:.0%} of log K = {math.log(num_samples):.2f} nats, the most that "
-        f"K = {num_samples} posterior samples can tell, so noise decides its last picks. {more}, lower "
+        f"The batch tells {search.share_of_log_k[-1]:.0%} of log K = {math.log(num_samples):.2f} nats, the most that "
+        f"K = {num_samples} posterior samples can tell, so noise decides its last points. {more}, lower "
         "`query_size`, have another rule fill the batch up with `BatchBALD(fill=Random())`, or accept it."
     )
 
 
 def uncertified_warning(batch: Batch, *, num_points: int) -> str | None:
-    """Advise on picks that a point left out for want of memory could have beaten; None if there are none.
-
-    Example:
-        >>> one = torch.tensor([0])
-        >>> batch = Batch(positions=one, scores=one.double(), num_candidates=5, is_certified=torch.tensor([False]))
-        >>> uncertified_warning(batch, num_points=9)[:63]
-        'BatchBALD searched 5 of 9 points, those of largest BALD, and 1 '
-    """
-    if batch.is_certified is None or bool(batch.is_certified.all()):
+    """Advise on points that one left out for want of memory could have beaten; None if there are none."""
+    search = batch.search
+    if search is None or bool(search.is_certified.all()):
         return None
     return (
-        f"BatchBALD searched {batch.num_candidates} of {num_points} points, those of largest BALD, and "
-        f"{int((~batch.is_certified).sum())} of {len(batch.positions)} picks might have been beaten by one left out. "
-        "Raise `BatchBALD(memory_budget_mib=...)` to search more."
+        f"BatchBALD searched {search.num_candidates} of {num_points} points, those of largest BALD, and "
+        f"{int((~search.is_certified).sum())} of the {len(batch.positions)} acquired might have been beaten by one "
+        "left out. Raise `BatchBALD(memory_budget_mib=...)` to search more."
     )

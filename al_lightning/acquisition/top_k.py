@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from al_lightning.acquisition.base import ALONE, Batch, Exchange
+from al_lightning.acquisition.base import Batch
+from al_lightning.distributed import ALONE, Exchange
 from al_lightning.threads import each, own_threads
 
 ELEMENTS_PER_BLOCK = 2**20  # 8 MiB in double precision, whatever K and C
@@ -14,14 +15,14 @@ SPLIT_MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 
 def in_blocks(function: Callable[[Tensor], Tensor], log_probs_N_K_C: Tensor) -> Tensor:
-    """One number for each point (N, single), by a function that is given a few points at a time, by several threads.
+    """Apply a function to a few points at a time, by several threads: one number for each point (N, single).
 
     Example:
         >>> in_blocks(lambda rows: rows.exp().amax(dim=(1, 2)), torch.tensor([[[0.9, 0.1]], [[0.4, 0.6]]]).log())
         tensor([0.9000, 0.6000])
     """
     num_points, num_samples, num_classes = log_probs_N_K_C.shape
-    # Filled and not collected: small results between large temporaries would keep the memory of these from reuse.
+    # Filled in place: small results allocated between large temporaries would keep their memory from reuse.
     values_N = torch.empty(num_points, device=log_probs_N_K_C.device)
     rows = max(1, ELEMENTS_PER_BLOCK // (num_samples * num_classes))
 
@@ -41,15 +42,15 @@ def top(
     positions_N: Tensor | None = None,
     exchange: Exchange = ALONE,
 ) -> Batch:
-    """The `batch_size` highest scores of the pool, over all ranks; of equal scores the luckiest point comes first.
+    """Select the `batch_size` highest scores of the pool, over all ranks; of equal scores the luckiest comes first.
 
     Args:
         scores_N: This process's part; it may hold fewer points than the batch.
-        batch_size: How many to choose from all parts.
-        luck_N: What decides between equal scores, the higher the better; by default, and where it is equal too, the
-            lowest position.
-        positions_N: Their positions in the whole pool, ascending; by default this process holds all of it.
-        exchange: How ranks agree.
+        batch_size: Number of points to select from all parts.
+        luck_N: Tie-breaker between equal scores, the higher the better; by default, and where it is equal too, the
+            lowest position comes first.
+        positions_N: Positions in the whole pool, ascending; by default this process holds all of it.
+        exchange: Exchange with the other ranks.
 
     Example:
         >>> top(torch.tensor([0.1, 0.7, 0.7]), 2).positions
@@ -70,7 +71,7 @@ def top(
 
 
 def _first(scores_N: Tensor, luck_N: Tensor, number: int) -> Tensor:
-    """The first from the highest score to the lowest, equals from the highest luck to the lowest, then as they are."""
+    """Sort by score from the highest, then by luck from the highest, then by place; return the first `number`."""
     number = min(number, len(scores_N))
     if number == 0:
         return torch.empty(0, dtype=torch.long)
@@ -81,7 +82,7 @@ def _first(scores_N: Tensor, luck_N: Tensor, number: int) -> Tensor:
 
 
 def by_chance(positions_n: Tensor, generator: torch.Generator) -> Tensor:
-    """Numbers in [0, 1) for positions of the whole pool (n, double), the same on whichever rank a position lies.
+    """Draw numbers in [0, 1) for positions of the whole pool (n, double), the same on whichever rank a position lies.
 
     A hash with a key from the generator, because a rank cannot draw for others' positions: SplitMix64 (Steele, Lea,
     Flood 2014), whose products wrap around at 2^64.

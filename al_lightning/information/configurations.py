@@ -1,4 +1,4 @@
-"""Joint information of several points: their label configurations, and what one more label would add."""
+"""Joint information of several points: their label configurations, and the information of one more label."""
 
 import math
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from al_lightning.information.matmul import recurring_size
 from al_lightning.threads import each
 
 ELEMENTS_IN_CACHE = 2**17  # in double precision
-SETTLED_ROUNDINGS = 8  # of double precision: less uncertainty about the sample than that is rounding
+SETTLED_ROUNDINGS = 8  # of double precision: a smaller uncertainty about the sample is rounding
 
 
 @dataclass(frozen=True)
 class Configurations:
-    """M joint labellings s_m of the points chosen so far, and what they say about the K posterior samples.
+    """M joint labellings s_m of the points so far, with the posterior over the K samples under each.
 
     Either all labellings of non-zero probability (exact), or labellings drawn from p(y_S), equal ones merged (sampled).
     A weight is a posterior probability of a sample, normalised after each label, so that nothing ever underflows.
@@ -26,7 +26,7 @@ class Configurations:
     Args:
         probs_M: pi_m, the probability of each configuration; when drawn, its share of the draws.
         weights_M_K: w_mk = p(w_k | s_m), the posterior weight of each sample; rows sum to one.
-        counts_M: How often each configuration was drawn (long); None says that all are here, or all that are in doubt.
+        counts_M: Number of draws of each configuration (long); None where all were enumerated, or all uncertain ones.
     """
 
     probs_M: Tensor
@@ -35,49 +35,49 @@ class Configurations:
 
     @classmethod
     def start(cls, num_samples: int) -> "Configurations":
-        """No point chosen: one empty configuration, all samples equally likely, in double precision on the CPU."""
+        """Start with no point: one empty configuration, all samples equally likely, in double precision on the CPU."""
         weights_1_K = torch.full((1, num_samples), 1 / num_samples, dtype=torch.float64)
         return cls(torch.ones(1, dtype=torch.float64), weights_1_K)
 
     @property
     def is_exact(self) -> bool:
-        """Tell whether all configurations are here, rather than a sample."""
+        """Tell whether all configurations were enumerated, not drawn."""
         return self.counts_M is None
 
     @cached_property
     def joint(self) -> Tensor:
-        """pi_m w_mk, the probability of each configuration and sample (M, K)."""
+        """Return pi_m w_mk, the probability of each configuration and sample (M, K)."""
         return self.probs_M[:, None] * self.weights_M_K
 
     @cached_property
     def mean_weights(self) -> Tensor:
-        """The mean weights sum_m pi_m w_m (K): 1/K each where all configurations are here."""
+        """Return the mean weights sum_m pi_m w_m (K): 1/K each where all configurations were enumerated."""
         return (self.probs_M[:, None] * self.weights_M_K).sum(dim=0)  # not of `joint`, which would be kept
 
     @cached_property
     def likeliest(self) -> tuple[Tensor, Tensor]:
-        """The weight of each configuration's likeliest sample, and which that is (M each)."""
+        """Return the weight and the number of each configuration's likeliest sample (M each)."""
         return self.weights_M_K.max(dim=1)
 
     def to(self, like: Tensor) -> "Configurations":
-        """The same with the precision and on the device of `like`, less the configurations too improbable for it."""
+        """Convert to the precision and device of `like`, without the configurations too improbable for it."""
         converted = Configurations(self.probs_M.to(like), self.weights_M_K.to(like), self.counts_M)
-        is_normal_M = converted.probs_M >= torch.finfo(like.dtype).tiny  # what is less rounds to 0 or to a few digits
+        is_normal_M = converted.probs_M >= torch.finfo(like.dtype).tiny  # smaller ones round to 0 or to a few digits
         return converted if is_normal_M.all() else converted._only(is_normal_M.nonzero().squeeze(1))
 
-    def doubtful(self, *, negligible: float) -> "Configurations":
+    def uncertain(self, *, negligible: float) -> "Configurations":
         """Drop the most certain configurations; every gain changes by at most `negligible` nats.
 
         After many points nearly all configurations are certain. The probabilities no longer sum to one.
 
         Example:
             >>> weights_M_K = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
-            >>> Configurations(torch.tensor([0.1, 0.9]), weights_M_K).doubtful(negligible=1e-6).weights_M_K
+            >>> Configurations(torch.tensor([0.1, 0.9]), weights_M_K).uncertain(negligible=1e-6).weights_M_K
             tensor([[0.5000, 0.5000]])
         """
         order_M, cumulated_M = self._from_most_certain
-        num_doubtful = max(1, int((cumulated_M > negligible).sum()))
-        num_left_out = len(order_M) - recurring_size(num_doubtful, like=self.weights_M_K)
+        num_uncertain = max(1, int((cumulated_M > negligible).sum()))
+        num_left_out = len(order_M) - recurring_size(num_uncertain, like=self.weights_M_K)
         return self._only(order_M[num_left_out:]) if num_left_out > 0 else self
 
     def _only(self, numbers: Tensor) -> "Configurations":
@@ -86,16 +86,16 @@ class Configurations:
 
     @cached_property
     def _from_most_certain(self) -> tuple[Tensor, Tensor]:
-        """The order of certainty (M), and what each and all before it add at most to any gain (M, nats)."""
+        """Order by certainty (M), with the most that each and all before it can add to any gain (M, nats)."""
         trust_M = self.weights_M_K.amax(dim=1)
-        doubt_M = (1 - trust_M).clamp_min(0) + torch.finfo(trust_M.dtype).eps / 2  # what rounding may hide
-        unknown_M = self.probs_M * fano_bound(doubt_M, self.weights_M_K.shape[1])
+        uncertainty_M = (1 - trust_M).clamp_min(0) + torch.finfo(trust_M.dtype).eps / 2  # rounding may hide as much
+        unknown_M = self.probs_M * fano_bound(uncertainty_M, self.weights_M_K.shape[1])
         sorted_M, order_M = unknown_M.sort()
         # On the CPU, because where Trainer(deterministic=True) CUDA refuses it.
         return order_M, sorted_M.double().cpu().cumsum(dim=0)
 
     def gains(self, log_probs_B_K_C: Tensor) -> Tensor:
-        """I[y_b; w | y_S], what the label of each candidate would add (B, nats): a mean over configurations.
+        """Return I[y_b; w | y_S], the information that the label of each candidate would add (B, nats).
 
         = sum_m pi_m H[sum_k w_mk p_k(.|b)] - sum_k wbar_k H[p_k(.|b)] with wbar = sum_m pi_m w_m. When sampled, wbar is
         not 1/K: subtracting the plain conditional entropy would leave noise that a greedy choice harvests.
@@ -113,25 +113,25 @@ class Configurations:
         return self.to(probs_B_K_C).gains_of_probs(probs_B_K_C.transpose(1, 2), entropies_B_K)
 
     def gains_of_probs(self, probs_B_C_K: Tensor, entropies_B_K: Tensor) -> Tensor:
-        """`gains` from probabilities and their entropies H[p_k(.|b)], of the precision and on the device of `self`."""
+        """Return `gains` from probabilities and their entropies H[p_k(.|b)], of the precision and device of `self`."""
         mixed_B = mean_mixture_entropy(self.weights_M_K, self.probs_M, probs_B_C_K.transpose(1, 2))
         return mixed_B - entropies_B_K @ self.mean_weights
 
     @cached_property
     def unsettled(self) -> Tensor:
-        """The numbers of the configurations that leave more than rounding unknown (long): no label tells the others."""
-        doubt_M = 1 - self.weights_M_K.amax(dim=1)
-        return (doubt_M > SETTLED_ROUNDINGS * torch.finfo(doubt_M.dtype).eps).nonzero().squeeze(1)
+        """Return the configurations with more than rounding left to learn (long): others learn from no label."""
+        uncertainty_M = 1 - self.weights_M_K.amax(dim=1)
+        return (uncertainty_M > SETTLED_ROUNDINGS * torch.finfo(uncertainty_M.dtype).eps).nonzero().squeeze(1)
 
     def information(self, log_probs_K_C: Tensor, *, only_unsettled: bool = False) -> Tensor:
-        """I[y; w | s_m] of one point for each configuration (M, nats), in the precision and on the device of `self`.
+        """Return I[y; w | s_m] of one point for each configuration (M, nats), on the device of `self`.
 
         Its mean under `probs_M` is the point's gain, by a path that depends on nothing but the point: equal points get
         equal bits, wherever they lie.
 
         Args:
-            log_probs_K_C: The predictions for the point.
-            only_unsettled: Whether settled configurations get 0 and not its rounding, which costs nothing.
+            log_probs_K_C: Predictions for the point.
+            only_unsettled: Give settled configurations 0 in place of rounding, at no cost.
         """
         if only_unsettled:
             information_M = torch.zeros_like(self.probs_M)
@@ -151,26 +151,26 @@ class Configurations:
         return torch.cat(each(of_some, torch.split(self.weights_M_K, _rows_in_cache(len(rows_R_K)))))
 
     def remaining(self) -> Tensor:
-        """H[w | y_S], what is still unknown about which sample it is (scalar, nats): no label can add more."""
+        """Return H[w | y_S], the entropy left about the sample (scalar, nats): no label can add more."""
         logs_M_K = self.weights_M_K.clamp_min(torch.finfo(self.weights_M_K.dtype).tiny).log_()
         return -self.mean(logs_M_K.mul_(self.weights_M_K).sum(dim=1))
 
-    def doubt(self) -> Tensor:
-        """The mean probability of all samples but the likeliest (scalar): `remaining` is never less, and costs more."""
+    def uncertainty(self) -> Tensor:
+        """Return the mean probability of all samples but the likeliest (scalar), a cheap lower bound of `remaining`."""
         return self.mean(1 - self.weights_M_K.amax(dim=1))
 
     def mean(self, values_M: Tensor) -> Tensor:
-        """The mean of a value over configurations (scalar)."""
+        """Average a value over configurations (scalar)."""
         return (self.probs_M * values_M).sum()
 
     def standard_error(self, values_M: Tensor) -> Tensor:
-        """The standard error of `mean` that comes from drawing the configurations (scalar); 0 when all are here."""
+        """Return the standard error of `mean` from drawing configurations (scalar); 0 where all were enumerated."""
         if self.counts_M is None:
             return values_M.new_zeros(())
         return self.mean((values_M - self.mean(values_M)).square()).sqrt() / math.sqrt(int(self.counts_M.sum()))
 
     def merged(self, group_M: Tensor) -> "Configurations":
-        """The mean configuration of each group (long, from 0), whose gains are upper bounds for every candidate.
+        """Merge each group (long, from 0) into its mean configuration, whose gains bound every candidate's.
 
         Mutual information is concave in the weights, so a group may be replaced by its mean, weighted by `probs_M`. A
         number that names no group may occur below the largest that does.
@@ -200,16 +200,16 @@ class Configurations:
         generator: torch.Generator,
         only_unsettled: bool = False,
     ) -> "Configurations":
-        """The configurations after one more point is chosen.
+        """Extend the configurations by the labels of one more point.
 
-        Exact, all M * C, while they are at most `num_configs`. From then on `num_configs` draws, which are kept: each
-        is extended by a label drawn from its own prediction (common random numbers, nothing is redrawn).
+        All M * C are enumerated while they are at most `num_configs`. From then on there are `num_configs` draws, which
+        are kept: each is extended by a label from its own prediction (common random numbers, nothing is redrawn).
 
         Args:
-            log_probs_K_C: The predictions for the chosen point.
-            num_configs: How many configurations to keep at most.
+            log_probs_K_C: Predictions for the point.
+            num_configs: Number of configurations to keep at most.
             generator: On the CPU, whatever the device, so that every device and rank draws the same.
-            only_unsettled: Whether drawn configurations that are settled stay as they are: no label tells them more.
+            only_unsettled: Leave drawn configurations that are settled as they are: no label is informative there.
         """
         probs_K_C = log_probs_K_C.to(self.weights_M_K).exp()
         if self.counts_M is None and len(self.probs_M) * probs_K_C.shape[1] <= num_configs:
@@ -271,12 +271,12 @@ class Configurations:
         return Configurations(counts.to(weights) / len(parents), weights, counts)
 
     def _parents(self) -> Tensor:
-        """The number of the configuration of each draw."""
+        """Return the configuration of each draw."""
         assert self.counts_M is not None  # noqa: S101 - they were drawn
         return torch.repeat_interleave(self.counts_M)
 
     def _labels(self, probs_K_C: Tensor, uniform: Tensor) -> Tensor:
-        """A label for each draw."""
+        """Draw a label for each draw of a configuration."""
         rows = _rows_in_cache(probs_K_C.shape[1])
         label_probs_M_C = torch.cat(each(lambda some: some @ probs_K_C, torch.split(self.weights_M_K, rows)))
 
@@ -295,6 +295,6 @@ def _rows_in_cache(numbers_each: int) -> int:
 
 
 def _draw_labels(probs_n_C: Tensor, uniform_n: Tensor) -> Tensor:
-    """The first label whose cumulated probability exceeds the quantile, hence never one of probability zero."""
+    """Return the first label whose cumulated probability exceeds the quantile, never one of probability zero."""
     cumulated_n_C = probs_n_C.double().cumsum(dim=1)
     return torch.searchsorted(cumulated_n_C, uniform_n[:, None] * cumulated_n_C[:, -1:], right=True).squeeze(1)

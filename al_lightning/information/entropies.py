@@ -1,4 +1,4 @@
-"""Entropies of one point at a time, and the border check for the log-probabilities that everything else takes."""
+"""Entropies of single points, and the check of log-probabilities at the border of the package."""
 
 import math
 
@@ -11,7 +11,7 @@ ELEMENTS_PER_BLOCK = 2**20
 
 
 def at_least_single(log_probs_N_K_C: Tensor) -> Tensor:
-    """Half precision as float32 with its rows put back to sum to one; wider types as they are."""
+    """Convert half precision to float32 and normalise it again; return wider types as they are."""
     if log_probs_N_K_C.dtype in (torch.float16, torch.bfloat16):
         return log_probs_N_K_C.float().log_softmax(dim=-1)
     return log_probs_N_K_C
@@ -41,9 +41,9 @@ def check_log_probs(log_probs_N_K_C: Tensor, *, name: str = "log_probs_N_K_C", f
     read in blocks, so that a tensor in a file is never whole in memory.
 
     Args:
-        log_probs_N_K_C: What to check.
-        name: What the error calls it.
-        first: The position that the error gives to the first point, if this is a part of a pool.
+        log_probs_N_K_C: Log-probabilities to check.
+        name: Its name for the error.
+        first: Position of the first point for the error, if this is a part of a pool.
 
     Raises:
         TypeError: It is not a floating tensor.
@@ -99,7 +99,7 @@ def _conditional_entropy(log_probs_N_K_C: Tensor) -> Tensor:
 
 
 def entropy(log_probs_N_K_C: Tensor) -> Tensor:
-    """H[E_w p(y|w)], the predictive entropy of each point (N, nats): all uncertainty about its label.
+    """Return H[E_w p(y|w)], the predictive entropy of each point (N, nats): all uncertainty about its label.
 
     Example:
         >>> entropy(torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]]).log())
@@ -110,7 +110,7 @@ def entropy(log_probs_N_K_C: Tensor) -> Tensor:
 
 
 def conditional_entropy(log_probs_N_K_C: Tensor) -> Tensor:
-    """E_w H[p(y|w)], the mean entropy under one posterior sample of each point (N, nats): noise that no label removes.
+    """Return E_w H[p(y|w)], the mean entropy under one posterior sample (N, nats): noise that no label removes.
 
     Example:
         >>> conditional_entropy(torch.tensor([[[0.5, 0.5], [1.0, 0.0]]]).log())  # a coin, and certainty
@@ -121,7 +121,7 @@ def conditional_entropy(log_probs_N_K_C: Tensor) -> Tensor:
 
 
 def mutual_information(log_probs_N_K_C: Tensor) -> Tensor:
-    """I[y; w] = H[E_w p(y|w)] - E_w H[p(y|w)], what the label of each point would tell about the model (N, nats).
+    """Return I[y; w] = H[E_w p(y|w)] - E_w H[p(y|w)], the information of each label about the model (N, nats).
 
     This is BALD (Houlsby et al. 2011, "Bayesian Active Learning for Classification and Preference Learning").
 
@@ -134,18 +134,18 @@ def mutual_information(log_probs_N_K_C: Tensor) -> Tensor:
     return _entropy(full_N_K_C) - _conditional_entropy(full_N_K_C)
 
 
-def fano_bound(doubt: Tensor, num_outcomes: int) -> Tensor:
-    """H[d] + d log(K - 1), the largest entropy of K outcomes whose likeliest has probability 1 - d (nats).
+def fano_bound(uncertainty: Tensor, num_outcomes: int) -> Tensor:
+    """Return H[d] + d log(K - 1), the largest entropy of K outcomes whose likeliest has probability 1 - d (nats).
 
     Fano's inequality (Cover and Thomas 2006, "Elements of Information Theory", section 2.10).
 
     Args:
-        doubt: d, of any shape.
+        uncertainty: d, of any shape.
         num_outcomes: K.
 
     Example:
         >>> fano_bound(torch.tensor([0.0, 0.5, 0.75]), 4)  # nothing unknown, half of it, and nothing known: log(4)
         tensor([0.0000, 1.2425, 1.3863])
     """
-    binary_entropy: Tensor = torch.special.entr(doubt) + torch.special.entr(1 - doubt)
-    return binary_entropy + doubt * math.log(max(1, num_outcomes - 1))
+    binary_entropy: Tensor = torch.special.entr(uncertainty) + torch.special.entr(1 - uncertainty)
+    return binary_entropy + uncertainty * math.log(max(1, num_outcomes - 1))

@@ -11,7 +11,7 @@ ELEMENTS_PER_BLOCK = 2**22
 
 
 def joint_entropy(log_probs_N_K_C: Tensor) -> Tensor:
-    """H[y_1 ... y_N] = H[E_w prod_n p(y_n|w)] of all points together (scalar, nats), by enumerating all C^N labellings.
+    """Return H[y_1 ... y_N] = H[E_w prod_n p(y_n|w)] (scalar, nats), by enumerating all C^N labellings.
 
     Example:
         >>> opposite = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).log()
@@ -36,7 +36,7 @@ def joint_entropy(log_probs_N_K_C: Tensor) -> Tensor:
 
 
 def _joint_probs(probs_N_K_C: Tensor) -> Tensor:
-    """prod_n p(y_n | w_k) of each of the C^N labellings under each of K samples (C^N, K)."""
+    """Return prod_n p(y_n | w_k) of each of the C^N labellings under each of K samples (C^N, K)."""
     joint_M_K = probs_N_K_C.new_ones(1, probs_N_K_C.shape[1])
     for probs_K_C in probs_N_K_C:
         joint_M_K = (joint_M_K[:, None, :] * probs_K_C.t()).flatten(0, 1)
@@ -44,10 +44,10 @@ def _joint_probs(probs_N_K_C: Tensor) -> Tensor:
 
 
 def batch_information(log_probs_B_K_C: Tensor, *, num_configs: int = 10_000, generator: torch.Generator) -> Tensor:
-    """Nats that each point of a batch adds to those before it (B, double): I[y_b; w | y_1 ... y_(b-1)].
+    """Return I[y_b; w | y_1 ... y_(b-1)], the information that each point of a batch adds (B, nats, double).
 
-    The cumulative sum is the joint mutual information of the batch, at most log K: a batch that comes near it has told
-    the K samples apart, and the order of its last points is noise.
+    The cumulative sum is the joint mutual information of the batch, at most log K. Near that limit the K samples are
+    told apart, and noise decides the order of the last points.
 
     Example:
         >>> opposite = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).log()

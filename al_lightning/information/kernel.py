@@ -1,4 +1,4 @@
-"""The one expensive quantity of the package: the mean entropy, over configurations, of mixtures of K predictions."""
+"""Mean entropy, over configurations, of mixtures of K predictions: the one expensive quantity of the package."""
 
 import itertools
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ from al_lightning.threads import each
 CONFIGURATIONS_PER_BLOCK = 256
 ELEMENTS_PER_BLOCK = 2**19  # two buffers of this size, or of twice as much where squares are subtracted too
 ELEMENTS_OF_THREAD = 2**20  # fewer, and threads wait for the interpreter as long as they compute
-MOST_CONFIGURATIONS, ELEMENTS_OF_FEW = 2048, 2**18  # of few candidates: there a call costs more than what it computes
+MOST_CONFIGURATIONS, ELEMENTS_OF_FEW = 2048, 2**18  # of few candidates: there the overhead of a call exceeds its work
 ELEMENTS_PER_BLOCK_CUDA = 2**25
 FEW_CLASSES = 100  # up to these, what coarser logarithms cost in all is at most a tenth of a search's slack
 
 
 @contextmanager
 def full_precision_products() -> Iterator[None]:
-    """Float32 matrix products on CUDA in float32, not TF32: three digits cannot tell one candidate from the next.
+    """Multiply float32 matrices on CUDA in float32, not TF32, whose three digits cannot rank candidates.
 
     Lightning advises `torch.set_float32_matmul_precision("high")`; the user's setting is given back.
     """
@@ -38,7 +38,7 @@ def full_precision_products() -> Iterator[None]:
 
 
 def mean_mixture_entropy_reference(weights_M_K: Tensor, probs_M: Tensor, probs_B_K_C: Tensor) -> Tensor:
-    """The same as `mean_mixture_entropy` in two lines of plain torch that store the whole (B, M, C) table."""
+    """Compute `mean_mixture_entropy` in two lines of plain torch that store the whole (B, M, C) table."""
     mixtures_B_M_C = torch.einsum("mk,bkc->bmc", weights_M_K, probs_B_K_C)
     entropies_B: Tensor = torch.special.entr(mixtures_B_M_C).sum(dim=2) @ probs_M
     return entropies_B
@@ -48,14 +48,14 @@ def mean_mixture_entropy_reference(weights_M_K: Tensor, probs_M: Tensor, probs_B
 def mean_mixture_entropy(
     weights_M_K: Tensor, probs_M: Tensor, probs_B_K_C: Tensor, *, less_squares_R_K: Tensor | None = None
 ) -> Tensor:
-    """sum_m probs_m H[sum_k w_mk p_k(.|b)] of each candidate b (B, nats), without ever storing the (B, M, C) table.
+    """Return sum_m probs_m H[sum_k w_mk p_k(.|b)] of each candidate b (B, nats), without storing the (B, M, C) table.
 
     All of one precision, on one device; no gradient. Fastest when `probs_B_K_C` is a transposed view of a contiguous
     (B, C, K) tensor.
 
     Args:
         weights_M_K: w_mk, rows sum to one.
-        probs_M: The probability of each mixture.
+        probs_M: Probability of each mixture.
         probs_B_K_C: p_k(c|b).
         less_squares_R_K: If passed, sum_rc (sum_k s_rk p_k(c|b))^2 is subtracted, which costs least in the same call.
 
@@ -89,7 +89,7 @@ def kernel_name(probs_B_K_C: Tensor) -> Literal["triton", "torch"]:
 def mean_mixture_entropy_in_blocks(
     weights_M_K: Tensor, probs_M: Tensor, probs_B_K_C: Tensor, *, less_squares_R_K: Tensor | None = None
 ) -> Tensor:
-    """`mean_mixture_entropy` in torch, on any device and in any precision.
+    """Compute `mean_mixture_entropy` in torch, on any device and in any precision.
 
     One wide product over a block of configurations and a block of candidates times classes, and its entropy while it
     is still in cache.
@@ -154,7 +154,7 @@ def _add_block(
 
 
 def _logarithms(q_m_r: Tensor, num_classes: int, *, out: Tensor) -> Tensor:
-    """The factor of q in q log q, finite for 0: 0 * log(something) = 0 is exact (and entr takes twice as long).
+    """Return the factor of q in q log q, finite for 0: 0 * log(something) = 0 is exact (and entr takes twice as long).
 
     Of few classes log q is log1p(q - 1), where that takes less time than log. Where q is no more than the rounding of
     q - 1, that costs up to a third of this rounding in q log q, for each class.

@@ -1,4 +1,4 @@
-"""`mean_mixture_entropy` as one fused Triton kernel: what it computes per configuration never reaches device memory."""
+"""`mean_mixture_entropy` as one fused Triton kernel, whose (B, M, C) table never reaches device memory."""
 
 from __future__ import annotations  # the kernel is annotated with types of a package that may be missing
 
@@ -10,7 +10,7 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
-except ImportError:  # there is no build of it for this system
+except ImportError:  # no build for this system
     AVAILABLE = False
 else:
     AVAILABLE = True
@@ -38,7 +38,7 @@ def _add_up_entropies(  # noqa: PLR0913, PLR0917  a kernel takes its sizes one b
     BLOCK_K: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
 ) -> None:
-    """sums_sr = sum_m probs_m (-q_rm log q_rm), q = rows @ weights.T, over the s-th `span` of configurations.
+    """Add up sums_sr = sum_m probs_m (-q_rm log q_rm), q = rows @ weights.T, over the s-th `span` of configurations.
 
     The arguments point to contiguous tensors. One program adds up one block of rows over one span of configurations.
     """
@@ -78,7 +78,7 @@ def mean_mixture_entropy(
     *,
     input_precision: Literal["ieee", "tf32x3"] = "ieee",
 ) -> Tensor:
-    """`al_lightning.information.mean_mixture_entropy` on a GPU, in single precision and with its accuracy (B, nats).
+    """Compute `al_lightning.information.mean_mixture_entropy` on a GPU, in single precision (B, nats).
 
     Half precision is computed, and given back, in single precision. Same input, same bits. No gradient. It allocates
     2 MB, or two doubles for each candidate and class where that is more, and a copy of `probs_B_K_C` unless that is a
@@ -121,7 +121,7 @@ def mean_mixture_entropy(
 
 
 def _check(weights_M_K: Tensor, probs_M: Tensor, probs_B_K_C: Tensor) -> None:
-    """Refuse what a kernel that follows bare pointers would read wrongly."""
+    """Refuse tensors that a kernel on bare pointers would read wrongly."""
     if not AVAILABLE:
         raise ImportError(
             "The fused kernel needs `triton`, which cannot be imported. Install it with `pip install triton`, or call "

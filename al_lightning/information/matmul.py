@@ -23,7 +23,7 @@ STEPS_PER_DOUBLING = 16  # of sizes: more steps add less to a product, fewer mak
 
 
 def recurring_size(size: int, *, like: Tensor) -> int:
-    """`size` or a little more, so that the sizes of products on `like` recur.
+    """Return `size` or a little more, so that the sizes of products on `like` recur.
 
     oneDNN compiles a kernel for each new shape, which takes longer than a small product, and keeps a thousand of them.
 
@@ -38,7 +38,7 @@ def recurring_size(size: int, *, like: Tensor) -> int:
 
 
 def product_of_rows(left_M_K: Tensor, right_R_K: Tensor, *, out_M_R: Tensor) -> Tensor:
-    """left_M_K @ right_R_K.T, in `out_M_R` or in a tensor of its own, whichever the library wants; no gradient.
+    """Multiply left_M_K @ right_R_K.T into `out_M_R`, or a new tensor where the library wants one; no gradient.
 
     Example:
         >>> left_M_K, right_R_K = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [0.0, 1.0]])

@@ -1,26 +1,32 @@
-"""Predict the pool: the log-probabilities of K posterior samples at every pool point, in the order of the pool."""
+"""Prediction of the pool: log-probabilities of K posterior samples at every point, in the order of the pool."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from al_lightning._lightning import LIGHTNINGS_OWN, LightningModule, Trainer, callbacks_of, pl
+from al_lightning.acquisition import Predictions
+from al_lightning.data import ActiveLearningDataModule
+from al_lightning.distributed import Ranks
+from al_lightning.pool.storage import Storage
 from al_lightning.posterior import Posterior, Predict
 from al_lightning.posterior.snapshot import Snapshot
 
 DESCRIPTION = "Predicting the pool"
 NUM_NAMED = 20
 MOST_REASON = 200
-"""Letters of a reason in a record."""
+"""Letters of a reason in a record, at most."""
 
 
 @contextmanager
 def _predicting(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """The trainer says that it predicts, and the module is on its device, also after the strategy was torn down."""
+    """Set the trainer to predicting, and move the module to its device, also after the strategy was torn down."""
     stage, device = trainer.state.stage, module.device
     trainer.predicting = True  # users ask `self.trainer.training` whether to augment
     trainer.strategy.model_to_device()  # at the end of a fit the strategy has moved the model to the CPU
@@ -51,7 +57,7 @@ def _log_nothing(*_args: object, **_kwargs: object) -> None:
 
 
 def _batches_on_device(trainer: Trainer, module: LightningModule, batches: Iterable[object]) -> Iterator[object]:
-    """Each batch as the trainer's own predict loop would hand it to the module, the user's transfer hooks included.
+    """Yield each batch as the trainer's own predict loop would, the user's transfer hooks included.
 
     To a GPU Lightning copies tensors without waiting, which takes effect for those that the loader has pinned.
     """
@@ -63,7 +69,7 @@ def _batches_on_device(trainer: Trainer, module: LightningModule, batches: Itera
 
 
 def _with_progress(trainer: Trainer, batches: DataLoader[object]) -> Iterable[object]:
-    """The batches under a progress bar of the kind that the Trainer shows, if it shows one."""
+    """Show a progress bar over the batches, of the kind that the Trainer shows, if it shows one."""
     shown: Any = trainer.progress_bar_callback
     if isinstance(shown, pl.callbacks.RichProgressBar) and shown.progress is not None:
         return shown.progress.track(
@@ -73,18 +79,18 @@ def _with_progress(trainer: Trainer, batches: DataLoader[object]) -> Iterable[ob
 
 
 class PoolChunks(Iterator[Tensor]):
-    """The chunks of `predict_pool`, and how they are made."""
+    """Chunks of `predict_pool`, and the description of the forward passes."""
 
     def __init__(self, chunks: Iterator[Tensor], predict: Predict) -> None:
         self._chunks, self._predict = chunks, predict
 
     def __next__(self) -> Tensor:
-        """The log-probabilities of the next batch."""
+        """Return the log-probabilities of the next batch."""
         return next(self._chunks)
 
     @property
     def path(self) -> str | None:
-        """Describe how the posterior has made its forward passes; None for one that does not tell."""
+        """Describe the forward passes of the posterior; None for one that does not tell."""
         path, reason = (getattr(self._predict, name, None) for name in ("path", "reason"))
         return f"{path}: {' '.join(reason.split())[:MOST_REASON]}" if path and reason else path
 
@@ -99,7 +105,7 @@ def predict_pool(
     num_samples: int,
     seed: int,
 ) -> Iterator["PoolChunks"]:
-    """Log-probabilities (n, K, C), float32, of `num_samples` = K draws of the posterior, batch by batch when asked for.
+    """Predict log-probabilities (n, K, C), float32, of K draws of the posterior, batch by batch when asked for.
 
     Runs after a fit as well as during one, on the trainer's device and in its precision. The K draws depend on `seed`
     alone, so every batch sees the same K networks. The first batch with a prediction that is NaN is an error.
@@ -121,14 +127,14 @@ def preview_pool(
     *,
     smaller: DataLoader[object] | None = None,
 ) -> Tensor:
-    """Log-probabilities (B, C) of the first batch by one sample: refuses before a training what would fail after it.
+    """Predict the first batch by one sample (B, C), to refuse before a training what would fail after it.
 
     Args:
         trainer: A Trainer whose fit begins.
         module: The model, which is handed back as it was.
         batches: Some points of the pool.
-        posterior: What is going to be sampled.
-        smaller: Fewer points than are in the first batch.
+        posterior: Posterior that is to be sampled.
+        smaller: Fewer points than the first batch holds.
     """
     datamodule = trainer.datamodule  # type: ignore[attr-defined]
     others = [trainer, datamodule, getattr(datamodule, "inner", None), *callbacks_of(trainer), *trainer.loggers]
@@ -148,13 +154,89 @@ def preview_pool(
 def fitted_posterior(
     trainer: Trainer, module: LightningModule, batches: DataLoader[object], posterior: Posterior
 ) -> Posterior:
-    """Fit the posterior after a training, given the labelled samples, which `batches` holds in order."""
+    """Fit the posterior after a training to the labelled points, which `batches` holds in order."""
     with _predicting(trainer, module), trainer.precision_plugin.forward_context():
         return posterior.fit(module, _batches_on_device(trainer, module, batches))
 
 
+@dataclass(frozen=True)
+class Draw:
+    """Posterior samples of a prediction.
+
+    Args:
+        num_samples: K.
+        seed: Seed that decides which networks are drawn, and nothing else does.
+    """
+
+    num_samples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Predictor of pool points after a training: a choice may ask it more than once.
+
+    Args:
+        trainer: A Trainer at the end of a fit.
+        module: The trained model, with the same buffers on all ranks.
+        datamodule: Data module that loads the points.
+        posterior: Posterior fitted to the labelled points.
+        batch_size: Batch size of the loader: a batch is never divided between ranks.
+        storage: Place of the predictions.
+    """
+
+    trainer: Trainer
+    module: LightningModule
+    datamodule: ActiveLearningDataModule
+    posterior: Posterior
+    batch_size: int
+    storage: Storage
+
+    @classmethod
+    def after_training(
+        cls,
+        trainer: Trainer,
+        module: LightningModule,
+        datamodule: ActiveLearningDataModule,
+        posterior: Posterior,
+        storage: Storage,
+    ) -> "Predictor":
+        """Fit the posterior to the labelled points, on every rank."""
+        ranks = Ranks(trainer)
+        ranks.send_buffers(module)
+
+        def fitted() -> tuple[Posterior, int]:
+            labelled = datamodule.pool_dataloader(datamodule.labels.labelled_indices)
+            return fitted_posterior(trainer, module, labelled, posterior), labelled.batch_size or 1
+
+        return cls(trainer, module, datamodule, *ranks.together(fitted), storage)
+
+    def __call__(self, indices_N: Tensor, draw: Draw) -> tuple[Predictions, str | None]:
+        """Predict this rank's part of some points, and describe the forward passes."""
+        ranks = Ranks(self.trainer)
+        part = ranks.part(len(indices_N), self.batch_size)
+        log_probs_n_K_C, path = ranks.together(lambda: self._own(indices_N[part.start : part.stop], draw))
+        num_classes = int(ranks.gather(torch.tensor(log_probs_n_K_C.shape[2])).max())
+        if len(part) == 0:  # of no points, a rank knows no number of classes
+            log_probs_n_K_C = log_probs_n_K_C.new_empty(0, draw.num_samples, num_classes)
+        return Predictions(log_probs_n_K_C, offset=part.start, total=len(indices_N)), path
+
+    def _own(self, indices_n: Tensor, draw: Draw) -> tuple[Tensor, str | None]:
+        if len(indices_n) == 0:
+            return torch.empty(0, draw.num_samples, 0), None
+        with predict_pool(
+            self.trainer,
+            self.module,
+            self.datamodule.pool_dataloader(indices_n),
+            self.posterior,
+            num_samples=draw.num_samples,
+            seed=draw.seed,
+        ) as chunks:
+            return self.storage.filled(chunks, num_points=len(indices_n)), chunks.path
+
+
 def _finite(chunks: Iterable[Tensor], batches: DataLoader[object]) -> Iterator[Tensor]:
-    """The chunks, up to one that holds NaN: with a large pool, one broken batch must not cost hours."""
+    """Yield the chunks up to one that holds NaN: with a large pool, one broken batch must not cost hours."""
     start = 0
     for log_probs_n_K_C in chunks:
         broken_n = log_probs_n_K_C.isnan().any(dim=2).any(dim=1)

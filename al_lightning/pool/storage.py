@@ -20,11 +20,11 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Storage:
-    """Keeps the predictions of one pool.
+    """Storage of the predictions of one pool.
 
     Args:
-        predictions_budget_mib: What they may take in memory, on the device that makes them.
-        folder: Where they are kept if they take more; None if there is no folder.
+        predictions_budget_mib: Memory that they may take, on the device that makes them.
+        folder: Folder of the file if they take more; None if there is no folder.
     """
 
     predictions_budget_mib: int
@@ -35,7 +35,7 @@ class Storage:
             raise ValueError(f"`predictions_budget_mib` is {self.predictions_budget_mib}, but must be at least 0.")
 
     def check(self, shape_N_K_C: Shape, dtype: torch.dtype = torch.float32) -> None:
-        """Refuse what there is no room for, before anything is predicted."""
+        """Refuse predictions that there is no room for, before anything is predicted."""
         if self._fits(shape_N_K_C, dtype):
             return
         if self.folder is None:
@@ -51,13 +51,13 @@ class Storage:
             )
 
     def filled(self, chunks: Iterable[Tensor], *, num_points: int) -> Tensor:
-        """The predictions of a pool of N points from its parts (n, K, C), in their order; never twice in memory.
+        """Store the predictions of a pool of N points from its parts (n, K, C), in their order; never twice in memory.
 
         A file has no name, so that none is left however the process ends; its space is free again with the last
         reference to the tensor, which is on the CPU.
 
         Args:
-            chunks: K, C and precision are those of the first.
+            chunks: Parts of the predictions; K, C and precision are those of the first.
             num_points: N.
 
         Example:
@@ -81,7 +81,7 @@ class Storage:
 
     @property
     def _place(self) -> Path:
-        """The run folder, or, on a node that does not see it, the place for temporary files."""
+        """Return the run folder, or, on a node that does not see it, the place for temporary files."""
         return self.folder if self.folder is not None and self.folder.is_dir() else Path(tempfile.gettempdir())
 
     def _in_file(self, parts: Iterable[tuple[slice, Tensor]], shape_N_K_C: Shape, dtype: torch.dtype) -> Tensor:
@@ -120,7 +120,7 @@ def _num_bytes(shape_N_K_C: Shape, dtype: torch.dtype) -> int:
 
 
 def _parts(chunks: Iterable[Tensor], shape_N_K_C: Shape, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Each chunk with its rows in the whole; together they must be all of it."""
+    """Yield each chunk with its rows in the whole; together the chunks must be all of it."""
     end = 0
     for chunk in chunks:
         start, end = end, end + len(chunk)

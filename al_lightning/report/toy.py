@@ -72,7 +72,7 @@ def make_toy(*, generator: torch.Generator, num_features: int = 400, length: flo
 def picks(toy: Toy, *, seed: int) -> dict[str, Batch]:
     """Choose from the toy's pool by both acquisitions."""
     log_probs_N_K_C = toy.log_probs(toy.points_N_2)
-    predictions = Predictions(log_probs_N_K_C, torch.arange(len(log_probs_N_K_C)))
+    predictions = Predictions(log_probs_N_K_C)
     generator = torch.Generator().manual_seed(seed)
     return {
         "BALD": BALD()(predictions, BATCH_SIZE, generator=generator),

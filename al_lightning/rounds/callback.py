@@ -9,13 +9,14 @@ from al_lightning._lightning import (
     LightningModule,
     Trainer,
     callbacks_of,
+    check_strategy,
     is_tuning,
     rank_zero_warn,
     spawns,
 )
 from al_lightning.acquisition import Acquisition, Screening
 from al_lightning.data import wrapped_datamodule
-from al_lightning.distributed import Ranks, check_strategy
+from al_lightning.distributed import Ranks
 from al_lightning.posterior import MCDropout, Posterior
 from al_lightning.records.round import Round
 from al_lightning.rounds.batch_norm import BatchNormWatch, Coming, watch_batch_norm

@@ -22,7 +22,7 @@ def on_rank_threads():
         def outcome(rank, exchange):
             try:
                 return function(rank, exchange)
-            except (TypeError, ValueError) as error:
+            except (RuntimeError, TypeError, ValueError) as error:
                 return error
 
         return testing.on_rank_threads(outcome, num_ranks)

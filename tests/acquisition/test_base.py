@@ -6,16 +6,16 @@ import torch
 from torch.testing import assert_close
 
 import al_lightning.acquisition
-from al_lightning.acquisition import Acquisition, Alone, BatchBALD, Predictions
-from al_lightning.acquisition.base import prepared_on_all_ranks
+from al_lightning.acquisition import Acquisition, BatchBALD, Predictions, Random
+from al_lightning.acquisition.base import check_needs, prepared_on_all_ranks
 from al_lightning.testing import check_acquisition
 
 EVERY_ACQUISITION = [
     member()
     for member in (getattr(al_lightning.acquisition, name) for name in al_lightning.acquisition.__all__)
-    if inspect.isclass(member) and issubclass(member, Acquisition) and member is not Acquisition
+    if inspect.isclass(member) and issubclass(member, Acquisition) and not inspect.isabstract(member)
 ] + [BatchBALD(num_configs=30)]  # the last draws configurations from the second pick on
-THAT_PREDICT = [acquisition for acquisition in EVERY_ACQUISITION if acquisition.needs_predictions]
+THAT_PREDICT = [acquisition for acquisition in EVERY_ACQUISITION if "predictions" in acquisition.needs]
 
 every_acquisition = pytest.mark.parametrize("acquisition", EVERY_ACQUISITION, ids=repr)
 every_that_predicts = pytest.mark.parametrize("acquisition", THAT_PREDICT, ids=repr)
@@ -41,13 +41,13 @@ def pool_stacked_over_samples():
 
 
 def whole(log_probs_N_K_C):
-    return Predictions(log_probs_N_K_C, torch.arange(len(log_probs_N_K_C)))
+    return Predictions(log_probs_N_K_C)
 
 
 def parts_of(log_probs_N_K_C, cuts):
     bounds = [0, *cuts, len(log_probs_N_K_C)]
     return [
-        Predictions(log_probs_N_K_C[start:end], torch.arange(start, end), offset=start, total=len(log_probs_N_K_C))
+        Predictions(log_probs_N_K_C[start:end], offset=start, total=len(log_probs_N_K_C))
         for start, end in itertools.pairwise(bounds)
     ]
 
@@ -115,7 +115,7 @@ def test_the_order_of_the_pool_does_not_matter(acquisition):
 def test_equal_points_are_equal_wherever_they_lie_and_chance_decides(acquisition):
     log_probs_N_K_C = pool_of(40).repeat(3, 1, 1)[torch.randperm(120, generator=seeded(2))]
     first, second = (acquisition(whole(log_probs_N_K_C), 12, generator=seeded(seed)) for seed in (0, 1))
-    is_jointly = first.leads is not None
+    is_jointly = first.search is not None
     same = 2 if is_jointly else 12  # the configurations of the first picks are not drawn
     assert torch.equal(first.scores[:same], second.scores[:same])
     if "VariationRatios" not in repr(acquisition):
@@ -140,9 +140,9 @@ def test_several_ranks_choose_what_one_chooses(acquisition, cuts, pool, on_rank_
     for batch in batches:
         assert torch.equal(batch.positions, alone.positions)
         assert torch.equal(batch.scores, alone.scores)
-        if alone.leads is not None:
-            assert torch.equal(batch.leads, alone.leads)
-            assert torch.equal(batch.lead_errors, alone.lead_errors)
+        if alone.search is not None:
+            assert torch.equal(batch.search.margins, alone.search.margins)
+            assert torch.equal(batch.search.margin_errors, alone.search.margin_errors)
 
 
 @every_acquisition
@@ -169,12 +169,29 @@ def test_broken_predictions_are_refused(acquisition):
     with pytest.raises(ValueError, match="not normalised"):
         acquisition(whole(pool_of() + 1), 2, generator=seeded())
     with pytest.raises(ValueError, match="`log_probs_N_K_C` is None, but this acquisition needs predictions"):
-        acquisition(Predictions(None, torch.arange(5)), 2, generator=seeded())
+        acquisition(Predictions(None, total=5), 2, generator=seeded())
 
 
 def test_an_acquisition_that_needs_no_predictions_works_without():
-    (random,) = (acquisition for acquisition in EVERY_ACQUISITION if not acquisition.needs_predictions)
-    assert len(random(Predictions(None, torch.arange(5)), 2, generator=seeded()).positions) == 2
+    (random,) = (acquisition for acquisition in EVERY_ACQUISITION if not acquisition.needs)
+    assert len(random(Predictions(None, total=5), 2, generator=seeded()).positions) == 2
+
+
+class Needing(Random):
+    """An acquisition that declares whatever the test wants."""
+
+    needs = frozenset({"predictions", "features"})
+
+
+def test_needs_that_a_run_cannot_give_are_refused_and_those_that_exist_are_named(make_callback, monkeypatch):
+    for acquisition in EVERY_ACQUISITION:
+        check_needs(acquisition)
+    words = r"`needs` of the acquisition Needing\(\) is .*, but must be a frozenset of some of 'predictions', or empty"
+    with pytest.raises(ValueError, match=words):
+        make_callback(Needing())
+    monkeypatch.setattr(Needing, "needs", "predictions")
+    with pytest.raises(ValueError, match=words):
+        check_needs(Needing())
 
 
 def test_one_rank_that_refuses_its_part_ends_all_ranks(on_rank_threads):
@@ -184,8 +201,9 @@ def test_one_rank_that_refuses_its_part_ends_all_ranks(on_rank_threads):
     first, second = on_rank_threads(
         lambda rank, exchange: BatchBALD()(parts[rank], 3, generator=seeded(), exchange=exchange), 2
     )
-    assert "`predictions` of rank 1 were refused" in str(first)
+    assert "Rank 1 failed, so all stop. ValueError: `log_probs_N_K_C`[8, 0] is not normalised" in str(first)
     assert "`log_probs_N_K_C`[8, 0] is not normalised" in str(second)
+    assert isinstance(second, ValueError)
 
 
 @pytest.mark.parametrize(
@@ -195,8 +213,8 @@ def test_one_rank_that_refuses_its_part_ends_all_ranks(on_rank_threads):
 def test_parts_that_do_not_make_up_the_pool_are_refused_by_all(second_offset, second_total, words, on_rank_threads):
     log_probs_N_K_C = pool_of()
     parts = [
-        Predictions(log_probs_N_K_C[:12], torch.arange(12), offset=0, total=23),
-        Predictions(log_probs_N_K_C[12:], torch.arange(11), offset=second_offset, total=second_total),
+        Predictions(log_probs_N_K_C[:12], offset=0, total=23),
+        Predictions(log_probs_N_K_C[12:], offset=second_offset, total=second_total),
     ]
     for error in on_rank_threads(
         lambda rank, exchange: BatchBALD()(parts[rank], 3, generator=seeded(), exchange=exchange), 2
@@ -206,7 +224,7 @@ def test_parts_that_do_not_make_up_the_pool_are_refused_by_all(second_offset, se
 
 
 def test_a_pool_that_is_not_all_there_is_refused():
-    predictions = Predictions(pool_of(), torch.arange(23), total=30)
+    predictions = Predictions(pool_of(), total=30)
     with pytest.raises(ValueError, match="are of 23 points on all ranks together, but `total` is 30"):
         BatchBALD()(predictions, 3, generator=seeded())
 
@@ -214,15 +232,16 @@ def test_a_pool_that_is_not_all_there_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"indices_N": torch.zeros(23)}, r"`indices_N` is torch.float32 of shape \(23,\)"),
-        ({"indices_N": torch.arange(22)}, "`indices_N` names 22 points, but `log_probs_N_K_C` predicts 23"),
-        ({"indices_N": torch.arange(23), "offset": 5}, "`offset` is 5 for a part of 23 points, but `total` is 23"),
-        ({"indices_N": torch.arange(23), "offset": -1}, "`offset` is -1"),
+        ({"log_probs_N_K_C": None}, "`log_probs_N_K_C` and `total` are both None. Pass the number of points"),
+        ({"log_probs_N_K_C": None, "offset": 2, "total": 3}, "`offset` is 2 for a part of 3 points, but `total` is 3"),
+        ({"total": 22}, "`offset` is 0 for a part of 23 points, but `total` is 22"),
+        ({"offset": 5}, "`offset` is 5 for a part of 23 points, but `total` is 23"),
+        ({"offset": -1}, "`offset` is -1"),
     ],
 )
 def test_predictions_that_contradict_themselves_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
-        Predictions(pool_of(), **arguments)
+        Predictions(**{"log_probs_N_K_C": pool_of(), **arguments})
 
 
 def test_rows_are_found_on_whichever_rank_holds_them(on_rank_threads):
@@ -236,18 +255,14 @@ def test_rows_are_found_on_whichever_rank_holds_them(on_rank_threads):
 
 def test_a_pool_that_was_not_predicted_has_no_rows():
     with pytest.raises(ValueError, match="was not predicted"):
-        Predictions(None, torch.arange(3)).rows(torch.tensor([0]))
-
-
-def test_alone_is_one_rank():
-    assert Alone().gather(torch.tensor([1, 2])).tolist() == [[1, 2]]
+        Predictions(None, total=3).rows(torch.tensor([0]))
 
 
 def test_an_error_of_any_kind_on_one_rank_is_heard_by_the_others(on_rank_threads):
     log_probs_N_K_C = pool_of()
     parts = [
-        Predictions(log_probs_N_K_C[:12], torch.arange(12), offset=0, total=23),
-        Predictions(log_probs_N_K_C[12:], torch.arange(12, 23), offset=12, total=23),
+        Predictions(log_probs_N_K_C[:12], offset=0, total=23),
+        Predictions(log_probs_N_K_C[12:], offset=12, total=23),
     ]
 
     def prepare(log_probs_n_K_C):
@@ -258,9 +273,9 @@ def test_an_error_of_any_kind_on_one_rank_is_heard_by_the_others(on_rank_threads
     def work(rank, exchange):
         try:
             return prepared_on_all_ranks(parts[rank], prepare, exchange=exchange)
-        except MemoryError as error:
+        except (MemoryError, RuntimeError) as error:
             return error
 
     first, second = on_rank_threads(work, 2)
-    assert "`predictions` of rank 1 were refused" in str(first)
+    assert str(first) == "Rank 1 failed, so all stop. MemoryError: out of memory"
     assert isinstance(second, MemoryError)

@@ -87,7 +87,7 @@ def test_what_is_not_normalised_is_refused(function):
 @pytest.mark.parametrize("kind", SCORE_OF)
 def test_each_acquisition_takes_the_highest_of_its_score(kind):
     log_probs_N_K_C = random_log_probs(2, num_points=1500, num_samples=3, num_classes=5)  # more than one block
-    batch = kind()(Predictions(log_probs_N_K_C, torch.arange(1500)), 20, generator=torch.Generator())
+    batch = kind()(Predictions(log_probs_N_K_C), 20, generator=torch.Generator())
     scores_N = SCORE_OF[kind](log_probs_N_K_C)
     assert_close(batch.scores, scores_N.sort(descending=True).values[:20], atol=1e-6, rtol=0)
     assert_close(batch.scores, scores_N[batch.positions], atol=1e-6, rtol=0)
@@ -95,13 +95,13 @@ def test_each_acquisition_takes_the_highest_of_its_score(kind):
 
 def test_bald_and_entropy_differ_where_the_noise_is():
     noisy, disputed = [[0.5, 0.5], [0.5, 0.5]], [[0.99, 0.01], [0.1, 0.9]]
-    predictions = Predictions(torch.tensor([noisy, disputed]).log(), torch.arange(2))
+    predictions = Predictions(torch.tensor([noisy, disputed]).log())
     assert Entropy()(predictions, 1, generator=torch.Generator()).positions.tolist() == [0]
     assert BALD()(predictions, 1, generator=torch.Generator()).positions.tolist() == [1]
 
 
 def test_random_reaches_every_point_and_every_seed_is_another_draw():
-    predictions = Predictions(None, torch.arange(8))
+    predictions = Predictions(None, total=8)
     batches = [Random()(predictions, 2, generator=torch.Generator().manual_seed(seed)) for seed in range(60)]
     assert set(torch.cat([batch.positions for batch in batches]).tolist()) == set(range(8))
     assert len({tuple(batch.positions.tolist()) for batch in batches}) > 20
@@ -112,7 +112,7 @@ def test_chance_decides_between_equal_votes_and_not_the_order_of_the_pool():
     votes_N_K = torch.zeros(1000, 4, dtype=torch.long)
     votes_N_K[::2, :2] = 1  # every other point divides the samples in halves
     log_probs_N_K_C = torch.nn.functional.one_hot(votes_N_K, 2).double().log()
-    predictions = Predictions(log_probs_N_K_C, torch.arange(1000))
+    predictions = Predictions(log_probs_N_K_C)
     batch = VariationRatios()(predictions, 100, generator=torch.Generator().manual_seed(0))
     assert (batch.scores == 0.5).all()
     assert (batch.positions % 2 == 0).all()

@@ -12,9 +12,7 @@ def pool(num_points=40, num_samples=6):
 
 def test_the_points_of_largest_bald_are_left_in_the_order_of_the_pool():
     log_probs_N_K_C = pool()
-    screened = Screening(num_points=7, num_samples=6)(
-        Predictions(log_probs_N_K_C, torch.arange(40)), generator=torch.Generator()
-    )
+    screened = Screening(num_points=7, num_samples=6)(Predictions(log_probs_N_K_C), generator=torch.Generator())
     bald = mutual_information(log_probs_N_K_C)
     by_hand = sorted(range(40), key=lambda position: -bald[position].item())[:7]
     assert screened.ranking.tolist() == by_hand
@@ -24,12 +22,12 @@ def test_the_points_of_largest_bald_are_left_in_the_order_of_the_pool():
 
 def test_ranks_with_parts_of_the_pool_leave_the_same_points_as_one(on_rank_threads):
     log_probs_N_K_C, screening = pool(), Screening(num_points=7, num_samples=6)
-    alone = screening(Predictions(log_probs_N_K_C, torch.arange(40)), generator=torch.Generator())
+    alone = screening(Predictions(log_probs_N_K_C), generator=torch.Generator())
     parts = [slice(0, 3), slice(3, 3), slice(3, 40)]
 
     def on_rank(rank, exchange):
         part = parts[rank]
-        predictions = Predictions(log_probs_N_K_C[part], torch.arange(40)[part], offset=part.start, total=40)
+        predictions = Predictions(log_probs_N_K_C[part], offset=part.start, total=40)
         return screening(predictions, generator=torch.Generator(), exchange=exchange)
 
     for screened in on_rank_threads(on_rank, 3):
@@ -54,7 +52,7 @@ def test_picks_from_the_last_tenth_are_warned_of(pick, is_warned_of):
     warning = screened.warning(torch.tensor([0, pick]))
     assert (warning is not None) == is_warned_of
     if warning is not None:
-        assert "number 19 of the 20 points" in warning
+        assert "number 19 of the 20 that the screening kept" in warning
         assert "the 20 others. Raise `Screening(num_points=...)`" in warning
 
 
@@ -73,7 +71,7 @@ def test_of_no_pick_there_is_no_rank_and_no_warning():
 )
 def test_predictions_that_do_not_fit_are_refused(screening, words):
     with pytest.raises(ValueError, match=words):
-        screening(Predictions(pool(), torch.arange(40)), generator=torch.Generator())
+        screening(Predictions(pool()), generator=torch.Generator())
 
 
 @pytest.mark.parametrize(

@@ -144,12 +144,12 @@ def test_whatever_is_merged_bounds_every_gain_from_above(seed, num_configs, shar
 @given(seed=seeds, sharpness=st.sampled_from([0.5, 3.0, 30.0]), num_picks=st.integers(0, 6))
 def test_what_remains_unknown_is_never_less_than_the_doubt(seed, sharpness, num_picks):
     configurations = extended_by(random_log_probs(seed, num_picks, sharpness=sharpness), num_configs=50, seed=seed)
-    assert 0 <= configurations.doubt() <= configurations.remaining() + 1e-12
+    assert 0 <= configurations.uncertainty() <= configurations.remaining() + 1e-12
 
 
 def test_the_doubt_is_what_the_likeliest_samples_leave():
     configurations = Configurations(torch.tensor([0.25, 0.75]), torch.tensor([[0.5, 0.5], [0.9, 0.1]]))
-    assert_close(configurations.doubt(), torch.tensor(0.25 * 0.5 + 0.75 * 0.1))
+    assert_close(configurations.uncertainty(), torch.tensor(0.25 * 0.5 + 0.75 * 0.1))
     assert_close(configurations.mean_weights, torch.tensor([0.8, 0.2]))
     assert configurations.likeliest[1].tolist() == [0, 0]
 
@@ -169,12 +169,12 @@ def test_configurations_too_improbable_for_single_precision_are_left_out_with_th
 
 @given(seed=seeds, sharpness=st.sampled_from([0.5, 3.0, 12.0]), dtype=st.sampled_from([torch.float32, torch.float64]))
 @settings(max_examples=30, deadline=None)
-def test_doubtful_configurations_have_all_of_a_gain_but_what_is_negligible(seed, sharpness, dtype):
+def test_uncertain_configurations_have_all_of_a_gain_but_what_is_negligible(seed, sharpness, dtype):
     log_probs_N_K_C = random_log_probs(seed, 12, sharpness=sharpness).to(dtype)
     configurations = extended_by(log_probs_N_K_C[:8], num_configs=150, seed=seed).to(log_probs_N_K_C)
     gains_N, rounding = configurations.gains(log_probs_N_K_C), 100 * torch.finfo(dtype).eps
     for negligible in (0.0, 1e-4, 0.01, 0.1, 1.0, math.inf):
-        some = configurations.doubtful(negligible=negligible)
+        some = configurations.uncertain(negligible=negligible)
         missing_N = gains_N - some.gains(log_probs_N_K_C)
         assert (missing_N >= -rounding).all()
         assert (missing_N <= negligible + rounding).all()
@@ -190,10 +190,10 @@ def test_the_most_certain_configurations_are_left_out_first_and_by_their_probabi
     order = [2, 0, 3, 1]
     for number in range(1, 4):
         left_out = unknown_M[order[:number]].sum().item()
-        assert sorted(configurations.doubtful(negligible=left_out * 0.99).counts_M.tolist()) == sorted(
+        assert sorted(configurations.uncertain(negligible=left_out * 0.99).counts_M.tolist()) == sorted(
             counts_M[order[number - 1 :]].tolist()
         )
-        assert sorted(configurations.doubtful(negligible=left_out * 1.01 + 1e-12).counts_M.tolist()) == sorted(
+        assert sorted(configurations.uncertain(negligible=left_out * 1.01 + 1e-12).counts_M.tolist()) == sorted(
             counts_M[order[number:]].tolist()
         )
 

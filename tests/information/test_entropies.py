@@ -117,8 +117,8 @@ def test_rounding_to_any_precision_passes_and_one_tenth_too_much_does_not(dtype)
 def test_fanos_bound_is_reached_where_the_others_are_alike_and_never_exceeded(seed, sharpness, num_outcomes):
     generator = torch.Generator().manual_seed(seed)
     probs_K = (torch.randn(num_outcomes, dtype=torch.float64, generator=generator) * sharpness).softmax(dim=0)
-    doubt = 1 - probs_K.max()
-    bound = fano_bound(doubt, num_outcomes)
+    uncertainty = 1 - probs_K.max()
+    bound = fano_bound(uncertainty, num_outcomes)
     assert bound >= plain_entropy(probs_K.tolist()) - 1e-12
-    rest_K = torch.full((max(1, num_outcomes - 1),), doubt.item() / max(1, num_outcomes - 1), dtype=torch.float64)
-    assert_close(bound.item(), plain_entropy([1 - doubt.item(), *rest_K.tolist()]))
+    rest_K = torch.full((max(1, num_outcomes - 1),), uncertainty.item() / max(1, num_outcomes - 1), dtype=torch.float64)
+    assert_close(bound.item(), plain_entropy([1 - uncertainty.item(), *rest_K.tolist()]))

@@ -6,13 +6,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from al_lightning import BALD, BatchBALD, MCDropout, Random, Screening, active_fit, read_journal
-from al_lightning.acquisition.base import ALONE, Acquisition
+from al_lightning import (
+    BALD,
+    ActiveLearningDataModule,
+    BatchBALD,
+    LastLayerLaplace,
+    MCDropout,
+    Random,
+    Screening,
+    active_fit,
+    read_journal,
+)
+from al_lightning.acquisition import Acquisition, Predictions
+from al_lightning.distributed import ALONE
 from al_lightning.information import mutual_information
 from al_lightning.randomness import derived_seed
 from al_lightning.records.lines import encoded
 
-from_the_end = pytest.mark.filterwarnings("ignore:A pick was number")
+from_the_end = pytest.mark.filterwarnings("ignore:An acquired point was number")
 needs_proc = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc to see what is mapped")
 
 
@@ -24,7 +35,8 @@ class Watched(Acquisition):
         self.seen, self.num_mapped = [], []
 
     def __call__(self, predictions, batch_size, *, generator, exchange=ALONE):
-        self.seen.append(predictions.indices_N.tolist())
+        assert predictions.num_rows == len(LOADED[-1])
+        self.seen.append(LOADED[-1])
         if self.folder is not None:
             self.num_mapped.append(num_mapped(self.folder))
         if self.error is not None:
@@ -47,6 +59,25 @@ class Remembering(MCDropout):
             yield lambda batch: chunks.append(predict(batch)) or chunks[-1]
 
 
+LOADED = []
+"""Ids of each loader of given samples that a data module has made, in order."""
+
+
+@pytest.fixture(autouse=True)
+def loaded(monkeypatch):
+    """Remember which samples are loaded: those of the last loader are the ones that were predicted."""
+    make_loader = ActiveLearningDataModule.pool_dataloader
+
+    def remembered(self, indices=None, batch_size=None):
+        if indices is not None:
+            LOADED.append(torch.as_tensor(indices).tolist())
+        return make_loader(self, indices, batch_size)
+
+    monkeypatch.setattr(ActiveLearningDataModule, "pool_dataloader", remembered)
+    yield LOADED
+    LOADED.clear()
+
+
 def num_mapped(folder):
     gc.collect()
     return sum(str(folder) in line for line in Path("/proc/self/maps").read_text().splitlines())
@@ -66,7 +97,7 @@ def run(make_trainer, make_model, make_data, make_callback):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("acquisition", [BALD(), BatchBALD(num_configs=20), BatchBALD(fill=BALD(), saturated_at=0.5)])
+@pytest.mark.parametrize("acquisition", [BALD(), BatchBALD(num_configs=20), BatchBALD(fill=BALD(), fill_above=0.5)])
 def test_a_pool_beyond_the_budget_gives_the_same_records_bit_for_bit(acquisition, run, tmp_path):
     in_memory = run(acquisition, folder=tmp_path / "memory")
     in_file = run(acquisition, folder=tmp_path / "file", predictions_budget_mib=0)
@@ -161,6 +192,31 @@ def test_screening_leaves_the_points_of_largest_bald_by_samples_of_its_own(run):
         pool = [sample for sample in pool if sample not in record.acquired]
 
 
+class Counting(LastLayerLaplace):
+    """Laplace that counts how often it is fitted."""
+
+    num_fits = 0
+
+    def fit(self, model, batches):
+        type(self).num_fits += 1
+        return super().fit(model, batches)
+
+
+@from_the_end
+@pytest.mark.parametrize(("screening", "num_predictions"), [(None, 1), (Screening(num_points=10, num_samples=3), 2)])
+def test_a_choice_fits_once_loads_nothing_twice_and_gathers_the_rows_of_the_batch_once(
+    screening, num_predictions, run, loaded, monkeypatch
+):
+    monkeypatch.setattr(Counting, "num_fits", 0)
+    gathered = []
+    rows = Predictions.rows
+    monkeypatch.setattr(Predictions, "rows", lambda *args, **kwargs: gathered.append(args) or rows(*args, **kwargs))
+    run(posterior=Counting(), screening=screening, max_rounds=2)
+    previewed, num_chosen, pictured = 2, 1 + num_predictions, [4]
+    assert [len(ids) for ids in loaded[previewed:]] == [6, 54, 10][:num_chosen] + pictured
+    assert (Counting.num_fits, len(gathered)) == (1, 1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [{}, {"predictions_budget_mib": 0}])
 def test_a_screening_that_leaves_everything_is_none(arguments, run, tmp_path):
@@ -185,14 +241,14 @@ def test_screening_is_after_the_random_part_and_not_for_random(run):
 
 
 def test_picks_from_the_end_of_the_screening_are_warned_of_once(run):
-    with pytest.warns(UserWarning, match=r"A pick was number 4 of the 4 points that the screening left") as caught:
+    with pytest.warns(UserWarning, match=r"An acquired point was number 4 of the 4 that the screening kept") as caught:
         run(screening=Screening(num_points=4))
-    assert sum("the screening left" in str(one.message) for one in caught) == 1
+    assert sum("the screening kept" in str(one.message) for one in caught) == 1
 
 
 def test_picks_that_chance_made_are_not_warned_of(run):
     screening = Screening(num_points=40, num_samples=3)
-    record = run(BatchBALD(fill=Random(), saturated_at=1e-9), screening=screening, query_size=20, max_rounds=2)[0]
+    record = run(BatchBALD(fill=Random(), fill_above=1e-9), screening=screening, query_size=20, max_rounds=2)[0]
     assert record.information["num_filled"] == 19  # of forty points some are from the last four
     assert record.information["lowest_rank_picked"] <= 36
 

@@ -37,10 +37,10 @@ def chunks():
 
 def choose(budget):
     log_probs_N_K_C = Storage(budget, Path(sys.argv[1])).filled(chunks(), num_points=N)
-    predictions = Predictions(log_probs_N_K_C, torch.arange(N))
+    predictions = Predictions(log_probs_N_K_C)
     for acquisition in (BALD(), BatchBALD(num_configs=100, memory_budget_mib=48)):
         batch = acquisition(predictions, 2, generator=torch.Generator())
-        summarise(predictions, batch, generator=torch.Generator())
+        summarise(predictions, batch, predictions.rows(batch.positions), generator=torch.Generator())
 
 for budget in (16, 1024):
     done, seen = False, [anonymous()]

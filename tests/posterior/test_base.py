@@ -1,4 +1,4 @@
-"""The contract of every posterior over every kind of model: add yours to POSTERIORS or MODELS."""
+"""The contract of every posterior over every kind of model: add yours to POSTERIORS of `conftest.py`, or to MODELS."""
 
 import copy
 
@@ -7,10 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from al_lightning.posterior import LastLayerLaplace, MCDropConnect, MCDropout
+from al_lightning.testing import check_posterior
 
 K = 5
-POSTERIORS = [MCDropout(), LastLayerLaplace(), MCDropConnect(p=0.3)]
 
 
 class FunctionalDropout(nn.Module):
@@ -85,9 +84,9 @@ def model(request):
     return model.train()
 
 
-@pytest.fixture(params=POSTERIORS, ids=repr)
-def posterior(request, model):
-    return request.param.fit(model, [points()])
+@pytest.fixture
+def posterior(each_drawn_posterior, model):
+    return each_drawn_posterior.fit(model, [points()])
 
 
 def predictions(posterior, model, inputs, *, seed=3, batch_size=4, num_samples=K):
@@ -122,6 +121,11 @@ def assert_same_state(once, again):
     for (a, a_requires_grad, a_grad), (b, b_requires_grad, b_grad) in zip(once[3], again[3], strict=True):
         assert torch.equal(a, b)
         assert (a_requires_grad, a_grad) == (b_requires_grad, b_grad)
+
+
+@pytest.mark.slow
+def test_the_check_for_posteriors_of_the_users_own_passes(each_drawn_posterior, model):
+    check_posterior(each_drawn_posterior, model, points(), num_samples=K)
 
 
 def test_predictions_are_normalised_float32_of_k_samples_without_gradient(posterior, model):

@@ -1,4 +1,4 @@
-"""What every posterior promises: add yours to POSTERIORS. `test_base.py` puts them to more kinds of models."""
+"""Promises of every posterior: add yours to POSTERIORS of `conftest.py`. `test_base.py` has more kinds of models."""
 
 import copy
 import pickle
@@ -10,18 +10,11 @@ from jsonargparse import ArgumentParser
 from torch import nn
 from torch.nn import functional
 
-import al_lightning  # noqa: F401 - short class names are those of what is imported
-from al_lightning.posterior import DeepEnsemble, LastLayerLaplace, MCDropConnect, MCDropout, Posterior, state_of
+import al_lightning.posterior  # short class names are those of what is imported
+from al_lightning.posterior import Posterior, state_of
+from al_lightning.testing import check_posterior
 
 K = 5
-POSTERIORS = [
-    MCDropout(),
-    LastLayerLaplace(),
-    LastLayerLaplace(prior_precision=3.0, layer="last", structure="kron"),
-    MCDropConnect(p=0.3),
-    MCDropConnect(p=0.5, layers=("last",)),
-    DeepEnsemble(K),
-]
 
 
 class Model(nn.Module):
@@ -54,18 +47,13 @@ def model():
     return model
 
 
-@pytest.fixture(params=POSTERIORS, ids=repr)
-def untrained(request):
-    return copy.deepcopy(request.param)
-
-
 @pytest.fixture
-def unfitted(untrained):
-    if untrained.members is None:
-        return untrained
+def unfitted(each_posterior):
+    if each_posterior.members is None:
+        return each_posterior
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        return untrained.trained([state_of(Model()) for _ in range(K)])
+        return each_posterior.trained([state_of(Model()) for _ in range(K)])
 
 
 @pytest.fixture
@@ -106,6 +94,13 @@ def assert_as_before(model, before):
 def raise_after(predict, batch):
     predict(batch)
     raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("batch", [points(), (points(), torch.arange(11) % 3)], ids=["x", "x, y"])
+def test_the_check_for_posteriors_of_the_users_own_passes(unfitted, model, batch):
+    before = state(model)
+    check_posterior(unfitted, model, batch, num_samples=K, seed=3)
+    assert_as_before(model, before)
 
 
 def test_predictions_are_normalised_float32_of_k_samples_without_gradient(posterior, model):
@@ -205,10 +200,11 @@ def test_preview_is_the_prediction_of_one_network(unfitted, model):
     torch.testing.assert_close(log_probs_B_C.exp().sum(dim=1), torch.ones(11))
 
 
-def test_it_is_its_hyperparameters_through_repr_copy_and_pickle(untrained):
-    assert eval(repr(untrained)) == untrained  # noqa: S307 - the constructor call that it is
-    assert copy.deepcopy(untrained) == untrained
-    assert pickle.loads(pickle.dumps(untrained)) == untrained  # noqa: S301 - written right here
+def test_it_is_its_hyperparameters_through_repr_copy_and_pickle(each_posterior):
+    built = eval(repr(each_posterior), vars(al_lightning.posterior))  # noqa: S307 - the constructor call that it is
+    assert built == each_posterior
+    assert copy.deepcopy(each_posterior) == each_posterior
+    assert pickle.loads(pickle.dumps(each_posterior)) == each_posterior  # noqa: S301 - written right here
 
 
 def test_what_is_sampled_can_be_copied_and_pickled(posterior, model):
@@ -217,14 +213,14 @@ def test_what_is_sampled_can_be_copied_and_pickled(posterior, model):
         assert torch.equal(predictions(again, model, points()), expected)
 
 
-def test_yaml_builds_it_by_its_short_class_name(untrained, tmp_path):
+def test_yaml_builds_it_by_its_short_class_name(each_posterior, tmp_path):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_argument("--posterior", type=Posterior)
-    arguments = {field.name: getattr(untrained, field.name) for field in fields(untrained)}
+    arguments = {field.name: getattr(each_posterior, field.name) for field in fields(each_posterior)}
     lines = [f"    {name}: {list(value) if isinstance(value, tuple) else value}" for name, value in arguments.items()]
     lines = [line.replace(": None", ": null") for line in lines]
-    head = ["posterior:", f"  class_path: {type(untrained).__name__}", "  init_args:"]
+    head = ["posterior:", f"  class_path: {type(each_posterior).__name__}", "  init_args:"]
     (tmp_path / "config.yaml").write_text("\n".join([*head, *lines]))
     config = parser.parse_args([f"--config={tmp_path / 'config.yaml'}"])
-    assert parser.instantiate_classes(config).posterior == untrained
+    assert parser.instantiate_classes(config).posterior == each_posterior

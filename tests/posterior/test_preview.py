@@ -4,9 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from al_lightning.posterior import DeepEnsemble, LastLayerLaplace, MCDropConnect, MCDropout
-
-POSTERIORS = [MCDropout(), LastLayerLaplace(), MCDropConnect(p=0.3), DeepEnsemble(2)]
+from al_lightning.posterior import LastLayerLaplace, MCDropConnect, MCDropout
 
 
 def points(num_points=8, num_features=5):
@@ -83,9 +81,9 @@ def everything(model):
     }
 
 
-@pytest.fixture(params=POSTERIORS, ids=lambda posterior: type(posterior).__name__)
-def posterior(request):
-    return request.param
+@pytest.fixture
+def posterior(each_posterior):
+    return each_posterior
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from al_lightning import (
     Screening,
     active_fit,
 )
-from al_lightning.acquisition import Batch, saturation_warning
+from al_lightning.acquisition import Batch, Search, log_k_limit_warning
 from al_lightning.information import mutual_information
 from al_lightning.randomness import derived_seed
 from al_lightning.records.header import as_call
@@ -245,16 +245,22 @@ def test_a_fast_development_run_leaves_no_records(make_trainer, make_model, make
     assert list(tmp_path.rglob("rounds*")) == []
 
 
-class Saturated(BALD):
+def at_the_limit(batch_size):
+    """Return what BatchBALD knows of a batch that tells nearly all that the samples can."""
+    none, share = torch.zeros(batch_size), torch.linspace(0.5, 0.95, batch_size + 1)[1:]
+    return Search(none, none, share, none == 0, num_evaluated=0, num_configs=1, num_filled=0, num_candidates=9)
+
+
+class AtTheLimit(BALD):
     """Says of its batches that they tell nearly all that the samples can."""
 
     def __call__(self, predictions, batch_size, *, generator, **arguments):
         batch = super().__call__(predictions, batch_size, generator=generator, **arguments)
-        return replace(batch, saturation=torch.linspace(0.5, 0.95, batch_size))
+        return replace(batch, search=at_the_limit(batch_size))
 
 
-def test_a_saturated_batch_is_said_once_a_run_with_what_to_do(make_trainer, make_model, make_data, make_callback):
-    trainer = make_trainer(make_callback(Saturated()))
+def test_a_batch_at_the_limit_is_said_once_a_run_with_what_to_do(make_trainer, make_model, make_data, make_callback):
+    trainer = make_trainer(make_callback(AtTheLimit()))
     with pytest.warns(
         UserWarning, match=r"95% of log K = 2.08 nats.*Raise `num_samples`, lower `query_size`"
     ) as warned:
@@ -271,9 +277,9 @@ def test_what_to_do_about_few_samples_depends_on_the_posterior(tmp_path):
         (DeepEnsemble(num_members=5), "Raise `num_members`"),
         (DeepEnsemble(checkpoints=checkpoints), "Give more `checkpoints`"),
     ]
-    batch = Batch(torch.tensor([0]), torch.ones(1), saturation=torch.tensor([0.95]))
+    batch = Batch(torch.tensor([0]), torch.ones(1), at_the_limit(1))
     for posterior, way in ways:
-        said = saturation_warning(batch, num_samples=5, more=posterior.way_to_more_samples)
+        said = log_k_limit_warning(batch, num_samples=5, more=posterior.way_to_more_samples)
         assert f"{way}, lower `query_size`" in said
 
 

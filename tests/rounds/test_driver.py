@@ -270,7 +270,7 @@ def test_random_never_predicts_the_pool(make_trainer, make_model, make_data, mak
     def refuse(*arguments, **keywords):
         raise AssertionError("the pool was predicted")
 
-    monkeypatch.setattr("al_lightning.pool.select.predict_pool", refuse)
+    monkeypatch.setattr("al_lightning.pool.predict.predict_pool", refuse)
     rounds = active_fit(make_trainer(make_callback(Random())), make_model(), make_data())
     assert rounds[0].information == {}
     with pytest.raises(AssertionError, match="the pool was predicted"):

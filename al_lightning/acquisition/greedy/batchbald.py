@@ -1,4 +1,4 @@
-"""BatchBALD: greedily, the batch whose labels together tell most about the model.
+"""BatchBALD: the batch of the highest joint mutual information with the model, built greedily.
 
 Kirsch, van Amersfoort, Gal 2019, "BatchBALD: Efficient and Diverse Batch Acquisition for Deep Bayesian Active Learning"
 (arXiv 1906.08158). The search evaluates few candidates in full, and chooses what evaluating all would choose.
@@ -12,10 +12,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from al_lightning.acquisition.base import (
-    ALONE,
     Acquisition,
     Batch,
-    Exchange,
     Predictions,
     check_batch_size,
     prepared_on_all_ranks,
@@ -23,6 +21,7 @@ from al_lightning.acquisition.base import (
 from al_lightning.acquisition.greedy.candidates import Candidates, candidates_of_chunks, candidates_of_tensor
 from al_lightning.acquisition.greedy.memory import Plan, planned
 from al_lightning.acquisition.greedy.picks import Greedy
+from al_lightning.distributed import ALONE, Exchange
 from al_lightning.threads import own_threads
 
 
@@ -35,13 +34,13 @@ def batchbald(
     memory_budget_mib: int = 2048,
     generator: torch.Generator,
 ) -> Batch:
-    """Greedily the `batch_size` points whose labels add most to what is known, I[y_x; w | y_S] (positions and nats).
+    """Choose `batch_size` points greedily, each of the highest I[y_x; w | y_S] given the points S before it (nats).
 
     Args:
         log_probs_N_K_C: Normalised log-probabilities of the pool: a tensor, which may be mapped from a file, or an
             iterable of its parts (n, K, C) in their order. Half precision is normalised anew in single precision.
-        batch_size: How many points to choose.
-        num_configs: How many joint label configurations of the picks to keep at most.
+        batch_size: Number of points to choose.
+        num_configs: See `BatchBALD`.
         max_configs: See `BatchBALD`.
         memory_budget_mib: See `BatchBALD`.
         generator: On the CPU; draws configurations once C^n exceeds `num_configs`.
@@ -54,33 +53,31 @@ def batchbald(
     """
     rule = BatchBALD(num_configs, max_configs, memory_budget_mib=memory_budget_mib)
     if isinstance(log_probs_N_K_C, Tensor):
-        predictions = Predictions(log_probs_N_K_C, torch.arange(len(log_probs_N_K_C)))
-        return rule(predictions, batch_size, generator=generator)
+        return rule(Predictions(log_probs_N_K_C), batch_size, generator=generator)
     return rule.choose_from_stream(log_probs_N_K_C, batch_size, generator=generator)
 
 
 @dataclass(frozen=True)
 class BatchBALD(Acquisition):
-    """The batch with the highest joint mutual information between its labels and the model, chosen greedily.
+    """Batch of the highest joint mutual information between its labels and the model, chosen greedily.
 
     Args:
-        num_configs: How many joint label configurations of the picks to keep. All are enumerated while C^n is at most
+        num_configs: Number of joint label configurations to keep. All C^n are enumerated while they are no more than
             this, and drawn from then on.
-        max_configs: How many to keep at most, if doubling `num_configs` is to be tried for a pick whose lead over the
-            next best is less than two standard errors. By default the number does not grow.
-        fill: What chooses the rest of a batch that is saturated: `BALD()`, `Random()`, ... By default BatchBALD does,
-            although further picks are decided by noise.
-        saturated_at: The share of log K, the most that K posterior samples can tell apart, above which the joint
-            information of the picks counts as saturated.
-        memory_budget_mib: What choosing may take beyond the predictions, in MiB on their device. If that is too little
-            for the whole pool, the points of largest BALD are searched; `Batch.is_certified` says which picks are
-            beyond doubt.
+        max_configs: Upper limit of `num_configs`, which is doubled for a point whose margin over the runner-up is less
+            than two standard errors. By default the number does not grow.
+        fill: Acquisition that chooses the rest of a batch at the log K limit: `BALD()`, `Random()`, ... By default
+            BatchBALD does, although noise decides there.
+        fill_above: Limit as a share of log K, the most joint information that K posterior samples can tell.
+        memory_budget_mib: Memory for choosing beyond the predictions, in MiB on their device. If it is too little for
+            the whole pool, the points of largest BALD are searched; `Batch.search.is_certified` says which points of
+            the batch no other could have beaten.
     """
 
     num_configs: int = 10_000
     max_configs: int | None = None
     fill: Acquisition | None = None
-    saturated_at: float = 0.9
+    fill_above: float = 0.9
     memory_budget_mib: int = 2048
 
     def __post_init__(self) -> None:
@@ -91,8 +88,8 @@ class BatchBALD(Acquisition):
                 f"`max_configs` is {self.max_configs}, but must be at least `num_configs`, {self.num_configs}; None "
                 "keeps their number."
             )
-        if not 0 < self.saturated_at <= 1:
-            raise ValueError(f"`saturated_at` is {self.saturated_at}, but must be a share of log K in (0, 1].")
+        if not 0 < self.fill_above <= 1:
+            raise ValueError(f"`fill_above` is {self.fill_above}, but must be a share of log K in (0, 1].")
 
     @override
     @torch.no_grad()
@@ -116,7 +113,7 @@ class BatchBALD(Acquisition):
 
     @torch.no_grad()
     def choose_from_stream(self, chunks: Iterable[Tensor], batch_size: int, *, generator: torch.Generator) -> Batch:
-        """As `__call__` on a pool that comes in chunks (n, K, C), is read once, and need never be whole in memory."""
+        """Choose from a pool that comes in chunks (n, K, C); it is read once, and need never be whole in memory."""
         if self.fill is not None:
             raise ValueError(f"`fill` is {self.fill}, but must be None for a stream, which cannot be read again.")
         check_batch_size(batch_size, batch_size)
@@ -139,6 +136,6 @@ class BatchBALD(Acquisition):
     ) -> Greedy:
         with own_threads(candidates.probs_n_C_K.device, most=candidates.num_threads):
             greedy = Greedy(candidates, self.num_configs, self.max_configs, generator=generator, exchange=exchange)
-            while len(greedy.positions) < batch_size and (self.fill is None or greedy.saturation <= self.saturated_at):
+            while len(greedy.positions) < batch_size and (self.fill is None or not greedy.is_beyond(self.fill_above)):
                 greedy.pick()
         return greedy

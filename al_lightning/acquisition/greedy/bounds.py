@@ -1,4 +1,4 @@
-"""Few configurations that stand for many: cheap upper bounds of every gain, by the concavity of mutual information."""
+"""Upper bounds of every gain from few merged configurations, by the concavity of mutual information."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,22 +13,22 @@ from al_lightning.threads import each
 FEWEST, FEW = 32, 200
 KEPT_APART = (500, 2000)
 DIRECTIONS, TURNS = 16, 3  # twice as many directions exclude a tenth more, and cost what that saves
-MOSTLY_UNKNOWN = 0.57  # mean doubt about the sample: once it is less, the fewest groups exclude next to nothing
+MOSTLY_UNKNOWN = 0.57  # mean uncertainty about the sample below which the fewest groups exclude next to nothing
 ELEMENTS_IN_CACHE = 2**18  # in single precision
-WORTHWHILE = 1.5  # a bound costs as many rows as it has: it must be clearly cheaper than what it bounds
+WORTHWHILE = 1.5  # a bound costs as much as its rows, which must be clearly fewer than those of the gain
 
 
 @dataclass(frozen=True)
 class Bound:
-    """Upper bounds of gains: groups of configurations are replaced by their means, less what that certainly adds.
+    """Upper bound of gains: the gain under the mean of each group of configurations, minus a lower bound of its excess.
 
-    Mutual information is concave in the weights. What a group's mean exceeds its members by is exactly
+    Mutual information is concave in the weights. A group's mean exceeds its members by exactly
     sum_m pi_m KL(q_m || qbar), with q_m = sum_k w_mk p_k what a member predicts; by Pinsker's inequality this is at
     least sum_m pi_m |q_m - qbar|^2 = sum_c p_c' S p_c, with S the covariance of the weights within groups.
 
     Args:
-        means: The mean configuration of each group.
-        spread_R_K: S is at least the product of its transpose with it.
+        means: Mean configuration of each group.
+        spread_R_K: Lower bound of S: S - spread' spread is positive semidefinite.
     """
 
     means: Configurations
@@ -42,15 +42,15 @@ class Bound:
 
 
 def coarse_to_fine(configurations: Configurations, typical_K_K: Tensor, *, num_in_full: int) -> Iterator[Bound]:
-    """Ever more groups, and ever tighter bounds; each is made when it is asked for.
+    """Yield bounds from few groups to many, each tighter than the one before and made when it is asked for.
 
-    A group costs least where it is alike: configurations with the same most likely sample, then those with similar
-    weights. The finest bounds leave those configurations by themselves that lose most in their group, or all.
+    Merging loses least among similar configurations: those with the same likeliest sample, then those with similar
+    weights. The finest bounds keep the configurations apart that lose most in their group, or all of them.
 
     Args:
-        configurations: What is to be bounded.
+        configurations: Configurations under which gains are to be bounded.
         typical_K_K: See `typical_moment`.
-        num_in_full: How many configurations a gain takes that is evaluated, not bounded.
+        num_in_full: Number of configurations in a gain that is evaluated, not bounded.
     """
     second_moment_K_K = _second_moment(configurations)
     for means in _merged_coarse_to_fine(configurations):
@@ -86,7 +86,7 @@ def _merged_coarse_to_fine(configurations: Configurations) -> Iterator[Configura
 
 
 def padded(configurations: Configurations) -> Configurations:
-    """The same gains by a number of configurations that recurs from pick to pick: those added have no probability."""
+    """Add configurations of probability zero up to a size that recurs from pick to pick; no gain changes."""
     num_configs = len(configurations.probs_M)
     missing = recurring_size(num_configs, like=configurations.weights_M_K) - num_configs
     if missing == 0:
@@ -98,29 +98,29 @@ def padded(configurations: Configurations) -> Configurations:
 
 
 def by_likeliest_sample(configurations: Configurations, num_groups: int) -> Tensor:
-    """At most `num_groups` + K groups, numbered from 0 without a gap, by the likeliest sample and the trust in it.
+    """Number at most `num_groups` + K groups, from 0 without a gap, by the likeliest sample and its weight (M).
 
-    The less trust, the fewer configurations are in a group: what is nearly certain adds little to a gain.
+    The lower that weight, the smaller the group: nearly certain configurations add little to a gain.
     """
     trust_M, likeliest_M = configurations.likeliest
     order_M = (2 * likeliest_M - trust_M).argsort()
-    doubt_M = configurations.probs_M[order_M] * (1 - trust_M[order_M]).clamp_min(0).sqrt()
+    uncertainty_M = configurations.probs_M[order_M] * (1 - trust_M[order_M]).clamp_min(0).sqrt()
     # On the CPU, because where Trainer(deterministic=True) CUDA refuses it.
-    cumulated_M = doubt_M.double().cpu().cumsum(dim=0).to(doubt_M.device)
-    part_M = ((cumulated_M - doubt_M / 2) * (num_groups / cumulated_M[-1].clamp_min(1e-300))).long()
+    cumulated_M = uncertainty_M.double().cpu().cumsum(dim=0).to(uncertainty_M.device)
+    part_M = ((cumulated_M - uncertainty_M / 2) * (num_groups / cumulated_M[-1].clamp_min(1e-300))).long()
     _, sorted_M = torch.unique_consecutive(likeliest_M[order_M] * (num_groups + 1) + part_M, return_inverse=True)
     return torch.empty_like(sorted_M).scatter_(0, order_M, sorted_M)
 
 
 def by_similarity(configurations: Configurations, num_groups: int) -> Tensor:
-    """At most `num_groups` groups, numbered from 0 without a gap, by the overlap of weights."""
+    """Number at most `num_groups` groups, from 0 without a gap, by the overlap of weights (M)."""
     num_configs = len(configurations.probs_M)
     group_M = torch.arange(num_configs, device=configurations.probs_M.device) * num_groups // num_configs
     return regrouped(configurations, regrouped(configurations, group_M))
 
 
 def regrouped(configurations: Configurations, group_M: Tensor) -> Tensor:
-    """Each to the group it overlaps with most, sum_k sqrt(v_k w_k): one round of spherical k-means, without a gap."""
+    """Move each configuration to the group of largest overlap sum_k sqrt(v_k w_k): a step of spherical k-means (M)."""
     roots_M_K = configurations.weights_M_K.sqrt()
     centres_G_K = roots_M_K.new_zeros(int(group_M.max()) + 1, roots_M_K.shape[1])
     centres_G_K.index_add_(0, group_M, configurations.probs_M[:, None] * roots_M_K)
@@ -130,7 +130,7 @@ def regrouped(configurations: Configurations, group_M: Tensor) -> Tensor:
 
 
 def typical_moment(probs_n_C_K: Tensor) -> Tensor:
-    """The mean of sum_c p_c p_c' over some candidates (K, K, double): what makes a direction of weights matter."""
+    """Average sum_c p_c p_c' over some candidates (K, K, double): the directions of weights that matter."""
     some_n_C_K = probs_n_C_K[:: max(1, len(probs_n_C_K) // 2000)]
 
     def moment(some_C_K: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def typical_moment(probs_n_C_K: Tensor) -> Tensor:
 
 
 def _spread(second_moment_K_K: Tensor, means: Configurations, typical_K_K: Tensor) -> Tensor:
-    """The `DIRECTIONS` of the covariance S within groups that matter most to typical candidates; (R, K).
+    """Return the `DIRECTIONS` of the covariance S within groups that matter most to typical candidates (R, K).
 
     With any Y, S Y (Y' S Y)^-1 Y' S is at most S (Nystrom's approximation). The best Y are the leading eigenvectors of
     the typical moment times S, to which a few multiplications turn any start.
@@ -179,7 +179,7 @@ def _second_moment(configurations: Configurations) -> Tensor:
 
 
 def _loss(configurations: Configurations, merged: Configurations, group_M: Tensor) -> Tensor:
-    """pi_m KL(w_m || mean of its group) (M): all that any candidate's bound can lose by this configuration."""
+    """Return pi_m KL(w_m || mean of its group) (M), the most that merging a configuration can loosen any bound."""
     tiny = torch.finfo(torch.float32).tiny
     logs_G_K = merged.weights_M_K.clamp_min(tiny).log_()
     rows = max(1, ELEMENTS_IN_CACHE // logs_G_K.shape[1])

@@ -1,4 +1,4 @@
-"""The points of a pool among which BatchBALD searches: all of them, or those of largest BALD that the memory allows."""
+"""Candidates of BatchBALD's search: all points of a pool, or those of largest BALD that the memory allows."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from al_lightning.acquisition.base import ALONE, Exchange
 from al_lightning.acquisition.greedy.memory import Plan
+from al_lightning.distributed import ALONE, Exchange
 from al_lightning.information import check_log_probs
 from al_lightning.information.entropies import at_least_single, check_shape, rounding_allowed
 from al_lightning.threads import each, own_threads
@@ -18,16 +18,16 @@ class Candidates:
     """Candidates of this process's part of the pool, prepared once for all picks of a batch.
 
     Args:
-        source_N_K_C: Where the predictions are: the pool, never copied, or the points that were kept of a stream.
-        rows_n: The row of each candidate in it.
-        positions_n: The position of each candidate in the whole pool, ascending.
-        probs_n_C_K: Its predictions.
-        entropies_n_K: Their entropies, H[p_k].
-        bald_n: Its BALD.
-        num_points: How many points the whole pool holds.
-        largest_dropped: The largest BALD of a point that was not kept, on any rank; minus infinity if all were.
-        rows_per_block: How many candidates to work on at once.
-        num_threads: How many threads may do so.
+        source_N_K_C: Log-probabilities of the pool, never copied, or of the points kept of a stream.
+        rows_n: Row of each candidate in it.
+        positions_n: Position of each candidate in the whole pool, ascending.
+        probs_n_C_K: Predictions for each candidate.
+        entropies_n_K: Entropies of the predictions, H[p_k].
+        bald_n: BALD of each candidate.
+        num_points: Number of points in the whole pool.
+        largest_dropped: Largest BALD of a point that was not kept, on any rank; minus infinity if all were.
+        rows_per_block: Number of candidates to work on at once.
+        num_threads: Number of threads that may do so.
     """
 
     source_N_K_C: Tensor
@@ -42,11 +42,11 @@ class Candidates:
     num_threads: int
 
     def log_probs(self, candidates: Tensor) -> Tensor:
-        """The log-probabilities of some candidates, normalised and at least in single precision."""
+        """Return the log-probabilities of some candidates, normalised and at least in single precision."""
         return at_least_single(self.source_N_K_C[self.rows_n[candidates]])
 
     def rows(self, positions_B: Tensor, *, exchange: Exchange = ALONE) -> Tensor:
-        """The log-probabilities at positions of the whole pool, whoever keeps them (B, K, C, double, on the CPU)."""
+        """Return the log-probabilities at positions of the pool, on any rank (B, K, C, double, on the CPU)."""
         is_own_B_n = positions_B.to(self.positions_n.device)[:, None] == self.positions_n
         is_own_B = is_own_B_n.any(dim=1).cpu()
         rows_B_K_C = torch.zeros(len(positions_B), *self.source_N_K_C.shape[1:], dtype=torch.float64)
@@ -55,13 +55,13 @@ class Candidates:
         return exchange.gather(rows_B_K_C).sum(dim=0)  # the others' rows are zeros
 
     def agreed(self, *, exchange: Exchange) -> "Candidates":
-        """The same, knowing the largest BALD that any rank dropped."""
+        """Return the candidates with the largest BALD that any rank dropped."""
         dropped_R = exchange.gather(torch.tensor(self.largest_dropped, dtype=torch.float64))
         return replace(self, largest_dropped=dropped_R.max().item())
 
 
 def candidates_of_tensor(log_probs_N_K_C: Tensor, plan: Plan, *, offset: int = 0) -> Candidates:
-    """The candidates of a tensor, which may lie in a file: it is read in blocks and never copied whole."""
+    """Prepare the candidates of a tensor, which may lie in a file: it is read in blocks and never copied whole."""
     every_row = torch.arange(len(log_probs_N_K_C), device=log_probs_N_K_C.device)
     if plan.num_kept >= len(log_probs_N_K_C):
         return _prepared(log_probs_N_K_C, every_row, every_row + offset, -torch.inf, plan=plan)
@@ -72,11 +72,11 @@ def candidates_of_tensor(log_probs_N_K_C: Tensor, plan: Plan, *, offset: int = 0
 
 
 def candidates_of_chunks(chunks: Iterable[Tensor], plan_for: Callable[[Tensor], Plan]) -> Candidates:
-    """The candidates of a stream of chunks (n, K, C), which is read once and never whole in memory.
+    """Prepare the candidates of a stream of chunks (n, K, C), which is read once and never whole in memory.
 
     Args:
         chunks: Parts of the pool in their order; K, C, precision and device are those of the first.
-        plan_for: The plan of a stream with such chunks.
+        plan_for: Memory plan for a stream of such chunks.
     """
     remaining = iter(chunks)
     first = next(remaining, None)
@@ -96,7 +96,7 @@ def candidates_of_chunks(chunks: Iterable[Tensor], plan_for: Callable[[Tensor], 
 
 
 def _alike(first: Tensor, remaining: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The chunks, each of which must be like the first."""
+    """Yield the chunks; refuse one that is not like the first."""
     yield first
     expected = (first.shape[1:], first.dtype, first.device)
     for number, chunk in enumerate(remaining, start=1):
@@ -111,16 +111,16 @@ def _alike(first: Tensor, remaining: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 class _Kept:
-    """The points of largest BALD of a stream so far, each in a slot of one block of memory."""
+    """Points of largest BALD of a stream so far, each in a slot of one block of memory."""
 
     def __init__(self, like_n_K_C: Tensor, num_slots: int) -> None:
-        self.log_probs_N_K_C = like_n_K_C.new_empty(num_slots, *like_n_K_C.shape[1:])  # touched as it is filled
+        self.log_probs_N_K_C = like_n_K_C.new_empty(num_slots, *like_n_K_C.shape[1:])  # memory is taken as it is filled
         self.positions_N = torch.empty(num_slots, dtype=torch.long, device=like_n_K_C.device)
         self.num_kept, self.num_points, self.largest_dropped = 0, 0, -torch.inf
         self._bald_N = torch.empty(num_slots, dtype=torch.float64, device=like_n_K_C.device)
 
     def offer(self, log_probs_n_K_C: Tensor, bald_n: Tensor) -> None:
-        """Take the next points: into free slots, then into those of points of smaller BALD."""
+        """Store the next points in free slots, then in those of points of smaller BALD."""
         positions_n = torch.arange(len(bald_n), device=bald_n.device) + self.num_points
         self.num_points += len(bald_n)
         start, end = self.num_kept, min(self.num_kept + len(bald_n), len(self._bald_N))
@@ -151,7 +151,7 @@ class _Kept:
 
 
 def _bald(log_probs_N_K_C: Tensor, *, first: int, plan: Plan) -> Tensor:
-    """BALD of each point (N), which are checked on the way; `first` is the position of the first."""
+    """Compute BALD of each point and check the predictions (N); `first` is the position of the first point."""
     starts = range(0, len(log_probs_N_K_C), plan.rows_per_block)
 
     def measure(start: int) -> Tensor:
@@ -162,7 +162,7 @@ def _bald(log_probs_N_K_C: Tensor, *, first: int, plan: Plan) -> Tensor:
 
 
 def _measured(log_probs_n_K_C: Tensor, *, first: int, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Probabilities (n, C, K), their entropies (n, K) and BALD (n) of a few points, which are checked on the way."""
+    """Compute probabilities (n, C, K), their entropies (n, K) and BALD (n) of a few points, and check these."""
     logs_n_C_K = log_probs_n_K_C.transpose(1, 2)
     dtype = torch.promote_types(logs_n_C_K.dtype, torch.float32)
     logs_n_C_K = torch.empty(logs_n_C_K.shape, dtype=dtype, device=logs_n_C_K.device).copy_(logs_n_C_K)

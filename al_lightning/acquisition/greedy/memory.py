@@ -19,10 +19,10 @@ class Plan:
     """Plan of the memory: how many points of the pool fit into the budget, and how many are read at once.
 
     Args:
-        num_kept: How many candidates can be kept; the pool's size if all can.
-        rows_per_block: How many points are read and prepared at once, or copied to be bounded.
-        num_bytes: What all that takes at most.
-        num_threads: How many threads may work at once: two, and as many more as what is left of the budget allows.
+        num_kept: Number of candidates that can be kept; the pool's size if all can.
+        rows_per_block: Number of points that are read and prepared at once, or copied to be bounded.
+        num_bytes: Upper bound of all that.
+        num_threads: Number of threads that may work at once: two, and as many more as the rest of the budget allows.
     """
 
     num_kept: int
@@ -39,7 +39,7 @@ def planned(
     num_configs: int,
     memory_budget_mib: int,
 ) -> Plan:
-    """The plan for a pool of shape (N, K, C), or (None, K, C) for a stream, whose candidates are kept in both forms.
+    """Plan for a pool of shape (N, K, C), or (None, K, C) for a stream, whose log-probabilities are kept as well.
 
     Example:
         >>> plan = planned((1000, 20, 10), torch.float32, batch_size=10, num_configs=10_000, memory_budget_mib=100)
@@ -68,7 +68,7 @@ def planned(
         )
     num_kept = num_affordable if num_points is None else min(num_affordable, num_points)
     num_bytes = fixed + num_kept * per_candidate
-    # After the candidates: which these are must not depend on how many threads there are.
+    # Last, because the number of threads must not change which candidates are kept.
     left = memory_budget_mib * MIB - num_bytes
     num_threads = 2 + left // (COPIES_OF_THREAD * rows_per_block * row * work_itemsize)
     return Plan(num_kept, rows_per_block, num_bytes, num_threads)

@@ -1,25 +1,26 @@
-"""One pick after the other: what is known from the picks so far, and which point adds most to it."""
+"""Greedy construction of a batch: the configurations of the points so far, and the point that adds most."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from al_lightning.acquisition.base import Batch, Exchange
+from al_lightning.acquisition.base import Batch, Search
 from al_lightning.acquisition.greedy.candidates import Candidates
-from al_lightning.acquisition.greedy.search import Search, largest_ratio
+from al_lightning.acquisition.greedy.search import GainSearch, largest_ratio
 from al_lightning.acquisition.top_k import by_chance, top
+from al_lightning.distributed import Exchange
 from al_lightning.information import Configurations
 
 SIGNIFICANT = 2  # standard errors
-LEAST_TO_LEARN = 2  # times the slack of a search: what is less may be rounding
-NEGLIGIBLE_TO_SCORE = 1e-3  # times the slack: of scores that differ by less than the slack most differ by more
+LEAST_TO_LEARN = 2  # times the slack of a search: a smaller gain may be rounding
+NEGLIGIBLE_TO_SCORE = 1e-3  # times the slack: most scores that differ by less than the slack differ by more than this
 WORTHWHILE = 0.5  # of the configurations: a bound of a score takes as long as its share of them
-REMEMBERED = 8  # the best two are among the points of the highest gains but for rounding
+REMEMBERED = 8  # up to rounding, the best two are among the first that are scored
 
 
 class Greedy:
-    """A batch in the making; the same on every rank."""
+    """Batch under construction; the same on every rank."""
 
     def __init__(
         self,
@@ -33,78 +34,77 @@ class Greedy:
         self._candidates, self._exchange, self._generator = candidates, exchange, generator
         self._num_configs, self._max_configs = num_configs, max_configs or num_configs
         self._first_state = generator.get_state()
-        self._search = Search(candidates)
+        self._search = GainSearch(candidates)
         # One key a batch, from a copy: ties change nothing of what the generator draws.
         self._luck_n = by_chance(candidates.positions_n, generator.clone_state())
         self._num_samples = candidates.source_N_K_C.shape[1]
         self._configurations = Configurations.start(self._num_samples)
-        self._doubtful: Configurations | None = None  # those that a bound of a score needs
+        self._uncertain: Configurations | None = None  # for bounds of scores
         self._informations: dict[bytes, Tensor] = {}
         self._rows: list[Tensor] = []
         self._scores: list[Tensor] = []
         self._positions: list[int] = []
-        self._leads: list[tuple[Tensor, Tensor]] = []
+        self._margins: list[tuple[Tensor, Tensor]] = []
         self._is_certified: list[bool] = []
         self._num_filled = 0
-        self._is_over = False  # whether nothing is left to learn: labels that tell nothing make no other tell more
+        self._is_over = False  # no information is left, and labels without any make no other label informative
 
     @property
     def positions(self) -> Tensor:
-        """The points that are chosen."""
+        """Return the positions of the points chosen so far."""
         return torch.tensor(self._positions, dtype=torch.long)
 
-    @property
-    def saturation(self) -> float:
-        """The joint information of the picks as a share of log K."""
-        return self._saturations()[-1].item() if self._scores else 0.0
+    def is_beyond(self, share_of_log_k: float) -> bool:
+        """Tell whether the joint information of the batch exceeds a share of log K; a single sample tells nothing."""
+        shares_B = self._shares_of_log_k()
+        return bool(self._scores) and (shares_B is None or shares_B[-1].item() > share_of_log_k)
 
     def pick(self) -> None:
-        """Choose the point that adds most, with more configurations if its lead is not significant."""
+        """Choose the point that adds most, with more configurations while its margin is not significant."""
         self._learn_last()
         position, rows = self._best_two()
-        score, lead, error = self._judged(rows)
-        while len(rows) > 1 and lead < SIGNIFICANT * error and self._num_configs < self._max_configs:
+        score, margin, error = self._judged(rows)
+        while len(rows) > 1 and margin < SIGNIFICANT * error and self._num_configs < self._max_configs:
             self._grow()
             position, rows = self._best_two()
-            score, lead, error = self._judged(rows)
-        self._add(position, rows[0], score, lead=(lead, error))
+            score, margin, error = self._judged(rows)
+        self._add(position, rows[0], score, margin=(margin, error))
 
     def fill_up(self, positions_B: Tensor, rows_B_K_C: Tensor) -> None:
         """Add points that another rule has chosen."""
         none = torch.zeros((), dtype=torch.float64)
         for position, row_K_C in zip(positions_B.tolist(), rows_B_K_C, strict=True):
             self._learn_last()
-            self._add(position, row_K_C, self._score(row_K_C), lead=(none, none))
+            self._add(position, row_K_C, self._score(row_K_C), margin=(none, none))
         self._num_filled = len(positions_B)
 
     def batch(self) -> Batch:
-        """Return the batch that was chosen."""
+        """Return the batch and the diagnostics of its search."""
         counts = torch.tensor([self._search.num_evaluated, len(self._candidates.rows_n)])
         num_evaluated, num_candidates = self._exchange.gather(counts).sum(dim=0).tolist()
-        leads, lead_errors = (torch.stack(column) for column in zip(*self._leads, strict=True))
-        return Batch(
-            self.positions,
-            torch.stack(self._scores),
+        margins, margin_errors = (torch.stack(column) for column in zip(*self._margins, strict=True))
+        search = Search(
+            margins,
+            margin_errors,
+            share_of_log_k=self._shares_of_log_k(),
+            is_certified=torch.tensor(self._is_certified),
             num_evaluated=num_evaluated,
-            leads=leads,
-            lead_errors=lead_errors,
-            saturation=self._saturations(),
             num_configs=self._num_configs,
             num_filled=self._num_filled,
             num_candidates=num_candidates,
-            is_certified=torch.tensor(self._is_certified),
         )
+        return Batch(self.positions, torch.stack(self._scores), search)
 
-    def _saturations(self) -> Tensor:
-        joint_B = torch.stack(self._scores).cumsum(dim=0)
-        # One sample leaves nothing to learn.
-        return joint_B / math.log(self._num_samples) if self._num_samples > 1 else torch.ones_like(joint_B)
+    def _shares_of_log_k(self) -> Tensor | None:
+        if self._num_samples == 1 or not self._scores:
+            return None
+        return torch.stack(self._scores).cumsum(dim=0) / math.log(self._num_samples)
 
     def _best_two(self) -> tuple[int, Tensor]:
-        """The position of the best point, and the rows of it and of the next best, if there is one (2, K, C).
+        """Return the best point's position, and the rows of it and of the runner-up, if there is one (2, K, C).
 
-        Once less than rounding is left to learn, or to be learnt from any point, all points are equal. Chance decides
-        between equal points: pools often lie sorted by class, and their first points would be a batch of one class.
+        Once the information left, in all or in any point, is below rounding, all points are tied. Chance decides
+        between tied points: pools often lie sorted by class, and their first points would be a batch of one class.
         """
         best = top(
             self._scores_n(),
@@ -119,17 +119,19 @@ class Greedy:
     def _scores_n(self) -> Tensor:
         search, configurations = self._search, self._configurations
         if not self._is_over:
-            self._is_over = bool(configurations.doubt() < search.slack and configurations.remaining() < search.slack)
+            self._is_over = bool(
+                configurations.uncertainty() < search.slack and configurations.remaining() < search.slack
+            )
         if self._is_over:
             return search.equal_scores()
         # Below this information, gains differ only by rounding, so all points are treated as tied.
         least = LEAST_TO_LEARN * search.slack
-        almost = least - search.slack / 4  # so that no rounding of a bound hides as much as the least
+        almost = least - search.slack / 4  # a bound's rounding must not hide a gain of `least`
         gains_n, best_two = self._best_gains(at_least=almost)
         self._is_over = bool(best_two[0] < least)
         if self._is_over:
             return search.equal_scores()
-        if best_two[1] < almost + search.slack:  # what was left out may lie within the slack of the second best
+        if best_two[1] < almost + search.slack:  # an excluded point may lie within the slack of the runner-up
             gains_n, best_two = self._best_gains(at_least=search.slack / 4)
         return search.scores(gains_n, best_two, self._score, self._score_bound)
 
@@ -138,13 +140,13 @@ class Greedy:
         return gains_n, top(gains_n, 2, exchange=self._exchange).scores
 
     def _judged(self, rows_2_K_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The first row's gain, its lead over the second's, if there is one, and the standard error of that lead."""
+        """Return the first row's gain, its margin over the second, if there is one, and the margin's error."""
         first_M, *second_M = (self._information(row_K_C) for row_K_C in rows_2_K_C)
-        lead_M = first_M - second_M[0] if second_M else first_M
+        margin_M = first_M - second_M[0] if second_M else first_M
         configurations = self._configurations
-        return configurations.mean(first_M), configurations.mean(lead_M), configurations.standard_error(lead_M)
+        return configurations.mean(first_M), configurations.mean(margin_M), configurations.standard_error(margin_M)
 
-    def _add(self, position: int, row_K_C: Tensor, score: Tensor, *, lead: tuple[Tensor, Tensor]) -> None:
+    def _add(self, position: int, row_K_C: Tensor, score: Tensor, *, margin: tuple[Tensor, Tensor]) -> None:
         dropped, slack = self._candidates.largest_dropped, self._search.slack
         most_dropped = (
             largest_ratio(self._configurations) * (dropped + slack) + slack if dropped > -math.inf else dropped
@@ -153,23 +155,23 @@ class Greedy:
         self._positions.append(position)
         self._rows.append(row_K_C)
         self._scores.append(score)
-        self._leads.append(lead)
+        self._margins.append(margin)
         self._search.take(position)
 
     def _score_bound(self, row_K_C: Tensor) -> float:
         """Bound a point's score from above, cheaply where most configurations are nearly certain."""
         left_out = NEGLIGIBLE_TO_SCORE * self._search.slack
-        doubtful = self._doubtful or self._configurations.doubtful(negligible=left_out)
-        self._doubtful = doubtful
-        if len(doubtful.probs_M) > WORTHWHILE * len(self._configurations.probs_M):
+        uncertain = self._uncertain or self._configurations.uncertain(negligible=left_out)
+        self._uncertain = uncertain
+        if len(uncertain.probs_M) > WORTHWHILE * len(self._configurations.probs_M):
             return math.inf
-        return doubtful.mean(doubtful.information(row_K_C)).item() + 2 * left_out  # twice, as sums are rounded
+        return uncertain.mean(uncertain.information(row_K_C)).item() + 2 * left_out  # twice, as sums are rounded
 
     def _score(self, row_K_C: Tensor) -> Tensor:
         return self._configurations.mean(self._information(row_K_C))
 
     def _information(self, row_K_C: Tensor) -> Tensor:
-        """A point's information for each configuration (M); that of the first few is kept: two are asked for twice."""
+        """Return a point's information for each configuration (M), cached for the first few points."""
         key = row_K_C.double().numpy().tobytes()
         if key in self._informations:
             return self._informations[key]
@@ -183,7 +185,7 @@ class Greedy:
             self._know(self._extended(self._rows[-1], only_unsettled=self._is_over))
 
     def _know(self, configurations: Configurations) -> None:
-        self._configurations, self._doubtful = configurations, None
+        self._configurations, self._uncertain = configurations, None
         self._informations.clear()
 
     def _extended(self, row_K_C: Tensor, *, only_unsettled: bool = False) -> Configurations:
@@ -192,7 +194,7 @@ class Greedy:
         )
 
     def _grow(self) -> None:
-        """Draw anew, twice as many configurations, as if that number had been asked for; scores are estimated anew."""
+        """Double the configurations: draw all from the start, and estimate the scores again."""
         self._num_configs = min(2 * self._num_configs, self._max_configs)
         self._generator.set_state(self._first_state)
         self._know(Configurations.start(self._num_samples))

@@ -1,4 +1,4 @@
-"""The search for the best gains: few candidates are evaluated in full, and the choice is that of evaluating all."""
+"""Search for the best gains: few candidates are evaluated in full, and the result is that of evaluating all."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,15 +14,15 @@ from al_lightning.information.matmul import recurring_size
 from al_lightning.threads import each
 
 FIRST_CHUNK, PROMISING, LARGEST_CHUNK = 8, 3, 256
-# The most certain configurations are left out: of gains, those that add no more than this share of the slack; of
-# bounds, this share of what a candidate must reach. A larger one leaves out more, and excludes fewer candidates.
+# The most certain configurations are dropped: from gains, while they change them by no more than this share of the
+# slack; from bounds, of the gain that a candidate must reach. A larger share drops more and excludes fewer candidates.
 NEGLIGIBLE_TO_GAIN, NEGLIGIBLE_TO_BOUND = 1 / 16, 1 / 100
-ROWS_PER_LEVEL = 300  # candidates times classes: evaluating as many takes as long as making one more level of bounds
-NEARLY_ALL = 0.9  # of the candidates: then all are bounded where they lie, otherwise those asked for are copied
+ROWS_PER_LEVEL = 300  # candidates times classes, whose evaluation takes as long as one more level of bounds
+NEARLY_ALL = 0.9  # of the candidates: above this all are bounded in place, below it those asked for are copied
 
 
-class Search:
-    """Gains of this process's candidates as far as they are known, from pick to pick of a batch."""
+class GainSearch:
+    """Known gains, or bounds of them, of this process's candidates from pick to pick of a batch."""
 
     def __init__(self, candidates: Candidates) -> None:
         self.num_evaluated = 0
@@ -31,23 +31,23 @@ class Search:
         with full_precision_products():
             self._typical_K_K = typical_moment(candidates.probs_n_C_K)
         self._known_n = candidates.bald_n.clone()  # the last gain or bound of each
-        self._is_bound = True  # whether it bounds later gains too: in the exact regime no gain grows from pick to pick
-        # More than rounding, a quarter of it at most over many shapes, and what is left out do to two gains together.
+        self._is_bound = True  # also of later gains: in the exact regime no gain grows from pick to pick
+        # Bounds the error of two gains by rounding (at most a quarter of it over many shapes) and by what is dropped.
         precision, num_classes = torch.finfo(candidates.bald_n.dtype), candidates.probs_n_C_K.shape[1]
         self.slack = 64 * precision.eps * (1 + math.log(num_classes))
 
     def take(self, position: int) -> None:
-        """Take a chosen point out of the candidates; it may be another rank's, or none."""
+        """Remove a chosen point from the candidates, if it is one of this rank's."""
         self._is_free_n[self._candidates.positions_n == position] = False
 
     def gains(self, configurations: Configurations, *, at_least: float) -> Tensor:
-        """The gains of the points that can be among this part's best two, minus infinity for all others (n).
+        """Compute the gains of the points that can be among this part's best two; minus infinity for all others (n).
 
-        Rounded as the search likes: only what differs by more than `slack` does differ.
+        Differences below `slack` may be rounding.
 
         Args:
-            configurations: What is known from the points chosen so far.
-            at_least: Points that cannot add as much are among the others. The lower, the more are alike, and evaluated.
+            configurations: Configurations of the points chosen so far.
+            at_least: Gain below which a point counts among the others. With a lower one more are tied, and evaluated.
         """
         with full_precision_products():
             return self._search(configurations, at_least)
@@ -59,16 +59,16 @@ class Search:
         score: Callable[[Tensor], Tensor],
         bound: Callable[[Tensor], float] = lambda _: math.inf,
     ) -> Tensor:
-        """Score what `gains` found: the choice depends neither on the search nor on where a point lies (n, double).
+        """Score what `gains` found, independently of the search and of where a point lies (n, double).
 
-        Whatever may be one of the best two is scored again, one by one and in double precision; the rest is minus
-        infinity. Points that add only rounding are equal, with a score of 0; there may be as many as the pool has.
+        Points that may be among the best two are scored again, one by one and in double precision; all others are minus
+        infinity. Points whose gain is below rounding are tied with a score of 0; these may be the whole pool.
 
         Args:
             gains_n: See `gains`.
-            best_two: The two best gains of the whole pool.
-            score: The gain of one point, given its log-probabilities, under the configurations of `gains`.
-            bound: What that score does not exceed, if it costs less.
+            best_two: Two best gains of the whole pool.
+            score: Function from a point's log-probabilities to its gain under the configurations of `gains`.
+            bound: Cheaper upper bound of that score.
         """
         scores_n = torch.full((len(gains_n),), -torch.inf, dtype=torch.float64)
         best, second = best_two.tolist()
@@ -82,7 +82,9 @@ class Search:
         two_scores = [-math.inf, -math.inf]
         gains = gains_n[contenders].tolist()
         for gain, (number, log_probs_K_C) in zip(gains, self._log_probs_of(contenders), strict=True):
-            if gain < two_scores[1] - self.slack / 2:  # `slack` is for two gains, and a score is hardly rounded
+            if (
+                gain < two_scores[1] - self.slack / 2
+            ):  # half: `slack` is for two gains, and a score has next to no rounding
                 break
             key = log_probs_K_C.numpy().tobytes()
             if key not in known and two_scores[1] > -math.inf and bound(log_probs_K_C) < two_scores[1]:
@@ -94,7 +96,7 @@ class Search:
         return scores_n
 
     def equal_scores(self) -> Tensor:
-        """0 for each point that is not yet chosen, minus infinity for the others (n, double)."""
+        """Return 0 for each point that is not yet chosen, minus infinity for the others (n, double)."""
         return torch.where(self._is_free_n.cpu(), 0.0, -torch.inf).double()
 
     def _log_probs_of(self, numbers: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -102,11 +104,11 @@ class Search:
             yield from zip(some.tolist(), self._candidates.log_probs(some).cpu(), strict=True)
 
     def _search(self, configurations: Configurations, at_least: float) -> Tensor:
-        """The gains of the candidates whose upper bounds all reach the second best, minus infinity for all others."""
+        """Evaluate the candidates whose upper bounds all reach the second best gain; minus infinity for all others."""
         gains_n = torch.full_like(self._known_n, -torch.inf)
         is_bound = self._is_bound and configurations.is_exact
         complete = configurations.to(self._candidates.probs_n_C_K)
-        like = complete.doubtful(negligible=NEGLIGIBLE_TO_GAIN * self.slack)
+        like = complete.uncertain(negligible=NEGLIGIBLE_TO_GAIN * self.slack)
         bounds_n = self._known_n.clone() if is_bound else self._bald_bounds(like)
         bounds_n[~self._is_free_n] = -torch.inf
         free = self._is_free_n.nonzero().squeeze(1)
@@ -115,8 +117,8 @@ class Search:
         waiting = ((bounds_n >= least) & bounds_n.isfinite()).nonzero().squeeze(1)
         if self._is_worth_a_bound(waiting):
             left_out = NEGLIGIBLE_TO_BOUND * least
-            doubtful = complete.doubtful(negligible=left_out)
-            for number, bound in enumerate(coarse_to_fine(doubtful, self._typical_K_K, num_in_full=len(like.probs_M))):
+            uncertain = complete.uncertain(negligible=left_out)
+            for number, bound in enumerate(coarse_to_fine(uncertain, self._typical_K_K, num_in_full=len(like.probs_M))):
                 bounds_n[waiting] = torch.minimum(bounds_n[waiting], self._in_blocks(bound.gains, waiting) + left_out)
                 if number == 0:
                     promising = _highest(bounds_n, waiting, PROMISING)  # the higher the second best, the fewer pass
@@ -142,7 +144,7 @@ class Search:
         return largest_ratio(configurations) * (self._candidates.bald_n + self.slack)
 
     def _evaluate(self, configurations: Configurations, rows: Tensor, gains_n: Tensor) -> float:
-        """Fill in the gains of some candidates, and return what a further one must reach to be the second best."""
+        """Fill in the gains of some candidates, and return the gain that another must reach to be the second best."""
         gains_n[rows] = self._in_blocks(configurations.gains_of_probs, rows)
         self.num_evaluated += len(rows)
         best = gains_n.topk(min(2, len(gains_n))).values
@@ -152,8 +154,8 @@ class Search:
         probs_n_C_K, entropies_n_K = self._candidates.probs_n_C_K, self._candidates.entropies_n_K
         size = self._candidates.rows_per_block
         if len(rows) > NEARLY_ALL * len(probs_n_C_K):  # slices copy nothing
-            # What a call takes by itself shows in a whole pool. So many, as what it holds for each (n, C) or (n, K) is
-            # no more than half a block then.
+            # Larger slices, as the overhead of a call shows in a whole pool. For each (n, C) or (n, K) a call holds no
+            # more than half a block then.
             many = size * max(1, min(16, *probs_n_C_K.shape[1:]) // 2)
             slices = zip(torch.split(probs_n_C_K, many), torch.split(entropies_n_K, many), strict=True)
             return torch.cat(each(lambda some: gains(*some), slices)).index_select(0, rows)

@@ -88,7 +88,7 @@ def test_picks_and_scores_equal_enumeration_in_plain_python(dtype, tolerance, se
     batch = batchbald(log_probs_N_K_C, 4, generator=seeded())
     assert batch.positions.tolist() == chosen
     assert_close(batch.scores, torch.tensor(gains).double(), atol=tolerance, rtol=0)
-    assert (batch.lead_errors == 0).all()
+    assert (batch.search.margin_errors == 0).all()
 
 
 @pytest.mark.slow
@@ -121,8 +121,8 @@ def test_the_bounded_search_chooses_what_full_evaluation_chooses(
         )
     assert (batch.positions.tolist(), batch.scores.tolist()) == expected
     assert (streamed.positions.tolist(), streamed.scores.tolist()) == expected
-    assert batch.is_certified.all()
-    assert streamed.is_certified.all()
+    assert batch.search.is_certified.all()
+    assert streamed.search.is_certified.all()
 
 
 @pytest.mark.slow
@@ -134,7 +134,7 @@ def test_most_candidates_are_never_evaluated_in_full(num_configs):
     assert (batch.positions.tolist(), batch.scores.tolist()) == full_greedy(
         log_probs_N_K_C, 7, num_configs=num_configs, seed=1
     )
-    assert batch.num_evaluated < 0.25 * 7 * 400
+    assert batch.search.num_evaluated < 0.25 * 7 * 400
 
 
 def test_the_first_of_two_opposite_certain_models_tells_log_two_and_its_copy_nothing():
@@ -170,7 +170,7 @@ def test_exact_gains_never_grow_and_stay_within_what_can_be_known(seed, sharpnes
     assert (batch.scores[1:] <= batch.scores[:-1] + 1e-9).all()
     assert total <= math.log(4) + 1e-9
     assert total <= mutual_information(log_probs_N_K_C)[batch.positions].sum() + 1e-9
-    assert (batch.leads >= -1e-12).all()
+    assert (batch.search.margins >= -1e-12).all()
 
 
 @pytest.mark.slow
@@ -188,17 +188,17 @@ def test_the_lead_is_the_distance_to_the_next_best():
     points = random_log_probs(5, 3).double()
     first, *rest = sorted(mutual_information(points).tolist(), reverse=True)
     batch = batchbald(points, 3, generator=seeded())
-    assert_close(batch.leads[0].item(), first - rest[0])
-    assert_close(batch.leads[2], batch.scores[2])  # no candidate is left
+    assert_close(batch.search.margins[0].item(), first - rest[0])
+    assert_close(batch.search.margins[2], batch.scores[2])  # no candidate is left
 
 
 def test_a_lead_over_a_copy_is_nothing_and_a_drawn_lead_has_an_error():
     log_probs_N_K_C = random_log_probs(6, 3).repeat(2, 1, 1)
     batch = batchbald(log_probs_N_K_C, 6, num_configs=20, generator=seeded())
-    assert batch.leads[0] == 0
-    assert batch.lead_errors[0] == 0
-    assert batch.leads[5] > 0  # no candidate is left
-    assert batch.lead_errors[5] > 0
+    assert batch.search.margins[0] == 0
+    assert batch.search.margin_errors[0] == 0
+    assert batch.search.margins[5] > 0  # no candidate is left
+    assert batch.search.margin_errors[5] > 0
 
 
 def test_once_the_samples_are_told_apart_chance_decides_and_not_the_order_of_the_pool():
@@ -220,7 +220,7 @@ def test_once_the_points_in_doubt_are_chosen_chance_decides_though_samples_are_n
     certain_N_K_C[in_doubt] = random_log_probs(3, 5, 100, 10).float()
     batch = batchbald(certain_N_K_C, 105, generator=seeded())
     assert batch.positions[:5].sort().values.equal(in_doubt)
-    assert batch.saturation[4] < 0.9
+    assert batch.search.share_of_log_k[4] < 0.9
     assert_close(batch.scores[5:], torch.zeros(100).double(), atol=1e-9, rtol=0)
     classes = (batch.positions[5:] // 100).bincount(minlength=10)
     assert ((classes >= 3) & (classes <= 20)).all()
@@ -282,8 +282,8 @@ def test_no_configurations_are_refused():
     ("arguments", "words"),
     [
         ({"num_configs": 100, "max_configs": 99}, "`max_configs` is 99, but must be at least `num_configs`, 100"),
-        ({"saturated_at": 0.0}, "`saturated_at` is 0.0, but must be a share of log K"),
-        ({"saturated_at": 90.0}, "`saturated_at` is 90.0, but must be a share of log K"),
+        ({"fill_above": 0.0}, "`fill_above` is 0.0, but must be a share of log K"),
+        ({"fill_above": 90.0}, "`fill_above` is 90.0, but must be a share of log K"),
     ],
 )
 def test_settings_that_contradict_themselves_are_refused(arguments, words):
@@ -292,7 +292,7 @@ def test_settings_that_contradict_themselves_are_refused(arguments, words):
 
 
 def test_its_repr_is_the_log_line():
-    expected = "BatchBALD(num_configs=500, max_configs=None, fill=BALD(), saturated_at=0.9, memory_budget_mib=2048)"
+    expected = "BatchBALD(num_configs=500, max_configs=None, fill=BALD(), fill_above=0.9, memory_budget_mib=2048)"
     assert repr(BatchBALD(num_configs=500, fill=BALD())) == expected
 
 
@@ -322,19 +322,19 @@ def test_certified_picks_are_those_of_unlimited_memory(seed, num_kept, num_confi
     unlimited = batchbald(log_probs_N_K_C, 4, num_configs=num_configs, generator=seeded())
     pool = log_probs_N_K_C.split(9) if streamed else log_probs_N_K_C
     limited = with_little_memory(pool, 4, num_kept, num_configs=num_configs)
-    certified = int(limited.is_certified.long().cumprod(dim=0).sum())
-    assert limited.num_candidates == num_kept
+    certified = int(limited.search.is_certified.long().cumprod(dim=0).sum())
+    assert limited.search.num_candidates == num_kept
     assert torch.equal(limited.positions[:certified], unlimited.positions[:certified])
     assert torch.equal(limited.scores[:certified], unlimited.scores[:certified])
-    assert limited.is_certified[0] or num_kept == 40
+    assert limited.search.is_certified[0] or num_kept == 40
 
 
 def test_a_pick_that_a_dropped_point_could_beat_is_not_certified():
     log_probs_N_K_C = random_log_probs(11, 1).repeat(
         5, 1, 1
     )  # all equal, so what is dropped is as good as what is kept
-    assert with_little_memory(log_probs_N_K_C, 2, 3).is_certified.tolist() == [False, False]
-    assert with_little_memory(log_probs_N_K_C, 2, 5).is_certified.tolist() == [True, True]
+    assert with_little_memory(log_probs_N_K_C, 2, 3).search.is_certified.tolist() == [False, False]
+    assert with_little_memory(log_probs_N_K_C, 2, 5).search.is_certified.tolist() == [True, True]
 
 
 def test_a_pool_in_a_file_gives_the_same_batch(tmp_path):
@@ -356,17 +356,17 @@ def test_configurations_grow_until_the_lead_is_significant_or_a_cap_is_reached()
     log_probs_N_K_C = random_log_probs(13, 40, 8, sharpness=1.0)
     few = batchbald(log_probs_N_K_C, 5, num_configs=20, generator=seeded())
     grown = batchbald(log_probs_N_K_C, 5, num_configs=20, max_configs=5000, generator=seeded())
-    assert (few.leads < 2 * few.lead_errors).any()
-    assert few.num_configs == 20
-    assert 20 < grown.num_configs <= 5000
-    assert grown.num_configs == 5000 or (grown.leads >= 2 * grown.lead_errors).all()
+    assert (few.search.margins < 2 * few.search.margin_errors).any()
+    assert few.search.num_configs == 20
+    assert 20 < grown.search.num_configs <= 5000
+    assert grown.search.num_configs == 5000 or (grown.search.margins >= 2 * grown.search.margin_errors).all()
 
 
 def test_after_growth_the_scores_are_those_of_the_final_number():
     log_probs_N_K_C = random_log_probs(14, 40, 8, sharpness=1.0)
     batch = batchbald(log_probs_N_K_C, 5, num_configs=20, max_configs=170, generator=seeded(3))
     rows = log_probs_N_K_C[batch.positions]
-    assert torch.equal(batch.scores, batch_information(rows, num_configs=batch.num_configs, generator=seeded(3)))
+    assert torch.equal(batch.scores, batch_information(rows, num_configs=batch.search.num_configs, generator=seeded(3)))
 
 
 def test_a_cap_that_is_never_needed_changes_nothing():
@@ -374,41 +374,41 @@ def test_a_cap_that_is_never_needed_changes_nothing():
     one = batchbald(log_probs_N_K_C, 3, generator=seeded())
     other = batchbald(log_probs_N_K_C, 3, max_configs=20_000, generator=seeded())
     assert torch.equal(one.scores, other.scores)
-    assert other.num_configs == 10_000
+    assert other.search.num_configs == 10_000
 
 
 def whole(log_probs_N_K_C):
-    return Predictions(log_probs_N_K_C, torch.arange(len(log_probs_N_K_C)))
+    return Predictions(log_probs_N_K_C)
 
 
-def test_a_saturated_batch_is_filled_up_by_the_named_rule():
+def test_a_batch_at_the_log_k_limit_is_filled_up_by_the_named_rule():
     log_probs_N_K_C = random_log_probs(16, 30, sharpness=4.0)
     accepted = BatchBALD(20_000)(whole(log_probs_N_K_C), 10, generator=seeded())
-    filled = BatchBALD(20_000, fill=BALD(), saturated_at=0.8)(whole(log_probs_N_K_C), 10, generator=seeded())
-    kept = 10 - filled.num_filled
+    filled = BatchBALD(20_000, fill=BALD(), fill_above=0.8)(whole(log_probs_N_K_C), 10, generator=seeded())
+    kept = 10 - filled.search.num_filled
     assert 0 < kept < 10
-    assert accepted.num_filled == 0
+    assert accepted.search.num_filled == 0
     assert torch.equal(filled.positions[:kept], accepted.positions[:kept])
-    assert accepted.saturation[kept - 2] <= 0.8 < accepted.saturation[kept - 1]
+    assert accepted.search.share_of_log_k[kept - 2] <= 0.8 < accepted.search.share_of_log_k[kept - 1]
     by_bald = mutual_information(log_probs_N_K_C).argsort(descending=True).tolist()
     expected = [position for position in by_bald if position not in filled.positions[:kept].tolist()]
-    assert filled.positions[kept:].tolist() == expected[: filled.num_filled]
+    assert filled.positions[kept:].tolist() == expected[: filled.search.num_filled]
     replayed = batch_information(log_probs_N_K_C[filled.positions], num_configs=20_000, generator=seeded())
     assert torch.equal(filled.scores, replayed)
-    assert filled.saturation[-1].item() == pytest.approx(replayed.sum().item() / math.log(4))
+    assert filled.search.share_of_log_k[-1].item() == pytest.approx(replayed.sum().item() / math.log(4))
 
 
 def test_filling_at_random_takes_no_point_twice():
-    batch = BatchBALD(fill=Random(), saturated_at=0.1)(whole(random_log_probs(17, 12)), 12, generator=seeded())
+    batch = BatchBALD(fill=Random(), fill_above=0.1)(whole(random_log_probs(17, 12)), 12, generator=seeded())
     assert sorted(batch.positions.tolist()) == list(range(12))
-    assert batch.num_filled > 0
+    assert batch.search.num_filled > 0
 
 
 def test_one_sample_knows_everything():
     log_probs_N_K_C = random_log_probs(18, 5, num_samples=1)
     batch = batchbald(log_probs_N_K_C, 2, generator=seeded())
     assert len(set(batch.positions.tolist())) == 2
-    assert batch.saturation.tolist() == [1.0, 1.0]
+    assert batch.search.share_of_log_k is None
 
 
 def test_a_stream_cannot_be_filled_up():
@@ -441,8 +441,8 @@ def test_the_batch_is_the_same_to_the_bit_whatever_the_number_of_threads(num_thr
     for batch, other in zip(found, expected, strict=True):
         assert torch.equal(batch.positions, other.positions)
         assert torch.equal(batch.scores, other.scores)
-        assert torch.equal(batch.leads, other.leads)
-        assert batch.num_evaluated == other.num_evaluated
+        assert torch.equal(batch.search.margins, other.search.margins)
+        assert batch.search.num_evaluated == other.search.num_evaluated
 
 
 @pytest.mark.parametrize("seed", range(3))

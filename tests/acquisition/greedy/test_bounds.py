@@ -111,7 +111,7 @@ def test_the_levels_exist_where_they_are_cheaper_and_may_exclude():
 
 @pytest.mark.parametrize("num_samples", [5, 60])
 def test_where_more_configurations_are_evaluated_those_that_are_bounded_are_the_last_level(num_samples):
-    """Few that are doubtful make no groups, and without a bound each candidate would be evaluated with all."""
+    """Few that are uncertain make no groups, and without a bound each candidate would be evaluated with all."""
     configurations, log_probs_N_K_C = sampled(0, 60, num_samples=num_samples)
     candidates, num_configs = prepared(log_probs_N_K_C), len(configurations.probs_M)
     *_, last = levels_of(configurations, candidates[0], num_in_full=2 * num_configs)
@@ -149,7 +149,7 @@ def test_padding_changes_no_gain():
     assert_close(more.probs_M.sum(), torch.tensor(1.0))
 
 
-def test_nearly_certain_configurations_share_a_group_and_doubtful_ones_do_not():
+def test_nearly_certain_configurations_share_a_group_and_uncertain_ones_do_not():
     trust_M = torch.tensor([0.99, 0.55, 0.98, 0.56]).double()
     configurations = Configurations(torch.full((4,), 0.25).double(), torch.stack([trust_M, 1 - trust_M], dim=1))
     group_M = by_likeliest_sample(configurations, 3)

@@ -30,43 +30,45 @@ def greedy_of(log_probs_N_K_C, *, num_kept, num_configs=10_000):
     "acquisition",
     [
         BatchBALD(num_configs=30, max_configs=1000),
-        BatchBALD(fill=BALD(), saturated_at=0.6),
-        BatchBALD(num_configs=30, max_configs=100, fill=Random(), saturated_at=0.8),
+        BatchBALD(fill=BALD(), fill_above=0.6),
+        BatchBALD(num_configs=30, max_configs=100, fill=Random(), fill_above=0.8),
     ],
     ids=repr,
 )
 def test_growing_and_filling_ranks_choose_what_one_chooses(acquisition, on_rank_threads):
     log_probs_N_K_C = random_log_probs()
-    alone = acquisition(Predictions(log_probs_N_K_C, torch.arange(30)), 9, generator=seeded())
+    alone = acquisition(Predictions(log_probs_N_K_C), 9, generator=seeded())
 
     def on_rank(rank, exchange):
         start, end = ((0, 11), (11, 12), (12, 30))[rank]
-        part = Predictions(log_probs_N_K_C[start:end], torch.arange(start, end), offset=start, total=30)
+        part = Predictions(log_probs_N_K_C[start:end], offset=start, total=30)
         return acquisition(part, 9, generator=seeded(), exchange=exchange)
 
     batches = on_rank_threads(on_rank, 3)
-    assert alone.num_filled > 0 or alone.num_configs > 30
+    assert alone.search.num_filled > 0 or alone.search.num_configs > 30
     for batch in batches:
         assert torch.equal(batch.positions, alone.positions)
         assert torch.equal(batch.scores, alone.scores)
-        assert torch.equal(batch.leads, alone.leads)
-        assert torch.equal(batch.saturation, alone.saturation)
-        assert torch.equal(batch.is_certified, alone.is_certified)
-        counts = (batch.num_configs, batch.num_filled, batch.num_candidates)
-        assert counts == (alone.num_configs, alone.num_filled, 30)
+        assert torch.equal(batch.search.margins, alone.search.margins)
+        assert torch.equal(batch.search.share_of_log_k, alone.search.share_of_log_k)
+        assert torch.equal(batch.search.is_certified, alone.search.is_certified)
+        counts = (batch.search.num_configs, batch.search.num_filled, batch.search.num_candidates)
+        assert counts == (alone.search.num_configs, alone.search.num_filled, 30)
 
 
-def test_nothing_is_saturated_before_the_first_pick():
-    assert greedy_of(random_log_probs(), num_kept=30).saturation == 0
+def test_nothing_is_beyond_a_share_of_log_k_before_the_first_pick():
+    assert not greedy_of(random_log_probs(), num_kept=30).is_beyond(0)
 
 
-def test_saturation_is_the_share_of_log_k():
+def test_the_share_of_log_k_is_that_of_the_joint_information_up_to_each_point():
     greedy = greedy_of(random_log_probs(), num_kept=30)
     for _ in range(3):
         greedy.pick()
     batch = greedy.batch()
-    assert_close(batch.saturation, batch.scores.cumsum(dim=0) / math.log(8))
-    assert greedy.saturation == batch.saturation[-1]
+    assert_close(batch.search.share_of_log_k, batch.scores.cumsum(dim=0) / math.log(8))
+    last = batch.search.share_of_log_k[-1].item()
+    assert greedy.is_beyond(last - 1e-9)
+    assert not greedy.is_beyond(last)
 
 
 def test_a_pick_below_the_largest_bald_that_was_dropped_is_not_certified():
@@ -74,12 +76,12 @@ def test_a_pick_below_the_largest_bald_that_was_dropped_is_not_certified():
     for _ in range(4):
         greedy.pick()
     batch = greedy.batch()
-    assert batch.is_certified[0]
-    assert not batch.is_certified[3]
-    assert batch.num_candidates == 4
+    assert batch.search.is_certified[0]
+    assert not batch.search.is_certified[3]
+    assert batch.search.num_candidates == 4
 
 
-def test_what_another_rule_chose_is_scored_but_has_no_lead():
+def test_what_another_rule_chose_is_scored_but_has_no_margin():
     log_probs_N_K_C = random_log_probs()
     greedy = greedy_of(log_probs_N_K_C, num_kept=30)
     greedy.pick()
@@ -87,9 +89,9 @@ def test_what_another_rule_chose_is_scored_but_has_no_lead():
     greedy.fill_up(other, log_probs_N_K_C[other].double())
     batch = greedy.batch()
     assert batch.positions.tolist() == [*greedy.positions[:1].tolist(), other.item()]
-    assert batch.num_filled == 1
+    assert batch.search.num_filled == 1
     assert batch.scores[1] > 0
-    assert batch.leads[1] == batch.lead_errors[1] == 0
+    assert batch.search.margins[1] == batch.search.margin_errors[1] == 0
 
 
 @pytest.mark.parametrize("seed", range(120))
@@ -109,7 +111,7 @@ def test_where_little_more_than_rounding_is_left_the_best_two_are_those_of_evalu
     greedy = greedy_of(log_probs_N_K_C, num_kept=50)
     greedy.pick()
     greedy.pick()
-    second, lead = int(greedy.positions[1]), greedy.batch().leads[1]
+    second, margin = int(greedy.positions[1]), greedy.batch().search.margins[1]
     if best_two.values[0] < 1.9 * slack:  # all points are equal
         greedy._luck_n[first] = -1
         assert second == greedy._luck_n.argmax()
@@ -117,4 +119,4 @@ def test_where_little_more_than_rounding_is_left_the_best_two_are_those_of_evalu
     if best_two.values[0] > 2.1 * slack:
         assert second == best_two.indices[0]
     if best_two.values[0] > 2.1 * slack and best_two.values[1] > 1.1 * slack:
-        assert lead == best_two.values[0] - best_two.values[1]
+        assert margin == best_two.values[0] - best_two.values[1]

@@ -5,7 +5,7 @@ from torch.testing import assert_close
 from al_lightning.acquisition.greedy.bounds import coarse_to_fine
 from al_lightning.acquisition.greedy.candidates import candidates_of_tensor
 from al_lightning.acquisition.greedy.memory import Plan
-from al_lightning.acquisition.greedy.search import FIRST_CHUNK, PROMISING, Search, largest_ratio
+from al_lightning.acquisition.greedy.search import FIRST_CHUNK, PROMISING, GainSearch, largest_ratio
 from al_lightning.information import Configurations, matmul, mutual_information
 
 
@@ -20,7 +20,7 @@ def random_log_probs(num_points=40, num_samples=6, *, seed=0):
 
 def search_of(log_probs_N_K_C):
     plan = Plan(len(log_probs_N_K_C), rows_per_block=16, num_bytes=0, num_threads=2)
-    return Search(candidates_of_tensor(log_probs_N_K_C, plan))
+    return GainSearch(candidates_of_tensor(log_probs_N_K_C, plan))
 
 
 def scores_of(search, configurations):
@@ -108,20 +108,20 @@ def test_points_that_can_add_nothing_but_rounding_are_not_evaluated():
 
 def test_what_gains_leave_out_is_far_less_than_the_slack():
     """A label that names the sample adds all that is unknown: here nothing hides behind Fano's inequality."""
-    doubt_M = torch.logspace(-9, -2, 1000, dtype=torch.float64)
-    weights_M_K = (doubt_M / 3)[:, None].repeat(1, 4)
-    weights_M_K[:, 0] = 1 - doubt_M
+    uncertainty_M = torch.logspace(-9, -2, 1000, dtype=torch.float64)
+    weights_M_K = (uncertainty_M / 3)[:, None].repeat(1, 4)
+    weights_M_K[:, 0] = 1 - uncertainty_M
     configurations = Configurations(torch.full((1000,), 1e-3).double(), weights_M_K, torch.ones(1000).long())
     search = search_of(torch.eye(4).log().repeat(5, 1, 1))
     missing_N = configurations.remaining() - search.gains(configurations, at_least=search.slack)
     complete = configurations.to(torch.zeros(1))
-    assert len(complete.doubtful(negligible=search.slack / 16).probs_M) < 900  # much is left out
+    assert len(complete.uncertain(negligible=search.slack / 16).probs_M) < 900  # much is left out
     assert (missing_N[missing_N.isfinite()].abs() < search.slack / 8).all()
     assert missing_N.isfinite().sum() >= 2
 
 
 def test_what_bounds_leave_out_is_added_to_them():
-    """Half the configurations doubt between samples 0 and 1, the others hardly: only two points tell these apart."""
+    """Half the configurations waver between samples 0 and 1, the others hardly: only two points tell these apart."""
 
     def point(a, b, c):
         half_K = torch.tensor([a, -a, b, -b, c, -c], dtype=torch.float64)
@@ -142,7 +142,7 @@ def test_what_is_certain_is_left_out_of_bounds_and_evaluations(monkeypatch):
     weights_M_K = torch.full((3000, 6), 1e-9, dtype=torch.float64)
     weights_M_K[torch.arange(3000), torch.arange(3000) % 6] = 1 - 5e-9
     weights_M_K[:100] = torch.rand(100, 6, generator=seeded(), dtype=torch.float64)
-    weights_M_K[100:600] = weights_M_K[100:600] + 1e-4  # in doubt, but by less than counts in a bound
+    weights_M_K[100:600] = weights_M_K[100:600] + 1e-4  # in uncertainty, but by less than counts in a bound
     weights_M_K /= weights_M_K.sum(dim=1, keepdim=True)
     configurations = Configurations(torch.full((3000,), 1 / 3000).double(), weights_M_K, torch.ones(3000).long())
     evaluated, bounded = set(), set()
@@ -211,7 +211,9 @@ def test_the_best_two_of_many_alike_are_found_though_not_all_are_scored(seed):
 
 def test_gains_are_those_of_the_rows_and_the_numbers_of_candidates_at_once_recur():
     log_probs_N_K_C = random_log_probs(num_points=500)
-    searching = Search(candidates_of_tensor(log_probs_N_K_C, Plan(500, rows_per_block=300, num_bytes=0, num_threads=2)))
+    searching = GainSearch(
+        candidates_of_tensor(log_probs_N_K_C, Plan(500, rows_per_block=300, num_bytes=0, num_threads=2))
+    )
     sums_N, sizes = log_probs_N_K_C.exp().square().sum(dim=(1, 2)), set()
 
     def gains(probs_n_C_K, entropies_n_K):

@@ -1,12 +1,11 @@
 import itertools
 from dataclasses import dataclass
-from threading import BrokenBarrierError
 
 import pytest
 import torch
 
 from al_lightning import active_fit
-from al_lightning.acquisition import Acquisition, Batch
+from al_lightning.acquisition import Acquisition, Batch, Pointwise
 from al_lightning.testing import check_acquisition
 
 
@@ -76,16 +75,44 @@ def test_the_part_of_the_contract_that_is_broken_is_named(way, words):
         check_acquisition(Broken(way))
 
 
+def test_needs_that_a_run_cannot_give_are_named():
+    class Needing(Broken):
+        needs = frozenset({"gradients"})
+
+    with pytest.raises(AssertionError, match=r"is frozenset\({'gradients'}\), but must be a frozenset of some of"):
+        check_acquisition(Needing("none"))
+
+
+def test_a_score_of_a_wrong_shape_is_refused_on_every_rank():
+    class Wrong(Pointwise):
+        def score(self, log_probs_N_K_C):
+            return log_probs_N_K_C.sum()
+
+    class WrongOnOne(Pointwise):
+        def score(self, log_probs_N_K_C):
+            scores_N = log_probs_N_K_C.amax(dim=(1, 2))
+            return scores_N if len(scores_N) > 11 else scores_N[:1]
+
+    with pytest.raises(
+        ValueError, match=r"`score` has returned a tensor of shape \(\) for 23 points: return one number"
+    ):
+        check_acquisition(Wrong())
+    with pytest.raises(
+        (ValueError, RuntimeError), match=r"`score` has returned a tensor of shape \(1,\) for 11 points"
+    ):
+        check_acquisition(WrongOnOne())
+
+
 def test_an_acquisition_that_fails_on_ranks_raises_its_own_error_and_leaves_no_rank_waiting():
     class Fails(Broken):
         def __call__(self, predictions, batch_size, *, generator, exchange=None):
             if predictions.offset > 0:
                 raise ZeroDivisionError("on the second rank")
-            if predictions.total == 23 and len(predictions.indices_N) < 23:
+            if predictions.total == 23 and predictions.num_rows < 23:
                 exchange.gather(torch.zeros(1))
             return first(batch_size)
 
-    with pytest.raises((ZeroDivisionError, BrokenBarrierError)):
+    with pytest.raises(ZeroDivisionError):
         check_acquisition(Fails("none"))
 
 

@@ -1,15 +1,15 @@
-"""Checks for an acquisition of your own: which part of its contract it breaks, before a run depends on it."""
+"""Check of an acquisition: its batches, its draws, and its agreement with other ranks."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Barrier, BrokenBarrierError
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from al_lightning.acquisition import Acquisition, Batch, Exchange, Predictions
-from al_lightning.acquisition.base import check_batch
+from al_lightning.acquisition.base import check_batch, check_needs
 
 NUM_POINTS, NUM_SAMPLES, NUM_CLASSES = 23, 5, 4
 SECONDS_TO_WAIT = 30
@@ -31,8 +31,12 @@ def check_acquisition(acquisition: Acquisition, *, seed: int = 0) -> None:
         >>> from al_lightning import BALD
         >>> check_acquisition(BALD())
     """
+    try:
+        check_needs(acquisition)
+    except ValueError as error:
+        raise AssertionError(str(error)) from error
     pool = _pool(seed)
-    whole = Predictions(pool, torch.arange(NUM_POINTS))
+    whole = Predictions(pool)
     before, random_state = pool.clone(), torch.get_rng_state()
     for batch_size in (1, 6, NUM_POINTS):
         batch = acquisition(whole, batch_size, generator=_generator(seed))
@@ -110,7 +114,12 @@ def on_rank_threads(function: Callable[[int, Exchange], Result], num_ranks: int)
             raise
 
     with ThreadPoolExecutor(num_ranks) as threads:
-        return list(threads.map(call, range(num_ranks)))
+        running = [threads.submit(call, rank) for rank in range(num_ranks)]
+    errors = [error for rank in running if (error := rank.exception()) is not None]
+    errors.sort(key=lambda error: isinstance(error, BrokenBarrierError))  # ranks that waited for the one that failed
+    if errors:
+        raise errors[0]
+    return [rank.result() for rank in running]
 
 
 def _on_ranks(acquisition: Acquisition, pool: Tensor, cuts: tuple[int, ...], *, seed: int) -> list[Batch]:
@@ -118,8 +127,8 @@ def _on_ranks(acquisition: Acquisition, pool: Tensor, cuts: tuple[int, ...], *, 
     bounds = (0, *cuts, NUM_POINTS)
 
     def choose(rank: int, exchange: Exchange) -> Batch:
-        part = torch.arange(bounds[rank], bounds[rank + 1])
-        predictions = Predictions(pool[part], part, offset=bounds[rank], total=NUM_POINTS)
+        part = pool[bounds[rank] : bounds[rank + 1]].clone()
+        predictions = Predictions(part, offset=bounds[rank], total=NUM_POINTS)
         return acquisition(predictions, 6, generator=_generator(seed), exchange=exchange)
 
     return on_rank_threads(choose, len(bounds) - 1)
