@@ -30,6 +30,7 @@ from al_lightning._lightning import (
     spawns,
 )
 from al_lightning.data import ActiveLearningDataModule
+from al_lightning.posterior import tensors_of
 from al_lightning.posterior.snapshot import Snapshot, put_values
 
 
@@ -167,7 +168,7 @@ class FirstWeights:
                 f"The parameters {', '.join(lazy)} have no values before the first batch, so no round could start from "
                 "them. Pass one batch through the model before `active_fit`."
             )
-        late = {name: tensor for name, tensor in _tensors_of(model).items() if name not in self._tensors}
+        late = {name: tensor for name, tensor in tensors_of(model).items() if name not in self._tensors}
         self._late |= late.keys()
         self._take(late)
 
@@ -227,11 +228,7 @@ class FirstWeights:
 
 def _known_tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Those that have values: a lazy layer gets them with its first batch."""
-    return {name: tensor for name, tensor in _tensors_of(model).items() if not is_lazy(tensor)}
-
-
-def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: tensor for name, tensor in tensors_of(model).items() if not is_lazy(tensor)}
 
 
 def may_be_unfinished(module: LightningModule) -> bool:
@@ -279,7 +276,7 @@ class FirstStates(Callback):
             saved: Its parameters and buffers.
             are_first: That process began with them, so that buffers of what is built later are as it is built.
         """
-        if _tensors_of(model).keys() == saved.keys():
+        if tensors_of(model).keys() == saved.keys():
             self.weights.replace(saved)
         else:
             self._saved, self._saved_are_first = saved, are_first
