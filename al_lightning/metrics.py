@@ -7,7 +7,7 @@ collect over batches, rounds and ranks.
 Torchmetrics itself has the expected calibration error; it takes mean probabilities:
 
     calibration_error = torchmetrics.classification.MulticlassCalibrationError(num_classes=10)
-    calibration_error.update(mean_probs(log_probs_N_K_C), targets_N)
+    calibration_error.update(al_lightning.information.mean_probs(log_probs_N_K_C), targets_N)
 """
 
 import math
@@ -19,22 +19,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from al_lightning.information import check_log_probs, entropy, mutual_information
-from al_lightning.information.entropies import at_least_single
+from al_lightning.information import entropy, mutual_information
 from al_lightning.records.curves import area_under_curve, check_target, labels_to_target
-
-
-def mean_probs(log_probs_N_K_C: Tensor) -> Tensor:
-    """E_w p(y|w), the predictive distribution of each point (N, C), as metrics of probabilities take it.
-
-    Never above one, not even by rounding: torchmetrics takes a batch with a larger entry for logits.
-
-    Example:
-        >>> mean_probs(torch.tensor([[[1.0, 0.0], [0.5, 0.5]]]).log())
-        tensor([[0.7500, 0.2500]])
-    """
-    check_log_probs(log_probs_N_K_C)
-    return at_least_single(log_probs_N_K_C).exp().mean(dim=1).clamp(max=1)
 
 
 class _MeanOverPoints(Metric):

@@ -6,8 +6,8 @@ import torch
 from torch.testing import assert_close
 from torchmetrics.classification import MulticlassCalibrationError
 
-from al_lightning.information import entropy, mutual_information
-from al_lightning.metrics import AreaUnderLabelCurve, LabelsToTarget, MeanBALD, PredictiveEntropy, mean_probs
+from al_lightning.information import entropy, mean_probs, mutual_information
+from al_lightning.metrics import AreaUnderLabelCurve, LabelsToTarget, MeanBALD, PredictiveEntropy
 from al_lightning.records.curves import area_under_curve, labels_to_target
 
 CURVE = [(10, 0.5), (20, 0.75), (25, 0.7), (40, 0.9)]

@@ -22,13 +22,8 @@ from al_lightning.acquisition.base import (
 )
 from al_lightning.acquisition.top_k import by_chance, in_blocks, top
 from al_lightning.distributed import ALONE, Exchange
-from al_lightning.information import check_log_probs, entropy, mutual_information
+from al_lightning.information import check_log_probs, entropy, mean_probs, mutual_information
 from al_lightning.information.entropies import at_least_single
-
-
-def _mean_probs(log_probs_N_K_C: Tensor) -> Tensor:
-    check_log_probs(log_probs_N_K_C)
-    return at_least_single(log_probs_N_K_C).exp().mean(dim=1)
 
 
 def least_confidence(log_probs_N_K_C: Tensor) -> Tensor:
@@ -40,7 +35,7 @@ def least_confidence(log_probs_N_K_C: Tensor) -> Tensor:
         >>> least_confidence(torch.tensor([[[0.9, 0.1], [0.5, 0.5]], [[1.0, 0.0], [1.0, 0.0]]]).log())
         tensor([0.3000, 0.0000])
     """
-    return 1 - _mean_probs(log_probs_N_K_C).amax(dim=1)
+    return 1 - mean_probs(log_probs_N_K_C).amax(dim=1)
 
 
 def margin(log_probs_N_K_C: Tensor) -> Tensor:
@@ -50,7 +45,7 @@ def margin(log_probs_N_K_C: Tensor) -> Tensor:
         >>> margin(torch.tensor([[[0.5, 0.5, 0.0]], [[0.7, 0.2, 0.1]]]).log())
         tensor([ 0.0000, -0.5000])
     """
-    first_N, second_N = _mean_probs(log_probs_N_K_C).topk(2, dim=1).values.unbind(dim=1)
+    first_N, second_N = mean_probs(log_probs_N_K_C).topk(2, dim=1).values.unbind(dim=1)
     return second_N - first_N
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -16,10 +17,6 @@ from al_lightning._lightning import LightningDataModule
 
 def read_image(path: str | Path) -> Tensor:
     """The pixels of an image file (3, height, width), red, green and blue from 0 to 255."""
-    try:
-        from PIL import Image  # noqa: PLC0415 - nothing else of the package needs it
-    except ImportError as error:
-        raise ImportError("Reading image files needs Pillow: `pip install pillow`.") from error
     try:
         with Image.open(path) as image:
             if Image.MAX_IMAGE_PIXELS is not None and math.prod(image.size) > Image.MAX_IMAGE_PIXELS:

@@ -5,7 +5,13 @@ batch. Upper case is a whole axis, lower case a chunk of it.
 """
 
 from al_lightning.information.configurations import Configurations
-from al_lightning.information.entropies import check_log_probs, conditional_entropy, entropy, mutual_information
+from al_lightning.information.entropies import (
+    check_log_probs,
+    conditional_entropy,
+    entropy,
+    mean_probs,
+    mutual_information,
+)
 from al_lightning.information.joint import batch_information, joint_entropy
 from al_lightning.information.kernel import kernel_name, mean_mixture_entropy
 
@@ -16,6 +22,7 @@ __all__ = [
     "joint_entropy",
     "batch_information",
     "Configurations",
+    "mean_probs",
     "check_log_probs",
     "mean_mixture_entropy",
     "kernel_name",

@@ -98,6 +98,19 @@ def _conditional_entropy(log_probs_N_K_C: Tensor) -> Tensor:
     return entropy_N
 
 
+def mean_probs(log_probs_N_K_C: Tensor) -> Tensor:
+    """Return E_w p(y|w), the predictive distribution of each point (N, C), as metrics of probabilities take it.
+
+    Never above one, not even by rounding: torchmetrics takes a batch with a larger entry for logits.
+
+    Example:
+        >>> mean_probs(torch.tensor([[[1.0, 0.0], [0.5, 0.5]]]).log())
+        tensor([[0.7500, 0.2500]])
+    """
+    check_log_probs(log_probs_N_K_C)
+    return at_least_single(log_probs_N_K_C).exp().mean(dim=1).clamp(max=1)
+
+
 def entropy(log_probs_N_K_C: Tensor) -> Tensor:
     """Return H[E_w p(y|w)], the predictive entropy of each point (N, nats): all uncertainty about its label.
 

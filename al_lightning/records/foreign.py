@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 MAX_DEPTH = 50  # of lists and objects within each other; our own records are four deep
@@ -81,6 +81,29 @@ def _cell(value: object) -> object:
     text = str(value)
     is_formula = text[:1] in ("\t", "\r", "\n") or text.lstrip()[:1] in tuple(FORMULA_STARTS)
     return f"'{text}" if is_formula else text
+
+
+def as_aligned(rows: Sequence[Mapping[str, str]], *, left: Collection[str] = ()) -> str:
+    """Write a table for a terminal, a column per name in the order of appearance; a cell that a row lacks is empty.
+
+    Args:
+        rows: Cells by the name of their column; at least one.
+        left: The columns that are aligned to the left; numbers belong to the right.
+
+    Example:
+        >>> print(as_aligned([{"name": "BALD", "n": "9"}, {"name": "Random", "n": "10"}], left={"name"}))
+        name     n
+        ------  --
+        BALD     9
+        Random  10
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    widths = {name: max(len(name), *(len(row.get(name, "")) for row in rows)) for name in names}
+    lines = [{name: name for name in names}, {name: "-" * width for name, width in widths.items()}, *rows]
+    return "\n".join(
+        "  ".join(f"{line.get(name, ''):{'<' if name in left else '>'}{widths[name]}}" for name in names)
+        for line in lines
+    )
 
 
 def printable(text: str) -> str:

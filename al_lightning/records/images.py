@@ -4,8 +4,7 @@ They are what `render(sample)` of the user's data module returns, or else the fi
 reports show them.
 """
 
-import struct
-import zlib
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from al_lightning.records.files import write_atomically
@@ -21,7 +21,6 @@ Pixels = npt.NDArray[np.uint8]
 
 FOLDER = "acquired"
 MIN_SIDE, MAX_SIDE = 4, 256
-COLOURS = {2: 0, 3: 2}  # PNG's numbers for grey (H, W) and for RGB (H, W, 3)
 
 
 def thumbnails_of(folder: Path, indices: Iterable[int]) -> dict[int, Path]:
@@ -104,19 +103,10 @@ def _is_image(shape: torch.Size) -> bool:
 
 
 def png(pixels: Pixels) -> bytes:
-    """Pixels (H, W) or (H, W, 3) as a PNG file: 8 bits, no filter. Written out here because no library is at hand.
-
-    Source: W3C, Portable Network Graphics (PNG) Specification, section 5 (chunks) and 11.2 (IHDR, IDAT, IEND).
-    """
-    height, width = pixels.shape[:2]
-    header = struct.pack(">IIBBBBB", width, height, 8, COLOURS[pixels.ndim], 0, 0, 0)
-    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*chunk) for chunk in chunks)
-
-
-def _chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    """Return pixels (H, W) or (H, W, 3) as a PNG file of 8 bits."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def rendered(sample: Any, datamodule: object) -> Pixels | None:  # noqa: ANN401 - whatever the user's dataset holds

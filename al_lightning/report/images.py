@@ -5,12 +5,13 @@ of the training data will usually do.
 """
 
 import os
-import struct
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from al_lightning.records.images import MAX_SIDE
@@ -108,14 +109,13 @@ def read_stored(files: Mapping[int, Path]) -> tuple[dict[int, Tensor], dict[int,
 
 
 def _stored(path: Path) -> Tensor:
-    from matplotlib.image import imread  # noqa: PLC0415 - an extra
-
-    with path.open("rb") as file:
-        sides = struct.unpack(">16x2I", file.read(24))  # where every PNG has them: some would unpack to gigabytes
-    if max(sides) > MAX_SIDE:
-        raise ValueError(f"it claims {sides[0]} x {sides[1]} pixels, and runs keep at most {MAX_SIDE} a side")
-    image = torch.from_numpy(imread(path))
-    return image if image.ndim == 2 else image[..., :3].movedim(-1, 0)  # noqa: PLR2004
+    with Image.open(path, formats=["PNG"]) as image:  # the pixels are not read yet: some would unpack to gigabytes
+        if max(image.size) > MAX_SIDE:
+            width, height = image.size
+            raise ValueError(f"it claims {width} x {height} pixels, and runs keep at most {MAX_SIDE} a side")
+        is_grey = image.mode in {"1", "L", "LA"}
+        pixels = torch.from_numpy(np.array(image.convert("L" if is_grey else "RGB"))) / 255
+    return pixels if is_grey else pixels.movedim(-1, 0)
 
 
 def _pixels(image_of: Callable[[int], Tensor], index: int) -> Tensor:

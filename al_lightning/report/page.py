@@ -2,11 +2,15 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
+from jinja2 import Environment, StrictUndefined
+
 from al_lightning.records.files import write_atomically
-from al_lightning.report.markup import Html, element, joined
 from al_lightning.report.pictures import (
+    Drawn,
     classes_picture,
     efficiency_picture,
     information_picture,
@@ -16,29 +20,18 @@ from al_lightning.report.pictures import (
 from al_lightning.report.reference import paper_curves
 from al_lightning.report.runs import Run, by_dataset, metrics_of, shortened, unmeasured
 from al_lightning.report.style import require_matplotlib
-from al_lightning.report.tables import details_of, groups_table, rounds_csv, runs_table
+from al_lightning.report.tables import Details, Table, details_of, groups_table, rounds_csv, runs_table
 
-STYLE = Html("""
-:root { color-scheme: light dark; --ink: #222; --paper: #fff; --line: #ccc; --faint: #595959; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --paper: #16181c; --line: #444; --faint: #a8a8a8; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 64rem; color: var(--ink); background: var(--paper);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h2 { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.5rem; }
-figure { margin: 0; max-width: 40rem; }
-img { display: block; width: 100%; height: auto; padding: .5rem; border-radius: .4rem; background: #fff; }
-figcaption, .note { margin-top: .4rem; color: var(--faint); font-size: .9rem; }
-.wide { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
-  white-space: nowrap; }
-.text td { white-space: normal; }
-th { font-weight: 600; }
-details { margin: .5rem 0; }
-summary { cursor: pointer; padding: .3rem 0; }
-@media print { :root { --ink: #000; --paper: #fff; } figure { break-inside: avoid; } }
-""")
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of one dataset."""
+
+    dataset: str
+    groups: Table
+    pictures: Sequence[Drawn]
+    runs: Table
+    details: Sequence[Details]
 
 
 def write_report(
@@ -85,11 +78,11 @@ def write_report(
             classes_picture(part),
             *stored_pictures(part),
         ]
-        shown = [picture.shown(folder, prefixes[dataset]) for picture in pictures]
-        sections.append(_section(dataset, part, shown, metric=metric, target=target))
-    method = element("section", element("h2", "The method"), method_picture().shown(folder, ""))
+        drawn = [picture.drawn(folder, prefixes[dataset]) for picture in pictures]
+        groups, each = groups_table(part, metric=metric, target=target), runs_table(part, metric=metric)
+        sections.append(Section(dataset, groups, drawn, each, [details_of(run) for run in part]))
     write_atomically(folder / "report.csv", rounds_csv(runs))
-    write_atomically(folder / "report.html", _page(runs, [*sections, method]))
+    write_atomically(folder / "report.html", page_of(sections, method_picture().drawn(folder, ""), num_runs=len(runs)))
     return folder / "report.html"
 
 
@@ -107,28 +100,10 @@ def _prefixes(datasets: Sequence[str]) -> dict[str, str]:
     return prefixes
 
 
-def _section(dataset: str, runs: Sequence[Run], pictures: Sequence[Html], *, metric: str, target: float) -> Html:
-    return element(
-        "section",
-        element("h2", dataset),
-        groups_table(runs, metric=metric, target=target),
-        element("div", *pictures, class_="pictures"),
-        element("h3", "Runs"),
-        runs_table(runs, metric=metric),
-        details_of(runs),
+def page_of(sections: Sequence[Section], method: Drawn, *, num_runs: int) -> str:
+    """Fill the template `page.html`, which escapes every value: names in a record may hold markup."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-
-
-def _page(runs: Sequence[Run], sections: Sequence[Html]) -> str:
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("title", "Active learning report"),
-        element("style", STYLE),
-    )
-    counted = f"{len(runs)} run{'s' if len(runs) > 1 else ''}; informations are in nats, times in seconds of wall time."
-    body = element("body", element("main", element("h1", "Active learning report"), element("p", counted), *sections))
-    return joined(Html("<!DOCTYPE html>\n"), element("html", head, body, lang="en")) + "\n"
+    template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+    return template.render(sections=sections, method=method, num_runs=num_runs)

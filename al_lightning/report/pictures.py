@@ -10,7 +10,6 @@ from al_lightning.records.files import write_atomically
 from al_lightning.report.batches import class_balance, joint_information, unclassed, uninformed
 from al_lightning.report.efficiency import label_efficiency
 from al_lightning.report.images import acquired_images, read_stored, stored_files
-from al_lightning.report.markup import Html, element
 from al_lightning.report.reference import PaperCurve, paper_source
 from al_lightning.report.runs import Run, grouped, unmeasured
 from al_lightning.report.style import png
@@ -30,15 +29,21 @@ class Picture:
     draw: "Callable[[], Figure]"
     reason: str | None = None
 
-    def shown(self, folder: Path, prefix: str) -> Html:
-        """Write the PNG and give the figure of the page."""
+    def drawn(self, folder: Path, prefix: str) -> "Drawn":
+        """Write the PNG, and return the same for the page."""
         if self.reason is not None:
-            return element("p", f"{self.alternative}: {self.reason}", class_="note")
+            return Drawn(self, None)
         data = png(self.draw())
         write_atomically(folder / f"{prefix}{self.name}.png", data)
-        source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-        image = element("img", src=source, alt=self.alternative)
-        return element("figure", image, element("figcaption", self.caption))
+        return Drawn(self, base64.b64encode(data).decode())
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture and its PNG in base64, None where there is a reason against it."""
+
+    picture: Picture
+    base64: str | None
 
 
 def efficiency_picture(

@@ -2,12 +2,28 @@
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from al_lightning.records.foreign import as_csv
 from al_lightning.records.header import UNKNOWN, as_call, is_call
-from al_lightning.report.markup import Html, element, joined, table
 from al_lightning.report.runs import Group, Run, grouped
+
+
+class Table(NamedTuple):
+    """Head and rows of a table, in plain text."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+class Details(NamedTuple):
+    """Settings of a run and the numbers of its rounds, which the page folds away."""
+
+    name: str
+    settings: Table
+    versions: str
+    rounds: Table
+
 
 DROPPED = ("schema", "version", "versions")  # of a header: the page names versions apart
 
@@ -24,11 +40,11 @@ def shown(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def groups_table(runs: Sequence[Run], *, metric: str, target: float) -> Html:
+def groups_table(runs: Sequence[Run], *, metric: str, target: float) -> Table:
     """A row for each acquisition: where its runs stand, and the labels that they needed."""
     rows = [_group_row(group, metric=metric, target=target) for group in grouped(runs)]
     head = ["acquisition", "runs", f"{metric}, mean (lowest to highest)", f"labels to {target:g}, median", "each run"]
-    return table(head, rows)
+    return Table(head, rows)
 
 
 def _group_row(group: Group, *, metric: str, target: float) -> list[str]:
@@ -46,8 +62,8 @@ def _reached(run: Run, *, metric: str, target: float) -> str:
     return f"not by {max(run.curve(metric))}" if labels is None else str(labels)
 
 
-def runs_table(runs: Sequence[Run], *, metric: str) -> Html:
-    """A row for each run: how far it came, and what a round cost."""
+def runs_table(runs: Sequence[Run], *, metric: str) -> Table:
+    """A row for each run: how far it came, and the mean seconds of a round for each of its parts."""
     kinds = list(dict.fromkeys(kind for run in runs for entry in run.rounds for kind in entry.seconds))
     labels = {run.name: group.label for group in grouped(runs) for run in group.runs}
     rows = []
@@ -69,21 +85,16 @@ def runs_table(runs: Sequence[Run], *, metric: str) -> Html:
             ]
         )
     head = ["run", "acquisition", "seed", "rounds", "labels", f"last {metric}", "state", *kinds, "all"]
-    note = "The last columns are seconds: the mean of a round for each of its parts, and the sum of all rounds."
-    return joined(table(head, rows), element("p", note, class_="note"))
+    return Table(head, rows)
 
 
-def run_details(run: Run) -> Html:
-    """Show the settings of a run and its rounds, folded away."""
-    settings = {name: value for name, value in run.header.items() if name not in DROPPED}
-    versions = run.header.get("versions", {})
-    header = table(["setting", "value"], [[name, _setting(value)] for name, value in settings.items()], class_="text")
-    parts = [element("summary", run.name), header, element("p", f"Versions: {_setting(versions)}.")]
-    if run.rounds:
-        numbers = [entry.numbers() for entry in run.rounds]
-        columns = list(dict.fromkeys(name for row in numbers for name in row))
-        parts.append(table(columns, [[shown(row.get(name)) for name in columns] for row in numbers]))
-    return element("details", *parts)
+def details_of(run: Run) -> Details:
+    """Return the settings of a run, its versions and every number of its rounds."""
+    settings = [[name, _setting(value)] for name, value in run.header.items() if name not in DROPPED]
+    numbers = [entry.numbers() for entry in run.rounds]
+    columns = list(dict.fromkeys(name for row in numbers for name in row))
+    rounds = Table(columns, [[shown(row.get(name)) for name in columns] for row in numbers])
+    return Details(run.name, Table(["setting", "value"], settings), _setting(run.header.get("versions", {})), rounds)
 
 
 def _setting(value: object) -> str:
@@ -110,8 +121,3 @@ def rounds_csv(runs: Sequence[Run]) -> str:
     first = ["run", "dataset", "acquisition", "seed"]
     columns = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
     return as_csv(columns, rows)
-
-
-def details_of(runs: Sequence[Run]) -> Html:
-    """The details of every run."""
-    return joined(*map(run_details, runs))

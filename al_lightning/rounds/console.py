@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from al_lightning._lightning import FLAVOUR, Callback, LightningModule, Trainer, callbacks_of, pl
+from al_lightning.records.foreign import as_aligned
 from al_lightning.records.header import name_of
 from al_lightning.records.round import Round
 
@@ -192,11 +193,7 @@ def _shown_metrics(record: Round) -> dict[str, float | None]:
 
 def table(rounds: Sequence[Round]) -> str:
     """All rounds under each other, a column per number."""
-    rows = [{"round": str(r.round), "labels": str(r.num_labelled), **_cells(r)} for r in rounds]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    widths = {name: max(len(name), *(len(row.get(name, "")) for row in rows)) for name in columns}
-    lines = [{name: name for name in columns}, {name: "-" * widths[name] for name in columns}, *rows]
-    return "\n".join("  ".join(line.get(name, "").rjust(widths[name]) for name in columns) for line in lines)
+    return as_aligned([{"round": str(r.round), "labels": str(r.num_labelled), **_cells(r)} for r in rounds])
 
 
 def _cells(record: Round) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """W&B's tables, images and labelled set. Only a Trainer that logs to it imports wandb."""
 
-import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +31,6 @@ def open_wandb(logger: "WandbLogger", *, job_type: str) -> None:
     """Begin the W&B run now, so that what is missing is said before the first training and not after it."""
     import wandb  # noqa: PLC0415 - only for those who log to it
 
-    if importlib.util.find_spec("PIL") is None:
-        raise ModuleNotFoundError("W&B shows the acquired images by means of pillow: `pip install pillow`.")
     if logger._wandb_init.get("job_type") is None:  # private, but once a run has begun it cannot be told any more
         logger._wandb_init["job_type"] = job_type
     try:

@@ -1,5 +1,3 @@
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -69,12 +67,6 @@ def test_text_in_an_image_that_unpacks_to_too_much_is_named(tmp_path):
     Image.fromarray(np.zeros((4, 4), "u1")).save(tmp_path / "text.png", pnginfo=info)
     with pytest.raises(ValueError, match=r"text\.png` cannot be read as an image \(Decompressed data too large"):
         read_image(tmp_path / "text.png")
-
-
-def test_without_pillow_one_sentence_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ImportError, match="Reading image files needs Pillow: `pip install"):
-        read_image("image.png")
 
 
 def test_classes_are_counted_in_the_order_of_their_names(tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from al_lightning.records.foreign import as_csv, plain_json, printable
+from al_lightning.records.foreign import as_aligned, as_csv, plain_json, printable
 from al_lightning.records.journal import Journal, Round, read_journal
 from al_lightning.tracking.weights_and_biases import labelled_csv
 
@@ -27,6 +27,16 @@ def test_other_text_stays_as_it_is(text):
 def test_numbers_stay_numbers_and_what_is_missing_is_empty():
     row = {"a": -1, "b": -0.5, "c": None, "d": True, "e": float("-inf")}
     assert as_csv([*row, "f"], [row]).splitlines()[1] == "-1,-0.5,,True,-inf,"
+
+
+def test_columns_are_as_wide_as_their_widest_cell_and_a_missing_cell_is_empty():
+    rows = [{"round": "0", "test_acc": "0.5"}, {"round": "10", "joint_mi": "1.25"}]
+    assert as_aligned(rows, left={"joint_mi"}).splitlines() == [
+        "round  test_acc  joint_mi",
+        "-----  --------  --------",
+        "    0       0.5          ",
+        "   10            1.25    ",
+    ]
 
 
 def test_the_tables_of_a_run_folder_have_no_formula(tmp_path):

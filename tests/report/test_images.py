@@ -81,7 +81,7 @@ def test_images_that_the_run_folder_holds_are_read_if_all_are_there(make_run):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "requires a buffer"),
+        (b"", "cannot identify image file"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "."),
         ("half", "."),
         ("large", "it claims 300 x 2 pixels, and runs keep at most 256 a side"),

@@ -6,10 +6,14 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from al_lightning import Random, active_fit
-from al_lightning.report.page import write_report
+from al_lightning.report.page import Section, page_of, write_report
+from al_lightning.report.pictures import Drawn, Picture
 from al_lightning.report.runs import read_runs
+from al_lightning.report.tables import Details, Table
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
@@ -35,13 +39,14 @@ class Checked(HTMLParser):
 
     def __init__(self, markup):
         super().__init__()
-        self.open, self.images, self.links, self.text = [], [], [], ""
+        self.open, self.tags, self.images, self.links, self.text = [], [], [], [], ""
         self.feed(markup)
         self.close()
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
         assert tag not in {"script", "link", "iframe"}
+        self.tags.append(tag)
         if tag == "img":
             self.images.append(dict(attrs))
         self.links += [value for name, value in attrs if name in {"src", "href", "srcset", "action"}]
@@ -58,6 +63,26 @@ class Checked(HTMLParser):
 @pytest.fixture
 def runs(make_run):
     return [make_run("one"), make_run("two", (0.6, 0.7), ended=False, seed=1), make_run("bald", acquisition="BALD()")]
+
+
+def page_with(text):
+    """A page in which this text stands wherever a value can."""
+    table = Table([text], [[text, text]])
+    missing = Drawn(Picture(text, text, text, draw=None, reason=text), None)
+    drawn = Drawn(Picture(text, text, text, draw=None), "AAAA")
+    details = Details(text, table, text, table)
+    return page_of([Section(text, table, [drawn, missing], table, [details])], drawn, num_runs=1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30))
+@example("<script>alert('1')</script>\"&")
+@example("{{ 7 * 7 }}{% raw %}")
+def test_any_text_is_read_back_as_text_and_never_as_markup(text):
+    plain, checked = Checked(page_with("VALUE")), Checked(page_with(text))
+    assert checked.tags == plain.tags
+    assert [image["alt"] for image in checked.images] == [text, text]
+    assert checked.text == plain.text.replace("VALUE", text)
 
 
 @pytest.mark.slow

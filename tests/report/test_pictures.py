@@ -1,5 +1,4 @@
 import base64
-import re
 
 import numpy as np
 import pytest
@@ -16,18 +15,19 @@ from al_lightning.report.reference import paper_curves
 
 
 def test_the_page_shows_the_very_png_that_lies_beside_it(make_run, tmp_path):
-    markup = classes_picture([make_run("a")]).shown(tmp_path, "digits-")
-    (data,) = re.findall(r'src="data:image/png;base64,([^"]*)"', markup)
-    assert base64.b64decode(data) == (tmp_path / "digits-classes.png").read_bytes()
-    assert 'alt="Classes of the acquired labels in each round"' in markup
+    drawn = classes_picture([make_run("a")]).drawn(tmp_path, "digits-")
+    assert base64.b64decode(drawn.base64) == (tmp_path / "digits-classes.png").read_bytes()
+    assert drawn.picture.alternative == "Classes of the acquired labels in each round"
 
 
 def test_where_nothing_can_be_drawn_the_reason_stands_instead(make_run, tmp_path):
     runs = [make_run("empty", ())]
     curves = efficiency_picture(runs, metric="acc", target=0.9, reference=None)
-    assert "Curves of acc against labels: No round has recorded a metric yet." in curves.shown(tmp_path, "")
-    assert "No round records the joint information" in information_picture(runs).shown(tmp_path, "")
-    assert "No round records the labels" in classes_picture(runs).shown(tmp_path, "")
+    assert curves.alternative == "Curves of acc against labels"
+    assert curves.reason == "No round has recorded a metric yet."
+    assert information_picture(runs).reason.startswith("No round records the joint information")
+    assert classes_picture(runs).reason.startswith("No round records the labels")
+    assert curves.drawn(tmp_path, "").base64 is None
     assert list(tmp_path.glob("*.png")) == []
 
 
@@ -57,10 +57,10 @@ def test_a_broken_image_is_left_out_and_named(make_run, tmp_path, broken):
         if index in broken:
             path.write_bytes(path.read_bytes()[:60])
     (picture,) = stored_pictures([run])
-    page = picture.shown(tmp_path, "")
+    told = picture.caption if picture.reason is None else picture.reason
     for index in range(4):
-        assert (f"acquired/{index}.png (" in page) == (index in broken)
-    assert "Left out, because they cannot be read: " in page
+        assert (f"acquired/{index}.png (" in told) == (index in broken)
+    assert "Left out, because they cannot be read: " in told
     if len(broken) == 1:
         assert picture.draw().axes[0].get_title(loc="left") == "BatchBALD: 0 of 3 are exact repeats"
 

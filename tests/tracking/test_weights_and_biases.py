@@ -107,12 +107,6 @@ def test_a_run_without_a_key_is_refused_before_the_training_with_the_way_out(
     assert trainer.state.fn is None
 
 
-def test_without_pillow_images_are_missed_at_the_start(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match="`pip install pillow`"):
-        open_wandb(WandbLogger(experiment=Experiment()), job_type="BALD")
-
-
 def test_the_acquisition_is_the_job_type_unless_the_user_names_another():
     for given, expected in ((None, "BALD"), ("mine", "mine")):
         logger = WandbLogger(experiment=Experiment(), job_type=given)

@@ -34,7 +34,7 @@ def as_text(comparison: Comparison) -> str:
     better = "higher" if comparison.mode == "max" else "lower"
     parts = [
         f"{comparison.metric} ({better} is better): differences from {baseline}, paired by seed",
-        _table(_cells(comparison.rows, names, baseline)),
+        foreign.as_aligned(_cells(comparison.rows, names, baseline), left={"quantity", "acquisition"}),
         _legend(comparison.rows),
         "\n".join(_verdict(row, names[row.acquisition], baseline) for row in comparison.rows),
         "\n".join(["Note:", *(f"- {caveat}" for caveat in comparison.caveats)] if comparison.caveats else []),
@@ -116,20 +116,6 @@ def _mean(values: Sequence[float], decimals: int) -> str:
 
 def _probability(p_value: float) -> str:
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"  # noqa: PLR2004 - what three decimals can show
-
-
-def _table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Names to the left, numbers to the right."""
-    names = list(rows[0])
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
-    lines = [{name: name for name in names}, {name: "-" * widths[name] for name in names}, *rows]
-    return "\n".join(
-        "  ".join(
-            line[name].ljust(widths[name]) if name in {"quantity", "acquisition"} else line[name].rjust(widths[name])
-            for name in names
-        ).rstrip()
-        for line in lines
-    )
 
 
 def _legend(rows: Sequence[Row]) -> str:
