@@ -134,6 +134,9 @@ class Acquisition(ABC):
     """Choice of the points to label; `Pointwise` is the short way to one of your own.
 
     A base class so that YAML can name its subclasses by their short names.
+
+    Attributes:
+        needs: Declares what a run must give: predictions of the pool by K posterior samples, or nothing.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"predictions"})
