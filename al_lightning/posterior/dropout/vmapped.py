@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
 
 from al_lightning.posterior.dropout.function_mode import MaskedForward
 from al_lightning.posterior.dropout.lazy.deferred import Deferred, computed
+from al_lightning.posterior.dropout.lazy.private import is_functorch_wrapped_tensor, refuse_missing
 from al_lightning.posterior.dropout.masks import keep_factors
 from al_lightning.posterior.model import leaves, map_tensors, num_rows_of
 from al_lightning.threads import keep_freed_memory, own_threads
@@ -76,6 +76,7 @@ class Vectorised:
 
         Tells, for all batches, how large the activations are and whether batches can be cut by rows.
         """
+        refuse_missing()
         self._in_rows = num_rows_of(inputs) == num_rows
         if self._in_rows:
             inputs = map_tensors(lambda tensor: tensor[:_TRIAL_ROWS], inputs)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_batchedtensor
 from torch.nn import functional
 
 from al_lightning.posterior.dropout.lazy.deferred import (
@@ -20,6 +19,7 @@ from al_lightning.posterior.dropout.lazy.deferred import (
     depends_on_sample,
 )
 from al_lightning.posterior.dropout.lazy.pooling import FASTER, MAX_POOLS
+from al_lightning.posterior.dropout.lazy.private import is_batchedtensor
 from al_lightning.posterior.dropout.lazy.responses import Convolution
 from al_lightning.posterior.model import map_tensors
 

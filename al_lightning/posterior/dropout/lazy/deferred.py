@@ -6,15 +6,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch._C._functorch import (
-    _add_batch_dim,
+from typing_extensions import Self
+
+from al_lightning.posterior.dropout.lazy.private import (
+    add_batch_dim,
+    disabled_torch_function,
     get_unwrapped,
     is_batchedtensor,
+    make_wrapper_subclass,
     maybe_get_bdim,
     maybe_get_level,
 )
-from typing_extensions import Self
-
 from al_lightning.posterior.dropout.lazy.responses import Convolution, kept_responses, mixed_responses, skipping_pays
 
 Operation = Callable[[Tensor], Tensor]
@@ -25,11 +27,11 @@ class Deferred(Tensor):
 
     _value: Tensor | None
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = disabled_torch_function
 
     def __new__(cls, like: Tensor, *_: object) -> Self:
         """An empty shell."""
-        shell: Self = Tensor._make_wrapper_subclass(cls, like.shape, dtype=like.dtype, device=like.device)
+        shell: Self = make_wrapper_subclass(cls, like.shape, dtype=like.dtype, device=like.device)
         return shell
 
     def __init__(self) -> None:
@@ -104,14 +106,14 @@ class Mixture:
         if self._whole is None:
             with _in_full(self.like):
                 mixed_B_K = mixed_responses(self._input(), self._scale_K_C, self._convolution)
-            self._whole = Unwritten(_add_batch_dim(mixed_B_K, 1, self.level))
+            self._whole = Unwritten(add_batch_dim(mixed_B_K, 1, self.level))
         return self._whole.read()
 
     def kept(self, kept_K_O: Tensor, then: Operation) -> Tensor:
         """`then` of what each sample keeps of the result."""
         with _in_full(self.like):
             kept_B_K = kept_responses(self._input(), self._scale_K_C, self._convolution, kept_K_O, then)
-        return _add_batch_dim(kept_B_K, 1, self.level)
+        return add_batch_dim(kept_B_K, 1, self.level)
 
     def is_finite(self) -> bool:
         """Tell whether a product with zero is zero: infinity and NaN are to be seen in what is dropped too."""

@@ -2,10 +2,15 @@
 
 import torch
 from torch import Tensor
-from torch._C._functorch import _add_batch_dim, get_unwrapped, maybe_get_bdim, maybe_get_level
 from torch.nn import functional
 
 from al_lightning.posterior.dropout.lazy.deferred import depends_on_sample
+from al_lightning.posterior.dropout.lazy.private import (
+    add_batch_dim,
+    get_unwrapped,
+    maybe_get_bdim,
+    maybe_get_level,
+)
 from al_lightning.threads import each, own_threads
 
 _FEWEST_ROWS, _SMALLEST_WEIGHT = 16, 2**16  # below it a product for each sample costs more than the copy
@@ -40,4 +45,4 @@ def _product_of_columns(x: Tensor, weight: Tensor) -> Tensor:
 
     with own_threads(x_K.device):
         each(multiply, zip(torch.split(x_K, _SAMPLES_AT_ONCE), torch.split(product_K, _SAMPLES_AT_ONCE), strict=True))
-    return _add_batch_dim(product_K, 0, level)
+    return add_batch_dim(product_K, 0, level)
