@@ -9,6 +9,7 @@ from al_lightning.posterior.dropout.lazy.private import NAMES, missing
 # Run where torch lacks private names: what needs none works, and MC dropout says why it takes the loop.
 WITHOUT = """
 import operator, sys
+import pytorch_lightning
 import torch
 
 with_all, *hidden = sys.argv[1:]
