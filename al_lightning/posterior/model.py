@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 PREDICT_REMEDY = "`MCDropout(predict=lambda module, batch: module(batch['image']).logits)`, as other posteriors"
@@ -206,3 +207,54 @@ def refuse_sigmoid(output: Tensor, sigmoid: Tensor | None) -> None:
             "The model returns sigmoid probabilities, and logits are needed. Leave the sigmoid out of `forward`, or, "
             "for two classes, undo it: `MCDropout(predict=lambda module, batch: module(batch[0]).logit())`."
         )
+
+
+class Call(nn.Module):
+    """The one way to call a model: with the inputs of a batch, and for logits (B, C).
+
+    A module itself, since `functional_call` replaces tensors of a module alone.
+
+    Args:
+        model: The model.
+        predict: How to get logits (B, C) of a batch, `predict(module, batch)`; None for `module(x)`.
+
+    Example:
+        >>> call = Call(nn.Linear(2, 3), None)
+        >>> call.logits(call.inputs((torch.ones(4, 2), torch.zeros(4)))).shape
+        torch.Size([4, 3])
+    """
+
+    def __init__(self, model: nn.Module, predict: Callable[[nn.Module, Any], Tensor] | None) -> None:
+        super().__init__()
+        self.model = model
+        self._predict = predict
+
+    def forward(self, inputs: object) -> object:
+        """Return whatever the model returns."""
+        return self.model(inputs) if self._predict is None else self._predict(self.model, inputs)
+
+    def inputs(self, batch: object) -> object:
+        """Return what the model is called with."""
+        return model_inputs(batch) if self._predict is None else batch
+
+    def output(self, inputs: object, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the output (B, C) of one forward pass, on copies: an in-place layer may write on its inputs.
+
+        Args:
+            inputs: What the model is called with.
+            tensors: Parameters and buffers by name that replace the model's own during the pass.
+        """
+        inputs = map_tensors(Tensor.clone, inputs)
+        num_rows = len(inputs) if self._predict is None and isinstance(inputs, Tensor) else None
+        if tensors is None:
+            return checked_output(self(inputs), num_rows=num_rows)
+        named = {f"model.{name}": tensor for name, tensor in tensors.items()}
+        # Not strict: a tied weight that has two names is given once, under the first.
+        return checked_output(functional_call(self, named, (inputs,)), num_rows=num_rows)
+
+    def logits(self, inputs: object, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return `output`, which must not be the result of a sigmoid."""
+        with LastSigmoid() as sigmoid:
+            output_B_C = self.output(inputs, tensors)
+        refuse_sigmoid(output_B_C, sigmoid.result)
+        return output_B_C

@@ -189,7 +189,7 @@ def test_weights_that_do_not_reach_the_output_are_refused_before_the_training():
         def forward(self, x):
             return self.last(x)
 
-    with pytest.raises(ValueError, match=r"All 3 samples predict exactly the same, .*`unused.weight`"):
+    with pytest.raises(ValueError, match=r"All 4 samples predict exactly the same, .*`unused.weight`"):
         MCDropConnect(layers=("unused",)).preview(Beside(), points())
 
 

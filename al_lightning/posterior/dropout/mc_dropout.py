@@ -30,11 +30,9 @@ from al_lightning.posterior.dropout.looped import ReplacedDropout, can_be_replac
 from al_lightning.posterior.dropout.unreachable import refuse_unreachable_dropout
 from al_lightning.posterior.dropout.vmapped import Vectorised, refuse_kept_tensors
 from al_lightning.posterior.model import (
-    checked_output,
+    Call,
     evaluating,
     log_probs_of,
-    map_tensors,
-    model_inputs,
     refuse_probabilities,
     refuse_sigmoid,
 )
@@ -108,9 +106,9 @@ class _Samples:
         self.path: Literal["vmap", "loop"] | None = None
         self.reason = ""
         self._model = model
-        self._predict = predict
+        self._call = Call(model, predict)
         self._masked = masked
-        self._vectorised = Vectorised(masked, self._forward)
+        self._vectorised = Vectorised(masked, self._call.output)
         self._checked = False
         self._replaced: ReplacedDropout | None = None  # once the loop has found that it need not look at every call
         self._look: InTraining | None = None
@@ -128,7 +126,7 @@ class _Samples:
                 "The samples of this posterior ended with their `with posterior.sample(...) as predict:` block. "
                 "Call `predict` inside it, or sample again with the same seed."
             )
-        inputs = self._inputs(batch)
+        inputs = self._call.inputs(batch)
         # Not inference_mode: what a model caches in `forward` must be of use in its next training.
         with torch.inference_mode(mode=False), torch.no_grad(), attributes_back(self._model):
             look = self._look_in_training(inputs)
@@ -146,7 +144,7 @@ class _Samples:
 
     def preview(self, batch: object, smaller: object) -> Tensor:
         """`log_probs_B_C` of the first sample, and all that can be refused with weights that are not trained yet."""
-        inputs = self._inputs(batch)
+        inputs = self._call.inputs(batch)
         with torch.inference_mode(mode=False), torch.no_grad(), handed_back(self._model):
             look = self._look_in_training(inputs)
             with evaluating(self._model), self._masked.following(self._model):
@@ -155,7 +153,7 @@ class _Samples:
                 look.refuse_left_out(self._masked, len(first_B_C))
                 refuse_no_masks(self._model, self._masked.masks)
                 fill_zeros(learning(self._model))
-                again = None if smaller is None else self._inputs(smaller)
+                again = None if smaller is None else self._call.inputs(smaller)
                 check_before_training(self._model, self._output_of_first(len(first_B_C)), inputs, again)
                 self._check_effect(inputs)
             look.warn()
@@ -218,7 +216,7 @@ class _Samples:
         """Compute `_output` for less, where all dropout is that of modules."""
         if self._replaced is not None:
             self._replaced.start(k)
-        return self._forward(inputs)
+        return self._call.output(inputs)
 
     def _tried(self, inputs: object, first_B_C: Tensor) -> Tensor:
         last = self._masked.num_samples - 1
@@ -233,7 +231,7 @@ class _Samples:
 
     def _output(self, inputs: object, k: int) -> Tensor:
         with self._masked.start(k):
-            output = self._forward(inputs)
+            output = self._call.output(inputs)
         refuse_sigmoid(output, self._masked.sigmoid)
         return output
 
@@ -248,14 +246,3 @@ class _Samples:
             return logits_b_C
 
         return output
-
-    def _inputs(self, batch: object) -> object:
-        return model_inputs(batch) if self._predict is None else batch
-
-    def _call(self, inputs: object) -> object:
-        return self._model(inputs) if self._predict is None else self._predict(self._model, inputs)
-
-    def _forward(self, inputs: object) -> Tensor:
-        inputs = map_tensors(Tensor.clone, inputs)  # an in-place layer may write on what it gets
-        num_rows = len(inputs) if self._predict is None and isinstance(inputs, Tensor) else None
-        return checked_output(self._call(inputs), num_rows=num_rows)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from al_lightning.posterior.base import Posterior, Predict
+from al_lightning.posterior.checks import fill_zeros
 from al_lightning.posterior.ensemble.members import Members, State, tensors_of
-from al_lightning.posterior.ensemble.networks import Networks
+from al_lightning.posterior.ensemble.networks import Networks, own_states
 from al_lightning.posterior.sampling import check_draws, until_the_end
 from al_lightning.records.files import load_plain
 
@@ -112,7 +113,10 @@ class DeepEnsemble(Posterior):
     @override
     def preview(self, model: nn.Module, batch: object, *, smaller: object = None) -> Tensor:
         states = [read_state(path, model) for path in self.checkpoints or []]
-        return Networks(model, self.predict, states[:1] or [tensors_of(model)]).preview(batch, smaller)
+        first = own_states(model, states[:1] or [tensors_of(model)])
+        learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        networks = Networks(model, self.predict, first)
+        return networks.preview(batch, smaller, fill=lambda: fill_zeros(first[0][name] for name in learning))
 
     @override
     @contextmanager
@@ -127,7 +131,7 @@ class DeepEnsemble(Posterior):
                 "elsewhere are given as `DeepEnsemble(checkpoints=[...])`."
             )
         states = [read_state(path, model) for path in self.checkpoints]
-        with until_the_end(Networks(model, self.predict, states)) as predict:
+        with until_the_end(Networks(model, self.predict, own_states(model, states))) as predict:
             yield predict
 
 
@@ -180,7 +184,8 @@ class TrainedEnsemble(Posterior):
         """All members; `num_samples` is their number, and `seed` changes nothing. See `Posterior.sample`."""
         check_draws(num_samples, seed=seed)
         self.checked_num_samples(num_samples)
-        with until_the_end(Networks(model, self.ensemble.predict, self.states)) as predict:
+        states = own_states(model, self.states)
+        with until_the_end(Networks(model, self.ensemble.predict, states)) as predict:
             yield predict
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from al_lightning.posterior.base import ANOTHER_POSTERIOR
 from al_lightning.posterior.dropout.masks import named
-from al_lightning.posterior.model import checked_output, evaluating, log_probs_of, map_tensors, model_inputs
+from al_lightning.posterior.model import Call, evaluating, log_probs_of
 
 ROUNDINGS = 32  # of the coarsest number format in use, relative to the largest logit, may separate two log_softmaxes
 
@@ -42,13 +42,10 @@ def last_layer_pass(
         layer: Name of the layer; by default the last nn.Linear that runs.
     """
     linears = _linears(model, layer)
-    inputs = model_inputs(batch) if predict is None else batch
-    num_rows = len(inputs) if predict is None and isinstance(inputs, Tensor) else None
+    call = Call(model, predict)
     # Not inference_mode: what a model caches in `forward` must be of use in its next training.
     with torch.no_grad(), evaluating(model), _recorded(linears) as calls:
-        inputs = map_tensors(Tensor.clone, inputs)  # an in-place layer may write on what it gets
-        output = model(inputs) if predict is None else predict(model, inputs)
-    output_B_C = checked_output(output, num_rows=num_rows)
+        output_B_C = call.output(call.inputs(batch))
     if not calls:
         raise ValueError(
             f"None of {_listed(linears)} ran in a forward pass of {type(model).__name__}, as far as hooks tell. Pass "

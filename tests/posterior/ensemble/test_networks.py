@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional
 
 from al_lightning.posterior.ensemble.members import tensors_of
-from al_lightning.posterior.ensemble.networks import Networks
+from al_lightning.posterior.ensemble.networks import Networks, own_states
 
 
 class Recurrent(nn.Module):
@@ -53,6 +53,10 @@ MODELS = {
 }
 
 
+def networks(model, states, predict=None):
+    return Networks(model, predict, own_states(model, states))
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     with torch.random.fork_rng():
@@ -81,7 +85,7 @@ def points(num_points=6):
 def test_each_network_predicts_as_it_does_by_itself(make):
     alone = [make().eval() for _ in range(3)]
     expected_B_K_C = torch.stack([model(points()).log_softmax(dim=1) for model in alone], dim=1)
-    predict = Networks(make(), None, [state(model) for model in alone])
+    predict = networks(make(), [state(model) for model in alone])
     torch.testing.assert_close(predict(points()), expected_B_K_C.detach())
 
 
@@ -89,7 +93,7 @@ def test_model_states_and_batch_are_as_before_after_predictions_and_after_an_err
     model, others = make(), [make(), make()]
     states = [state(other) for other in others]
     before, inputs = state(model), points()
-    predict = Networks(model, None, states)
+    predict = networks(model, states)
     predict(inputs)
     with pytest.raises(RuntimeError):
         predict(torch.zeros(4, 5))
@@ -100,7 +104,7 @@ def test_model_states_and_batch_are_as_before_after_predictions_and_after_an_err
 
 
 def test_predictions_are_normalised_and_the_same_for_every_batch_size_and_position(make):
-    predict = Networks(make(), None, [state(make()) for _ in range(3)])
+    predict = networks(make(), [state(make()) for _ in range(3)])
     log_probs_B_K_C = predict(points(7))
     torch.testing.assert_close(log_probs_B_K_C.exp().sum(dim=2), torch.ones(7, 3))
     torch.testing.assert_close(torch.cat([predict(batch) for batch in points(7).split(3)]), log_probs_B_K_C)
@@ -111,7 +115,7 @@ def test_the_global_generator_is_neither_used_nor_moved_and_one_model_serves_two
     model = make()
     states = [state(make()) for _ in range(4)]
     generator = torch.random.get_rng_state()
-    one, two = Networks(model, None, states[:2]), Networks(model, None, states[2:])
+    one, two = networks(model, states[:2]), networks(model, states[2:])
     alone = one(points())
     two(points())
     assert torch.equal(one(points()), alone)
@@ -120,7 +124,7 @@ def test_the_global_generator_is_neither_used_nor_moved_and_one_model_serves_two
 
 def test_a_batch_norm_that_trains_trains_on_after_predictions():
     model = MODELS["batch norm"]()
-    Networks(model, None, [state(model)]).preview(points())
+    networks(model, [state(model)]).preview(points())
     before = model[1].running_mean.clone()
     model(points()).sum().backward()
     assert not torch.equal(model[1].running_mean, before)
@@ -130,14 +134,14 @@ def test_a_batch_norm_that_trains_trains_on_after_predictions():
 def test_the_states_may_be_of_another_precision_and_carry_a_gradient():
     model = nn.Linear(12, 3)
     states = [{name: (tensor * k).double() for name, tensor in tensors_of(model).items()} for k in (1, 2)]
-    log_probs_B_K_C = Networks(model, None, states)(points())
+    log_probs_B_K_C = networks(model, states)(points())
     assert (log_probs_B_K_C.dtype, log_probs_B_K_C.requires_grad) == (torch.float32, False)
 
 
 def test_predict_says_how_the_model_is_called():
     alone = [nn.Linear(12, 3), nn.Linear(12, 3)]
-    predict = Networks(
-        nn.Linear(12, 3), lambda module, batch: module(batch["x"]) / 2, [state(model) for model in alone]
+    predict = networks(
+        nn.Linear(12, 3), [state(model) for model in alone], lambda module, batch: module(batch["x"]) / 2
     )
     expected_B_K_C = torch.stack([(model(points()) / 2).log_softmax(dim=1) for model in alone], dim=1)
     torch.testing.assert_close(predict({"x": points()}), expected_B_K_C.detach())
@@ -145,7 +149,7 @@ def test_predict_says_how_the_model_is_called():
 
 def test_the_preview_is_the_prediction_of_the_first_network():
     model = nn.Sequential(nn.Linear(12, 3), nn.Dropout())
-    predict = Networks(model, None, [state(model)])
+    predict = networks(model, [state(model)])
     torch.testing.assert_close(predict.preview(points()), model.eval()(points()).log_softmax(dim=1).detach())
 
 
@@ -173,14 +177,14 @@ class Forward(nn.Module):
 def test_what_is_no_posterior_is_refused(function, words):
     make = lambda: Forward(function)  # noqa: E731
     with pytest.raises(ValueError, match=words):
-        Networks(make(), None, [state(make()), state(make())])(points())
+        networks(make(), [state(make()), state(make())])(points())
     if "All 2 networks" not in words:
         with pytest.raises(ValueError, match=words):
-            Networks(make(), None, [state(make())]).preview(points())
+            networks(make(), [state(make())]).preview(points())
 
 
 def test_a_first_batch_of_one_row_leaves_the_checks_to_the_next():
-    predict = Networks(nn.Linear(12, 3), None, [state(nn.Linear(12, 3))] * 2)
+    predict = networks(nn.Linear(12, 3), [state(nn.Linear(12, 3))] * 2)
     predict(points(1))
     with pytest.raises(ValueError, match="All 2 networks predict exactly the same"):
         predict(points())
@@ -200,7 +204,7 @@ def test_a_tied_weight_with_two_names_is_given_once():
 
     model = Tied().eval()
     state = {name: tensor + 0.5 for name, tensor in tensors_of(model).items()}
-    predict = Networks(model, None, [dict(tensors_of(model)), state])
+    predict = networks(model, [dict(tensors_of(model)), state])
     inputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     log_probs_B_K_C = predict(inputs)
     with torch.no_grad():
