@@ -210,10 +210,10 @@ def test_the_acquisition_of_the_readme_works_by_class_path(tmp_path, monkeypatch
     base = ["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), "--config", "own.yaml", *QUICK]
     cli = run([*base, "--trainer.callbacks.max_rounds=2", "--trainer.callbacks.num_samples=5"])
     header, (first, last) = read_journal(run_folder())
-    assert header["acquisition"] == "RenyiEntropy(order=3.0)"
+    assert as_call(header["acquisition"]) == "RenyiEntropy(order=3.0)"
     assert (first.num_labelled, last.num_labelled, len(first.acquired)) == (10, 20, 10)
     assert first.scores == sorted(first.scores, reverse=True)
-    check_acquisition(first_callback(cli).acquisition)
+    check_acquisition(first_callback(cli).settings.acquisition)
 
 
 def parameters_of(module):

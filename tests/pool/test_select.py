@@ -1,6 +1,6 @@
 import gc
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -27,12 +27,14 @@ from_the_end = pytest.mark.filterwarnings("ignore:An acquired point was number")
 needs_proc = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc to see what is mapped")
 
 
+@dataclass
 class Watched(Acquisition):
     """BALD that remembers the ids it chose from, and how many files of a folder were mapped meanwhile."""
 
-    def __init__(self, folder=None, error=None):
-        self.folder, self.error = folder, error
-        self.seen, self.num_mapped = [], []
+    folder: Path | None = None
+    error: str | None = None
+    seen: list[object] = field(default_factory=list, init=False)
+    num_mapped: list[int] = field(default_factory=list, init=False)
 
     def __call__(self, predictions, batch_size, *, generator, exchange=ALONE):
         assert predictions.num_rows == len(LOADED[-1])
@@ -40,7 +42,7 @@ class Watched(Acquisition):
         if self.folder is not None:
             self.num_mapped.append(num_mapped(self.folder))
         if self.error is not None:
-            raise self.error
+            raise RuntimeError(self.error)
         return BALD()(predictions, batch_size, generator=generator, exchange=exchange)
 
 
@@ -123,7 +125,7 @@ def test_the_file_is_in_the_run_folder_while_the_acquisition_chooses_and_gone_af
 @pytest.mark.slow
 @needs_proc
 def test_the_file_is_gone_after_an_error_too(run, tmp_path):
-    acquisition = Watched(tmp_path, error=RuntimeError("the acquisition broke"))
+    acquisition = Watched(tmp_path, error="the acquisition broke")
     with pytest.raises(RuntimeError, match="the acquisition broke"):
         run(acquisition, folder=tmp_path / "run", predictions_budget_mib=0)
     acquisition.error.__traceback__ = None  # it holds the frames, and they the predictions
@@ -257,7 +259,7 @@ def test_picks_that_chance_made_are_not_warned_of(run):
 def test_a_run_goes_on_only_with_its_own_screening(run, tmp_path):
     folder = tmp_path / "run"
     run(folder=folder, max_rounds=2)
-    with pytest.raises(ValueError, match=r"its `screening` is None, and this run's is {'num_points': 10"):
+    with pytest.raises(ValueError, match=r"its `screening` is None, and this run's is Screening\(num_points=10"):
         run(folder=folder, screening=Screening(num_points=10))
     header, rounds = read_journal(folder)
     assert header.pop("screening") is None
