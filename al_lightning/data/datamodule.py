@@ -52,7 +52,7 @@ class ActiveLearningDataModule(LightningDataModule):
     `ActiveLearningDataModule(LightningDataModule.from_datasets(train, val, test, batch_size=64))`.
 
     A last batch of a single sample, on which BatchNorm raises, is refused in a run's first batch: choose a batch
-    size that leaves none over, or `samples_per_epoch` as a multiple of it.
+    size that leaves none over, or `points_per_epoch` as a multiple of it.
 
     Args:
         datamodule: An ordinary data module whose `train_dataloader()` returns one plain DataLoader. If it has a method
@@ -64,7 +64,7 @@ class ActiveLearningDataModule(LightningDataModule):
         balanced: Draw equally many of each class to begin with. The classes are read from the training dataset: from
             its attribute `targets` or `labels`, or its items (input, class, ...) or dicts. Names of classes are
             numbered in sorted order. Targets that are no classes are refused, whatever `balanced` is.
-        samples_per_epoch: Draws per epoch, one permutation of the labelled samples after another, so that an epoch is
+        points_per_epoch: Draws per epoch, one permutation of the labelled samples after another, so that an epoch is
             equally long in every round. By default an epoch is one pass over the labelled samples.
         pool: The training dataset as it is shown to the acquisition: the same samples in the same order, usually
             without augmentation. By default the training dataset itself.
@@ -83,7 +83,7 @@ class ActiveLearningDataModule(LightningDataModule):
     initial: int | list[int]
     pool: Dataset[Any] | None
     pool_batch_size: int | None
-    samples_per_epoch: int | None
+    points_per_epoch: int | None
     seed: int
     _labels: Labels | None
     _drawn: list[int] | None
@@ -101,7 +101,7 @@ class ActiveLearningDataModule(LightningDataModule):
         *,
         initial: int | list[int] = 20,
         balanced: bool = True,
-        samples_per_epoch: int | None = None,
+        points_per_epoch: int | None = None,
         pool: Dataset | None = None,  # type: ignore[type-arg] # jsonargparse resolves the plain class only
         pool_batch_size: int | None = None,
         seed: int = 0,
@@ -110,13 +110,13 @@ class ActiveLearningDataModule(LightningDataModule):
         check_flavour("datamodule", datamodule, LightningDataModule)
         if isinstance(datamodule, ActiveLearningDataModule):
             raise TypeError("`datamodule` is an ActiveLearningDataModule already. Wrap the plain data module, once.")
-        for name, value in (("samples_per_epoch", samples_per_epoch), ("pool_batch_size", pool_batch_size)):
+        for name, value in (("points_per_epoch", points_per_epoch), ("pool_batch_size", pool_batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}, but must be at least 1, or None.")
         # Not `super().__init__()`: the state that Lightning gives a data module is the wrapped one's.
         self.initial = checked_initial(initial)
         self.balanced = balanced
-        self.samples_per_epoch = samples_per_epoch
+        self.points_per_epoch = points_per_epoch
         self.pool = pool
         self.pool_batch_size = pool_batch_size
         self.seed = seed
@@ -247,7 +247,7 @@ class ActiveLearningDataModule(LightningDataModule):
         return labelled_loader(
             self._fit_loader(),
             self.labels.labelled_indices.tolist(),
-            samples_per_epoch=self.samples_per_epoch,
+            points_per_epoch=self.points_per_epoch,
             num_ranks=num_ranks,
         )
 
@@ -267,7 +267,7 @@ class ActiveLearningDataModule(LightningDataModule):
     def draws_per_epoch(self, num_labelled: int, *, num_ranks: int) -> int:
         """Return how many samples an epoch has on each rank, with so many labelled."""
         return draws_per_rank(
-            self._fit_loader(), num_labelled, samples_per_epoch=self.samples_per_epoch, num_ranks=num_ranks
+            self._fit_loader(), num_labelled, points_per_epoch=self.points_per_epoch, num_ranks=num_ranks
         )
 
     def pool_dataloader(

@@ -94,7 +94,7 @@ def train_loader_of(inner: LightningDataModule, *, begins_anew: bool) -> DataLoa
 
 
 def labelled_loader(
-    loader: DataLoader[Any], indices: Sequence[int], *, samples_per_epoch: int | None, num_ranks: int
+    loader: DataLoader[Any], indices: Sequence[int], *, points_per_epoch: int | None, num_ranks: int
 ) -> DataLoader[Any]:
     """The user's loader with all its settings, over the labelled samples alone."""
     if len(indices) == 0:
@@ -102,13 +102,13 @@ def labelled_loader(
             "No sample is labelled, so there is nothing to train on. Label some, or draw an `initial` set."
         )
     subset: Subset[Any] = Subset(loader.dataset, indices)
-    sampler = _restricted_sampler(loader, subset, samples_per_epoch)
+    sampler = _restricted_sampler(loader, subset, points_per_epoch)
     draws_per_rank = math.ceil(len(sampler) / num_ranks)  # type: ignore[arg-type] # all three kinds are sized
     if loader.drop_last and draws_per_rank < (loader.batch_size or 1):
         raise ValueError(
             f"The training loader has batches of {loader.batch_size} and `drop_last=True`, but an epoch has only "
             f"{draws_per_rank} labelled samples per rank ({len(indices)} are labelled): nothing would be trained. "
-            f"Set `drop_last=False`, lower the batch size, or raise `initial` or `samples_per_epoch`."
+            f"Set `drop_last=False`, lower the batch size, or raise `initial` or `points_per_epoch`."
         )
     return DataLoader(
         subset,
@@ -121,11 +121,11 @@ def labelled_loader(
     )
 
 
-def draws_per_rank(loader: DataLoader[Any], num_labelled: int, *, samples_per_epoch: int | None, num_ranks: int) -> int:
+def draws_per_rank(loader: DataLoader[Any], num_labelled: int, *, points_per_epoch: int | None, num_ranks: int) -> int:
     """Count the samples of an epoch on each rank, of the user's loader restricted to so many labelled ones."""
     sampler, num_draws = loader.sampler, num_labelled
-    if samples_per_epoch is not None:
-        num_draws = samples_per_epoch
+    if points_per_epoch is not None:
+        num_draws = points_per_epoch
     elif isinstance(sampler, WeightedRandomSampler) or (isinstance(sampler, RandomSampler) and num_ranks == 1):
         num_draws = _own_length(sampler, loader) or num_labelled  # on ranks Lightning makes a RandomSampler one pass
     return math.ceil(num_draws / num_ranks)
@@ -163,18 +163,18 @@ def kept_settings(loader: DataLoader[Any]) -> dict[str, Any]:
     return {name: getattr(loader, name) for name in KEPT_SETTINGS if hasattr(loader, name)}
 
 
-def _restricted_sampler(loader: DataLoader[Any], subset: Subset[Any], samples_per_epoch: int | None) -> Sampler[int]:
+def _restricted_sampler(loader: DataLoader[Any], subset: Subset[Any], points_per_epoch: int | None) -> Sampler[int]:
     sampler = loader.sampler
     if isinstance(sampler, WeightedRandomSampler):
-        if samples_per_epoch is not None:
+        if points_per_epoch is not None:
             raise ValueError(
-                f"`samples_per_epoch` is {samples_per_epoch}, but the training loader has a WeightedRandomSampler, "
+                f"`points_per_epoch` is {points_per_epoch}, but the training loader has a WeightedRandomSampler, "
                 "which has its own `num_samples`. Leave one of the two out."
             )
         return _restricted_weights(sampler, loader, subset)
-    if samples_per_epoch is not None:
+    if points_per_epoch is not None:
         generator = sampler.generator if isinstance(sampler, RandomSampler) else loader.generator
-        return Draws(subset, samples_per_epoch, generator=generator)
+        return Draws(subset, points_per_epoch, generator=generator)
     if isinstance(sampler, RandomSampler):
         return RandomSampler(
             subset,

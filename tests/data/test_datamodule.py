@@ -205,7 +205,7 @@ def test_the_next_fit_sees_what_was_labelled_since(make_trainer):
 
 
 def test_an_epoch_of_fixed_length_repeats_the_labelled_samples(make_trainer):
-    datamodule, model = ActiveLearningDataModule(Plain(), initial=6, samples_per_epoch=18), Watcher()
+    datamodule, model = ActiveLearningDataModule(Plain(), initial=6, points_per_epoch=18), Watcher()
     make_trainer().fit(model, datamodule)
     assert flat(model.seen["train"]) == sorted(labelled_values(datamodule) * 3)
 
@@ -224,7 +224,7 @@ class WriteDown(Callback):
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 def test_two_ranks_share_the_draws_of_a_fixed_epoch_and_agree_on_the_labels(make_trainer, tmp_path):
-    datamodule = ActiveLearningDataModule(Plain(), initial=6, samples_per_epoch=24)
+    datamodule = ActiveLearningDataModule(Plain(), initial=6, points_per_epoch=24)
     make_trainer(WriteDown(), strategy="ddp_fork", devices=2).fit(Watcher(), datamodule)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     assert first["labelled"] == second["labelled"] == labelled_values(ready())
@@ -546,7 +546,7 @@ def test_wrapping_twice_is_refused():
         ({"initial": 0}, "`initial` is 0, but training needs at least one"),
         ({"initial": -1}, "`initial` is -1, but training needs at least one"),
         ({"initial": []}, r"`initial` is \[\], but training needs at least one"),
-        ({"samples_per_epoch": 0}, "`samples_per_epoch` is 0, but must be at least 1, or None"),
+        ({"points_per_epoch": 0}, "`points_per_epoch` is 0, but must be at least 1, or None"),
         ({"pool_batch_size": 0}, "`pool_batch_size` is 0, but must be at least 1, or None"),
     ],
 )

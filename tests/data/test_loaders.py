@@ -59,10 +59,8 @@ def start_worker(worker_id):
     pass
 
 
-def restricted(loader, *, indices=LABELLED, samples_per_epoch=None, num_ranks=1):
-    return labelled_loader(
-        check_train_loader(loader), indices, samples_per_epoch=samples_per_epoch, num_ranks=num_ranks
-    )
+def restricted(loader, *, indices=LABELLED, points_per_epoch=None, num_ranks=1):
+    return labelled_loader(check_train_loader(loader), indices, points_per_epoch=points_per_epoch, num_ranks=num_ranks)
 
 
 def ids(loader):
@@ -152,7 +150,7 @@ def test_an_own_number_of_draws_is_kept():
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_a_fixed_epoch_is_one_permutation_after_another(shuffle):
-    loader = restricted(DataLoader(Numbers(), shuffle=shuffle, batch_size=3), samples_per_epoch=10)
+    loader = restricted(DataLoader(Numbers(), shuffle=shuffle, batch_size=3), points_per_epoch=10)
     drawn = ids(loader)
     assert (len(loader), len(drawn)) == (4, 10)
     assert sorted(drawn[:4]) == sorted(drawn[4:8]) == LABELLED
@@ -162,13 +160,13 @@ def test_a_fixed_epoch_is_one_permutation_after_another(shuffle):
 def test_a_fixed_epoch_follows_the_generator_of_the_users_sampler():
     def drawn():
         sampler = RandomSampler(Numbers(), generator=seeded(3))
-        return ids(restricted(DataLoader(Numbers(), sampler=sampler), samples_per_epoch=20))
+        return ids(restricted(DataLoader(Numbers(), sampler=sampler), points_per_epoch=20))
 
     assert drawn() == drawn()
 
 
 def test_lightning_does_not_take_the_sampler_of_a_fixed_epoch_for_one_pass():
-    loader = restricted(DataLoader(Numbers(), shuffle=True), samples_per_epoch=20)
+    loader = restricted(DataLoader(Numbers(), shuffle=True), points_per_epoch=20)
     assert type(loader.sampler) is Draws
     assert not isinstance(loader.sampler, (RandomSampler, SequentialSampler))
 
@@ -210,9 +208,9 @@ def test_weights_that_cannot_be_drawn_from_are_refused(sampler, words):
 def test_two_lengths_of_an_epoch_are_refused():
     loader = DataLoader(Numbers(), sampler=WeightedRandomSampler([1.0] * 10, 10))
     with pytest.raises(
-        ValueError, match="`samples_per_epoch` is 6, but the training loader has a WeightedRandomSampler"
+        ValueError, match="`points_per_epoch` is 6, but the training loader has a WeightedRandomSampler"
     ):
-        restricted(loader, samples_per_epoch=6)
+        restricted(loader, points_per_epoch=6)
 
 
 def test_unbatched_loaders_work():
@@ -232,22 +230,22 @@ def test_what_workers_make_for_a_gpu_is_pinned_beside_what_the_user_pins(is_for_
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "samples_per_epoch", "num_ranks", "num_batches"), [(4, None, 1, 1), (2, None, 2, 2), (8, 8, 1, 1)]
+    ("batch_size", "points_per_epoch", "num_ranks", "num_batches"), [(4, None, 1, 1), (2, None, 2, 2), (8, 8, 1, 1)]
 )
-def test_dropping_the_last_batch_is_fine_while_one_is_left(batch_size, samples_per_epoch, num_ranks, num_batches):
+def test_dropping_the_last_batch_is_fine_while_one_is_left(batch_size, points_per_epoch, num_ranks, num_batches):
     loader = DataLoader(Numbers(), batch_size=batch_size, drop_last=True)
-    assert len(restricted(loader, samples_per_epoch=samples_per_epoch, num_ranks=num_ranks)) == num_batches
+    assert len(restricted(loader, points_per_epoch=points_per_epoch, num_ranks=num_ranks)) == num_batches
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "samples_per_epoch", "num_ranks", "draws"), [(5, None, 1, 4), (3, None, 2, 2), (8, 7, 1, 7)]
+    ("batch_size", "points_per_epoch", "num_ranks", "draws"), [(5, None, 1, 4), (3, None, 2, 2), (8, 7, 1, 7)]
 )
-def test_fewer_labels_than_one_batch_with_drop_last_is_refused(batch_size, samples_per_epoch, num_ranks, draws):
+def test_fewer_labels_than_one_batch_with_drop_last_is_refused(batch_size, points_per_epoch, num_ranks, draws):
     loader = DataLoader(Numbers(), batch_size=batch_size, drop_last=True)
     with pytest.raises(
         ValueError, match=rf"batches of {batch_size} and `drop_last=True`, but an epoch has only {draws} "
     ):
-        restricted(loader, samples_per_epoch=samples_per_epoch, num_ranks=num_ranks)
+        restricted(loader, points_per_epoch=points_per_epoch, num_ranks=num_ranks)
 
 
 def test_no_labels_at_all_is_refused():
