@@ -14,9 +14,9 @@ class DigitsDataModule(LightningDataModule):
 
     Args:
         batch_size: Of training, validation and test.
-        val_size: Samples that validate.
-        test_size: Samples that test.
-        repeat: How many copies of each training sample the training set holds.
+        val_size: Points that validate.
+        test_size: Points that test.
+        repeat: How many copies of each training point the training set holds.
         noise: Standard deviation of the noise that each copy has of its own (pixels run from 0 to 1).
         num_workers: Of each loader.
         split_seed: Of the split and the noise. Leave it alone to compare runs: they share one pool and one test set.
@@ -68,15 +68,15 @@ class DigitsDataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled training samples, repeated and noisy if that is asked for."""
+        """Shuffled training points, repeated and noisy if that is asked for."""
         return self._loader(0, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The validation samples, always clean."""
+        """The validation points, always clean."""
         return self._loader(1)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The test samples, always clean."""
+        """The test points, always clean."""
         return self._loader(2)
 
     def _loader(self, part: int, *, shuffle: bool = False) -> DataLoader[Any]:

@@ -71,13 +71,13 @@ class IDXDataModule(LightningDataModule):
         root: The folder with `train-images-idx3-ubyte` and its three companions, plain or `.gz`.
         prefix: What stands before `train-images`, such as `emnist-balanced-`.
         batch_size: Of training, validation and test.
-        val_size: Samples of the training files that validate instead, drawn at random.
+        val_size: Points of the training files that validate instead, drawn at random.
         num_train: Use only so many of the rest; by default all.
-        first: Rows of the training files that never validate and are the first samples to train on, in this order:
+        first: Rows of the training files that never validate and are the first points to train on, in this order:
             labels to begin with that are the same for every `seed` are then `initial: [0, 1, 2]`.
         mean: Of the pixels (scaled to 0 ... 1), subtracted from them. The default is MNIST's.
         std: Of the pixels, which they are divided by. The default is MNIST's.
-        repeat: How many copies of each training sample the training set holds.
+        repeat: How many copies of each training point the training set holds.
         noise: Standard deviation of the noise that each copy has of its own, in units of the normalised pixels.
         num_workers: Of each loader.
         seed: Of the validation set, the choice of `num_train` and the noise.
@@ -124,7 +124,7 @@ class IDXDataModule(LightningDataModule):
         if self.val_size < 0 or num_train < 1 or self.val_size + num_train > len(images_N):
             raise ValueError(
                 f"`val_size` is {self.val_size} and `num_train` is {self.num_train}, but the training files in "
-                f"`{self.root}` hold {len(images_N)} samples, of which at least one must be left to train on."
+                f"`{self.root}` hold {len(images_N)} points, of which at least one must be left to train on."
             )
         val, train = self._split(len(images_N), num_train)
         self._datasets = (
@@ -133,29 +133,29 @@ class IDXDataModule(LightningDataModule):
             self._normalised(*self._read("t10k", "test")),
         )
 
-    def _split(self, num_samples: int, num_train: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _split(self, num_points: int, num_train: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The rows of the training files that validate, and those that train."""
-        wrong = [row for row in self.first if not 0 <= row < num_samples]
+        wrong = [row for row in self.first if not 0 <= row < num_points]
         if wrong or len(set(self.first)) < len(self.first) or len(self.first) > num_train:
             raise ValueError(
-                f"`first` is {self.first}, but must be different rows of the {num_samples} in the training files in "
+                f"`first` is {self.first}, but must be different rows of the {num_points} in the training files in "
                 f"`{self.root}`, no more than the {num_train} that train."
             )
-        order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(self.seed)).numpy()
+        order = torch.randperm(num_points, generator=torch.Generator().manual_seed(self.seed)).numpy()
         rest = order[~np.isin(order, self.first)]
         train = np.concatenate([np.array(self.first, dtype=order.dtype), rest[self.val_size :]])
         return rest[: self.val_size], train[:num_train]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled training samples, repeated and noisy if that is asked for."""
+        """Shuffled training points, repeated and noisy if that is asked for."""
         return self._loader(0, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The validation samples, always clean."""
+        """The validation points, always clean."""
         return self._loader(1)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The test samples, always clean."""
+        """The test points, always clean."""
         return self._loader(2)
 
     def _loader(self, part: int, *, shuffle: bool = False) -> DataLoader[Any]:

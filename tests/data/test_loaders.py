@@ -18,7 +18,7 @@ LABELLED = [2, 3, 5, 7]
 
 
 class Numbers(Dataset):
-    """Sample i is the number i, so that a loader shows the ids it yields."""
+    """Point i is the number i, so that a loader shows the ids it yields."""
 
     def __init__(self, num=10):
         self.num = num
@@ -51,8 +51,8 @@ class OwnSampler(RandomSampler):
     pass
 
 
-def collate_sum(samples):
-    return sum(samples)
+def collate_sum(points):
+    return sum(points)
 
 
 def start_worker(worker_id):
@@ -180,7 +180,7 @@ def test_weights_are_restricted_to_the_labelled():
     assert abs(drawn.count(5) / 4000 - 0.75) < 0.04  # five standard errors of 0.007
 
 
-def test_as_many_weighted_draws_as_samples_become_as_many_as_labelled():
+def test_as_many_weighted_draws_as_points_become_as_many_as_labelled():
     assert len(ids(restricted(DataLoader(Numbers(), sampler=WeightedRandomSampler([1.0] * 10, 10))))) == 4
 
 
@@ -192,12 +192,12 @@ def test_weighted_draws_without_replacement_stay_so():
 @pytest.mark.parametrize(
     ("sampler", "words"),
     [
-        (WeightedRandomSampler([1.0] * 9, 10), "has 9 weights, but its dataset has 10 samples"),
+        (WeightedRandomSampler([1.0] * 9, 10), "has 9 weights, but its dataset has 10 points"),
         (
             WeightedRandomSampler([1.0] * 10, 5, replacement=False),
-            "needs 5 labelled samples of positive weight, but has 4",
+            "needs 5 labelled points of positive weight, but has 4",
         ),
-        (WeightedRandomSampler([1.0, 1] + [0.0] * 8, 5), "needs 1 labelled samples of positive weight, but has 0"),
+        (WeightedRandomSampler([1.0, 1] + [0.0] * 8, 5), "needs 1 labelled points of positive weight, but has 0"),
     ],
 )
 def test_weights_that_cannot_be_drawn_from_are_refused(sampler, words):
@@ -249,7 +249,7 @@ def test_fewer_labels_than_one_batch_with_drop_last_is_refused(batch_size, point
 
 
 def test_no_labels_at_all_is_refused():
-    with pytest.raises(ValueError, match="No sample is labelled, so there is nothing to train on"):
+    with pytest.raises(ValueError, match="No point is labelled, so there is nothing to train on"):
         restricted(DataLoader(Numbers()), indices=[])
 
 
@@ -260,17 +260,17 @@ def test_no_labels_at_all_is_refused():
         ([DataLoader(Numbers())], "returns a list"),
         ({"a": DataLoader(Numbers())}, "returns a dict"),
         (None, "returns a NoneType"),
-        (DataLoader(Stream()), "is a Stream, which has no sample ids"),
-        (DataLoader(Endless(), sampler=[0, 1]), "is a Endless, which has no sample ids"),
+        (DataLoader(Stream()), "is a Stream, whose points have no ids"),
+        (DataLoader(Endless(), sampler=[0, 1]), "is a Endless, whose points have no ids"),
         (
             DataLoader(Numbers(), batch_sampler=BatchSampler(RandomSampler(Numbers()), 2, drop_last=False)),
-            r"A custom batch sampler \(BatchSampler\) cannot be restricted to the labelled samples",
+            r"A custom batch sampler \(BatchSampler\) cannot be restricted to the labelled points",
         ),
         (DataLoader(Numbers(), sampler=SubsetRandomSampler([1, 2])), r"SubsetRandomSampler is one. .*data\.Subset"),
         (DataLoader(Numbers(), sampler=OwnSampler(Numbers())), "OwnSampler is one"),
         (
             DataLoader(Numbers(), sampler=[3, 1]),
-            "A custom sampler cannot be restricted to the labelled samples, and list",
+            "A custom sampler cannot be restricted to the labelled points, and list",
         ),
         (
             DataLoader(Numbers(), sampler=DistributedSampler(Numbers(), num_replicas=2, rank=0)),
