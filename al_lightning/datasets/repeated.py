@@ -1,4 +1,4 @@
-"""The repeated datasets of the BatchBALD paper: every point several times, each copy with noise of its own."""
+"""Repeated datasets of the BatchBALD paper: several copies of each point, each with its own noise."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from al_lightning.data.targets import targets_of
 
 
 class Repeated(Dataset[tuple[Tensor, Any]]):
-    """`repeat` copies of a dataset of (input, target); each copy of each point has its own fixed N(0, noise) noise.
+    """Dataset of `repeat` copies of each (input, target), each copy with its own fixed noise N(0, noise²).
 
     Point i is the original i % n with the noise of i, so that i, i + n, i + 2n, ... are copies of one another; the
     first copy is noisy too. The noise is made when an item is read, and is the same each time, in each process.
@@ -30,8 +30,8 @@ class Repeated(Dataset[tuple[Tensor, Any]]):
         self.repeat = repeat
         self.noise = noise
         self.num_originals = len(dataset)  # type: ignore[arg-type] # map-style datasets are sized
-        # Torch's CPU generators differ in the low 32 bits of their seed only. Counting on from a place that depends on
-        # the seed gives each point its own stream.
+        # Torch's CPU generators use only the low 32 bits of a seed. Counting from a random start that `seed` decides
+        # gives each point its own stream of numbers.
         self.first_stream = int(torch.randint(2**32, (), generator=torch.Generator().manual_seed(seed)))
 
     def __len__(self) -> int:
@@ -49,7 +49,7 @@ class Repeated(Dataset[tuple[Tensor, Any]]):
 
     @property
     def targets(self) -> list[int]:
-        """The class of each point, copies included."""
+        """Return the class of each point, copies included."""
         targets_N = targets_of(self.dataset, range(self.num_originals))
         if targets_N is None:
             raise AttributeError(f"The targets of the repeated {type(self.dataset).__name__} cannot be read.")
