@@ -114,5 +114,5 @@ def test_strategies_that_shard_the_model_are_refused_by_name():
     check_strategy(Trainer(accelerator="cpu", devices=1, logger=False))
     check_strategy(Trainer(accelerator="cpu", devices=2, strategy="ddp_spawn", logger=False))
     sharding = SimpleNamespace(strategy=FSDPStrategy.__new__(FSDPStrategy))
-    with pytest.raises(TypeError, match=r"`strategy` is FSDPStrategy, .* whole model each"):
+    with pytest.raises(TypeError, match=r"`strategy` is FSDPStrategy, .* each hold the whole model"):
         check_strategy(sharding)
