@@ -1,6 +1,6 @@
 """Choice between the two Lightning packages: `pytorch_lightning` and `lightning.pytorch` cannot be mixed.
 
-Their classes are two separate hierarchies, so a callback made from one is no callback to a Trainer of the other.
+Their classes are separate: a Trainer of one package does not accept a callback of the other.
 """
 
 import importlib
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 FLAVOURS = ("pytorch_lightning", "lightning.pytorch")
 ENVIRONMENT_VARIABLE = "AL_LIGHTNING_PACKAGE"
 LIGHTNINGS_OWN = ("_trainer", "_fabric", "_fabric_optimizers", "_device", "_device_mesh", "_compiler_ctx")
-"""Attributes of a LightningModule that tie it to its Trainer: private, but only their names tell them from a user's."""
+"""Private attributes of a LightningModule that tie it to its Trainer; only the names tell them from a user's own."""
 
 
 def _installed(flavour: str) -> bool:
@@ -20,7 +20,7 @@ def _installed(flavour: str) -> bool:
 
 
 def choose_flavour() -> str:
-    """The package named by `AL_LIGHTNING_PACKAGE`, else the one already imported, else the one installed."""
+    """Return the package that `AL_LIGHTNING_PACKAGE` names, else the one already imported, else the one installed."""
     named = os.environ.get(ENVIRONMENT_VARIABLE)
     if named is not None:
         if named not in FLAVOURS:
@@ -66,7 +66,7 @@ else:
 
 
 def check_flavour(argument: str, value: object, expected: type) -> None:
-    """Refuse an object of the other Lightning package by naming both packages, and anything else by its type."""
+    """Raise unless `value` is an `expected`; if it comes from the other Lightning package, name both packages."""
     if isinstance(value, expected):
         return
     other = next(flavour for flavour in FLAVOURS if flavour != FLAVOUR)
@@ -91,34 +91,34 @@ def check_strategy(trainer: Trainer) -> None:
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
-    """The Trainer's own list, which Lightning sets without declaring it."""
+    """Return the Trainer's list of callbacks, an attribute that Lightning does not declare."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return callbacks
 
 
 def spawns(trainer: Trainer) -> bool:
-    """Tell whether a fit runs in processes that end with it: private, but only the kind of launcher tells."""
+    """Return True if each fit runs in processes of its own; only the class of the launcher, private, shows it."""
     return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 
 def is_tuning(trainer: Trainer) -> bool:
-    """Tell the fit of a Tuner, which ends before its training: private, but only its callback tells."""
+    """Return True in the fit of a Tuner, which ends before training; only its callback, private, shows it."""
     return any(getattr(callback, "_early_exit", False) for callback in callbacks_of(trainer))
 
 
 def has_only_tuned(trainer: Trainer) -> bool:
-    """Tell a Trainer that only a Tuner has used, whose fits put back what they have changed."""
+    """Return True if only a Tuner has used the Trainer, whose fits restore the state that they change."""
     untrained = trainer.global_step == 0 and trainer.current_epoch == 0
     return trainer.state.fn == "fit" and trainer.state.finished and untrained
 
 
 def logged_steps(trainer: Trainer) -> int:
-    """The step at which Lightning logs its own metrics: private, but it alone goes on while `global_step` restarts."""
+    """Return the step of Lightning's own metrics: private, but unlike `global_step` not reset by a fit."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def set_logged_steps(trainer: Trainer, steps: int) -> None:
-    """Let the step axis of the loggers go on where an earlier fit left it, instead of jumping back to 0."""
+    """Continue the step axis of the loggers where an earlier fit left it, instead of restarting at 0."""
     trainer.fit_loop.epoch_loop._batches_that_stepped = steps
 
 

@@ -70,9 +70,9 @@ def _failed_on(exchange: Exchange, error: Exception | None) -> None:
 
 @dataclass(frozen=True)
 class Ranks:
-    """All processes of a Trainer; a single one is the trivial case. Each method is called by all at the same time.
+    """All processes of a Trainer, one or several. All ranks must call each method at the same time.
 
-    It is the `Exchange` of an acquisition. The numbers exchanged travel on the Trainer's device, as NCCL wants it.
+    It is the `Exchange` of an acquisition. Tensors are sent from the Trainer's device, as NCCL requires.
 
     Args:
         trainer: A Trainer whose processes are running.
@@ -87,7 +87,7 @@ class Ranks:
 
     @property
     def size(self) -> int:
-        """Count the running processes; one where a strategy has spawned the others for a fit and they have ended."""
+        """Count the running processes: one if the others were spawned for a fit that has ended."""
         return self.trainer.world_size if torch.distributed.is_initialized() else 1
 
     def gather(self, tensor: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class Ranks:
             return tensor[None]
         own = tensor.to(self.trainer.strategy.root_device).contiguous()
         gathered = [torch.empty_like(own) for _ in range(self.size)]
-        torch.distributed.all_gather(gathered, own)  # Lightning's warns of what torch deprecates
+        torch.distributed.all_gather(gathered, own)  # Lightning's own gather warns of a torch deprecation
         return torch.stack(gathered).cpu()
 
     def first(self, value: Result) -> Result:
@@ -108,20 +108,20 @@ class Ranks:
         return together(work, exchange=self)
 
     def same(self, what: str, value: object) -> None:
-        """Raise on all ranks if one has another value than rank 0, as a plain repr."""
-        words = repr(value)
-        expected = self.first(words)
-        differs_R = self.gather(torch.tensor(words != expected))
+        """Raise on all ranks if the repr of `value` differs between ranks; `what` names it in the error."""
+        own = repr(value)
+        expected = self.first(own)
+        differs_R = self.gather(torch.tensor(own != expected))
         if bool(differs_R.any()):
             others = differs_R.nonzero().flatten().tolist()
             raise RuntimeError(
                 f"The ranks disagree about {what}: rank 0 has {_short(expected)}, and ranks {others} have something "
-                f"else (rank {self.rank}: {_short(words)}). All must get the same data in the same order, and the same "
+                f"else (rank {self.rank}: {_short(own)}). All must get the same data in the same order, and the same "
                 "seeds."
             )
 
     def send_buffers(self, module: torch.nn.Module) -> None:
-        """Give all ranks rank 0's buffers: BatchNorm's statistics differ, for each rank has seen its own batches."""
+        """Copy rank 0's buffers to all ranks: each rank's BatchNorm statistics are those of its own batches."""
         if self.size > 1:
             values = self.first({name: buffer.cpu() for name, buffer in module.named_buffers()})
             with torch.no_grad():
@@ -132,8 +132,8 @@ class Ranks:
     def part(self, num_points: int, batch_size: int) -> range:
         """Return the positions of this rank's part of the pool: contiguous, and cut at multiples of the batch size.
 
-        So every batch is one rank's batch, whole, and holds the same points on one rank and on many. Parts may be
-        empty, and differ by at most a batch.
+        So the batches hold the same points for any number of ranks. The parts may be empty, and differ by at most one
+        batch.
         """
         num_batches = -(-num_points // batch_size)
         first, last = (num_batches * rank // self.size for rank in (self.rank, self.rank + 1))

@@ -1,10 +1,10 @@
-"""Torchmetrics for what the predictions of posterior samples tell, and for the label curve of a run.
+"""Torchmetrics for the uncertainty of a model's predictions and for the label curve of a run.
 
-Each has a pure function beside it, which takes everything at once: `mutual_information` and `entropy` of
+Each has a pure function that takes all values at once: `mutual_information` and `entropy` of
 `al_lightning.information`, `area_under_curve` and `labels_to_target` of `al_lightning.records.curves`. The classes
-collect over batches, rounds and ranks.
+collect values over batches, rounds and ranks.
 
-Torchmetrics itself has the expected calibration error; it takes mean probabilities:
+Torchmetrics has the expected calibration error, which takes mean probabilities:
 
     calibration_error = torchmetrics.classification.MulticlassCalibrationError(num_classes=10)
     calibration_error.update(al_lightning.information.mean_probs(log_probs_N_K_C), targets_N)
@@ -24,21 +24,21 @@ from al_lightning.records.curves import area_under_curve, check_target, labels_t
 
 
 class _MeanOverPoints(Metric):
-    """The mean of a quantity of single points over all points of all batches and ranks."""
+    """Mean of a quantity over all points of all batches and ranks."""
 
     is_differentiable = False
     full_state_update = False
     total: Tensor
     num_points: Tensor
 
-    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - torchmetrics' own, as `dist_sync_on_step`
+    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - of torchmetrics, such as `dist_sync_on_step`
         super().__init__(**kwargs)
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("num_points", torch.tensor(0), dist_reduce_fx="sum")
 
     @abstractmethod
     def of_points(self, log_probs_N_K_C: Tensor) -> Tensor:
-        """The quantity of each point (N)."""
+        """Return the quantity of each point (N)."""
 
     def update(self, log_probs_N_K_C: Tensor) -> None:
         """Add the points of a batch."""
@@ -47,7 +47,7 @@ class _MeanOverPoints(Metric):
         self.num_points += len(values_N)
 
     def compute(self) -> Tensor:
-        """The mean over all points so far."""
+        """Return the mean over all points so far."""
         if self.num_points == 0:
             raise ValueError(
                 f"{type(self).__name__} has seen no points on any rank, so there is no mean. Call "
@@ -57,12 +57,12 @@ class _MeanOverPoints(Metric):
 
 
 class MeanBALD(_MeanOverPoints):
-    """Mean of I[y; w] over points, in nats: how much a label would tell about the model; over batches and ranks.
+    """Mean over points of BALD = I[y; w] in nats, the information of a label about the weights.
 
     Example:
         >>> metric = MeanBALD()
-        >>> metric.update(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).log())  # two certain, opposite models
-        >>> metric.update(torch.tensor([[[0.5, 0.5], [0.5, 0.5]]]).log())  # they agree on a coin
+        >>> metric.update(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).log())  # two networks, certain of different classes
+        >>> metric.update(torch.tensor([[[0.5, 0.5], [0.5, 0.5]]]).log())  # two networks that agree
         >>> metric.compute()  # (log(2) + 0) / 2
         tensor(0.3466)
     """
@@ -70,12 +70,12 @@ class MeanBALD(_MeanOverPoints):
     higher_is_better = None
 
     def of_points(self, log_probs_N_K_C: Tensor) -> Tensor:
-        """BALD of each point (N, nats)."""
+        """Return the BALD of each point (N, nats)."""
         return mutual_information(log_probs_N_K_C)
 
 
 class PredictiveEntropy(_MeanOverPoints):
-    """Mean of H[E_w p(y|w)] over points, in nats: all uncertainty about a label; over batches and ranks.
+    """Mean over points of the predictive entropy H[E_w p(y|w)] in nats, the whole uncertainty about a label.
 
     Example:
         >>> metric = PredictiveEntropy()
@@ -87,40 +87,40 @@ class PredictiveEntropy(_MeanOverPoints):
     higher_is_better = None
 
     def of_points(self, log_probs_N_K_C: Tensor) -> Tensor:
-        """Predictive entropy of each point (N, nats)."""
+        """Return the predictive entropy of each point (N, nats)."""
         return entropy(log_probs_N_K_C)
 
 
 class _LabelCurve(Metric):
-    """The points of a label curve, one a round, the same on all ranks that add it."""
+    """Label curve with one value a round; ranks that add the same round add the same value."""
 
     is_differentiable = False
     full_state_update = False
     num_labels: list[Tensor]
     values: list[Tensor]
 
-    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - torchmetrics' own, as `dist_sync_on_step`
+    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - of torchmetrics, such as `dist_sync_on_step`
         super().__init__(**kwargs)
-        # Both of one type: a rank without a point sends an empty tensor of the metric's.
+        # Both have the metric's dtype, that of the empty tensor that a rank without values sends.
         self.add_state("num_labels", [], dist_reduce_fx="cat")
         self.add_state("values", [], dist_reduce_fx="cat")
 
     def update(self, num_labelled: int, value: float | Tensor) -> None:
-        """Add what the metric was with so many labels; any order will do."""
+        """Add the value of the metric at a number of labels, in any order."""
         number = float(value)
         if num_labelled < 1 or not math.isfinite(number):
             raise ValueError(
-                f"`num_labelled` is {num_labelled} and `value` is {number}, but a point of a label curve is a finite "
-                "value at one label or more."
+                f"`num_labelled` is {num_labelled} and `value` is {number}, but a label curve has a finite value "
+                "at one label or more. Leave out rounds without a value."
             )
         self.num_labels.append(torch.tensor([num_labelled], dtype=self.dtype, device=self.device))
         self.values.append(torch.tensor([number], dtype=self.dtype, device=self.device))
 
     def curve(self) -> tuple[list[int], list[float]]:
-        """The points in the order of their labels; one that several ranks added counts once."""
+        """Return the numbers of labels, ascending, and the values; one that several ranks added counts once."""
         if len(self.num_labels) == 0:
             raise ValueError(
-                f"{type(self).__name__} has seen no point of the curve on any rank. Call "
+                f"{type(self).__name__} has seen no value of the curve on any rank. Call "
                 "`update(num_labelled, value)` after each round."
             )
         num_labels = dim_zero_cat(self.num_labels).long().tolist()
@@ -135,10 +135,10 @@ class _LabelCurve(Metric):
 
 
 class AreaUnderLabelCurve(_LabelCurve):
-    """The area under a metric's label curve as a share of its range of labels (see `area_under_curve`).
+    """Area under a label curve divided by its range of labels (see `area_under_curve`).
 
-    It collects over rounds, and `active_fit` starts every metric of the model afresh in each: keep it outside the
-    model, and feed it from the records that `active_fit` gives back.
+    It collects over rounds, but `active_fit` resets all metrics of the model in each round: keep this one outside the
+    model, and update it from the records that `active_fit` returns.
 
     Example:
         >>> metric = AreaUnderLabelCurve()
@@ -149,21 +149,20 @@ class AreaUnderLabelCurve(_LabelCurve):
     """
 
     def compute(self) -> Tensor:
-        """The area of the points so far; it takes two."""
+        """Return the area so far, for which at least two values are needed."""
         return torch.tensor(area_under_curve(*self.curve()), dtype=self.dtype, device=self.device)
 
 
 class LabelsToTarget(_LabelCurve):
-    """The first number of labels at which a metric is as good as `target` (see `labels_to_target`).
+    """Smallest number of labels at which a metric is as good as `target` (see `labels_to_target`).
 
-    It is infinity while no round has reached the target: no number of labels seen was enough. Infinity compares as more
-    than any number, and a mean over runs in which one never got there is no number either. Like
+    It is infinite until a round reaches the target, and so is a mean over runs of which one never reaches it. Like
     `AreaUnderLabelCurve`, it belongs outside the model.
 
     Args:
-        target: What the metric is to reach.
-        mode: Whether it is to rise to the target ("max") or to fall to it ("min").
-        kwargs: Torchmetrics' own, as `dist_sync_on_step`.
+        target: Value of the metric to reach.
+        mode: "max" if the metric rises to the target, "min" if it falls to it.
+        kwargs: Arguments of torchmetrics, such as `dist_sync_on_step`.
 
     Example:
         >>> metric = LabelsToTarget(target=0.9)
@@ -184,6 +183,6 @@ class LabelsToTarget(_LabelCurve):
         self.mode = mode
 
     def compute(self) -> Tensor:
-        """The labels of the first point that is good enough, or infinity."""
+        """Return the smallest number of labels at which the target is reached, or infinity."""
         number = labels_to_target(*self.curve(), target=self.target, mode=self.mode)
         return torch.tensor(math.inf if number is None else number, dtype=self.dtype, device=self.device)

@@ -1,4 +1,4 @@
-"""The small nets and the one LightningModule that the configurations use."""
+"""Nets of the configurations, and the LightningModule that trains them."""
 
 import itertools
 import math
@@ -29,13 +29,13 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear((in_features, *hidden)[-1], num_classes))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits of each class."""
+        """Return the logits (B, C)."""
         logits: Tensor = self.layers(inputs)
         return logits
 
 
 class PaperCNN(nn.Module):
-    """The net of the BatchBALD paper for MNIST: 28 x 28 images, dropout of whole channels after each convolution.
+    """Net of the BatchBALD paper for MNIST: 28 x 28 images, dropout of whole channels after each convolution.
 
     Example:
         >>> PaperCNN()(torch.zeros(2, 1, 28, 28)).shape
@@ -63,13 +63,13 @@ class PaperCNN(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of each class."""
+        """Return the logits (B, C)."""
         logits: Tensor = self.head(self.features(images))
         return logits
 
 
 class EMNISTCNN(nn.Module):
-    """The net of the BatchBALD paper for EMNIST: 28 x 28 images, dropout of whole channels after each convolution.
+    """Net of the BatchBALD paper for EMNIST: 28 x 28 images, dropout of whole channels after each convolution.
 
     Example:
         >>> EMNISTCNN()(torch.zeros(2, 1, 28, 28)).shape
@@ -100,19 +100,19 @@ class EMNISTCNN(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of each class."""
+        """Return the logits (B, C)."""
         logits: Tensor = self.head(self.features(images))
         return logits
 
 
 class VGG16(nn.Module):
-    """The net of the BatchBALD paper for CINIC-10: VGG-16 with batch normalisation, dropout before a smaller head.
+    """Net of the BatchBALD paper for CINIC-10: VGG-16 with batch normalisation, dropout before a smaller head.
 
     Args:
-        num_classes: How many there are.
+        num_classes: Number of classes.
         dropout: Probability of dropping a feature.
-        pretrained: A file with the weights of torchvision's `vgg16_bn`, of which those of the convolutions are taken.
-            By default the weights are random.
+        pretrained: File with the weights of torchvision's `vgg16_bn`; those of the convolutions are loaded. By default
+            all weights are random.
 
     Example:
         >>> VGG16()(torch.zeros(2, 3, 32, 32)).shape
@@ -146,18 +146,18 @@ class VGG16(nn.Module):
             )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of each class."""
+        """Return the logits (B, C)."""
         logits: Tensor = self.head(self.features(images))
         return logits
 
 
 class Classifier(LightningModule):
-    """Any net that returns logits, trained on cross-entropy with Adam; batches are (inputs, integer targets).
+    """LightningModule of any net that returns logits: cross-entropy, Adam, batches of (inputs, integer targets).
 
     Logs `train_loss`, `val_loss`, `val_acc`, `test_loss` and `test_acc`, each over a whole epoch and all ranks.
 
     Args:
-        net: From inputs to logits of each class.
+        net: Net from inputs to logits (B, C).
         lr: Learning rate of Adam.
         weight_decay: L2 penalty of Adam.
     """
@@ -170,17 +170,17 @@ class Classifier(LightningModule):
         self.net = net
         self.lr = lr
         self.weight_decay = weight_decay
-        # The mean of right (1) and wrong (0), which needs no number of classes.
+        # Mean of correct (1) and wrong (0): unlike an accuracy metric, it needs no number of classes.
         self.val_acc = MeanMetric()
         self.test_acc = MeanMetric()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits of each class."""
+        """Return the logits (B, C)."""
         logits: Tensor = self.net(inputs)
         return logits
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's signature
-        """Cross-entropy of one batch."""
+        """Return the cross-entropy of a batch."""
         inputs, targets = batch
         loss = nn.functional.cross_entropy(self(inputs), targets)
         self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(targets))
@@ -195,12 +195,12 @@ class Classifier(LightningModule):
         self._evaluate("test", batch, self.test_acc)
 
     def predict_step(self, batch: Sequence[Tensor] | Tensor, batch_idx: int) -> Tensor:  # noqa: ARG002
-        """Logits of the inputs, targets left out."""
+        """Return the logits of the inputs; targets in the batch are ignored."""
         logits: Tensor = self(batch[0] if not isinstance(batch, Tensor) else batch)
         return logits
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam over all parameters; LightningCLI's `--optimizer` takes its place."""
+        """Return Adam over all parameters; LightningCLI's `--optimizer` replaces it."""
         return torch.optim.Adam(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
 
     def _evaluate(self, stage: str, batch: Sequence[Tensor], accuracy: MeanMetric) -> None:

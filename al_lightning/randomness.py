@@ -1,4 +1,4 @@
-"""Seeds of their own for every round and purpose, and code of the user's that draws from the global generators."""
+"""Seeds: one for each round and purpose, and one for user code that draws from the global generators."""
 
 import hashlib
 import random
@@ -12,7 +12,7 @@ from al_lightning._lightning import isolate_rng
 
 
 def derived_seed(seed: int, round_index: int, purpose: str) -> int:
-    """A seed of 32 bits for one purpose of one round, the same on every machine.
+    """Return a 32-bit seed for one purpose in one round, the same on every machine.
 
     Example:
         >>> derived_seed(0, 0, "fit"), derived_seed(0, 1, "fit")
@@ -24,12 +24,12 @@ def derived_seed(seed: int, round_index: int, purpose: str) -> int:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the CPU's global random generators and give them back as they were.
+    """Seed the CPU's global random generators within the block, and restore their states after it.
 
-    The one of torch by itself: `torch.manual_seed` would reach for the GPU, which a process that forks must not touch.
+    Only torch's CPU generator is seeded: `torch.manual_seed` would reach for the GPU, which breaks forks.
     """
     with isolate_rng(include_cuda=False):
         random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 - the generator that users draw from
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - users draw from the global generator
         torch.default_generator.manual_seed(seed)
         yield

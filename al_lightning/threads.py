@@ -1,9 +1,9 @@
-"""Threads of our own over coarse blocks of work, within which torch computes serially.
+"""Threads that each compute coarse blocks of work, with torch serial in each thread.
 
 At the start and end of each operation that torch shares among its threads, libgomp's threads wait for each other, and
-spin meanwhile. Where another process keeps a core busy, each such wait lasts until the scheduler turns to the thread on
-that core: thousands of short operations take a hundred times as long. Our threads meet once for many operations, and
-sleep meanwhile, so that the scheduler moves the one that is late to the core that is free.
+spin meanwhile. If another process keeps a core busy, each such wait lasts until the scheduler runs the thread on that
+core: thousands of short operations take a hundred times as long. The threads here wait for each other once for many
+operations, and sleep meanwhile, so that the scheduler can move a late thread to a free core.
 """
 
 import threading
@@ -19,7 +19,7 @@ _Result = TypeVar("_Result")
 
 
 class _Helpers(threading.local):
-    """The threads that help the current one, if it is within `own_threads`."""
+    """Helper threads of the current thread, if it is within `own_threads`."""
 
     executor: ThreadPoolExecutor | None = None
     number = 0
@@ -30,14 +30,14 @@ _helpers = _Helpers()
 
 @contextmanager
 def own_threads(device: torch.device, *, most: int | None = None) -> Iterator[None]:
-    """Have `each` use as many threads as torch would within the block, and torch be serial in all of them.
+    """Let `each` use as many threads as torch has within the block, and make torch serial in all of them.
 
-    Only the calling thread and its helpers are concerned, and only until the block ends. Where torch has one thread,
-    on another device than the CPU, and within another such block, nothing changes.
+    Only the calling thread and its helpers change, and only until the block ends. Nothing changes if torch has one
+    thread, on another device than the CPU, and within another such block.
 
     Args:
-        device: Where the work is done.
-        most: How many threads to use at most, where each takes memory; by default as many as torch has.
+        device: Device that computes.
+        most: Largest number of threads, where each takes memory; by default as many as torch has.
     """
     keep_freed_memory()
     number = torch.get_num_threads()
@@ -58,23 +58,23 @@ def own_threads(device: torch.device, *, most: int | None = None) -> Iterator[No
 
 
 def _begin(executor: ThreadPoolExecutor, number: int) -> None:
-    """Start that many threads, and wait until each has begun: none changes what threads of others begin with later."""
+    """Start `number` threads and wait until each has begun, so that none changes torch's settings for others later."""
     all_there = threading.Barrier(number + 1)
     try:
         for _ in range(number):
             executor.submit(all_there.wait)
         all_there.wait(timeout=60)
     except BaseException:
-        all_there.abort()  # or those that came would wait for ever
+        all_there.abort()  # or the threads that have begun would wait for ever
         raise
 
 
 def each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-    """`[function(item) for item in items]`, within `own_threads` by several threads, the calling one among them.
+    """Return `[function(item) for item in items]`, computed by several threads within `own_threads`.
 
-    A thread takes the next item when it is done with one, so one that gets no processor delays nobody. The results do
-    not depend on the number of threads if `function` does not: items must be cut alike for any number. Once an item
-    raises, none is begun; the error of the first that raised is raised here when all that were begun are done.
+    A thread takes the next item when it has finished one, so that a slow thread does not delay the others. The results
+    must not depend on the number of threads: cut the work into the same items for any number. Once an item raises, no
+    further item is begun; when all threads have finished, the error of the first item that raised is raised.
 
     Example:
         >>> with own_threads(torch.device("cpu")):
@@ -100,17 +100,19 @@ def each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_
 
 
 class _Work(Generic[_Item, _Result]):
-    """Items of which several threads take the next until none is left."""
+    """Queue of items that several threads work on until none is left."""
 
     def __init__(self, function: Callable[[_Item], _Result], items: Sequence[_Item]) -> None:
         self._function, self._items = function, items
-        self._numbers = iter(range(len(items)))  # shared: to take the next of a range is one step of the interpreter
+        self._numbers = iter(
+            range(len(items))
+        )  # shared by the threads: `next` of a range is one step of the interpreter
         self._results: dict[int, _Result] = {}
         self._errors: dict[int, Exception] = {}
         self._modes = _Modes()
 
     def take_part(self) -> None:
-        """Do what nobody else has begun."""
+        """Compute items until none is left or one has raised."""
         while not self._errors:
             number = next(self._numbers, None)
             if number is None:
@@ -121,24 +123,24 @@ class _Work(Generic[_Item, _Result]):
                 self._errors[number] = error
 
     def help_out(self) -> None:
-        """Do the same in another thread than the one that asked."""
+        """Take part from a helper thread, under the torch modes of the calling thread."""
         with self._modes.active():
             self.take_part()
 
     def end(self) -> None:
-        """Let nothing more be begun."""
+        """Skip the items that no thread has begun."""
         for _ in self._numbers:
             pass
 
     def outcome(self) -> list[_Result]:
-        """Return all results, or raise the error of the first item that has one, as if there were one thread."""
+        """Return all results, or raise the error of the first item that has one, as a single thread would."""
         if self._errors:
             raise self._errors[min(self._errors)]
         return [self._results[number] for number in range(len(self._items))]
 
 
 class _Modes:
-    """The modes of torch that belong to a thread and decide what an operation computes, as they are here and now."""
+    """Torch modes of the current thread, such as inference mode and autocast, to be set in another thread."""
 
     def __init__(self) -> None:
         self._is_inference, self._has_grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
@@ -155,11 +157,11 @@ class _Modes:
 
 
 def _compute_serially(usual: int) -> None:
-    """Have torch compute serially in the calling thread, and with `usual` threads in those that anybody starts later.
+    """Make torch serial in the calling thread, and let threads that are started later have `usual` torch threads.
 
-    The setting belongs to the calling thread, but a new one begins with what was set last, wherever that was.
+    The setting belongs to one thread, but a new thread begins with the value that any thread has set last.
     """
-    torch.get_num_threads()  # begins: what is set before that is set anew at the first operation
+    torch.get_num_threads()  # initialises torch's setting, or the first operation would overwrite the one below
     torch.set_num_threads(1)
     last = threading.Thread(target=torch.set_num_threads, args=(usual,))
     last.start()
@@ -167,9 +169,9 @@ def _compute_serially(usual: int) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Have large blocks that are freed kept for the next operation: fresh pages take longer than to compute on them.
+    """Make glibc keep large freed blocks for the next operation: fresh pages take longer than computing on them.
 
-    glibc raises its thresholds, of what is mapped apart and of what is given back, to the largest block that it saw
-    freed, up to 32 MiB. No page of this one is touched. Other allocators do not care.
+    glibc raises its thresholds, for mapping a block by itself and for returning memory, to the largest block that was
+    freed, up to 32 MiB. The block that is freed here is never written to. Other allocators are not affected.
     """
     torch.empty(2**25 - 2**16, dtype=torch.uint8)

@@ -147,7 +147,7 @@ def main() -> None:
     for num_labelled in asked.labelled:
         labelled = [*header["initial"], *acquired][:num_labelled]
         data = ActiveLearningDataModule(
-            IDXDataModule(**inner), initial=labelled, samples_per_epoch=config["samples_per_epoch"]
+            IDXDataModule(**inner), initial=labelled, points_per_epoch=config["points_per_epoch"]
         )
         model = trained(data, seed=header["seed"], folder=asked.results)
         pool_N = data.labels.pool_indices

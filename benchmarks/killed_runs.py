@@ -215,7 +215,7 @@ def run(folder: Path, plan: Plan = Plan(), *, max_rounds: int = 4, corrected: Se
     data = ActiveLearningDataModule(
         Blobs(corrected),
         initial=INITIAL,
-        samples_per_epoch=16,  # whatever is labelled, no batch of one is left to BatchNorm
+        points_per_epoch=16,  # whatever is labelled, no batch of one is left to BatchNorm
         corrected=list(corrected),
     )
     active_fit(trainer, model, data)

@@ -53,7 +53,7 @@ def clocks() -> np.ndarray:
 
 def by_rounds(folder: Path) -> tuple[np.ndarray, ActiveLearningDataModule]:
     """Seconds of all rounds, tests left out, and the labels that they end with."""
-    data = ActiveLearningDataModule(DigitsDataModule(test_size=500), initial=10, samples_per_epoch=640)
+    data = ActiveLearningDataModule(DigitsDataModule(test_size=500), initial=10, points_per_epoch=640)
     del data.test_dataloader  # nothing to test: the fits by hand do not either
     callback = ActiveLearning(Random(), query_size=10, max_rounds=NUM_ROUNDS)
     net = model()

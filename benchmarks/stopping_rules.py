@@ -73,7 +73,7 @@ def main() -> None:
         inner = config["datamodule"]["init_args"] | {"root": asked.data / "mnist", "seed": header["seed"]}
         for num_labelled in asked.labelled:
             data = ActiveLearningDataModule(
-                IDXDataModule(**inner), initial=labels[:num_labelled], samples_per_epoch=config["samples_per_epoch"]
+                IDXDataModule(**inner), initial=labels[:num_labelled], points_per_epoch=config["points_per_epoch"]
             )
             pl.seed_everything(header["seed"])
             epochs = Epochs(data)

@@ -44,7 +44,7 @@ def test_the_protocol_is_the_papers(name):
     assert PROTOCOL[name] == (
         model["net"]["class_path"],
         model["lr"],
-        data["samples_per_epoch"],
+        data["points_per_epoch"],
         inner["batch_size"],
         inner["val_size"],
         config["trainer"]["max_epochs"],
@@ -108,7 +108,7 @@ def write_idx_set(folder, *, prefix, num_classes):
 
 def two_rounds(name, root, *flags):
     quick = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
-    quick += ["--data.samples_per_epoch=8", "--data.datamodule.batch_size=8", f"--data.datamodule.root={root}"]
+    quick += ["--data.points_per_epoch=8", "--data.datamodule.batch_size=8", f"--data.datamodule.root={root}"]
     quick += ["--trainer.callbacks.max_rounds=2", "--trainer.callbacks.num_samples=4", *flags]
     cli = run(["fit", "--config", str(CONFIGS / f"{name}.yaml"), *quick])
     header, rounds = read_journal(Path("runs") / name / "version_0")

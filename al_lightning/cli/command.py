@@ -1,6 +1,6 @@
-"""The command line: LightningCLI, whose `fit` runs the rounds when the Trainer has an `ActiveLearning` callback.
+"""Command line: LightningCLI, whose `fit` runs the rounds if the Trainer has an `ActiveLearning` callback.
 
-What reads the records of runs is dispatched before it: LightningCLI knows only methods of the Trainer.
+`report` and `compare` are dispatched before LightningCLI, whose subcommands must be methods of the Trainer.
 """
 
 import importlib
@@ -17,7 +17,7 @@ import yaml
 from torch import nn
 
 import al_lightning.datasets
-import al_lightning.models  # noqa: F401 - and those of `datasets`: short names are those of classes that are imported
+import al_lightning.models  # noqa: F401 - like `datasets`: only classes that are imported have short names
 from al_lightning._lightning import (
     FLAVOUR,
     Callback,
@@ -43,7 +43,7 @@ RECORD_COMMANDS = (
 )
 
 MAY_BE_NAMED = (Acquisition, Posterior, LightningModule, LightningDataModule, Callback, pl.loggers.Logger, nn.Module)
-"""Classes whose subclasses a configuration names."""
+"""Classes whose subclasses a configuration may name."""
 
 if TYPE_CHECKING:
     from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 else:
     cli = importlib.import_module(f"{FLAVOUR}.cli")
     LightningArgumentParser, LightningCLI = cli.LightningArgumentParser, cli.LightningCLI
-    # Private, but nothing else tells `save_hyperparameters` what the command line gave to a module.
+    # Private, but the only way to give `save_hyperparameters` the arguments that the command line gave to a module.
     mixin = importlib.import_module(f"{FLAVOUR}.core.mixins.hparams_mixin")
     _given_hyperparameters_context = mixin._given_hyperparameters_context
 
@@ -59,19 +59,19 @@ PLAIN = (bool, int, float, str, type(None))
 
 
 class ActiveLearningCLI(LightningCLI):
-    """`al-lightning fit|validate|test|predict`, with everything set from YAML and the command line by class name."""
+    """Command line `al-lightning fit|validate|test|predict`; YAML and flags name each object by its class."""
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
-        """Make a parser that says in one line what it does not know."""
+        """Return a parser that reports an unknown key or class in one line."""
         parser = super().init_parser(**kwargs)
-        # LightningCLI takes a class of parsers of one's own only from 2.5.1 on.
+        # LightningCLI accepts a parser class only from 2.5.1 on.
         parser.error = partial(_refuse, parser)  # type: ignore[method-assign]
         return parser
 
     def before_instantiate_classes(self) -> None:
-        """Make `save_hyperparameters` of a module inside another one save its own parameters.
+        """Make `save_hyperparameters` save the parameters of each module, also of one inside another.
 
-        LightningCLI gives those of the whole model to every module, and those of the whole data to every data module.
+        LightningCLI would save the parameters of the outermost model or data module for all modules inside it.
         """
         dump = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
         config = yaml.safe_load(dump)
@@ -85,11 +85,11 @@ class ActiveLearningCLI(LightningCLI):
         datamodule: LightningDataModule | None = None,
         **fit_arguments: Any,  # noqa: ANN401
     ) -> None:
-        """Run the rounds, or one plain fit where no `ActiveLearning` callback is configured."""
+        """Run the rounds, or one plain fit if no `ActiveLearning` callback is configured."""
         if not any(isinstance(callback, ActiveLearning) for callback in callbacks_of(self.trainer)):
             self.trainer.fit(model, datamodule=datamodule, **fit_arguments)
             return
-        # `seed_everything: true` has been replaced by the number drawn, and `false` counts as 0.
+        # `seed_everything: true` has been replaced by the number drawn by now, and `false` counts as 0.
         seed = int(self._get(self.config, "seed_everything"))
         ckpt_path = fit_arguments.get("ckpt_path")
         active_fit(self.trainer, model, wrapped_datamodule(datamodule), seed=seed, ckpt_path=ckpt_path)
@@ -100,10 +100,10 @@ class ConfiguredModule:
     """Configuration of one module.
 
     Args:
-        path: Where it stands, as in `data.init_args.datamodule`.
-        class_path: Its class; None where the command line is for one class alone.
-        parameters: What it is built with, the modules inside it as configurations.
-        is_built: Whether it has been built.
+        path: Place in the whole configuration, such as `data.init_args.datamodule`.
+        class_path: Class of the module; None if the command line is for a single class.
+        parameters: Arguments of the class; those that are modules are configurations.
+        is_built: True once the module has been built.
     """
 
     path: str
@@ -112,7 +112,7 @@ class ConfiguredModule:
     is_built: bool = field(default=False)
 
     def agrees_with(self, arguments: Mapping[str, Any]) -> bool:
-        """Return whether the plain ones of these arguments are the parameters of this module."""
+        """Return True if the numbers, strings and bools among `arguments` are the parameters of this module."""
         return all(
             self.parameters[name] == value
             for name, value in arguments.items()
@@ -120,10 +120,10 @@ class ConfiguredModule:
         )
 
     def saved(self, links: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what `save_hyperparameters` keeps, in the form in which Lightning reads it from checkpoints.
+        """Return the parameters for `save_hyperparameters`, in the form that Lightning reads from checkpoints.
 
         Args:
-            links: Values that were known only when other objects had been built, by where they stand.
+            links: Values that were computed from other objects, by their places in the configuration.
         """
         parameters = dict(self.parameters)
         for target, value in links.items():
@@ -138,7 +138,7 @@ class ConfiguredModule:
 
 
 def modules_in(config: object, path: str = "") -> Iterator[ConfiguredModule]:
-    """All objects with a class in a configuration, in the order in which they are built: parts before the whole."""
+    """Yield all objects with a class in a configuration, in the order of building: inner ones first."""
     children: dict[Any, Any] = {}
     if isinstance(config, dict):
         children = config
@@ -154,10 +154,10 @@ def modules_in(config: object, path: str = "") -> Iterator[ConfiguredModule]:
 
 
 class WithOwnParameters:
-    """Builds a module while `save_hyperparameters` knows what the configuration says of this very one.
+    """Builder of a module that gives `save_hyperparameters` the configuration of just this module.
 
-    The command line tells its class and its arguments, of which those that are modules or other objects have been built
-    already, but not where it stands: it is the first of this class that has the same plain arguments.
+    LightningCLI passes the class and the arguments, in which inner objects are built already, but not the place of the
+    module in the configuration: it is taken to be the first of this class with the same numbers, strings and bools.
     """
 
     def __init__(self, modules: list[ConfiguredModule]) -> None:
@@ -170,7 +170,7 @@ class WithOwnParameters:
         applied_instantiation_links: Mapping[str, Any],
         **arguments: Any,  # noqa: ANN401
     ) -> object:
-        """Build it."""
+        """Build the module."""
         module = self._find(class_type, arguments)
         module.is_built = True
         instantiator = f"{FLAVOUR}.cli.instantiate_module"
@@ -190,7 +190,7 @@ def _is_of(module: ConfiguredModule, class_type: type) -> bool:
 
 
 def _refuse(parser: LightningArgumentParser, message: str, ex: Exception | None = None) -> NoReturn:
-    """End with one line for an unknown key or class, and with all that jsonargparse says for anything else."""
+    """Exit with one line for an unknown key or class, and with jsonargparse's whole message for any other error."""
     line = explained(message, keys=_keys(getattr(ex, "subcommand_parser", None) or parser), bases=MAY_BE_NAMED)
     if line is None or not parser.exit_on_error or "JSONARGPARSE_DEBUG" in os.environ:
         type(parser).error(parser, message if line is None else f"{line}\n{message}", ex)
@@ -198,9 +198,9 @@ def _refuse(parser: LightningArgumentParser, message: str, ex: Exception | None 
 
 
 def _keys(parser: LightningArgumentParser) -> list[str]:
-    """The keys of a parser and of its subcommands', by the names of their options."""
+    """Return the keys of a parser and its subcommands, as the options name them."""
     keys: list[str] = []
-    for action in parser._actions:  # private, but argparse has kept it since Python 2.7 and tells them nowhere else
+    for action in parser._actions:  # private, but in argparse since Python 2.7, and the only list of options
         keys += [option.removeprefix("--") for option in action.option_strings if option.startswith("--")]
         if isinstance(action.choices, dict):
             for chosen in action.choices.values():
@@ -209,7 +209,7 @@ def _keys(parser: LightningArgumentParser) -> list[str]:
 
 
 def run(args: "ArgsType" = None) -> ActiveLearningCLI:
-    """Parse `args` (by default the command line), run the subcommand, and give back what was built."""
+    """Parse `args` (by default the command line), run the subcommand, and return the LightningCLI object."""
     return ActiveLearningCLI(
         LightningModule,
         LightningDataModule,
@@ -217,13 +217,13 @@ def run(args: "ArgsType" = None) -> ActiveLearningCLI:
         subclass_mode_data=True,
         seed_everything_default=0,  # the same command gives the same run
         parser_kwargs={"epilog": RECORD_COMMANDS},
-        save_config_kwargs={"overwrite": True},  # a command that goes on with its run finds its own file
+        save_config_kwargs={"overwrite": True},  # a command that resumes its run finds the file that it wrote
         args=args,
     )
 
 
 def main() -> None:
-    """Entry point of `al-lightning` and `python -m al_lightning`."""
+    """Run `al-lightning` or `python -m al_lightning`."""
     match sys.argv[1:]:
         case ["compare", *args]:
             sys.exit(compare(args))
@@ -231,7 +231,9 @@ def main() -> None:
             sys.exit(report(args))
         case _:
             if str(Path.cwd()) not in sys.path:
-                sys.path.append(str(Path.cwd()))  # your own classes; last, so that no file there hides a package
+                sys.path.append(
+                    str(Path.cwd())
+                )  # for the user's own classes; last, so that no file there hides a package
             try:
                 run()
             except SIGTERMException:  # of a fit, validation, test or prediction without rounds

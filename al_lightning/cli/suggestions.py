@@ -1,4 +1,4 @@
-"""One line for a key or a class that the command line does not know, in place of all that it has tried."""
+"""One-line errors for unknown keys and classes, in place of jsonargparse's list of all attempts."""
 
 import inspect
 import re
@@ -20,11 +20,11 @@ _VALUE = re.compile(r"Given value: NestedArg\(key='[\w.]+', val='([^']*)'\)")
 
 
 def explained(message: str, *, keys: Sequence[str], bases: Sequence[type]) -> str | None:
-    """Return what was not known, and the nearest that is; None for any other error of jsonargparse's.
+    """Return a line that names the unknown key or class and the nearest known one; None for any other error.
 
     Args:
-        message: What jsonargparse says.
-        keys: The keys of the command line, as "trainer.max_epochs".
+        message: Error message of jsonargparse.
+        keys: Keys of the command line, such as "trainer.max_epochs".
         bases: Classes whose subclasses may be named.
 
     Example:
@@ -60,7 +60,7 @@ def _of_class(path: str, option: str, *, key: str, value: re.Match[str] | None) 
 
 
 def _key(message: str) -> str:
-    """Return the keys that lead to the error, from the outermost to the innermost."""
+    """Return the path of keys to the error, the outermost first."""
     return ".".join(dict.fromkeys(_WHERE.findall(message))) or "KEY"
 
 
@@ -69,7 +69,10 @@ def _is_near(path: str, option: str) -> bool:
 
 
 def _likeliest_first(options: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Classes and options: a key is tried with every class that might take it, base classes too."""
+    """Sort pairs of class and option, those first whose class has an option of a similar name.
+
+    jsonargparse tries a key with every class that could take it, base classes included.
+    """
     return sorted(options, key=lambda pair: not _is_near(*pair))
 
 

@@ -1,4 +1,4 @@
-"""Labels: which points are labelled, and the loaders that follow."""
+"""Labels: which points are labelled, and the loaders over them."""
 
 from al_lightning.data.datamodule import ActiveLearningDataModule, wrapped_datamodule
 from al_lightning.data.evaluation import num_repeated

@@ -1,4 +1,4 @@
-"""Test data on several ranks: every point on one rank, once, so that no metric counts one twice."""
+"""Test data on several ranks: each point on exactly one rank, so that no metric counts a point twice."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +19,10 @@ from al_lightning.data.totals import count_all_points
 
 
 class OneRanksShare(DistributedSampler[Any]):
-    """Every `num_replicas`-th of some indices, from the rank's own number on.
+    """Sampler of one rank's share: every `num_replicas`-th index, starting at the rank's number.
 
-    Torch's and Lightning's own sampler repeats points until all ranks have equally many. A `DistributedSampler`
-    because Lightning leaves those as they are.
+    The samplers of torch and Lightning repeat points until all ranks have equally many. It is a `DistributedSampler`
+    because Lightning does not replace those.
 
     Example:
         >>> [list(OneRanksShare(range(5), num_replicas=2, rank=rank)) for rank in range(2)]
@@ -48,15 +48,16 @@ class OneRanksShare(DistributedSampler[Any]):
 
 
 def each_once(loaders: Any, *, num_ranks: int, rank: int) -> Any:  # noqa: ANN401 - whatever nesting the user returns
-    """The same loaders, of which each rank goes through its share; those with an order of their own are left as are.
+    """Return test loaders in which each rank goes through its share of the points once.
 
-    Lightning deals out the latter itself: a sampler or batch sampler of the user's own with some points repeated, so
-    that all ranks have equally many; an `IterableDataset` and loaders of other libraries whole, on every rank.
+    Loaders that cannot be divided so are returned unchanged, and Lightning divides them: with a user's own sampler or
+    batch sampler, it repeats points until all ranks have equally many; an `IterableDataset` and loaders of other
+    libraries are read whole on every rank.
 
     Args:
-        loaders: A loader, or a list or dict of some.
-        num_ranks: How many ranks share the points.
-        rank: Whose share.
+        loaders: A loader, or a list or dict of loaders.
+        num_ranks: Number of ranks that share the points.
+        rank: Rank of this process.
     """
     if num_ranks == 1:
         return loaders
@@ -69,7 +70,7 @@ def each_once(loaders: Any, *, num_ranks: int, rank: int) -> Any:  # noqa: ANN40
         return loaders
     if len(indices) < num_ranks:
         raise ValueError(
-            f"The test dataset has {len(indices)} samples, but there are {num_ranks} ranks, and one without a batch "
+            f"The test dataset has {len(indices)} points, but there are {num_ranks} ranks, and a rank without a batch "
             "would wait for the others forever. Use fewer `devices`, or more test data."
         )
     return DataLoader(
@@ -83,7 +84,7 @@ def each_once(loaders: Any, *, num_ranks: int, rank: int) -> Any:  # noqa: ANN40
 
 
 def _tested_indices(loader: Any) -> Sequence[int] | None:  # noqa: ANN401 - whatever the user returns
-    """The points that a loader goes through once each, for a test in the order of the data; None for any other."""
+    """Return the points of a loader that reads each once, in the order of the data; None for any other loader."""
     is_plain = type(loader) is DataLoader and loader.batch_size is not None
     if not is_plain or isinstance(loader.dataset, IterableDataset):
         return None
@@ -95,8 +96,8 @@ def _tested_indices(loader: Any) -> Sequence[int] | None:  # noqa: ANN401 - what
     return range(num_points) if is_permutation or type(sampler) is SequentialSampler else None
 
 
-def each_test_sample_once(datamodule: Any) -> Any:  # noqa: ANN401 - an ActiveLearningDataModule, which imports this
-    """The test loaders of its wrapped module, of which each rank goes through its share, to metrics over all points."""
+def each_test_point_once(datamodule: Any) -> Any:  # noqa: ANN401 - an ActiveLearningDataModule, which imports this
+    """Return the wrapped module's test loaders, divided among the ranks, and let metrics count all points."""
     trainer = datamodule.trainer
     num_ranks, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
     if num_ranks > 1:
@@ -113,7 +114,7 @@ def _flat(loaders: Any) -> list[Any]:  # noqa: ANN401 - whatever nesting the use
 
 
 def _num_own_points(trainer: Trainer) -> int:
-    """Count the points that this rank tests; 1 for all where a loader is left as it is, for then it cannot be known."""
+    """Count the points that this rank tests; 1 if a loader could not be divided and their number is unknown."""
     loaders = _flat(trainer.test_dataloaders)
     if not all(isinstance(getattr(loader, "sampler", None), OneRanksShare) for loader in loaders):
         return 1
@@ -125,7 +126,7 @@ def _num_seen(loader: DataLoader[Any], num_batches: float) -> int:
 
 
 def _shares(trainer: Trainer) -> list[tuple[int, list[int]]]:
-    """The batch size of each loader that is shared, and how many points each rank has of it."""
+    """Return the batch size of each divided loader, and the number of its points on each rank."""
     loaders = [loader for loader in _flat(trainer.test_dataloaders) if isinstance(loader, DataLoader)]
     return [(loader.batch_size or 1, loader.sampler.lengths()) for loader in loaders if _is_shared(loader)]  # type: ignore[attr-defined]
 
@@ -148,21 +149,24 @@ def _have_other_shares(trainer: Trainer) -> bool:
 
 
 def num_repeated(loaders: Any, num_batches: Sequence[float]) -> tuple[int, int]:  # noqa: ANN401 - whatever nesting
-    """Count the points that one rank sees of the loaders that ranks share, and those that there are in all.
+    """Count the points that this rank reads of loaders divided among ranks, and the points of their datasets.
 
-    The sum of the former over ranks is the larger one where a sampler repeats points, so that all have equally many.
+    If a sampler repeats points until all ranks have equally many, the first, summed over ranks, exceeds the second.
 
     Args:
-        loaders: What Lightning has made of the user's loaders.
-        num_batches: How many batches of each it takes.
+        loaders: The user's loaders as Lightning has changed them.
+        num_batches: Number of batches that are read of each.
     """
-    pairs = zip(_flat(loaders), num_batches, strict=False)  # no batches where no loop ran
+    pairs = zip(_flat(loaders), num_batches, strict=False)  # no batch counts if no loop ran
     samplers = [sampler for pair in pairs if (sampler := _exhausted_sampler(*pair)) is not None]
     return sum(len(sampler) for sampler in samplers), sum(len(sampler.dataset) for sampler in samplers)
 
 
 def _exhausted_sampler(loader: Any, num_batches: float) -> Any:  # noqa: ANN401 - a DistributedSampler, whose dataset is sized
-    """Return the sampler that deals out a loader's points to ranks, if all are taken: repeated ones come last."""
+    """Return the sampler that divides a loader's points among ranks; None if not all batches are read.
+
+    Repeated points come last, so a loader that is cut short repeats none.
+    """
     own = loader.sampler if getattr(loader, "batch_size", None) is not None else getattr(loader, "batch_sampler", None)
     sampler = getattr(own, "sampler", own)
     if not isinstance(sampler, DistributedSampler):

@@ -1,4 +1,4 @@
-"""Target of an item: where it stands and which class it is, decided here for all that reads targets."""
+"""Target of a dataset item: its place in the item, and the class that it is."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,23 +13,23 @@ Array = np.ndarray[Any, Any]
 
 KEYS = ("label", "labels", "target", "targets", "y")
 NUM_SHOWN, MOST_SHOWN = 6, 60  # numbers, characters
-GIVE_TARGETS = "give the dataset an attribute `targets`, one integer for each sample: it is read instead of the items"
+GIVE_TARGETS = "give the dataset an attribute `targets`, one integer for each point: it is read instead of the items"
 NO_UNLABELLED_POOL = (
-    "The label of a chosen sample is read from the dataset. A truly unlabelled pool, whose targets nobody knows yet, "
+    "The label of an acquired point is read from the dataset. A truly unlabelled pool, whose targets nobody knows yet, "
     "is not supported so far"
 )
 
 
 @dataclass(frozen=True)
 class Unclear:
-    """Items in which nothing says where the target stands."""
+    """Description of an item in which nothing says where the target stands."""
 
     seen: str
 
 
 @dataclass(frozen=True)
 class NoClass:
-    """A target that is not one class."""
+    """Target that is not a single class."""
 
     value: object
 
@@ -38,7 +38,7 @@ Class = int | str | NoClass
 
 
 def classes_in(column_N: Array, indices: Sequence[int]) -> list[Class]:
-    """Return `class_of` each of some rows, at once where they are numbers."""
+    """Return `class_of` the given rows of a column; numbers are converted together, not one by one."""
     some_n = column_N[np.asarray(indices, dtype=np.int64)]
     if some_n.ndim > 1 and some_n[0].size == 1:
         some_n = some_n.reshape(len(some_n))
@@ -87,7 +87,7 @@ def as_array(value: object) -> Array | None:
         return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     if isinstance(value, (str, bytes)):
         array = np.empty((), dtype=object)
-        array[()] = value  # numpy would cut zeros off
+        array[()] = value  # numpy would cut trailing zero bytes off
         return array
     if not isinstance(value, (Number, list, tuple, np.generic, np.ndarray)) and not hasattr(value, "__array__"):
         value = value if hasattr(value, "__array_interface__") else None  # as pictures have
@@ -98,7 +98,7 @@ def as_array(value: object) -> Array | None:
 
 
 def place_of(item: object, *, num_axes: int = 0) -> tuple[Any, ...] | Unclear:
-    """Find where an item's target stands, or that of a batch, of which each entry has `num_axes` = 1 axis more.
+    """Find the place of the target in an item; in a batch with `num_axes=1`, whose entries have one axis more.
 
     Example:
         >>> place_of((torch.zeros(3, 8, 8), 7, "a.png")), place_of({"pixels": torch.zeros(8, 8), "label": 7})
@@ -132,9 +132,9 @@ def _opened(item: Any, key: Any, num_axes: int) -> tuple[Any, ...] | Unclear:  #
 
 
 def _position(item: Sequence[Any], num_axes: int) -> int | None:
-    """Find the target in (x, y, ...): the first entry that is no input, unless a number after it could be it as well.
+    """Find the target in (x, y, ...): the first entry that is not an input; None if a later number could be it as well.
 
-    An entry shaped as the first is another input, as the attention mask is beside (token ids, mask, class).
+    An entry of the same shape as the first one is another input, such as the mask in (token ids, mask, class).
     """
     if len(item) == 2:  # noqa: PLR2004
         is_label_and_text = isinstance(item[1], (str, bytes)) and _shape(item[0]) == ()
@@ -145,19 +145,19 @@ def _position(item: Sequence[Any], num_axes: int) -> int | None:
     numbers = [position for position in others if is_number(item[position], num_axes)]
     if not others or others[0] in numbers or not numbers:
         return others[0] if others else None
-    is_name = isinstance(item[others[0]], (str, bytes))  # as in (picture, path, class)
+    is_name = isinstance(item[others[0]], (str, bytes))  # such as the path in (picture, path, class)
     return numbers[0] if is_name and len(numbers) == 1 else None
 
 
 def value_at(item: Any, place: tuple[Any, ...]) -> Any:  # noqa: ANN401 - whatever items are
-    """Return what stands at a place of `place_of`."""
+    """Return the value at a place that `place_of` has found."""
     for key in place:
         item = item[key]
     return item
 
 
 def parts_of(item: object) -> list[object]:
-    """Return the entries of a dict, a tuple or a list, those within them included."""
+    """Return the entries of a dict, a tuple or a list, and those of the dicts and tuples in it."""
     parts = item.values() if isinstance(item, Mapping) else item if isinstance(item, tuple | list) else None
     if parts is None:
         return [item]
@@ -172,7 +172,7 @@ def _shape(value: object) -> tuple[int, ...] | None:
 
 
 def is_number(value: object, num_axes: int = 0) -> bool:
-    """Return whether it is a number, or holds a single one (for each row of a batch)."""
+    """Return True if `value` is or holds a single number (for each row of a batch)."""
     shape = _shape(value)
     if shape is None or len(shape) < num_axes or int(np.prod(shape[num_axes:])) != 1:
         return False
@@ -180,7 +180,7 @@ def is_number(value: object, num_axes: int = 0) -> bool:
 
 
 def is_multi_hot(value: object, num_classes: int) -> bool:
-    """Return whether it is a row of as many zeros and ones as there are classes, and not exactly one of them is 1."""
+    """Return True if `value` is a row of `num_classes` zeros and ones with not exactly one 1."""
     array = as_array(value) if _shape(value) == (num_classes,) else None
     if array is None or num_classes < 2 or array.dtype.kind not in "iubf":  # noqa: PLR2004
         return False
@@ -204,10 +204,10 @@ def described(value: object) -> str:
 
 
 def reason(value: object) -> str:
-    """Say why a target is no class, and what to do."""
+    """Return why a target is no class, and the way out."""
     array = as_array(value)
     if value is None or (array is not None and array.dtype.kind == "f" and bool(np.isnan(array).all())):
-        return f"it is no label. {NO_UNLABELLED_POOL}: leave such samples out of the training dataset."
+        return f"it is no label. {NO_UNLABELLED_POOL}: leave such points out of the training dataset."
     if array is None or array.dtype.kind not in "iubf":
         why = "a class is an integer, a bool, a float without a fraction, or a name."
     elif array.size == 1:
@@ -216,16 +216,16 @@ def reason(value: object) -> str:
             "does, and train a classifier on these."
         )
     elif array.ndim > 1:
-        why = "it has one value for each place (segmentation). Only classifiers of whole samples are supported."
+        why = "it has one value for each place (segmentation). Only one class for a whole point is supported."
     elif bool(((array == 0) | (array == 1)).all()) and not isinstance(value, tuple):
         why = (
-            f"{int(array.sum())} of its {len(array)} entries are 1, and in a class one is (multi-label). Models of "
-            "several labels at once are not supported: what a batch tells is computed for one class each. Train on one "
-            "label at a time, as classes 0 and 1."
+            f"{int(array.sum())} of its {len(array)} entries are 1, but a class has a single 1 (multi-label). Models "
+            "of several labels at once are not supported: the information of a batch is that of one class per point. "
+            "Train on one label at a time, as classes 0 and 1."
         )
     else:
         why = (
             "it has several values. Regression, several tasks at once and shares of classes are not supported: train "
             "on one of them, as classes."
         )
-    return f"{why} Where each sample has one class all the same, {GIVE_TARGETS}."
+    return f"{why} If each point has one class all the same, {GIVE_TARGETS}."

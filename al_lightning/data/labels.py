@@ -1,4 +1,4 @@
-"""Label state: one integer for each sample of the dataset, and everything else derived from it."""
+"""Label state: one integer for each point of the dataset, from which everything else is derived."""
 
 from collections.abc import Iterable, Mapping
 
@@ -10,9 +10,9 @@ SET_ASIDE = -2
 
 
 class Labels:
-    """The label state of a dataset of N samples: `round_of_N` is IN_POOL, SET_ASIDE, or the round of labelling.
+    """Label state of a dataset of N points: `round_of_N` is IN_POOL, SET_ASIDE, or the round of labelling.
 
-    Sample ids are the rows of the dataset. The order of acquisition within a round stands in the records, not here.
+    Ids of points are rows of the dataset. The order of acquisition within a round is kept in the records, not here.
 
     Example:
         >>> labels = Labels(5)
@@ -21,13 +21,13 @@ class Labels:
         (tensor([1, 3]), tensor([0, 2, 4]))
     """
 
-    def __init__(self, num_samples: int) -> None:
-        if num_samples < 1:
-            raise ValueError(f"`num_samples` is {num_samples}, but a label state needs at least one sample.")
-        self.round_of_N = torch.full((num_samples,), IN_POOL, dtype=torch.long)
+    def __init__(self, num_points: int) -> None:
+        if num_points < 1:
+            raise ValueError(f"`num_points` is {num_points}, but a label state needs at least one point.")
+        self.round_of_N = torch.full((num_points,), IN_POOL, dtype=torch.long)
 
     def __setstate__(self, state: dict[str, Tensor]) -> None:
-        """Torch gives spawned processes one memory for a tensor of their parent, but each labels in its own."""
+        """Copy the tensor: torch shares it with spawned processes, but each process keeps its own labels."""
         self.round_of_N = state["round_of_N"].clone()
 
     def __len__(self) -> int:
@@ -41,66 +41,68 @@ class Labels:
 
     @property
     def labelled_indices(self) -> Tensor:
-        """Ids of the labelled samples, ascending."""
+        """Return the ids of the labelled points, ascending."""
         return (self.round_of_N >= 0).nonzero().squeeze(1)
 
     @property
     def initial_indices(self) -> Tensor:
-        """Ids of the samples that were labelled to begin with, ascending."""
+        """Return the ids of the points that were labelled to begin with, ascending."""
         return (self.round_of_N == 0).nonzero().squeeze(1)
 
     @property
     def pool_indices(self) -> Tensor:
-        """Ids of the samples that may be acquired, ascending."""
+        """Return the ids of the pool points, ascending."""
         return (self.round_of_N == IN_POOL).nonzero().squeeze(1)
 
     @property
     def set_aside_indices(self) -> Tensor:
-        """Ids of the samples that nobody could label, ascending."""
+        """Return the ids of the points that nobody can label, ascending."""
         return (self.round_of_N == SET_ASIDE).nonzero().squeeze(1)
 
     @property
     def num_labelled(self) -> int:
-        """Count the labelled samples."""
+        """Count the labelled points."""
         return int((self.round_of_N >= 0).sum())
 
     @property
     def num_pool(self) -> int:
-        """Count the samples of the pool."""
+        """Count the pool points."""
         return int((self.round_of_N == IN_POOL).sum())
 
-    def label(self, indices: Iterable[int] | Tensor, *, round: int) -> None:  # noqa: A002 - the word of the state
-        """Move samples from the pool to the labelled ones: all of them, or none and an error."""
+    def label(self, indices: Iterable[int] | Tensor, *, round: int) -> None:  # noqa: A002 - the name in the state
+        """Move points from the pool to the labelled ones; if one cannot be moved, none is, and an error is raised."""
         if round < 0:
             raise ValueError(f"`round` is {round}, but rounds count from 0, the round of the initial labels.")
         indices_B = self.checked(indices)
-        self._refuse("are already labelled", indices_B[self.round_of_N[indices_B] >= 0], "Acquire pool samples only.")
+        self._refuse("are already labelled", indices_B[self.round_of_N[indices_B] >= 0], "Acquire pool points only.")
         self._refuse_set_aside(indices_B)
         self.round_of_N[indices_B] = round
 
     def unlabel(self, indices: Iterable[int] | Tensor) -> None:
-        """Put labelled or set-aside samples back into the pool: all of them, or none and an error."""
+        """Put labelled or set-aside points back into the pool; if one is there already, none is moved."""
         indices_B = self.checked(indices)
         in_pool_B = indices_B[self.round_of_N[indices_B] == IN_POOL]
-        self._refuse("are in the pool already", in_pool_B, "Only labelled or set-aside samples can be put back.")
+        self._refuse("are in the pool already", in_pool_B, "Only labelled or set-aside points can be put back.")
         self.round_of_N[indices_B] = IN_POOL
 
     def set_aside(self, indices: Iterable[int] | Tensor) -> None:
-        """Take pool samples that nobody can label out of the pool: all of them, or none and an error."""
+        """Take points that nobody can label out of the pool; if one is not in the pool, none is moved."""
         indices_B = self.checked(indices)
         labelled_B = indices_B[self.round_of_N[indices_B] >= 0]
-        self._refuse("are labelled", labelled_B, "Only pool samples can be set aside; `unlabel` them first.")
+        self._refuse("are labelled", labelled_B, "Only pool points can be set aside; `unlabel` them first.")
         self._refuse_set_aside(indices_B)
         self.round_of_N[indices_B] = SET_ASIDE
 
     def replace(self, state_of: Mapping[int, int]) -> None:
-        """Take over the states of some points by id; all others are in the pool."""
+        """Replace the label state by the given states by id; all other points are in the pool."""
         indices_B = self.checked(list(state_of))
         self.round_of_N.fill_(IN_POOL)
         self.round_of_N[indices_B] = torch.tensor(list(state_of.values()), dtype=torch.long)
 
     def differences(self, state_of: Mapping[int, int]) -> dict[int, int]:
-        """Return the states, by id, that differ from these, where what is not named is in the pool; ids ascending.
+        """Return the states, by id, of the points that differ from `state_of`, ids ascending.
+
+        A point that `state_of` does not name counts as in the pool.
 
         Example:
             >>> labels = Labels(4)
@@ -114,11 +116,11 @@ class Labels:
         return dict(zip(changed_B.tolist(), self.round_of_N[changed_B].tolist(), strict=True))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The one array, as a checkpoint may hold it (`torch.load(weights_only=True)` reads it)."""
+        """Return the array of states, as a checkpoint may hold it (`torch.load(weights_only=True)` reads it)."""
         return {"round_of": self.round_of_N.clone()}
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Take over the array of `state_dict`, in place."""
+        """Copy the array of a `state_dict` into this state, in place."""
         round_of = state_dict.get("round_of")
         if not isinstance(round_of, Tensor) or round_of.dtype != torch.long or round_of.ndim != 1:
             raise ValueError(
@@ -126,8 +128,8 @@ class Labels:
             )
         if len(round_of) != len(self):
             raise ValueError(
-                f"The label state is of {len(round_of)} samples, but the training dataset has {len(self)}: "
-                "sample ids would point at other samples. Use the dataset (and split) that the state was saved with, "
+                f"The label state is of {len(round_of)} points, but the training dataset has {len(self)}: "
+                "its ids would mean other points. Use the dataset (and split) that the state was saved with, "
                 "or start a new run."
             )
         if int(round_of.min()) < SET_ASIDE:
@@ -135,23 +137,23 @@ class Labels:
         self.round_of_N.copy_(round_of)
 
     def checked(self, indices: Iterable[int] | Tensor) -> Tensor:
-        """The ids as a tensor, if they are distinct integers within the dataset."""
+        """Return ids as a tensor, or raise unless they are distinct integers within the dataset."""
         indices_B = indices.cpu() if isinstance(indices, Tensor) else torch.tensor(list(indices))
         if indices_B.numel() == 0:
             return torch.empty(0, dtype=torch.long)
         if indices_B.ndim != 1 or indices_B.is_floating_point() or indices_B.dtype == torch.bool:
             raise TypeError(
                 f"`indices` is of type {indices_B.dtype} and shape {tuple(indices_B.shape)}, but must be a flat "
-                "sequence of integer sample ids."
+                "sequence of integer point ids."
             )
         indices_B = indices_B.long()
         self._refuse(
             "are out of range",
             indices_B[(indices_B < 0) | (indices_B >= len(self))],
-            f"Sample ids of this dataset run from 0 to {len(self) - 1}.",
+            f"Point ids of this dataset run from 0 to {len(self) - 1}.",
         )
         repeated_B = (torch.bincount(indices_B) > 1).nonzero().squeeze(1)
-        self._refuse("are given more than once", repeated_B, "Give each sample id once.")
+        self._refuse("are given more than once", repeated_B, "Give each point id once.")
         return indices_B
 
     def _refuse_set_aside(self, indices_B: Tensor) -> None:
@@ -163,5 +165,5 @@ class Labels:
         if len(offenders_B) == 0:
             return
         shown = ", ".join(str(index) for index in offenders_B[:5].tolist())
-        rest = f", … ({len(offenders_B)} in all)" if len(offenders_B) > 5 else ""  # noqa: PLR2004 - as many as are shown
-        raise ValueError(f"Samples {shown}{rest} of `indices` {fault}. {remedy}")
+        rest = f", … ({len(offenders_B)} in all)" if len(offenders_B) > 5 else ""  # noqa: PLR2004 - as many as are named above
+        raise ValueError(f"Points {shown}{rest} of `indices` {fault}. {remedy}")

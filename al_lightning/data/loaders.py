@@ -1,4 +1,4 @@
-"""The user's own training loader, restricted to some samples."""
+"""Loaders over some of the points, with the settings of the user's training loader."""
 
 import math
 from array import array
@@ -34,10 +34,10 @@ KEPT_SETTINGS = (
 
 
 class Draws(Sampler[int]):
-    """A fixed number of draws per epoch, one permutation of the samples after another.
+    """Sampler of a fixed number of draws per epoch, one permutation of the points after another.
 
-    Not a RandomSampler, although it consists of one: under DDP Lightning replaces every RandomSampler by one pass over
-    the dataset, but deals out the draws of any other sampler to the ranks.
+    It holds a RandomSampler but is not one: under DDP Lightning replaces each RandomSampler by one pass over the
+    dataset, but divides the draws of any other sampler among the ranks.
     """
 
     def __init__(self, dataset: Dataset[Any], num_draws: int, *, generator: torch.Generator | None) -> None:
@@ -51,26 +51,26 @@ class Draws(Sampler[int]):
 
 
 def check_train_loader(loader: object) -> DataLoader[Any]:
-    """Refuse what cannot be restricted to labelled samples: other loaders, unsized datasets, custom samplers."""
+    """Refuse loaders that cannot be restricted to labelled points: other classes, unsized datasets, custom samplers."""
     if type(loader) is not DataLoader:
         raise TypeError(
             f"`train_dataloader()` of the wrapped data module returns a {type(loader).__name__}, which cannot be "
-            "rebuilt for the labelled samples. Return one plain `torch.utils.data.DataLoader(dataset, ...)`."
+            "rebuilt for the labelled points. Return one plain `torch.utils.data.DataLoader(dataset, ...)`."
         )
     dataset = loader.dataset
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise TypeError(
-            f"The training dataset is a {type(dataset).__name__}, which has no sample ids 0 ... n-1 to label. "
+            f"The training dataset is a {type(dataset).__name__}, whose points have no ids 0 ... n-1. "
             "Use a dataset with `__getitem__` and `__len__`."
         )
     if loader.batch_size is None and loader.batch_sampler is not None:
         raise TypeError(
             f"A custom batch sampler ({type(loader.batch_sampler).__name__}) cannot be restricted to the labelled "
-            "samples. Use `batch_size=` with `shuffle=True` or a WeightedRandomSampler in `train_dataloader()`."
+            "points. Use `batch_size=` with `shuffle=True` or a WeightedRandomSampler in `train_dataloader()`."
         )
     if type(loader.sampler) not in RESTRICTABLE_SAMPLERS:
         raise TypeError(
-            f"A custom sampler cannot be restricted to the labelled samples, and {type(loader.sampler).__name__} is "
+            f"A custom sampler cannot be restricted to the labelled points, and {type(loader.sampler).__name__} is "
             "one. Use `shuffle=True` or a WeightedRandomSampler in `train_dataloader()`; for a part of the dataset, "
             "`torch.utils.data.Subset`; a sampler for several ranks is added by Lightning itself."
         )
@@ -78,11 +78,11 @@ def check_train_loader(loader: object) -> DataLoader[Any]:
 
 
 def train_loader_of(inner: LightningDataModule, *, begins_anew: bool) -> DataLoader[Any]:
-    """The module's training loader as it is now.
+    """Return the data module's current training loader.
 
     Args:
         inner: The user's data module.
-        begins_anew: Whether the loader's own generators do: each fit draws as the first, resumed or not.
+        begins_anew: Restart the loader's own generators, so that each fit draws alike, resumed or not.
     """
     loader = check_train_loader(inner.train_dataloader())
     if not begins_anew:
@@ -94,21 +94,19 @@ def train_loader_of(inner: LightningDataModule, *, begins_anew: bool) -> DataLoa
 
 
 def labelled_loader(
-    loader: DataLoader[Any], indices: Sequence[int], *, samples_per_epoch: int | None, num_ranks: int
+    loader: DataLoader[Any], indices: Sequence[int], *, points_per_epoch: int | None, num_ranks: int
 ) -> DataLoader[Any]:
-    """The user's loader with all its settings, over the labelled samples alone."""
+    """Return a loader over the labelled points alone, with all settings of the user's loader."""
     if len(indices) == 0:
-        raise ValueError(
-            "No sample is labelled, so there is nothing to train on. Label some, or draw an `initial` set."
-        )
+        raise ValueError("No point is labelled, so there is nothing to train on. Label some, or draw an `initial` set.")
     subset: Subset[Any] = Subset(loader.dataset, indices)
-    sampler = _restricted_sampler(loader, subset, samples_per_epoch)
+    sampler = _restricted_sampler(loader, subset, points_per_epoch)
     draws_per_rank = math.ceil(len(sampler) / num_ranks)  # type: ignore[arg-type] # all three kinds are sized
     if loader.drop_last and draws_per_rank < (loader.batch_size or 1):
         raise ValueError(
             f"The training loader has batches of {loader.batch_size} and `drop_last=True`, but an epoch has only "
-            f"{draws_per_rank} labelled samples per rank ({len(indices)} are labelled): nothing would be trained. "
-            f"Set `drop_last=False`, lower the batch size, or raise `initial` or `samples_per_epoch`."
+            f"{draws_per_rank} labelled points per rank ({len(indices)} are labelled): nothing would be trained. "
+            f"Set `drop_last=False`, lower the batch size, or raise `initial` or `points_per_epoch`."
         )
     return DataLoader(
         subset,
@@ -121,13 +119,15 @@ def labelled_loader(
     )
 
 
-def draws_per_rank(loader: DataLoader[Any], num_labelled: int, *, samples_per_epoch: int | None, num_ranks: int) -> int:
-    """Count the samples of an epoch on each rank, of the user's loader restricted to so many labelled ones."""
+def draws_per_rank(loader: DataLoader[Any], num_labelled: int, *, points_per_epoch: int | None, num_ranks: int) -> int:
+    """Count the points of an epoch on each rank, for the user's loader restricted to `num_labelled` points."""
     sampler, num_draws = loader.sampler, num_labelled
-    if samples_per_epoch is not None:
-        num_draws = samples_per_epoch
+    if points_per_epoch is not None:
+        num_draws = points_per_epoch
     elif isinstance(sampler, WeightedRandomSampler) or (isinstance(sampler, RandomSampler) and num_ranks == 1):
-        num_draws = _own_length(sampler, loader) or num_labelled  # on ranks Lightning makes a RandomSampler one pass
+        num_draws = (
+            _own_length(sampler, loader) or num_labelled
+        )  # on several ranks Lightning turns a RandomSampler into one pass
     return math.ceil(num_draws / num_ranks)
 
 
@@ -140,11 +140,11 @@ def sequential_loader(
     seed: int,
     is_for_cuda: bool = False,
 ) -> DataLoader[Any]:
-    """Each given sample of `dataset` once, in order, with the settings of the user's loader.
+    """Return a loader of each given point of `dataset` once, in order, with the settings of the user's loader.
 
-    A seeded generator of its own: otherwise each pass would advance the global one, if only for its workers' seeds. For
-    a GPU, batches that workers make are pinned, which a thread does meanwhile, so that they are copied while the model
-    computes. Without workers pinning gains nothing, and would refuse data that lie on the GPU already.
+    The loader has its own seeded generator: otherwise each pass would advance the global one, if only for the seeds of
+    its workers. For a GPU, a thread pins the batches of the workers, so that they are copied while the model computes.
+    Without workers pinning gains nothing, and fails for data that are on the GPU already.
     """
     kept = kept_settings(loader)
     kept["pin_memory"] |= is_for_cuda and loader.num_workers > 0
@@ -159,22 +159,22 @@ def sequential_loader(
 
 
 def kept_settings(loader: DataLoader[Any]) -> dict[str, Any]:
-    """The settings of a loader that have nothing to do with which samples it shows."""
+    """Return the settings of a loader that do not decide which points it yields."""
     return {name: getattr(loader, name) for name in KEPT_SETTINGS if hasattr(loader, name)}
 
 
-def _restricted_sampler(loader: DataLoader[Any], subset: Subset[Any], samples_per_epoch: int | None) -> Sampler[int]:
+def _restricted_sampler(loader: DataLoader[Any], subset: Subset[Any], points_per_epoch: int | None) -> Sampler[int]:
     sampler = loader.sampler
     if isinstance(sampler, WeightedRandomSampler):
-        if samples_per_epoch is not None:
+        if points_per_epoch is not None:
             raise ValueError(
-                f"`samples_per_epoch` is {samples_per_epoch}, but the training loader has a WeightedRandomSampler, "
+                f"`points_per_epoch` is {points_per_epoch}, but the training loader has a WeightedRandomSampler, "
                 "which has its own `num_samples`. Leave one of the two out."
             )
         return _restricted_weights(sampler, loader, subset)
-    if samples_per_epoch is not None:
+    if points_per_epoch is not None:
         generator = sampler.generator if isinstance(sampler, RandomSampler) else loader.generator
-        return Draws(subset, samples_per_epoch, generator=generator)
+        return Draws(subset, points_per_epoch, generator=generator)
     if isinstance(sampler, RandomSampler):
         return RandomSampler(
             subset,
@@ -188,18 +188,18 @@ def _restricted_sampler(loader: DataLoader[Any], subset: Subset[Any], samples_pe
 def _restricted_weights(
     sampler: WeightedRandomSampler, loader: DataLoader[Any], subset: Subset[Any]
 ) -> WeightedRandomSampler:
-    num_samples = len(loader.dataset)  # type: ignore[arg-type] # checked
-    if len(sampler.weights) != num_samples:
+    num_points = len(loader.dataset)  # type: ignore[arg-type] # checked
+    if len(sampler.weights) != num_points:
         raise ValueError(
             f"The WeightedRandomSampler of the training loader has {len(sampler.weights)} weights, but its dataset has "
-            f"{num_samples} samples. Give one weight for each sample."
+            f"{num_points} points. Give one weight for each point."
         )
     weights: Tensor = sampler.weights[subset.indices]
     num_draws = _own_length(sampler, loader) or len(weights)
     needed = 1 if sampler.replacement else num_draws
     if int((weights > 0).sum()) < needed:
         raise ValueError(
-            f"The WeightedRandomSampler of the training loader needs {needed} labelled samples of positive weight, but "
+            f"The WeightedRandomSampler of the training loader needs {needed} labelled points of positive weight, but "
             f"has {int((weights > 0).sum())}. Use `replacement=True` and positive weights, or raise `initial`."
         )
     return WeightedRandomSampler(
@@ -208,28 +208,28 @@ def _restricted_weights(
 
 
 def _own_length(sampler: RandomSampler | WeightedRandomSampler, loader: DataLoader[Any]) -> int | None:
-    """The user's own number of draws per epoch; None if it is one pass, which for the labelled samples is theirs."""
-    num_samples = len(loader.dataset)  # type: ignore[arg-type] # checked
-    return None if sampler.num_samples == num_samples else sampler.num_samples
+    """Return the user's own number of draws per epoch; None if an epoch is one pass over the points."""
+    num_points = len(loader.dataset)  # type: ignore[arg-type] # checked
+    return None if sampler.num_samples == num_points else sampler.num_samples
 
 
 def pool_of(inner: LightningDataModule, train: Dataset[Any], *, given: Dataset[Any] | None) -> Dataset[Any]:
-    """The training samples as the acquisition sees them: those given, the module's `pool_dataset()`, or `train`."""
+    """Return the training data as the acquisition sees them: `given`, the module's `pool_dataset()`, or `train`."""
     pool = train
     if given is not None:
         pool = given
     elif hasattr(inner, "pool_dataset"):
         pool = inner.pool_dataset()
-    if sample_count(pool) != sample_count(train):
+    if num_points_in(pool) != num_points_in(train):
         raise ValueError(
-            f"The pool dataset has {sample_count(pool)} samples, but the training dataset has {sample_count(train)}. "
-            "Both must hold the same samples in the same order: the pool is the training data without augmentation."
+            f"The pool dataset has {num_points_in(pool)} points, but the training dataset has {num_points_in(train)}. "
+            "Both must hold the same points in the same order: the pool is the training data without augmentation."
         )
     return pool
 
 
-def sample_count(dataset: Dataset[Any]) -> int:
-    """The length of a dataset whose samples have ids."""
+def num_points_in(dataset: Dataset[Any]) -> int:
+    """Count the points of a dataset, or raise if it has no length."""
     if not hasattr(dataset, "__len__"):
-        raise TypeError(f"The pool dataset is a {type(dataset).__name__} without `__len__`, so it has no sample ids.")
+        raise TypeError(f"The pool dataset is a {type(dataset).__name__} without `__len__`, so its points have no ids.")
     return len(dataset)

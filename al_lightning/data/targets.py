@@ -1,4 +1,4 @@
-"""True classes of samples, read from a dataset without guessing; what is visibly no class is refused."""
+"""True classes of points, read from a dataset without guessing; targets that are visibly no class are refused."""
 
 from bisect import bisect_right
 from collections import Counter
@@ -35,18 +35,18 @@ ATTRIBUTES = ("targets", "labels")
 
 
 def targets_of(dataset: Dataset[Any], indices: Sequence[int]) -> list[int] | None:
-    """Return the classes of some samples as integers, or None if nothing says where the dataset keeps them.
+    """Return the classes of some points as integers, or None if nothing says where the dataset keeps them.
 
-    Looked for in this order: the attribute `targets` or `labels` (one entry per sample, unless items say otherwise), in
-    `Subset` and `ConcatDataset` those of the datasets inside, a column of a `TensorDataset`, and the items. Of an item
-    (x, y, ...) the second entry counts, of a dict the one under `label`, `labels`, `target`, `targets` or `y`.
+    The places are, in this order: the attribute `targets` or `labels` (one entry per point, unless items differ from
+    it), in `Subset` and `ConcatDataset` that of the datasets inside, a column of a `TensorDataset`, and the items. The
+    target is the second entry of (x, y, ...), and in a dict that of `label`, `labels`, `target`, `targets` or `y`.
 
     A class is an integer, a bool, a float without a fraction, a one-hot row, or a name; also as a tensor or an array of
     one element. Names are numbered in sorted order. Any other target is an error.
 
     Args:
         dataset: A dataset with `__getitem__` and `__len__`.
-        indices: Ids of the samples.
+        indices: Ids of the points.
 
     Example:
         >>> import torch
@@ -59,7 +59,7 @@ def targets_of(dataset: Dataset[Any], indices: Sequence[int]) -> list[int] | Non
         True
         >>> targets_of(TensorDataset(torch.zeros(1, 2), torch.tensor([0.5])), [0])  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: The target of sample 0 is 0.5 (shape (), float32), and no class: it is a measured value. ...
+        ValueError: The target of point 0 is 0.5 (shape (), float32), and no class: it is a measured value. ...
     """
     classes_N = classes_of(dataset, indices)
     if classes_N is None or not has_names(classes_N):
@@ -68,12 +68,12 @@ def targets_of(dataset: Dataset[Any], indices: Sequence[int]) -> list[int] | Non
 
 
 def has_names(classes_N: Sequence[int | str]) -> bool:
-    """Return whether classes are to be numbered."""
+    """Return True if a class is a name, so that classes must be numbered."""
     return any(isinstance(label, str) for label in classes_N)
 
 
 def numbered(indices: Sequence[int], classes_N: Sequence[int | str], names: Sequence[str]) -> list[int]:
-    """Return the places that the classes of samples have among all class names.
+    """Return the classes of points as numbers: the positions of their names among all class names.
 
     Example:
         >>> numbered([7, 4], ["dog", "ant"], ["ant", "cat", "dog"])
@@ -83,7 +83,7 @@ def numbered(indices: Sequence[int], classes_N: Sequence[int | str], names: Sequ
     unknown = [pair for pair in zip(indices, classes_N, strict=True) if pair[1] not in number_of]
     if unknown:
         raise ValueError(
-            f"{len(unknown)} samples have classes beside the class names of the training dataset "
+            f"{len(unknown)} points have classes that are none of the class names of the training dataset "
             f"({list(names)[:NUM_SHOWN]}, ...), first (id, class) {unknown[:5]}. Use names alone or integers alone, "
             "and make `setup('fit')` build the same dataset always."
         )
@@ -91,41 +91,41 @@ def numbered(indices: Sequence[int], classes_N: Sequence[int | str], names: Sequ
 
 
 def class_names(dataset: Dataset[Any]) -> list[str]:
-    """Return the names of all classes, sorted, as the whole dataset has them; samples without a class have none."""
+    """Return the names of all classes in the dataset, sorted; points without a class are left out."""
     found_N = _classes(dataset, range(len(dataset)))  # type: ignore[arg-type]
     return [] if isinstance(found_N, Unclear) else sorted({label for label in found_N if isinstance(label, str)})
 
 
 def classes_of(dataset: Dataset[Any], indices: Sequence[int]) -> list[int | str] | None:
-    """Return the classes of some samples as the dataset has them, integers or names; see `targets_of`."""
+    """Return the classes of some points as the dataset has them, integers or names; see `targets_of`."""
     found_N = _classes(dataset, indices)
     if isinstance(found_N, Unclear):
         return None
     for index, found in zip(indices, found_N, strict=True):
         if isinstance(found, NoClass):
             raise ValueError(  # noqa: TRY004 - the value is at fault
-                f"The target of sample {index} is {described(found.value)}, and no class: {reason(found.value)}"
+                f"The target of point {index} is {described(found.value)}, and no class: {reason(found.value)}"
             )
     return found_N  # type: ignore[return-value] # none is a NoClass
 
 
-def all_targets(dataset: Dataset[Any], num_samples: int) -> list[int]:
-    """Return the class of every sample, or raise an error that says what was seen and what is needed."""
-    targets_N = targets_of(dataset, range(num_samples))
+def all_targets(dataset: Dataset[Any], num_points: int) -> list[int]:
+    """Return the class of every point, or raise if nothing says where the dataset keeps them."""
+    targets_N = targets_of(dataset, range(num_points))
     if targets_N is None:
         found = place_of(dataset[0])
         seen = found.seen if isinstance(found, Unclear) else "different from item to item"
         raise ValueError(
             f"The targets of the training dataset ({type(dataset).__name__}) cannot be read, but `balanced=True` needs "
-            f"them: sample 0 is {seen}. Return items (input, class) or a dict with one of the keys {list(KEYS)}, or "
-            f"{GIVE_TARGETS}. If each sample has one class that only your model knows where to find, `balanced=False` "
-            f"draws without regard to it, and `initial=[...]` names the ids to begin with. {NO_UNLABELLED_POOL}."
+            f"them: point 0 is {seen}. Return items (input, class) or a dict with one of the keys {list(KEYS)}, or "
+            f"{GIVE_TARGETS}. If each point has one class that only your model knows where to find, `balanced=False` "
+            f"draws without regard to classes, and `initial=[...]` names the ids to begin with. {NO_UNLABELLED_POOL}."
         )
     return targets_N
 
 
 def batch_targets(batch: object) -> list[int]:
-    """Return the classes of a batch, found where an item's class is found.
+    """Return the classes of a batch, whose place is found as in an item.
 
     Example:
         >>> import torch
@@ -137,7 +137,7 @@ def batch_targets(batch: object) -> list[int]:
         raise TypeError(f"The batch is {place.seen}, and nothing says which are the targets. Use (inputs, targets).")
     array_B = as_array(value := value_at(batch, place))
     if array_B is None or array_B.ndim == 0:
-        raise TypeError(f"The targets of a batch are {described(value)}, and one class for each sample is needed.")
+        raise TypeError(f"The targets of a batch are {described(value)}, and one class for each point is needed.")
     classes_B = classes_in(array_B, range(len(array_B)))
     if any(not isinstance(label, int) for label in classes_B):
         raise ValueError(f"The targets of a batch are {described(value)}, and integer classes are needed.")
@@ -145,7 +145,7 @@ def batch_targets(batch: object) -> list[int]:
 
 
 def tells_at_once(dataset: Dataset[Any]) -> bool:
-    """Return whether all targets can be read without reading the items.
+    """Return True if all targets can be read without reading the items.
 
     Example:
         >>> import torch
@@ -164,7 +164,7 @@ def tells_at_once(dataset: Dataset[Any]) -> bool:
 
 
 def refuse_outside(target_of: Mapping[int, int], *, num_classes: int | None) -> None:
-    """Refuse targets that are no class, by the ids of their samples."""
+    """Refuse targets that are no class, naming the ids of their points."""
     wrong = [
         (index, target)
         for index, target in target_of.items()
@@ -176,7 +176,7 @@ def refuse_outside(target_of: Mapping[int, int], *, num_classes: int | None) -> 
     ways = []
     if any(target < 0 for _, target in wrong):
         ways.append(
-            f"A negative one is no label. {NO_UNLABELLED_POOL}: leave such samples out of the training dataset, or "
+            f"A negative one is no label. {NO_UNLABELLED_POOL}: leave such points out of the training dataset, or "
             "take them out of the pool with `datamodule.set_aside(ids)`."
         )
     if any(target >= 0 for _, target in wrong):
@@ -185,7 +185,7 @@ def refuse_outside(target_of: Mapping[int, int], *, num_classes: int | None) -> 
             "and 1); if they are measured values, regression is not supported: make classes of them."
         )
     raise ValueError(
-        f"{len(wrong)} samples have targets outside the classes, first (id, target) {wrong[:5]}; a target must be "
+        f"{len(wrong)} points have targets outside the classes, first (id, target) {wrong[:5]}; a target must be "
         f"{classes}, counted from 0. {' '.join(ways)}"
     )
 
@@ -194,8 +194,8 @@ def refuse_other_targets(before: Mapping[int, int], now: Mapping[int, int], *, c
     """Refuse a dataset in which labelled points have other targets than the run knows, unless they were corrected.
 
     Args:
-        before: Known targets by id.
-        now: Those of the dataset; ids that are not in it are no longer labelled.
+        before: Targets by id that the run has recorded.
+        now: Targets by id in the dataset; an id that is missing is no longer labelled.
         corrected: Ids whose labels the user has corrected.
     """
     changed = {index: target for index, target in before.items() if now.get(index, target) != target}
@@ -208,33 +208,34 @@ def refuse_other_targets(before: Mapping[int, int], now: Mapping[int, int], *, c
         raise ValueError(
             f"{len(unexpected)} of {len(before)} labelled points have other targets than the run has recorded ({shown}"
             f"). If these labels were corrected, start the command again with {accept}; the record of the next round "
-            "names them. If not, the ids point at other samples: make `setup('fit')` build the same dataset always."
+            "names them. If not, the ids mean other points: make `setup('fit')` build the same dataset always."
         )
     raise ValueError(
         f"{len(unexpected)} of {len(before)} labelled points have other targets than the run has recorded (first "
-        f"{shown}), so many that their ids point at other samples now. Make `setup('fit')` build the same dataset "
+        f"{shown}), so many that their ids mean other points now. Make `setup('fit')` build the same dataset "
         "always, splitting it by a seeded generator. If all of these labels were corrected, name their ids, "
         "`ActiveLearningDataModule(..., corrected=[...])`."
     )
 
 
 def refuse_visible(dataset: Dataset[Any], indices: Sequence[int], *, num_classes: int | None) -> None:
-    """Refuse items whose target's place is unclear, but which hold no class where one could stand.
+    """Refuse items in which the place of the target is unclear, but any entry that could be it is no class.
 
     Args:
-        dataset: Whose targets cannot be read.
+        dataset: A dataset whose targets cannot be read.
         indices: A few ids.
-        num_classes: The model's, if known: a row of as many zeros and ones, not one of which is 1, is multi-label.
+        num_classes: Number of the model's classes, if known: a row of that many zeros and ones is multi-label unless
+            exactly one is 1.
     """
     for index in indices:
-        parts = parts_of(dataset[index])[1:]  # the first is taken for the input
+        parts = parts_of(dataset[index])[1:]  # the first is the input
         rows = [part for part in parts if num_classes is not None and is_multi_hot(part, num_classes)]
         numbers = [part for part in parts if is_number(part)]
         has_names = any(isinstance(part, (str, bytes)) for part in parts)
         lone = [number for number in numbers if len(numbers) == 1 and not has_names]
         for part in rows + [number for number in lone if isinstance(class_of(number), NoClass)]:
             raise ValueError(
-                f"Nothing says where the target of sample {index} stands, and it holds {described(part)}, which is no "
+                f"Nothing says where the target of point {index} stands, and it holds {described(part)}, which is no "
                 f"class: {reason(part)}"
             )
 
@@ -276,27 +277,27 @@ def _classes_of_parts(dataset: ConcatDataset[Any], indices: Sequence[int]) -> Se
 
 
 def _is_plain(dataset: object, kind: Any) -> bool:  # noqa: ANN401 - mypy takes indexing a class for a generic
-    """Return whether it is such a dataset whose items no subclass has changed."""
+    """Return True if `dataset` is of that class and no subclass has changed how items are read."""
     ways = ("__getitem__", "__getitems__")
     return isinstance(dataset, kind) and all(getattr(type(dataset), way, 0) is getattr(kind, way, 0) for way in ways)
 
 
 def _column(dataset: Any) -> Array | None:  # noqa: ANN401 - its attributes are looked at
-    """Return the targets of all samples where the dataset keeps them together: (N,), or (N, ...) of other shapes."""
-    num_samples = len(dataset)
-    if getattr(dataset, "target_transform", None) is None:  # which makes other targets than an attribute holds
+    """Return the targets of all points (N,) or (N, ...), if the dataset keeps them together."""
+    num_points = len(dataset)
+    if getattr(dataset, "target_transform", None) is None:  # a transform makes other targets than the attribute holds
         for name in ATTRIBUTES:
             column = _as_column(getattr(dataset, name, None))
             if column is None:
                 continue
-            if len(column) == num_samples:
+            if len(column) == num_points:
                 return column
             if name == "targets" and column.ndim == 1:
                 raise ValueError(
                     f"The attribute `targets` of {type(dataset).__name__} has {len(column)} entries, but the dataset "
-                    f"has {num_samples} samples. Make `targets` follow the samples, one class for each."
+                    f"has {num_points} points. Make `targets` follow the points, one class for each."
                 )
-    if num_samples == 0:
+    if num_points == 0:
         return None
     if _is_plain(dataset, TensorDataset):
         place = place_of(dataset[0])
@@ -305,7 +306,7 @@ def _column(dataset: Any) -> Array | None:  # noqa: ANN401 - its attributes are 
 
 
 def _hugging_face_column(dataset: Any) -> Array | None:  # noqa: ANN401 - known by its attributes, not installed
-    """Return the column of a `datasets.Dataset`, which need not decode the pictures beside it."""
+    """Return the targets of a Hugging Face `datasets.Dataset`, without decoding the pictures beside them."""
     names = getattr(dataset, "column_names", None)
     if not isinstance(names, list) or not hasattr(dataset, "features"):
         return None
@@ -323,11 +324,9 @@ def _as_column(values: object) -> Array | None:
             array = np.asarray(values)
         except (ValueError, TypeError):  # of different shapes
             array = np.empty(0, dtype=object)
-        if array.dtype.kind not in "iubf" or len(array) != len(
-            values
-        ):  # numpy would make names of all that stands by one
+        if array.dtype.kind not in "iubf" or len(array) != len(values):  # numpy makes names of all values beside one
             array = np.empty(len(values), dtype=object)
-            for position, value in enumerate(values):  # at once, numpy would open what is in them
+            for position, value in enumerate(values):  # one by one, or numpy would unpack the values
                 array[position] = value
         return array
     array_or_none = None if isinstance(values, (str, bytes, Number)) else as_array(values)
@@ -335,9 +334,9 @@ def _as_column(values: object) -> Array | None:
 
 
 def _agrees(dataset: Dataset[Any], column: Array, indices: Sequence[int]) -> bool:
-    """Return whether items, which are what is trained on, have the classes of the column: three are looked at.
+    """Return True if three of the items, which training reads, have the classes of the column.
 
-    Where an item has no class, the column is what tells; where it has a name, the column may give its number.
+    An item without a class agrees with any column, and an item with a name agrees with a column of numbers.
     """
     for index in sorted({indices[0], indices[len(indices) // 2], indices[-1]}):
         item = dataset[index]
@@ -352,9 +351,9 @@ def _agrees(dataset: Dataset[Any], column: Array, indices: Sequence[int]) -> boo
 
 
 def num_of_a_correction(targets: Sequence[int]) -> float:
-    """Return the number of changed targets from which on they are rather those of other points.
+    """Return the number of changed targets from which on the ids probably mean other points.
 
-    Half of those that differ on average where the same labels are dealt out anew, n (1 - sum_c (n_c / n)^2) / 2.
+    It is half of the expected number that change when the labels are shuffled, n (1 - sum_c (n_c / n)^2) / 2.
 
     Example:
         >>> num_of_a_correction([0, 1] * 50), num_of_a_correction([0] * 90 + [1] * 10)

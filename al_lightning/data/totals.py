@@ -1,12 +1,12 @@
-"""Test metrics over the points of all ranks, whose shares differ in size: what one rank would log.
+"""Test metrics over the points of all ranks, whose shares differ in size: equal to those of one rank.
 
-Lightning averages what `self.log(..., sync_dist=True)` has summed over ranks, and the number of points beside it, an
-integer, which it rounds down: of 7 points on two ranks it counts 3. Its own sampler repeats points until all ranks have
-equally many, so that this shows nowhere else. What is logged without `sync_dist` it leaves to each rank.
+For `self.log(..., sync_dist=True)` Lightning averages over ranks both the sum of a metric and its number of points, and
+rounds the latter down: of 7 points on two ranks it counts 3. This shows only here, because its own sampler repeats
+points until all ranks have equally many. A metric logged without `sync_dist` is that of each rank alone.
 
-Lightning offers no public way to where a metric's sum and number of points are, so this file alone touches private
-names: `trainer._results` and what it holds, and the two methods of `trainer._logger_connector` which all ranks call at
-the same time, after a loader and after the epoch.
+Lightning has no public access to a metric's sum and number of points, so this file uses private names:
+`trainer._results` and its metrics, and the two methods of `trainer._logger_connector` that all ranks call at the same
+time, after a loader and after the epoch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,12 +26,12 @@ OF_A_BATCH = frozenset({"test_step", "on_test_batch_start", "on_test_batch_end"}
 
 @dataclass(frozen=True)
 class Share:
-    """One rank's share of what is logged under one name.
+    """One rank's share of a logged metric.
 
     Args:
         reduction: "mean", "sum", "max" or "min".
-        value: Its sum over the points for "mean", each counted by its batch; else so reduced.
-        num_points: How many points a mean is taken over; 0 for another reduction.
+        value: For "mean", the sum over this rank's points; for another reduction, its result on this rank.
+        num_points: Number of points in the sum of a "mean"; 0 for another reduction.
     """
 
     reduction: str
@@ -40,7 +40,7 @@ class Share:
 
 
 def total(shares: Sequence[Share]) -> float:
-    """One metric over the points of all ranks that have logged it.
+    """Return a metric over the points of all ranks that have logged it.
 
     Example:
         >>> total([Share("mean", 2.0, 4), Share("mean", 0.0, 3)])
@@ -58,13 +58,13 @@ def total(shares: Sequence[Share]) -> float:
 def count_all_points(
     trainer: Trainer, *, num_points: Callable[[Trainer], int], refuse_in_step: Mapping[str, Callable[[Trainer], bool]]
 ) -> None:
-    """Let the tests of a Trainer log every metric over the points of all ranks; once.
+    """Let the tests of a Trainer log every metric over the points of all ranks; a second call changes nothing.
 
     Args:
         trainer: A Trainer of several ranks.
-        num_points: How many points this rank tests; the weight of a mean that a hook of the epoch logs.
-        refuse_in_step: The methods of the strategy that are refused inside a batch, and when: the ranks would wait for
-            each other in batches that one of them does not have.
+        num_points: Counts the points that this rank tests, the weight of a mean that is logged at the end of an epoch.
+        refuse_in_step: For each method of the strategy to refuse inside a batch, the condition under which it is
+            refused: the ranks would wait for each other in batches that one of them does not have.
     """
     connector: Any = trainer._logger_connector
     if LOCKSTEP[0] in vars(connector):
@@ -97,25 +97,25 @@ def _refusing(trainer: Trainer, is_refused: Callable[[Trainer], bool], method: M
             )
         return method(*args, **kwargs)
 
-    return not_in_step  # a function and no `partial`, which Lightning would copy with all that it holds
+    return not_in_step  # not a `partial`, which Lightning would copy together with its arguments
 
 
 def _merge(trainer: Trainer, num_points: int) -> None:
-    """Exchange what the ranks have logged since the last time, and let Lightning find it as computed already."""
+    """Gather the metrics that the ranks have logged since the last call, and store the totals as computed."""
     results: Any = trainer._results
     own = {key: metric for key, metric in results.valid_items() if _is_due(metric)}
-    told = {key: (_settings(metric.meta), _share(metric, num_points)) for key, metric in own.items()}
-    told_by_rank: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(told_by_rank, told)
-    for key in dict.fromkeys(key for of_rank in told_by_rank for key in of_rank):
-        entries = [of_rank[key] for of_rank in told_by_rank if key in of_rank]
+    logged = {key: (_settings(metric.meta), _share(metric, num_points)) for key, metric in own.items()}
+    logged_by_rank: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(logged_by_rank, logged)
+    for key in dict.fromkeys(key for of_rank in logged_by_rank for key in of_rank):
+        entries = [of_rank[key] for of_rank in logged_by_rank if key in of_rank]
         metric = own[key] if key in own else _added(trainer, key, **entries[0][0])
         value = total([share for _, share in entries])
         metric._computed = torch.tensor(value, dtype=metric.value.dtype, device=metric.value.device)
 
 
 def _is_due(metric: Any) -> bool:  # noqa: ANN401 - Lightning's private class
-    """Tell a number that is still to be computed; torchmetrics and groups of ranks see to themselves."""
+    """Return True for a number of the epoch that is not reduced yet; torchmetrics and rank groups reduce their own."""
     meta = metric.meta
     return bool(metric.is_tensor and meta.on_epoch and metric._computed is None and meta.sync.group is None)
 
@@ -126,12 +126,12 @@ def _share(metric: Any, num_points: int) -> Share:  # noqa: ANN401 - Lightning's
         return Share(reduction, float(metric.value))
     count = int(metric.cumulated_batch_size)
     is_unweighted = metric.meta.fx.partition(".")[0] not in OF_A_BATCH and count == metric.update_count
-    weight = num_points if is_unweighted else 1  # of the epoch: a mean over the rank's own points
+    weight = num_points if is_unweighted else 1  # logged once an epoch: already a mean over this rank's points
     return Share(reduction, weight * float(metric.value), weight * count)
 
 
 def _settings(meta: Any) -> dict[str, Any]:  # noqa: ANN401 - Lightning's private class
-    """Return the settings of a logged metric, as far as they can be sent."""
+    """Return the settings of a logged metric that can be sent to other ranks."""
     has_suffix = meta.add_dataloader_idx and meta.dataloader_idx is not None
     kept = ("name", "prog_bar", "logger", "on_step", "on_epoch", "add_dataloader_idx")
     return {
@@ -143,11 +143,11 @@ def _settings(meta: Any) -> dict[str, Any]:  # noqa: ANN401 - Lightning's privat
 
 
 def _added(trainer: Trainer, key: str, *, is_synced: bool, **settings: Any) -> Any:  # noqa: ANN401 - Lightning's class
-    """Add a metric that only other ranks have logged, as the accuracy of a class of which this rank has no point."""
+    """Add a metric that only other ranks have logged, such as the accuracy of a class without points on this rank."""
     results: Any = trainer._results
-    results.pop(key, None)  # of an earlier test
+    results.pop(key, None)  # left by an earlier test
     results.log(value=torch.tensor(0.0, device=trainer.strategy.root_device), batch_size=1, **settings)
     added = results[key]
-    added.meta.sync.fn = trainer.strategy.reduce  # as `self.log` would have it, if this rank does so in another test
+    added.meta.sync.fn = trainer.strategy.reduce  # as `self.log` sets it, should this rank log it in another test
     added.meta.sync.should = is_synced
     return added

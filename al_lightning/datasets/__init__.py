@@ -1,4 +1,4 @@
-"""Data modules for data that need no code: digits, IDX files, folders of images."""
+"""Data modules of reference: digits, IDX files, folders of images."""
 
 from al_lightning.datasets.digits import DigitsDataModule
 from al_lightning.datasets.idx import IDXDataModule, read_idx

@@ -1,4 +1,4 @@
-"""Data that needs no download: the handwritten digits that come with scikit-learn."""
+"""The handwritten digits of scikit-learn, which need no download."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ class DigitsDataModule(LightningDataModule):
     """1,797 handwritten digits of 8 x 8 pixels from 0 to 1, split into training, validation and test.
 
     Args:
-        batch_size: Of training, validation and test.
-        val_size: Samples that validate.
-        test_size: Samples that test.
-        repeat: How many copies of each training sample the training set holds.
-        noise: Standard deviation of the noise that each copy has of its own (pixels run from 0 to 1).
-        num_workers: Of each loader.
-        split_seed: Of the split and the noise. Leave it alone to compare runs: they share one pool and one test set.
+        batch_size: Batch size of training, validation and test.
+        val_size: Number of validation points.
+        test_size: Number of test points.
+        repeat: Number of copies of each training point in the training set.
+        noise: Standard deviation of the noise, drawn for each copy by itself (pixels run from 0 to 1).
+        num_workers: Number of workers of each loader.
+        split_seed: Seed of the split and the noise. Runs to be compared need the same one, to share pool and test set.
     """
 
     def __init__(  # noqa: PLR0913 - they are the fields of the configuration
@@ -34,7 +34,7 @@ class DigitsDataModule(LightningDataModule):
         split_seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(logger=False)  # a run that goes on with others says so
+        self.save_hyperparameters(logger=False)  # a run that resumes with other values warns
         self.batch_size = batch_size
         self.val_size = val_size
         self.test_size = test_size
@@ -45,7 +45,7 @@ class DigitsDataModule(LightningDataModule):
         self._datasets: tuple[Dataset[Any], Dataset[Any], Dataset[Any]] | None = None
 
     def setup(self, stage: str) -> None:  # noqa: ARG002 - the three parts are split together, once
-        """Load the digits and split them."""
+        """Load and split the digits."""
         if self._datasets is not None:
             return
         from sklearn.datasets import load_digits  # noqa: PLC0415 - the core must run without scikit-learn
@@ -68,15 +68,15 @@ class DigitsDataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled training samples, repeated and noisy if that is asked for."""
+        """Return a shuffled loader of the training points, with copies and noise."""
         return self._loader(0, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The validation samples, always clean."""
+        """Return a loader of the validation points, without noise."""
         return self._loader(1)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The test samples, always clean."""
+        """Return a loader of the test points, without noise."""
         return self._loader(2)
 
     def _loader(self, part: int, *, shuffle: bool = False) -> DataLoader[Any]:

@@ -20,7 +20,7 @@ DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: "
 
 
 def read_idx(path: str | Path) -> npt.NDArray[Any]:
-    """The array in an IDX file, plain or gzip: two zero bytes, type, number of axes, their lengths, the values."""
+    """Return the array in an IDX file, plain or gzip: two zero bytes, type, number of axes, lengths, values."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no IDX file `{path}`. Name a file as it was published, plain or .gz.")
@@ -32,7 +32,7 @@ def read_idx(path: str | Path) -> npt.NDArray[Any]:
 
 
 def _read(file: BufferedIOBase, path: Path) -> npt.NDArray[Any]:
-    """Read no more than the header promises, and one byte, which must not be there."""
+    """Read the bytes that the header announces, and raise if there are fewer or more."""
     start = file.read(4)
     if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in DTYPES:  # noqa: PLR2004
         raise ValueError(f"`{path}` begins with {start!r}, which is no IDX header (two zero bytes, type, axes).")
@@ -57,7 +57,7 @@ def _read(file: BufferedIOBase, path: Path) -> npt.NDArray[Any]:
 
 
 def _read_at_most(file: BufferedIOBase, num_bytes: int) -> bytearray:
-    """Read in pieces, so that what a header claims takes no memory that the file does not fill."""
+    """Read in pieces, so that a header with a wrong size takes no more memory than the file has bytes."""
     found = bytearray()
     while len(found) < num_bytes and (piece := file.read(min(PIECE, num_bytes - len(found)))):
         found += piece
@@ -68,19 +68,19 @@ class IDXDataModule(LightningDataModule):
     """Images and labels of a folder of IDX files; the validation set is taken out of the training files.
 
     Args:
-        root: The folder with `train-images-idx3-ubyte` and its three companions, plain or `.gz`.
-        prefix: What stands before `train-images`, such as `emnist-balanced-`.
-        batch_size: Of training, validation and test.
-        val_size: Samples of the training files that validate instead, drawn at random.
-        num_train: Use only so many of the rest; by default all.
-        first: Rows of the training files that never validate and are the first samples to train on, in this order:
-            labels to begin with that are the same for every `seed` are then `initial: [0, 1, 2]`.
-        mean: Of the pixels (scaled to 0 ... 1), subtracted from them. The default is MNIST's.
-        std: Of the pixels, which they are divided by. The default is MNIST's.
-        repeat: How many copies of each training sample the training set holds.
-        noise: Standard deviation of the noise that each copy has of its own, in units of the normalised pixels.
-        num_workers: Of each loader.
-        seed: Of the validation set, the choice of `num_train` and the noise.
+        root: Folder with `train-images-idx3-ubyte` and the three other files, plain or `.gz`.
+        prefix: Prefix of the file names, such as `emnist-balanced-`.
+        batch_size: Batch size of training, validation and test.
+        val_size: Number of validation points, drawn at random out of the training files.
+        num_train: Number of training points, drawn at random out of the rest; by default all.
+        first: Rows of the training files that get the ids 0, 1, ... in this order and never validate. With
+            `initial: [0, 1, 2]` the same rows are then labelled to begin with for every `seed`.
+        mean: Mean of the pixels (scaled to 0 ... 1), which is subtracted from them. The default is MNIST's.
+        std: Standard deviation of the pixels, by which they are divided. The default is MNIST's.
+        repeat: Number of copies of each training point in the training set.
+        noise: Standard deviation of the noise, drawn for each copy by itself, in units of the normalised pixels.
+        num_workers: Number of workers of each loader.
+        seed: Seed of the validation set, the choice of `num_train` points and the noise.
     """
 
     def __init__(  # noqa: PLR0913 - they are the fields of the configuration
@@ -100,7 +100,7 @@ class IDXDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(logger=False)  # a run that goes on with others says so
+        self.save_hyperparameters(logger=False)  # a run that resumes with other values warns
         self.root = root
         self.prefix = prefix
         self.batch_size = batch_size
@@ -124,7 +124,7 @@ class IDXDataModule(LightningDataModule):
         if self.val_size < 0 or num_train < 1 or self.val_size + num_train > len(images_N):
             raise ValueError(
                 f"`val_size` is {self.val_size} and `num_train` is {self.num_train}, but the training files in "
-                f"`{self.root}` hold {len(images_N)} samples, of which at least one must be left to train on."
+                f"`{self.root}` hold {len(images_N)} points, of which at least one must be left to train on."
             )
         val, train = self._split(len(images_N), num_train)
         self._datasets = (
@@ -133,29 +133,29 @@ class IDXDataModule(LightningDataModule):
             self._normalised(*self._read("t10k", "test")),
         )
 
-    def _split(self, num_samples: int, num_train: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The rows of the training files that validate, and those that train."""
-        wrong = [row for row in self.first if not 0 <= row < num_samples]
+    def _split(self, num_points: int, num_train: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the rows of the training files for validation, and those for training."""
+        wrong = [row for row in self.first if not 0 <= row < num_points]
         if wrong or len(set(self.first)) < len(self.first) or len(self.first) > num_train:
             raise ValueError(
-                f"`first` is {self.first}, but must be different rows of the {num_samples} in the training files in "
+                f"`first` is {self.first}, but must be different rows of the {num_points} in the training files in "
                 f"`{self.root}`, no more than the {num_train} that train."
             )
-        order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(self.seed)).numpy()
+        order = torch.randperm(num_points, generator=torch.Generator().manual_seed(self.seed)).numpy()
         rest = order[~np.isin(order, self.first)]
         train = np.concatenate([np.array(self.first, dtype=order.dtype), rest[self.val_size :]])
         return rest[: self.val_size], train[:num_train]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled training samples, repeated and noisy if that is asked for."""
+        """Return a shuffled loader of the training points, with copies and noise."""
         return self._loader(0, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The validation samples, always clean."""
+        """Return a loader of the validation points, without noise."""
         return self._loader(1)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The test samples, always clean."""
+        """Return a loader of the test points, without noise."""
         return self._loader(2)
 
     def _loader(self, part: int, *, shuffle: bool = False) -> DataLoader[Any]:

@@ -16,7 +16,7 @@ from al_lightning._lightning import LightningDataModule
 
 
 def read_image(path: str | Path) -> Tensor:
-    """The pixels of an image file (3, height, width), red, green and blue from 0 to 255."""
+    """Return the pixels of an image file (3, height, width), red, green and blue from 0 to 255."""
     try:
         with Image.open(path) as image:
             if Image.MAX_IMAGE_PIXELS is not None and math.prod(image.size) > Image.MAX_IMAGE_PIXELS:
@@ -35,11 +35,11 @@ def read_image(path: str | Path) -> Tensor:
 
 
 def list_images(folder: Path) -> tuple[list[Path], list[int], list[str]]:
-    """The image files of a folder's subfolders, the class of each, and the names of the classes; all sorted by name."""
+    """Return the image files in a folder's subfolders, the class of each, and the class names; sorted by name."""
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder `{folder}`. It must hold a folder of images for each class.")
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if len(classes) < 2:  # noqa: PLR2004 - nothing can be told apart
+    if len(classes) < 2:  # noqa: PLR2004 - a classifier needs two classes
         raise ValueError(f"`{folder}` holds the class folders {classes}, but there must be at least two.")
     paths, targets = [], []
     for target, name in enumerate(classes):
@@ -52,15 +52,15 @@ def list_images(folder: Path) -> tuple[list[Path], list[int], list[str]]:
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """Image files of one size, read when asked for: (pixels, target), the pixels normalised.
+    """Dataset of image files of one size, read when an item is: (normalised pixels, target).
 
     Args:
-        paths: The files.
-        targets: The class of each.
-        mean: Of each colour (scaled to 0 ... 1), subtracted from it.
-        std: Of each colour, which it is divided by.
-        max_shift: Shift each image by up to so many pixels, drawn anew each time; what comes in is black.
-        flips: Mirror every other image, drawn anew each time.
+        paths: Image files.
+        targets: Class of each image.
+        mean: Mean of each colour (scaled to 0 ... 1), which is subtracted from it.
+        std: Standard deviation of each colour, by which it is divided.
+        max_shift: Largest random shift in pixels, drawn at each reading; the border that appears is black.
+        flips: Mirror an image with probability 1/2, drawn at each reading.
     """
 
     def __init__(
@@ -94,31 +94,32 @@ class Images(Dataset[tuple[Tensor, int]]):
         return (self._changed(pixels).float() / 255 - self.mean) / self.std, self.targets[index]
 
     def _changed(self, pixels: Tensor) -> Tensor:
-        # The global generator: the driver seeds it for each round, and Lightning for each worker of a loader.
+        # The global generator, which the driver seeds for each round and Lightning for each worker of a loader.
         if self.max_shift:
             top, left = torch.randint(2 * self.max_shift + 1, (2,)).tolist()
             _, height, width = pixels.shape
             pixels = functional.pad(pixels, [self.max_shift] * 4)[:, top : top + height, left : left + width]
-        return pixels.flip(2) if self.flips and torch.rand(()) < 0.5 else pixels  # noqa: PLR2004 - every other
+        return pixels.flip(2) if self.flips and torch.rand(()) < 0.5 else pixels  # noqa: PLR2004 - probability of a mirrored image
 
 
 class ImageFolderDataModule(LightningDataModule):
-    """Images of a folder `root/part/class/image`; the validation set is taken out of the parts that train.
+    """Images of a folder `root/part/class/image`; the validation set is taken out of the training parts.
 
-    The pool is shown to the acquisition without shifts and flips.
+    The acquisition sees the pool without shifts and flips.
 
     Args:
-        root: The folder of the parts.
-        train_parts: Which parts train and validate, together.
-        test_part: Which part tests.
-        batch_size: Of training, validation and test.
-        val_size: Images of the training parts that validate instead, drawn at random.
-        mean: Of red, green and blue (scaled to 0 ... 1), subtracted from them. The default is CINIC-10's.
-        std: Of red, green and blue, which they are divided by. The default is CINIC-10's.
-        max_shift: Shift each training image by up to so many pixels, drawn anew each time; what comes in is black.
-        flips: Mirror every other training image, drawn anew each time.
-        num_workers: Of each loader.
-        seed: Of the validation set.
+        root: Folder of the parts.
+        train_parts: Parts for training and validation, taken together.
+        test_part: Part for testing.
+        batch_size: Batch size of training, validation and test.
+        val_size: Number of validation images, drawn at random out of the training parts.
+        mean: Mean of red, green and blue (scaled to 0 ... 1), which is subtracted. The default is CINIC-10's.
+        std: Standard deviation of red, green and blue, by which they are divided. The default is CINIC-10's.
+        max_shift: Largest random shift of a training image in pixels, drawn at each reading; the border that appears is
+            black.
+        flips: Mirror a training image with probability 1/2, drawn at each reading.
+        num_workers: Number of workers of each loader.
+        seed: Seed of the validation set.
     """
 
     def __init__(  # noqa: PLR0913 - they are the fields of the configuration
@@ -137,7 +138,7 @@ class ImageFolderDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(logger=False)  # a run that goes on with others says so
+        self.save_hyperparameters(logger=False)  # a run that resumes with other values warns
         self.root = root
         self.train_parts = train_parts
         self.test_part = test_part
@@ -177,19 +178,19 @@ class ImageFolderDataModule(LightningDataModule):
         }
 
     def pool_dataset(self) -> Dataset[Any]:
-        """The training images as they are."""
+        """Return the training images without shifts and flips."""
         return self._dataset("pool")
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled training images, shifted and mirrored if that is asked for."""
+        """Return a shuffled loader of the training images, with shifts and flips."""
         return self._loader("train", shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The validation images as they are."""
+        """Return a loader of the validation images."""
         return self._loader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The test images as they are."""
+        """Return a loader of the test images."""
         return self._loader("test")
 
     def _dataset(self, name: str) -> Dataset[Any]:
@@ -203,7 +204,7 @@ class ImageFolderDataModule(LightningDataModule):
         )
 
     def _list(self, parts: Sequence[str]) -> tuple[list[Path], list[int]]:
-        """The images of some parts and the class of each, which all parts must count alike."""
+        """Return the images of some parts and the class of each, or raise if the parts differ in their classes."""
         expected = list_images(Path(self.root) / self.train_parts[0])[2]
         paths, targets = [], []
         for part in parts:

@@ -1,4 +1,4 @@
-"""The repeated datasets of the BatchBALD paper: every sample several times, each copy with noise of its own."""
+"""Repeated datasets of the BatchBALD paper: several copies of each point, each with its own noise."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from al_lightning.data.targets import targets_of
 
 
 class Repeated(Dataset[tuple[Tensor, Any]]):
-    """`repeat` copies of a dataset of (input, target); each copy of each sample has its own fixed N(0, noise) noise.
+    """Dataset of `repeat` copies of each (input, target), each copy with its own fixed noise N(0, noise²).
 
-    Sample i is the original i % n with the noise of i, so that i, i + n, i + 2n, ... are copies of one another; the
+    Point i is the original i % n with the noise of i, so that i, i + n, i + 2n, ... are copies of one another; the
     first copy is noisy too. The noise is made when an item is read, and is the same each time, in each process.
 
     Example:
@@ -23,15 +23,15 @@ class Repeated(Dataset[tuple[Tensor, Any]]):
 
     def __init__(self, dataset: Dataset[Any], repeat: int, *, noise: float, seed: int) -> None:
         if repeat < 1:
-            raise ValueError(f"`repeat` is {repeat}, but each sample must be there at least once.")
+            raise ValueError(f"`repeat` is {repeat}, but each point must be there at least once.")
         if noise < 0:
             raise ValueError(f"`noise` is {noise}, but a standard deviation cannot be negative. 0 leaves it out.")
         self.dataset = dataset
         self.repeat = repeat
         self.noise = noise
         self.num_originals = len(dataset)  # type: ignore[arg-type] # map-style datasets are sized
-        # Torch's CPU generators differ in the low 32 bits of their seed only. Counting on from a place that depends on
-        # the seed gives each sample its own stream.
+        # Torch's CPU generators use only the low 32 bits of a seed. Counting from a random start that `seed` decides
+        # gives each point its own stream of numbers.
         self.first_stream = int(torch.randint(2**32, (), generator=torch.Generator().manual_seed(seed)))
 
     def __len__(self) -> int:
@@ -39,7 +39,7 @@ class Repeated(Dataset[tuple[Tensor, Any]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         if not 0 <= index < len(self):
-            raise IndexError(f"Sample {index} is out of range: the repeated dataset has {len(self)} samples.")
+            raise IndexError(f"Point {index} is out of range: the repeated dataset has {len(self)} points.")
         inputs, target = self.dataset[index % self.num_originals]
         if self.noise == 0:
             return inputs, target
@@ -49,7 +49,7 @@ class Repeated(Dataset[tuple[Tensor, Any]]):
 
     @property
     def targets(self) -> list[int]:
-        """The class of each sample, copies included."""
+        """Return the class of each point, copies included."""
         targets_N = targets_of(self.dataset, range(self.num_originals))
         if targets_N is None:
             raise AttributeError(f"The targets of the repeated {type(self.dataset).__name__} cannot be read.")

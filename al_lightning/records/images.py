@@ -1,6 +1,6 @@
 """Small pictures of acquired samples: `acquired/ID.png` in the run folder, one for each sample id.
 
-They are what `render(sample)` of the user's data module returns, or else the first image found in the sample. W&B and
+They are what `render(item)` of the user's data module returns, or else the first image found in the item. W&B and
 reports show them.
 """
 

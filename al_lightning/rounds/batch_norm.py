@@ -196,7 +196,7 @@ def _message(layer: str, lone: tuple[int, int], epoch: Epoch, num_ranks: int, ot
     besides = (
         ""
         if epoch.batch_size == 1
-        else ", `drop_last=True`, `samples_per_epoch` as a multiple of it, or another `query_size` or `initial`"
+        else ", `drop_last=True`, `points_per_epoch` as a multiple of it, or another `query_size` or `initial`"
     )
     return (
         f"In round {number}, with {num_labelled} labelled samples, an epoch has {batch} of one sample{shared} (the "

@@ -1,4 +1,4 @@
-"""A run's rounds in every logger of the Trainer, and pictures of what they acquired."""
+"""Rounds of a run in each logger of the Trainer, and pictures of the acquired points."""
 
 from al_lightning.records.images import thumbnails_of
 from al_lightning.tracking.rounds import begin_tracking, keep_images, log_last_round, open_loggers

@@ -1,4 +1,4 @@
-"""The numbers of a round, as every logger gets them: pure functions of the records."""
+"""Numbers of a round for loggers, computed from the records alone."""
 
 import math
 from collections import Counter
@@ -11,16 +11,16 @@ from al_lightning.records.round import Round
 
 PREFIX = "al/"
 X_AXIS = f"{PREFIX}num_labelled"
-MAX_CLASSES_COUNTED = 100  # a chart for each class of ImageNet would bury the others
+MAX_CLASSES_COUNTED = 100  # with a chart for each class of ImageNet the others could not be found
 ACCURACY_TARGETS = (0.9, 0.95)
 
 
 def numbers_of_last(rounds: Sequence[Round], header: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of the last of these rounds for loggers, under `al/...`; those that it lacks are left out.
+    """Return the numbers of the last round for loggers, under `al/...`; numbers that it lacks are left out.
 
     Args:
         rounds: All rounds so far.
-        header: What ran, as in the journal.
+        header: Settings of the run, as in the journal.
     """
     last = rounds[-1]
     numbers = {
@@ -32,9 +32,9 @@ def numbers_of_last(rounds: Sequence[Round], header: Mapping[str, Any]) -> dict[
 
 
 def class_numbers(targets: Sequence[int]) -> dict[str, float]:
-    """Count the labels of each class, up to the highest class seen, and the entropy of their shares (nats).
+    """Count the labels of each class, up to the highest class seen, and compute the entropy of their shares (nats).
 
-    Beyond 100 classes only the entropy.
+    With more than 100 classes only the entropy is returned.
 
     Example:
         >>> class_numbers([0, 2, 2, 0])
@@ -50,10 +50,11 @@ def class_numbers(targets: Sequence[int]) -> dict[str, float]:
 
 
 def end_numbers(rounds: Sequence[Round], header: Mapping[str, Any]) -> dict[str, float]:
-    """Sum up the label curve of a finished run: the area under it, and the labels to each target that it reached.
+    """Return the area under the label curve of a finished run, and the labels to each target that it reached.
 
-    The curve is that of `monitor`, to `target`, if the run has one; else of the only test metric that looks like an
-    accuracy, to 0.9 and 0.95. There is none if no or several metrics do, and where labels were taken back.
+    The curve is that of `monitor`, with its `target`, if the run has one; else that of the only test accuracy, with the
+    targets 0.9 and 0.95. Nothing is returned if none or several test metrics are named like an accuracy, or if labels
+    were withdrawn.
 
     Example:
         >>> rounds = [Round(n, 10 * (n + 1), 9, metrics={"test_acc": acc}) for n, acc in enumerate([0.5, 0.75, 0.9])]
@@ -66,7 +67,7 @@ def end_numbers(rounds: Sequence[Round], header: Mapping[str, Any]) -> dict[str,
         return {}
     num_labels, values = zip(*points, strict=True)
     found: dict[str, float] = {}
-    if len(points) > 1:  # of a single round there is no area
+    if len(points) > 1:  # a single round has no area
         found["aulc"] = area_under_curve(num_labels, values)
     for target in ACCURACY_TARGETS if header["monitor"] is None else (header["target"],):
         labels = labels_to_target(num_labels, values, target=target, mode=header["mode"])
@@ -76,7 +77,7 @@ def end_numbers(rounds: Sequence[Round], header: Mapping[str, Any]) -> dict[str,
 
 
 def only_accuracy(metrics: Mapping[str, float | None]) -> str | None:
-    """The test metric whose name says accuracy, if exactly one does.
+    """Return the test metric whose name contains "acc", if there is exactly one.
 
     Example:
         >>> only_accuracy({"val_acc": 0.8, "test_loss": 0.3, "test/Accuracy": 0.9})

@@ -1,4 +1,4 @@
-"""The rounds of a run in every logger of the Trainer: one call of each logger a round."""
+"""Rounds of a run in each logger of the Trainer: one call of `log_metrics` a round."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,30 +23,30 @@ from al_lightning.tracking.weights_and_biases import (
 
 
 def open_loggers(trainer: Trainer, *, job_type: str) -> None:
-    """Open what takes a key or a connection now, rather than after the first training.
+    """Open the loggers that need a key or a connection, so that they fail before the first training and not after it.
 
     Args:
         trainer: A Trainer.
-        job_type: W&B's word for what kind of run this is among those of its group, unless the user gives one.
+        job_type: Job type of the W&B run, which tells the runs of a group apart, unless the user has set one.
     """
     for logger in wandb_loggers(trainer):
         open_wandb(logger, job_type=job_type)
 
 
 def begin_tracking(trainer: Trainer, rounds: Sequence[Round], header: Mapping[str, Any], folder: Path | None) -> None:
-    """Prepare the loggers, and tell them of the rounds that earlier processes finished.
+    """Prepare the loggers, and log the rounds that earlier processes finished.
 
-    The loggers of this process are new ones as a rule. A W&B run that is continued by its `id` has some of the rounds
-    already, and gets the others.
+    The loggers of this process are usually new. A W&B run that is resumed by its `id` has some of the rounds already,
+    and gets only the others.
     """
 
     def begin() -> None:
         if folder is not None:
-            refuse_linked(folder)  # before the first training
+            refuse_linked(folder)  # fail before the first training
         known = {id(logger): num_logged(logger) for logger in wandb_loggers(trainer)}
         for logger in wandb_loggers(trainer):
             begin_wandb(logger, header)
-        if not spawns(trainer):  # each round's processes are new, but their loggers are not
+        if not spawns(trainer):  # processes that are spawned anew for each round keep their loggers
             for end in range(1, len(rounds) + 1):
                 _log(trainer, rounds[:end], header, folder, known=known)
 
@@ -54,23 +54,23 @@ def begin_tracking(trainer: Trainer, rounds: Sequence[Round], header: Mapping[st
 
 
 def log_last_round(trainer: Trainer, rounds: Sequence[Round], header: Mapping[str, Any], folder: Path | None) -> None:
-    """Log the last round to all loggers, at the step at which Lightning logs its own metrics."""
+    """Log the last round to all loggers, at the step of Lightning's own metrics."""
     _on_first_rank(trainer, lambda: _log(trainer, rounds, header, folder, known={}))
 
 
 def keep_images(
     trainer: Trainer, folder: Path | None, datamodule: ActiveLearningDataModule, indices: list[int]
 ) -> None:
-    """Write pictures of acquired points into the run folder, for loggers and reports."""
+    """Write pictures of acquired points to the run folder, for loggers and reports."""
     if folder is not None and indices:
         _on_first_rank(trainer, lambda: _keep(folder, datamodule, indices))
 
 
 def _keep(folder: Path, datamodule: ActiveLearningDataModule, indices: list[int]) -> None:
-    samples = datamodule.pool_dataloader(indices).dataset
-    with seeded(datamodule.seed):  # reading a sample may augment it
+    items = datamodule.pool_dataloader(indices).dataset
+    with seeded(datamodule.seed):  # reading an item may augment it
         for position, index in enumerate(indices):
-            pixels = rendered(samples[position], datamodule.inner)
+            pixels = rendered(items[position], datamodule.inner)
             if pixels is not None:
                 write_thumbnail(folder, index, pixels)
 
@@ -78,7 +78,7 @@ def _keep(folder: Path, datamodule: ActiveLearningDataModule, indices: list[int]
 def _log(
     trainer: Trainer, rounds: Sequence[Round], header: Mapping[str, Any], folder: Path | None, *, known: dict[int, int]
 ) -> None:
-    """Log the last of these rounds, except to loggers that know it."""
+    """Log the last of these rounds, except to loggers that have it already."""
     numbers = numbers_of_last(rounds, header)
     for logger in trainer.loggers:
         if known.get(id(logger), 0) >= len(rounds):
@@ -93,5 +93,5 @@ def _log(
 
 
 def _on_first_rank(trainer: Trainer, work: Callable[[], None]) -> None:
-    """The first rank works; if that fails, all raise."""
+    """Run `work` on the first rank; if it fails, all ranks raise."""
     Ranks(trainer).together(work if trainer.is_global_zero else lambda: None)

@@ -1,4 +1,4 @@
-"""W&B's tables, images and labelled set. Only a Trainer that logs to it imports wandb."""
+"""Tables, images and labelled set of a run in W&B; wandb is imported only if a Trainer logs to it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,16 +22,16 @@ NOT_IN_CONFIG = frozenset(
 
 
 def wandb_loggers(trainer: Trainer) -> "list[WandbLogger]":
-    """Those of the Trainer's loggers that log to W&B."""
+    """Return the W&B loggers of the Trainer."""
     loggers: Any = pl.loggers
     return [logger for logger in trainer.loggers if isinstance(logger, loggers.WandbLogger)]
 
 
 def open_wandb(logger: "WandbLogger", *, job_type: str) -> None:
-    """Begin the W&B run now, so that what is missing is said before the first training and not after it."""
+    """Begin the W&B run, so that a missing key or package is found before the first training."""
     import wandb  # noqa: PLC0415 - only for those who log to it
 
-    if logger._wandb_init.get("job_type") is None:  # private, but once a run has begun it cannot be told any more
+    if logger._wandb_init.get("job_type") is None:  # private, but it cannot be set once a run has begun
         logger._wandb_init["job_type"] = job_type
     try:
         _ = logger.experiment
@@ -43,7 +43,7 @@ def open_wandb(logger: "WandbLogger", *, job_type: str) -> None:
 
 
 def begin_wandb(logger: "WandbLogger", header: Mapping[str, Any]) -> None:
-    """Tell W&B what runs: `al.seed`, `al.acquisition` and so on in its config, by which its charts can be grouped."""
+    """Log the settings of the run to W&B's config, as `al.seed` and so on, by which charts can be grouped."""
     config = {
         name: as_call(value) if is_call(value) else value for name, value in header.items() if name not in NOT_IN_CONFIG
     }
@@ -52,10 +52,10 @@ def begin_wandb(logger: "WandbLogger", header: Mapping[str, Any]) -> None:
 
 
 def define_axis(logger: "WandbLogger", names: Iterable[str]) -> None:
-    """Let the x axis of these metrics be the number of labels.
+    """Set the x axis of these metrics to the number of labels.
 
-    Each by its name: Lightning has defined "*" with another axis, and which of two matching patterns W&B takes is
-    random, whereas a name comes before all patterns.
+    Each metric is set by its name: Lightning has set "*" to another axis, and W&B takes any one of two patterns that
+    match, but prefers a name to a pattern.
     """
     for name in names:
         step_metric = None if name == X_AXIS else _prefixed(logger, X_AXIS)
@@ -63,18 +63,18 @@ def define_axis(logger: "WandbLogger", names: Iterable[str]) -> None:
 
 
 def num_logged(logger: "WandbLogger") -> int:
-    """Count the rounds that a W&B run holds already, which an earlier process began; 0 for a new run, and offline."""
+    """Count the rounds that a W&B run has from an earlier process; 0 for a new run, and offline."""
     last = logger.experiment.summary.get(_prefixed(logger, f"{PREFIX}round"))
     return 0 if last is None else int(last) + 1
 
 
 def _prefixed(logger: "WandbLogger", name: str) -> str:
-    """The name under which W&B gets a metric from `WandbLogger(prefix=...)`."""
+    """Return the name of a metric in W&B, which `WandbLogger(prefix=...)` may change."""
     return f"{logger._prefix}{logger.LOGGER_JOIN_CHAR}{name}" if logger._prefix else name
 
 
 def media_of(record: Round, folder: Path | None) -> dict[str, Any]:
-    """A table of what a round acquired, and the pictures of those samples that have one."""
+    """Return a table of the points that a round acquired, and the pictures of those that have one."""
     import wandb  # noqa: PLC0415 - only for those who log to it
 
     if not record.acquired:
@@ -90,7 +90,7 @@ def media_of(record: Round, folder: Path | None) -> dict[str, Any]:
 
 
 def log_labelled_set(logger: "WandbLogger", rounds: Sequence[Round], header: Mapping[str, Any]) -> None:
-    """Log what the last of these rounds trained on as a version of the artifact `labelled-RUN`."""
+    """Log the labels that the last of these rounds trained on, as a version of the artifact `labelled-RUN`."""
     import wandb  # noqa: PLC0415 - only for those who log to it
 
     experiment = logger.experiment
@@ -101,7 +101,7 @@ def log_labelled_set(logger: "WandbLogger", rounds: Sequence[Round], header: Map
 
 
 def labelled_csv(rounds: Sequence[Round], header: Mapping[str, Any]) -> str:
-    """A line for each label that the last of these rounds trained on: id, the first round to train on it, class.
+    """Return a CSV row for each label that the last of these rounds trained on: id, first round to use it, class.
 
     Example:
         >>> rounds = [Round(0, 1, 9, acquired=[7], targets=[2], scores=[0.5]), Round(1, 2, 8)]

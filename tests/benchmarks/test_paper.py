@@ -17,7 +17,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 QUICK = [
     "--trainer.max_epochs=1",
-    "--data.samples_per_epoch=64",
+    "--data.points_per_epoch=64",
     "--data.datamodule.val_size=10",
     "--data.datamodule.first",
     str(list(range(20))),

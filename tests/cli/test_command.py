@@ -16,7 +16,7 @@ from al_lightning.testing import check_acquisition
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 COMPLETE = [path for path in sorted(CONFIGS.glob("*.yaml")) if "overlay" not in path.read_text()]
-QUICK = ["--trainer.max_epochs=1", "--data.samples_per_epoch=64", "--trainer.enable_progress_bar=false"]
+QUICK = ["--trainer.max_epochs=1", "--data.points_per_epoch=64", "--trainer.enable_progress_bar=false"]
 
 OWN_CODE = """
 import torch
@@ -107,7 +107,7 @@ def test_another_seed_gives_another_run_on_the_same_initial_labels():
     "AL_LIGHTNING_MNIST" not in os.environ, reason="AL_LIGHTNING_MNIST does not name a folder with MNIST's IDX files"
 )
 def test_two_rounds_on_real_mnist_with_a_pool_of_2000_images():
-    quick = ["--trainer.max_epochs=3", "--data.samples_per_epoch=640", "--trainer.callbacks.num_samples=10"]
+    quick = ["--trainer.max_epochs=3", "--data.points_per_epoch=640", "--trainer.callbacks.num_samples=10"]
     quick += ["--trainer.callbacks.max_rounds=2", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
     quick += [f"--data.datamodule.root={os.environ['AL_LIGHTNING_MNIST']}", "--data.datamodule.num_train=2000"]
     cli = run(["fit", "--config", str(CONFIGS / "mnist.yaml"), *quick])

@@ -26,7 +26,7 @@ NUM_CLASSES = 3
 
 
 def numbered(num, first=0):
-    """Sample i is (first + i, i % 3): what is trained on can be read off the batch."""
+    """Point i is (first + i, i % 3): what is trained on can be read off the batch."""
     return TensorDataset(first + torch.arange(num).float().unsqueeze(1), torch.arange(num) % NUM_CLASSES)
 
 
@@ -184,7 +184,7 @@ def labelled_values(datamodule):
     return sorted(values(dataset))
 
 
-def test_a_fit_sees_the_labelled_samples_and_nothing_else(make_trainer):
+def test_a_fit_sees_the_labelled_points_and_nothing_else(make_trainer):
     datamodule, model = ActiveLearningDataModule(Plain(), initial=6), Watcher()
     make_trainer().fit(model, datamodule)
     assert flat(model.seen["train"]) == labelled_values(datamodule)
@@ -204,8 +204,8 @@ def test_the_next_fit_sees_what_was_labelled_since(make_trainer):
     assert len(flat(model.seen["train"])) == 8
 
 
-def test_an_epoch_of_fixed_length_repeats_the_labelled_samples(make_trainer):
-    datamodule, model = ActiveLearningDataModule(Plain(), initial=6, samples_per_epoch=18), Watcher()
+def test_an_epoch_of_fixed_length_repeats_the_labelled_points(make_trainer):
+    datamodule, model = ActiveLearningDataModule(Plain(), initial=6, points_per_epoch=18), Watcher()
     make_trainer().fit(model, datamodule)
     assert flat(model.seen["train"]) == sorted(labelled_values(datamodule) * 3)
 
@@ -224,7 +224,7 @@ class WriteDown(Callback):
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 def test_two_ranks_share_the_draws_of_a_fixed_epoch_and_agree_on_the_labels(make_trainer, tmp_path):
-    datamodule = ActiveLearningDataModule(Plain(), initial=6, samples_per_epoch=24)
+    datamodule = ActiveLearningDataModule(Plain(), initial=6, points_per_epoch=24)
     make_trainer(WriteDown(), strategy="ddp_fork", devices=2).fit(Watcher(), datamodule)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     assert first["labelled"] == second["labelled"] == labelled_values(ready())
@@ -235,7 +235,7 @@ def test_two_ranks_share_the_draws_of_a_fixed_epoch_and_agree_on_the_labels(make
 
 def test_fewer_labels_than_a_batch_with_drop_last_stops_the_fit(make_trainer):
     datamodule = ActiveLearningDataModule(Plain(batch_size=8, drop_last=True), initial=6)
-    with pytest.raises(ValueError, match="batches of 8 and `drop_last=True`, but an epoch has only 6 labelled samples"):
+    with pytest.raises(ValueError, match="batches of 8 and `drop_last=True`, but an epoch has only 6 labelled points"):
         make_trainer().fit(Watcher(), datamodule)
 
 
@@ -272,9 +272,9 @@ def test_unknown_targets_are_only_needed_for_balance(arguments):
 @pytest.mark.parametrize(
     ("initial", "words"),
     [
-        (41, "`initial` is 41, which takes 14 samples of class"),
-        ([40], "Samples 40 of `indices` are out of range"),
-        ([1, 1], "Samples 1 of `indices` are given more than once"),
+        (41, "`initial` is 41, which takes 14 points of class"),
+        ([40], "Points 40 of `indices` are out of range"),
+        ([1, 1], "Points 1 of `indices` are given more than once"),
     ],
 )
 def test_initial_labels_that_the_dataset_has_not_are_refused(initial, words):
@@ -325,7 +325,7 @@ def test_a_dataset_that_changed_its_length_is_refused():
     inner = Holding(numbered(12))
     datamodule = ready(inner)
     inner.train = numbered(13)
-    with pytest.raises(ValueError, match="has 13 samples now, but had 12 when they were labelled"):
+    with pytest.raises(ValueError, match="has 13 points now, but had 12 when they were labelled"):
         datamodule.setup("fit")
 
 
@@ -339,7 +339,7 @@ def test_the_pool_is_what_is_neither_labelled_nor_set_aside_in_order():
     assert values(datamodule.pool_dataloader()) == [0, 2, 3, 4, 5, 6, 7]
 
 
-def test_given_samples_come_in_the_order_given():
+def test_given_points_come_in_the_order_given():
     assert values(ready(Holding(numbered(8)), initial=[1]).pool_dataloader([5, 1, 3])) == [5, 1, 3]
 
 
@@ -358,7 +358,7 @@ def test_the_pool_is_pinned_for_a_trainer_on_a_gpu(device, pinned):
     assert datamodule.pool_dataloader().pin_memory == pinned
 
 
-def test_a_pool_dataset_shows_the_same_samples_otherwise():
+def test_a_pool_dataset_shows_the_same_points_otherwise():
     inner = WithPool(numbered(8))
     assert values(ready(inner, initial=[0, 1]).pool_dataloader([3])) == [103]
     given = ready(inner, initial=[0, 1], pool=numbered(8, first=500))
@@ -367,7 +367,7 @@ def test_a_pool_dataset_shows_the_same_samples_otherwise():
 
 
 def test_a_pool_of_another_length_is_refused():
-    with pytest.raises(ValueError, match="The pool dataset has 9 samples, but the training dataset has 8"):
+    with pytest.raises(ValueError, match="The pool dataset has 9 points, but the training dataset has 8"):
         ready(Holding(numbered(8)), pool=numbered(9))
 
 
@@ -377,7 +377,7 @@ def test_a_pool_without_length_is_refused():
 
 
 def test_ids_outside_the_dataset_are_not_read():
-    with pytest.raises(ValueError, match="Samples -1 of `indices` are out of range"):
+    with pytest.raises(ValueError, match="Points -1 of `indices` are out of range"):
         ready().pool_dataloader([-1])
 
 
@@ -509,7 +509,7 @@ def test_state_without_labels_leaves_them():
 
 
 def test_state_of_another_dataset_is_refused():
-    with pytest.raises(ValueError, match="is of 40 samples, but the training dataset has 12"):
+    with pytest.raises(ValueError, match="is of 40 points, but the training dataset has 12"):
         ready(Holding(numbered(12))).load_state_dict(ready().state_dict())
 
 
@@ -546,7 +546,7 @@ def test_wrapping_twice_is_refused():
         ({"initial": 0}, "`initial` is 0, but training needs at least one"),
         ({"initial": -1}, "`initial` is -1, but training needs at least one"),
         ({"initial": []}, r"`initial` is \[\], but training needs at least one"),
-        ({"samples_per_epoch": 0}, "`samples_per_epoch` is 0, but must be at least 1, or None"),
+        ({"points_per_epoch": 0}, "`points_per_epoch` is 0, but must be at least 1, or None"),
         ({"pool_batch_size": 0}, "`pool_batch_size` is 0, but must be at least 1, or None"),
     ],
 )
@@ -603,7 +603,7 @@ def test_a_split_that_drifts_from_round_to_round_is_refused():
     module = ActiveLearningDataModule(Drifting(), initial=20)
     module.setup("fit")
     with pytest.raises(
-        ValueError, match=r"have other targets than the run has recorded.*their ids point at other samples now"
+        ValueError, match=r"have other targets than the run has recorded.*their ids mean other points now"
     ):
         module.setup("fit")
 
@@ -617,7 +617,7 @@ def test_initial_ids_may_be_any_sequence(initial):
 
 def test_an_initial_count_may_be_numpys():
     assert ActiveLearningDataModule(Plain(), initial=np.int64(6)).initial == 6
-    with pytest.raises(TypeError, match=r"`initial` is 6.5, but must be a number of samples or a list of their ids"):
+    with pytest.raises(TypeError, match=r"`initial` is 6.5, but must be a number of points or a list of their ids"):
         ActiveLearningDataModule(Plain(), initial=6.5)
 
 
@@ -637,7 +637,7 @@ def test_all_targets_to_come_are_checked_or_a_few_where_items_must_be_read(datas
     module = ready(Holding(dataset(torch.zeros(40, 1), targets)), initial=[0, 1, 2])
     module.check_targets_to_come(num_classes=4)
     if isinstance(dataset, type):
-        with pytest.raises(ValueError, match=r"1 samples .*first \(id, target\) \[\(30, 3\)\].* one of the 3 classes"):
+        with pytest.raises(ValueError, match=r"1 points .*first \(id, target\) \[\(30, 3\)\].* one of the 3 classes"):
             module.check_targets_to_come(num_classes=3)
     else:
         module.check_targets_to_come(num_classes=3)
@@ -701,7 +701,7 @@ def test_what_is_set_or_deleted_through_the_wrapper_is_the_wrapped_modules():
     assert (module.seed, inner.hparams.seed) == (3, 7)
 
 
-def test_a_hook_that_is_set_on_the_wrapper_is_asked_for_the_labelled_samples():
+def test_a_hook_that_is_set_on_the_wrapper_is_asked_for_the_labelled_points():
     module = ready(Settings())
     module.train_dataloader = lambda: DataLoader(module.train, batch_size=2)
     loader = module.train_dataloader()
@@ -721,7 +721,7 @@ def test_the_wrapper_leaves_nothing_on_the_wrapped_module(inner):
     assert set(vars(module.inner)) - {"loaded"} == set(vars(alone))
 
 
-def test_each_loader_is_asked_for_anew_and_holds_the_labelled_samples_alone():
+def test_each_loader_is_asked_for_anew_and_holds_the_labelled_points_alone():
     module = ready(Settings())
     module.batch_size = 3
     assert [len(inputs) for inputs, _ in module.train_dataloader()] == [3, 3]
@@ -749,7 +749,7 @@ class Growing(Plain):
         return DataLoader(train, batch_size=2 + epoch, shuffle=True, generator=self.generator)
 
 
-def test_loaders_that_are_reloaded_each_epoch_are_those_of_the_plain_module_on_the_same_samples(make_trainer):
+def test_loaders_that_are_reloaded_each_epoch_are_those_of_the_plain_module_on_the_same_points(make_trainer):
     seen = []
     for only in (None, list(range(0, 30, 3))):
         inner, model = Growing(only), Watcher()
@@ -764,11 +764,11 @@ def test_loaders_that_are_reloaded_each_epoch_are_those_of_the_plain_module_on_t
 @pytest.mark.parametrize(
     ("later", "words"),
     [
-        (numbered(39), "has 39 samples now, but had 40 when they were labelled"),
+        (numbered(39), "has 39 points now, but had 40 when they were labelled"),
         (TensorDataset(torch.zeros(40, 1), (torch.arange(40) + 1) % 3), "have other targets than the run has recorded"),
     ],
 )
-def test_a_loader_of_other_samples_within_a_fit_is_refused(later, words):
+def test_a_loader_of_other_points_within_a_fit_is_refused(later, words):
     module = ready(Settings(), initial=20)
     module.train = later
     with pytest.raises(ValueError, match=words):

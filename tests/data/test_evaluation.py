@@ -12,7 +12,7 @@ def seen(loader):
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3, 10])
-def test_all_ranks_together_see_each_sample_once(num_ranks):
+def test_all_ranks_together_see_each_point_once(num_ranks):
     loader = DataLoader(NUMBERS, batch_size=3)
     shares = [seen(each_once(loader, num_ranks=num_ranks, rank=rank)) for rank in range(num_ranks)]
     assert sorted(number for share in shares for number in share) == list(range(10))
@@ -37,6 +37,6 @@ def test_one_rank_and_orders_of_the_users_own_are_left_alone():
     assert each_once("a loader of another library", num_ranks=2, rank=0) == "a loader of another library"
 
 
-def test_more_ranks_than_samples_are_refused():
-    with pytest.raises(ValueError, match="has 10 samples, but there are 11 ranks"):
+def test_more_ranks_than_points_are_refused():
+    with pytest.raises(ValueError, match="has 10 points, but there are 11 ranks"):
         each_once(DataLoader(NUMBERS, batch_size=3), num_ranks=11, rank=0)

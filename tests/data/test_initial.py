@@ -13,20 +13,20 @@ def seeded(seed=0):
 
 
 def test_the_draw_is_distinct_and_follows_the_seed():
-    first = draw(20, num_samples=100, generator=seeded(1)).tolist()
-    assert first == draw(20, num_samples=100, generator=seeded(1)).tolist()
-    assert first != draw(20, num_samples=100, generator=seeded(2)).tolist()
+    first = draw(20, num_points=100, generator=seeded(1)).tolist()
+    assert first == draw(20, num_points=100, generator=seeded(1)).tolist()
+    assert first != draw(20, num_points=100, generator=seeded(2)).tolist()
     assert len(set(first)) == 20
 
 
 def test_everything_can_be_drawn():
-    assert sorted(draw(5, num_samples=5, generator=seeded()).tolist()) == [0, 1, 2, 3, 4]
+    assert sorted(draw(5, num_points=5, generator=seeded()).tolist()) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("num_initial", [0, 6])
 def test_a_draw_outside_the_dataset_is_refused(num_initial):
     with pytest.raises(ValueError, match=rf"`initial` is {num_initial}, but must lie between 1 and 5"):
-        draw(num_initial, num_samples=5, generator=seeded())
+        draw(num_initial, num_points=5, generator=seeded())
 
 
 @given(num_classes=st.integers(1, 6), num_initial=st.integers(1, 18), seed=st.integers(0, 99))
@@ -39,7 +39,7 @@ def test_classes_differ_by_one_at_most(num_classes, num_initial, seed):
     assert max(counts.values()) - min(counts[label] for label in range(num_classes)) <= 1
 
 
-def test_the_generator_chooses_the_samples_and_the_classes_that_get_one_more():
+def test_the_generator_chooses_the_points_and_the_classes_that_get_one_more():
     targets = [0, 1, 2] * 50
     draws = [draw_balanced(4, targets, generator=seeded(seed)).tolist() for seed in range(20)]
     assert len({tuple(sorted(drawn)) for drawn in draws}) == 20
@@ -47,7 +47,7 @@ def test_the_generator_chooses_the_samples_and_the_classes_that_get_one_more():
 
 
 def test_a_class_that_is_too_small_is_named():
-    words = r"`initial` is 6, which takes 3 samples of class 9, but .* has 2 \(and 2 classes, from 4 to 9\)"
+    words = r"`initial` is 6, which takes 3 points of class 9, but .* has 2 \(and 2 classes, from 4 to 9\)"
     with pytest.raises(ValueError, match=words):
         draw_balanced(6, [4] * 10 + [9] * 2, generator=seeded())
 
@@ -66,5 +66,5 @@ def test_an_empty_balanced_draw_is_refused():
 
 @pytest.mark.parametrize("ids", [5, [-1], ["3"], [3.0], "3", [True], {3: 4}])
 def test_what_is_no_list_of_ids_is_refused_by_the_name_of_the_argument(ids):
-    with pytest.raises(TypeError, match=r"`corrected` is .*, but must be a list of sample ids"):
+    with pytest.raises(TypeError, match=r"`corrected` is .*, but must be a list of point ids"):
         checked_ids("corrected", ids)

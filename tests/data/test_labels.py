@@ -16,10 +16,10 @@ IDS = st.lists(st.integers(-1, 4), max_size=2)
 class LabelsAgainstADict(RuleBasedStateMachine):
     """A plain dict of words says what should be; an operation that it refuses must change nothing."""
 
-    @initialize(num_samples=st.integers(1, 4))
-    def start(self, num_samples):
-        self.labels = Labels(num_samples)
-        self.state = dict.fromkeys(range(num_samples), "pool")
+    @initialize(num_points=st.integers(1, 4))
+    def start(self, num_points):
+        self.labels = Labels(num_points)
+        self.state = dict.fromkeys(range(num_points), "pool")
 
     def attempt(self, ids, change, *, allowed, becomes):
         fine = len(set(ids)) == len(ids) and all(i in self.state and allowed(self.state[i]) for i in ids)
@@ -27,7 +27,7 @@ class LabelsAgainstADict(RuleBasedStateMachine):
             change(ids)
             self.state.update(dict.fromkeys(ids, becomes))
         else:
-            with pytest.raises(ValueError, match=r"^Samples .* of `indices` are "):
+            with pytest.raises(ValueError, match=r"^Points .* of `indices` are "):
                 change(ids)
 
     @rule(ids=IDS, number=st.integers(0, 3))
@@ -107,11 +107,11 @@ def test_no_ids_change_nothing():
 @pytest.mark.parametrize(
     ("ids", "words"),
     [
-        ([0, 5], r"Samples 5 of `indices` are out of range. Sample ids of this dataset run from 0 to 4"),
-        ([-1], r"Samples -1 of `indices` are out of range"),
-        ([2, 0, 2, 2], r"Samples 2 of `indices` are given more than once"),
-        ([0, 3, 1], r"Samples 3, 1 of `indices` are already labelled"),
-        ([0, 4], r"Samples 4 of `indices` are set aside. Put them back into the pool with `unlabel`"),
+        ([0, 5], r"Points 5 of `indices` are out of range. Point ids of this dataset run from 0 to 4"),
+        ([-1], r"Points -1 of `indices` are out of range"),
+        ([2, 0, 2, 2], r"Points 2 of `indices` are given more than once"),
+        ([0, 3, 1], r"Points 3, 1 of `indices` are already labelled"),
+        ([0, 4], r"Points 4 of `indices` are set aside. Put them back into the pool with `unlabel`"),
     ],
 )
 def test_what_cannot_be_labelled_is_named_and_nothing_is_labelled(ids, words):
@@ -123,20 +123,18 @@ def test_what_cannot_be_labelled_is_named_and_nothing_is_labelled(ids, words):
 
 def test_many_offenders_are_counted_and_five_are_named():
     labels = Labels(20)
-    with pytest.raises(
-        ValueError, match=r"Samples 0, 1, 2, 3, 4, … \(12 in all\) of `indices` are in the pool already"
-    ):
+    with pytest.raises(ValueError, match=r"Points 0, 1, 2, 3, 4, … \(12 in all\) of `indices` are in the pool already"):
         labels.unlabel(range(12))
 
 
-def test_only_pool_samples_can_be_set_aside():
-    with pytest.raises(ValueError, match=r"Samples 1 of `indices` are labelled. Only pool samples can be set aside"):
+def test_only_pool_points_can_be_set_aside():
+    with pytest.raises(ValueError, match=r"Points 1 of `indices` are labelled. Only pool points can be set aside"):
         five().set_aside([0, 1])
 
 
 @pytest.mark.parametrize("ids", [torch.tensor([0.0]), torch.tensor([[0]]), torch.tensor([True, False])])
 def test_ids_that_are_no_flat_integers_are_refused(ids):
-    with pytest.raises(TypeError, match="must be a flat sequence of integer sample ids"):
+    with pytest.raises(TypeError, match="must be a flat sequence of integer point ids"):
         Labels(5).label(ids, round=0)
 
 
@@ -145,8 +143,8 @@ def test_rounds_count_from_zero():
         Labels(5).label([0], round=-1)
 
 
-def test_a_label_state_needs_samples():
-    with pytest.raises(ValueError, match="`num_samples` is 0"):
+def test_a_label_state_needs_points():
+    with pytest.raises(ValueError, match="`num_points` is 0"):
         Labels(0)
 
 
@@ -172,7 +170,7 @@ def test_a_saved_state_does_not_follow_later_labels():
 @pytest.mark.parametrize(
     ("state_dict", "words"),
     [
-        (five().state_dict(), "is of 5 samples, but the training dataset has 6"),
+        (five().state_dict(), "is of 5 points, but the training dataset has 6"),
         ({"labels": torch.zeros(6)}, r"`state_dict` holds \['labels'\]"),
         ({"round_of": torch.zeros(6)}, "1-D int64 tensor"),
         ({"round_of": torch.tensor([0, 0, 0, 0, 0, -3])}, "holds -3, but -2 is its lowest value"),

@@ -18,7 +18,7 @@ LABELLED = [2, 3, 5, 7]
 
 
 class Numbers(Dataset):
-    """Sample i is the number i, so that a loader shows the ids it yields."""
+    """Point i is the number i, so that a loader shows the ids it yields."""
 
     def __init__(self, num=10):
         self.num = num
@@ -51,18 +51,16 @@ class OwnSampler(RandomSampler):
     pass
 
 
-def collate_sum(samples):
-    return sum(samples)
+def collate_sum(points):
+    return sum(points)
 
 
 def start_worker(worker_id):
     pass
 
 
-def restricted(loader, *, indices=LABELLED, samples_per_epoch=None, num_ranks=1):
-    return labelled_loader(
-        check_train_loader(loader), indices, samples_per_epoch=samples_per_epoch, num_ranks=num_ranks
-    )
+def restricted(loader, *, indices=LABELLED, points_per_epoch=None, num_ranks=1):
+    return labelled_loader(check_train_loader(loader), indices, points_per_epoch=points_per_epoch, num_ranks=num_ranks)
 
 
 def ids(loader):
@@ -152,7 +150,7 @@ def test_an_own_number_of_draws_is_kept():
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_a_fixed_epoch_is_one_permutation_after_another(shuffle):
-    loader = restricted(DataLoader(Numbers(), shuffle=shuffle, batch_size=3), samples_per_epoch=10)
+    loader = restricted(DataLoader(Numbers(), shuffle=shuffle, batch_size=3), points_per_epoch=10)
     drawn = ids(loader)
     assert (len(loader), len(drawn)) == (4, 10)
     assert sorted(drawn[:4]) == sorted(drawn[4:8]) == LABELLED
@@ -162,13 +160,13 @@ def test_a_fixed_epoch_is_one_permutation_after_another(shuffle):
 def test_a_fixed_epoch_follows_the_generator_of_the_users_sampler():
     def drawn():
         sampler = RandomSampler(Numbers(), generator=seeded(3))
-        return ids(restricted(DataLoader(Numbers(), sampler=sampler), samples_per_epoch=20))
+        return ids(restricted(DataLoader(Numbers(), sampler=sampler), points_per_epoch=20))
 
     assert drawn() == drawn()
 
 
 def test_lightning_does_not_take_the_sampler_of_a_fixed_epoch_for_one_pass():
-    loader = restricted(DataLoader(Numbers(), shuffle=True), samples_per_epoch=20)
+    loader = restricted(DataLoader(Numbers(), shuffle=True), points_per_epoch=20)
     assert type(loader.sampler) is Draws
     assert not isinstance(loader.sampler, (RandomSampler, SequentialSampler))
 
@@ -182,7 +180,7 @@ def test_weights_are_restricted_to_the_labelled():
     assert abs(drawn.count(5) / 4000 - 0.75) < 0.04  # five standard errors of 0.007
 
 
-def test_as_many_weighted_draws_as_samples_become_as_many_as_labelled():
+def test_as_many_weighted_draws_as_points_become_as_many_as_labelled():
     assert len(ids(restricted(DataLoader(Numbers(), sampler=WeightedRandomSampler([1.0] * 10, 10))))) == 4
 
 
@@ -194,12 +192,12 @@ def test_weighted_draws_without_replacement_stay_so():
 @pytest.mark.parametrize(
     ("sampler", "words"),
     [
-        (WeightedRandomSampler([1.0] * 9, 10), "has 9 weights, but its dataset has 10 samples"),
+        (WeightedRandomSampler([1.0] * 9, 10), "has 9 weights, but its dataset has 10 points"),
         (
             WeightedRandomSampler([1.0] * 10, 5, replacement=False),
-            "needs 5 labelled samples of positive weight, but has 4",
+            "needs 5 labelled points of positive weight, but has 4",
         ),
-        (WeightedRandomSampler([1.0, 1] + [0.0] * 8, 5), "needs 1 labelled samples of positive weight, but has 0"),
+        (WeightedRandomSampler([1.0, 1] + [0.0] * 8, 5), "needs 1 labelled points of positive weight, but has 0"),
     ],
 )
 def test_weights_that_cannot_be_drawn_from_are_refused(sampler, words):
@@ -210,9 +208,9 @@ def test_weights_that_cannot_be_drawn_from_are_refused(sampler, words):
 def test_two_lengths_of_an_epoch_are_refused():
     loader = DataLoader(Numbers(), sampler=WeightedRandomSampler([1.0] * 10, 10))
     with pytest.raises(
-        ValueError, match="`samples_per_epoch` is 6, but the training loader has a WeightedRandomSampler"
+        ValueError, match="`points_per_epoch` is 6, but the training loader has a WeightedRandomSampler"
     ):
-        restricted(loader, samples_per_epoch=6)
+        restricted(loader, points_per_epoch=6)
 
 
 def test_unbatched_loaders_work():
@@ -232,26 +230,26 @@ def test_what_workers_make_for_a_gpu_is_pinned_beside_what_the_user_pins(is_for_
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "samples_per_epoch", "num_ranks", "num_batches"), [(4, None, 1, 1), (2, None, 2, 2), (8, 8, 1, 1)]
+    ("batch_size", "points_per_epoch", "num_ranks", "num_batches"), [(4, None, 1, 1), (2, None, 2, 2), (8, 8, 1, 1)]
 )
-def test_dropping_the_last_batch_is_fine_while_one_is_left(batch_size, samples_per_epoch, num_ranks, num_batches):
+def test_dropping_the_last_batch_is_fine_while_one_is_left(batch_size, points_per_epoch, num_ranks, num_batches):
     loader = DataLoader(Numbers(), batch_size=batch_size, drop_last=True)
-    assert len(restricted(loader, samples_per_epoch=samples_per_epoch, num_ranks=num_ranks)) == num_batches
+    assert len(restricted(loader, points_per_epoch=points_per_epoch, num_ranks=num_ranks)) == num_batches
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "samples_per_epoch", "num_ranks", "draws"), [(5, None, 1, 4), (3, None, 2, 2), (8, 7, 1, 7)]
+    ("batch_size", "points_per_epoch", "num_ranks", "draws"), [(5, None, 1, 4), (3, None, 2, 2), (8, 7, 1, 7)]
 )
-def test_fewer_labels_than_one_batch_with_drop_last_is_refused(batch_size, samples_per_epoch, num_ranks, draws):
+def test_fewer_labels_than_one_batch_with_drop_last_is_refused(batch_size, points_per_epoch, num_ranks, draws):
     loader = DataLoader(Numbers(), batch_size=batch_size, drop_last=True)
     with pytest.raises(
         ValueError, match=rf"batches of {batch_size} and `drop_last=True`, but an epoch has only {draws} "
     ):
-        restricted(loader, samples_per_epoch=samples_per_epoch, num_ranks=num_ranks)
+        restricted(loader, points_per_epoch=points_per_epoch, num_ranks=num_ranks)
 
 
 def test_no_labels_at_all_is_refused():
-    with pytest.raises(ValueError, match="No sample is labelled, so there is nothing to train on"):
+    with pytest.raises(ValueError, match="No point is labelled, so there is nothing to train on"):
         restricted(DataLoader(Numbers()), indices=[])
 
 
@@ -262,17 +260,17 @@ def test_no_labels_at_all_is_refused():
         ([DataLoader(Numbers())], "returns a list"),
         ({"a": DataLoader(Numbers())}, "returns a dict"),
         (None, "returns a NoneType"),
-        (DataLoader(Stream()), "is a Stream, which has no sample ids"),
-        (DataLoader(Endless(), sampler=[0, 1]), "is a Endless, which has no sample ids"),
+        (DataLoader(Stream()), "is a Stream, whose points have no ids"),
+        (DataLoader(Endless(), sampler=[0, 1]), "is a Endless, whose points have no ids"),
         (
             DataLoader(Numbers(), batch_sampler=BatchSampler(RandomSampler(Numbers()), 2, drop_last=False)),
-            r"A custom batch sampler \(BatchSampler\) cannot be restricted to the labelled samples",
+            r"A custom batch sampler \(BatchSampler\) cannot be restricted to the labelled points",
         ),
         (DataLoader(Numbers(), sampler=SubsetRandomSampler([1, 2])), r"SubsetRandomSampler is one. .*data\.Subset"),
         (DataLoader(Numbers(), sampler=OwnSampler(Numbers())), "OwnSampler is one"),
         (
             DataLoader(Numbers(), sampler=[3, 1]),
-            "A custom sampler cannot be restricted to the labelled samples, and list",
+            "A custom sampler cannot be restricted to the labelled points, and list",
         ),
         (
             DataLoader(Numbers(), sampler=DistributedSampler(Numbers(), num_replicas=2, rank=0)),

@@ -53,7 +53,7 @@ class Insect(str, Enum):
     ANT = "ant"
 
 
-Sample = namedtuple("Sample", "image path label")
+Point = namedtuple("Point", "image path label")
 
 
 @pytest.mark.parametrize("name", ["targets", "labels"])
@@ -173,7 +173,7 @@ def test_a_bool_is_a_class(target):
         (IDS, torch.ones(5), 2),  # token ids, attention mask, class
         (IDS, torch.ones(5), torch.ones(5), torch.tensor(2)),
         ({"input_ids": IDS}, 2),
-        Sample(IMAGE, "a.png", 2),
+        Point(IMAGE, "a.png", 2),
         *({"image": IMAGE, key: torch.tensor([2])} for key in ("label", "labels", "target", "targets", "y")),
     ],
 )
@@ -228,15 +228,15 @@ def test_names_beside_numbers_are_refused(items):
 
 def test_a_name_that_came_later_is_refused():
     with pytest.raises(
-        ValueError, match=r"beside the class names .*\['ant', 'bee'\].*first \(id, class\) \[\(0, 'cow'\)\]"
+        ValueError, match=r"none of the class names .*\['ant', 'bee'\].*first \(id, class\) \[\(0, 'cow'\)\]"
     ):
         numbered([0, 1], ["cow", "ant"], ["ant", "bee"])
 
 
-def test_a_sample_without_a_class_has_no_name():
+def test_a_point_without_a_class_has_no_name():
     dataset = Items([(IMAGE, "bee"), (IMAGE, None), (IMAGE, "ant")])
     assert targets_of(dataset, [0, 2]) == [1, 0]
-    with pytest.raises(ValueError, match="The target of sample 1 is None"):
+    with pytest.raises(ValueError, match="The target of point 1 is None"):
         targets_of(dataset, [0, 1])
 
 
@@ -318,7 +318,7 @@ UNCLEAR = {
 def test_a_target_is_not_guessed(item, words):
     dataset = Items([item] * 3)
     assert targets_of(dataset, [0]) is None
-    with pytest.raises(ValueError, match=rf"{words}.*`targets`.*If each sample has one class .*`balanced=False`"):
+    with pytest.raises(ValueError, match=rf"{words}.*`targets`.*If each point has one class .*`balanced=False`"):
         all_targets(dataset, 3)
     refuse_visible(dataset, [0, 1], num_classes=2)  # it may be a class
 
@@ -358,21 +358,21 @@ NO_CLASSES = {
     ],
 )
 def test_what_is_no_class_is_refused_by_its_id_and_what_it_is(target, words, made):
-    with pytest.raises(ValueError, match=rf"(?s)The target of sample 1 is .*{words}"):
+    with pytest.raises(ValueError, match=rf"(?s)The target of point 1 is .*{words}"):
         targets_of(made(target), [0, 1])
 
 
 @pytest.mark.parametrize(
     ("targets", "words"),
     [
-        (torch.tensor([0.5, 1.5, 2.5]), "sample 2 is 2.5"),
-        (torch.tensor([0.0, 1.0, torch.nan]), "sample 2 is nan .*no label"),
-        (torch.tensor([[1, 0], [0, 1], [1, 1]]), r"sample 2 is \[1, 1\].*multi-label"),
-        (torch.zeros(3, 4, 4), r"sample 2 is .*\(4, 4\).*segmentation"),
-        ([[1], [2], [1, 2]], r"sample 2 is \[1, 2\]"),
-        ([0, 1, None], "sample 2 is None"),
-        (["a", "b", float("nan")], "sample 2 is nan"),
-        ([["a", "b"], ["a", "c"], ["b", "c"]], "sample 2 is .*a class is an integer"),
+        (torch.tensor([0.5, 1.5, 2.5]), "point 2 is 2.5"),
+        (torch.tensor([0.0, 1.0, torch.nan]), "point 2 is nan .*no label"),
+        (torch.tensor([[1, 0], [0, 1], [1, 1]]), r"point 2 is \[1, 1\].*multi-label"),
+        (torch.zeros(3, 4, 4), r"point 2 is .*\(4, 4\).*segmentation"),
+        ([[1], [2], [1, 2]], r"point 2 is \[1, 2\]"),
+        ([0, 1, None], "point 2 is None"),
+        (["a", "b", float("nan")], "point 2 is nan"),
+        ([["a", "b"], ["a", "c"], ["b", "c"]], "point 2 is .*a class is an integer"),
     ],
 )
 def test_an_attribute_of_no_classes_is_refused(targets, words):
@@ -397,7 +397,7 @@ def test_rows_with_one_1_each_are_classes():
 )
 def test_what_is_visibly_no_class_is_refused_where_the_place_is_unclear(item, words):
     assert targets_of(Items([item]), [0]) is None
-    with pytest.raises(ValueError, match=f"Nothing says where the target of sample 0 stands, and it holds .*{words}"):
+    with pytest.raises(ValueError, match=f"Nothing says where the target of point 0 stands, and it holds .*{words}"):
         refuse_visible(Items([item]), [0], num_classes=3)
 
 
@@ -428,7 +428,7 @@ def test_a_batch_has_its_targets_where_its_items_have_them(batch, targets):
     ("batch", "error", "words"),
     [
         (torch.zeros(2, 3), TypeError, "nothing says which are the targets"),
-        ((torch.zeros(2, 3), None), TypeError, "None, and one class for each sample is needed"),
+        ((torch.zeros(2, 3), None), TypeError, "None, and one class for each point is needed"),
         ((torch.zeros(2, 3), torch.rand(2)), ValueError, "integer classes are needed"),
         ((torch.zeros(2, 3), ["cat", "dog"]), ValueError, "integer classes are needed"),
     ],
@@ -438,10 +438,10 @@ def test_a_batch_without_classes_is_refused(batch, error, words):
         batch_targets(batch)
 
 
-def test_targets_that_do_not_follow_the_samples_are_refused():
-    with pytest.raises(ValueError, match="`targets` of WithTargets has 4 entries, but the dataset has 3 samples"):
+def test_targets_that_do_not_follow_the_points_are_refused():
+    with pytest.raises(ValueError, match="`targets` of WithTargets has 4 entries, but the dataset has 3 points"):
         targets_of(WithTargets([7, 8, 9, 7]), [0])
 
 
-def test_all_targets_are_in_the_order_of_the_samples():
+def test_all_targets_are_in_the_order_of_the_points():
     assert all_targets(WithTargets([7, 8, 9]), 3) == [7, 8, 9]

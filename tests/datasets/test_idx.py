@@ -216,7 +216,7 @@ def test_only_the_training_part_is_repeated_and_noisy(tmp_path):
 
 @pytest.mark.parametrize("arguments", [{"val_size": 12}, {"num_train": 10}, {"num_train": 0}, {"val_size": -1}])
 def test_more_than_the_files_hold_is_refused(tmp_path, arguments):
-    with pytest.raises(ValueError, match=r"hold 12 samples, of which at least one must be left"):
+    with pytest.raises(ValueError, match=r"hold 12 points, of which at least one must be left"):
         parts(write_folder(tmp_path), **arguments)
 
 

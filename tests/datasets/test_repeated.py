@@ -16,7 +16,7 @@ def inputs_of(dataset):
     return torch.stack([dataset[i][0] for i in range(len(dataset))])
 
 
-def test_sample_i_is_a_copy_of_original_i_modulo_n():
+def test_point_i_is_a_copy_of_original_i_modulo_n():
     dataset = Repeated(originals(), 3, noise=0.0, seed=0)
     assert len(dataset) == 12
     assert inputs_of(dataset)[:, 0].tolist() == [0, 1, 2, 3] * 3
@@ -61,7 +61,7 @@ def test_iteration_ends():
 
 @pytest.mark.parametrize("index", [8, -1])
 def test_an_id_out_of_range_is_refused(index):
-    with pytest.raises(IndexError, match=f"Sample {index} is out of range: the repeated dataset has 8 samples"):
+    with pytest.raises(IndexError, match=f"Point {index} is out of range: the repeated dataset has 8 points"):
         Repeated(originals(), 2, noise=0.1, seed=0)[index]
 
 
@@ -79,7 +79,7 @@ def test_targets_that_cannot_be_read_are_no_targets():
 
 def test_targets_that_are_no_classes_are_refused_through_the_repetition():
     dataset = Repeated(TensorDataset(torch.zeros(2, 1), torch.tensor([0.0, 0.5])), 2, noise=0.0, seed=0)
-    with pytest.raises(ValueError, match=r"The target of sample 1 is 0.5 .*Regression is not supported"):
+    with pytest.raises(ValueError, match=r"The target of point 1 is 0.5 .*Regression is not supported"):
         targets_of(dataset, [0])
 
 

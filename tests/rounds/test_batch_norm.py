@@ -87,7 +87,7 @@ def run(make_trainer):
 REFUSED = (
     r"In round 2, with 17 labelled samples, an epoch has a last batch of one sample \(the batch size is 8\), and the "
     r"layer 'net\.\d' \(BatchNorm.d\) cannot train on it: it has one value per channel\. Use another batch size \(9 "
-    r"leaves none in any round\), `drop_last=True`, `samples_per_epoch` as a multiple of it, or another `query_size` "
+    r"leaves none in any round\), `drop_last=True`, `points_per_epoch` as a multiple of it, or another `query_size` "
     r"or `initial`"
 )
 
@@ -116,7 +116,7 @@ def test_layers_that_train_on_one_sample_are_left_alone(run, kind):
         ({"max_labelled": 15, "max_rounds": None}, [7, 12, 15]),
         ({"max_rounds": 2}, [7, 12]),
         ({"query_size": 6, "max_labelled": 22}, [7, 13, 19, 22]),
-        ({"wrapper": {"samples_per_epoch": 16}}, [7, 12, 17, 22]),
+        ({"wrapper": {"points_per_epoch": 16}}, [7, 12, 17, 22]),
         ({"data": Data(batch_size=7, drop_last=True)}, [7, 12, 17, 22]),
         ({"data": Data(batch_size=9)}, [7, 12, 17, 22]),
         ({"trainer": {"limit_train_batches": 2}}, [7, 12, 17, 22]),
@@ -136,7 +136,7 @@ def test_rounds_and_batches_that_do_not_come_do_not_count(run, arguments, num_la
             "In round 0, with 7 .* has batches of one sample .* Use another batch size \\(5 leaves",
         ),
         ({"data": Data(batch_size=6)}, "In round 0, with 7 labelled samples"),
-        ({"wrapper": {"samples_per_epoch": 17}}, "In round 0, with 7 labelled samples"),
+        ({"wrapper": {"points_per_epoch": 17}}, "In round 0, with 7 labelled samples"),
         ({"max_rounds": None}, r"In round 2, with 17 labelled samples, .* leaves none in any round"),
         ({"max_rounds": None, "query_size": 10, "data": Data(num=25)}, r"In round 1, with 17 labelled samples"),
         ({"max_rounds": None, "max_labelled": 25, "query_size": 9}, r"In round 2, with 25 labelled samples"),
@@ -227,12 +227,12 @@ def test_batches_are_counted_as_a_loader_cuts_them(size, drop_last, limit):
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
-@pytest.mark.parametrize("samples_per_epoch", [None, 11])
-def test_draws_of_a_rank_are_those_of_the_sampler_that_shares_them(num_ranks, samples_per_epoch):
-    datamodule = ActiveLearningDataModule(Data(), samples_per_epoch=samples_per_epoch)
+@pytest.mark.parametrize("points_per_epoch", [None, 11])
+def test_draws_of_a_rank_are_those_of_the_sampler_that_shares_them(num_ranks, points_per_epoch):
+    datamodule = ActiveLearningDataModule(Data(), points_per_epoch=points_per_epoch)
     datamodule.setup("fit")
     for num_labelled in range(1, 20):
-        share = DistributedSampler(range(samples_per_epoch or num_labelled), num_replicas=num_ranks, rank=0)
+        share = DistributedSampler(range(points_per_epoch or num_labelled), num_replicas=num_ranks, rank=0)
         assert datamodule.draws_per_epoch(num_labelled, num_ranks=num_ranks) == len(share)
 
 
@@ -245,15 +245,15 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("samples_per_epoch", [None, 11])
+@pytest.mark.parametrize("points_per_epoch", [None, 11])
 @pytest.mark.parametrize("kind", SAMPLERS)
-def test_draws_are_those_of_the_training_loader(kind, samples_per_epoch):
-    if samples_per_epoch is not None and "weighted" in kind:
+def test_draws_are_those_of_the_training_loader(kind, points_per_epoch):
+    if points_per_epoch is not None and "weighted" in kind:
         pytest.skip("the two are refused together")
     dataset = TensorDataset(torch.zeros(30, 4), torch.arange(30) % 3)
     inner = LightningDataModule()
     inner.train_dataloader = lambda: DataLoader(dataset, batch_size=4, **SAMPLERS[kind](dataset))
-    datamodule = ActiveLearningDataModule(inner, initial=6, samples_per_epoch=samples_per_epoch)
+    datamodule = ActiveLearningDataModule(inner, initial=6, points_per_epoch=points_per_epoch)
     datamodule.setup("fit")
     drawn = sum(len(inputs) for inputs, _ in datamodule.train_dataloader())
     assert datamodule.draws_per_epoch(6, num_ranks=1) == drawn

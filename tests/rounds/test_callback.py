@@ -184,7 +184,7 @@ def test_a_pool_without_labels_is_refused_before_the_training(make_trainer, make
     dataset.tensors[1][3:] = -100
     datamodule.inner._part = lambda num, seed, part=datamodule.inner._part: dataset if seed == 0 else part(num, seed)
     trainer = make_trainer(make_callback())
-    with pytest.raises(ValueError, match=r"57 samples have targets outside the classes.*A negative one is no label"):
+    with pytest.raises(ValueError, match=r"57 points have targets outside the classes.*A negative one is no label"):
         trainer.fit(make_model(), datamodule=datamodule)
     assert (trainer.global_step, datamodule.labels.num_labelled) == (0, 3)
 
@@ -207,7 +207,7 @@ def test_a_chosen_sample_without_a_label_is_refused_by_id(
         ItemByItem() if seed == 0 else part(num, seed)
     )
     with pytest.raises(
-        ValueError, match=r"\d+ samples have targets outside the classes, first \(id, target\) \[\(\d+, -100"
+        ValueError, match=r"\d+ points have targets outside the classes, first \(id, target\) \[\(\d+, -100"
     ):
         make_trainer(make_callback(acquisition, query_size=20)).fit(make_model(), datamodule=datamodule)
     assert datamodule.labels.num_labelled == 3

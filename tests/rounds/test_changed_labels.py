@@ -216,7 +216,7 @@ def test_other_data_are_refused_as_such(start, corrected_data, tmp_path):
     start(tmp_path, max_rounds=3)
     other = {index: (index + 1) % 3 for index in range(60)}
     header, _ = read_journal(tmp_path)
-    with pytest.raises(ValueError, match="so many that their ids point at other samples now"):
+    with pytest.raises(ValueError, match="so many that their ids mean other points now"):
         start(tmp_path, data=corrected_data(other, initial=header["initial"]), max_rounds=4)
 
 

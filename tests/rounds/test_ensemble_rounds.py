@@ -383,7 +383,7 @@ def test_the_command_line_builds_an_ensemble_and_its_config_runs_again(tmp_path,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["al-lightning"])
     posterior = {"class_path": "DeepEnsemble", "init_args": {"num_members": 2, "fresh": ["net"]}}
-    quick = ["--trainer.max_epochs=1", "--data.samples_per_epoch=64", "--trainer.enable_progress_bar=false"]
+    quick = ["--trainer.max_epochs=1", "--data.points_per_epoch=64", "--trainer.enable_progress_bar=false"]
     quick += ["--trainer.callbacks.max_rounds=2", "--trainer.callbacks.num_samples=null"]
     base = ["fit", "--config", str(CONFIGS / "repeated_digits.yaml")]
     run([*base, *quick, f"--trainer.callbacks.posterior={json.dumps(posterior)}"])

@@ -150,7 +150,7 @@ NOT_CLASSIFIERS = {
     ),
     "regression": (Net(1, squared), TensorDataset(INPUTS, MEASURED), "Regression is not supported"),
     "regression (N, 1)": (Net(1, squared), TensorDataset(INPUTS, MEASURED[:, None]), "Regression is not supported"),
-    "regression, late": (Net(1, squared), TensorDataset(INPUTS, LATE), r"sample \d+ is .*Regression is not supported"),
+    "regression, late": (Net(1, squared), TensorDataset(INPUTS, LATE), r"point \d+ is .*Regression is not supported"),
     "two measured": (Net(2, squared), TensorDataset(INPUTS, torch.rand(NUM_TRAIN, 2)), "several values"),
     "mean and variance": (Net(2, gaussian), TensorDataset(INPUTS, MEASURED), "Regression is not supported"),
     "mean and variance, items": (Net(2, gaussian), Items(lambda i: (INPUTS[i], MEASURED[i])), "Regression is not"),
@@ -167,12 +167,12 @@ NOT_CLASSIFIERS = {
     "no label in the pool": (
         Net(3, cross_entropy),
         TensorDataset(INPUTS, torch.where(torch.arange(NUM_TRAIN) < 8, CLASSES, -1)),
-        "32 samples have targets outside the classes.*A negative one is no label.*set_aside",
+        "32 points have targets outside the classes.*A negative one is no label.*set_aside",
     ),
     "no label in items": (
         Net(3, cross_entropy),
         Items(lambda i: (INPUTS[i], int(CLASSES[i]) if i < 8 else -1)),
-        "8 samples have targets outside the classes.*A negative one is no label.*set_aside",
+        "8 points have targets outside the classes.*A negative one is no label.*set_aside",
     ),
 }
 
@@ -185,7 +185,7 @@ def test_what_is_no_classifier_is_refused_before_the_training(
 ):
     datamodule = ActiveLearningDataModule(Data(dataset), initial=initial, balanced=False)
     if "no label.*set_aside" in words and initial == 8:  # some of those drawn have none, which is found at once
-        words = "samples have targets outside the classes"
+        words = "points have targets outside the classes"
     with pytest.raises(ValueError, match=words):
         run(make_trainer, make_callback, model, datamodule, acquisition)
 
@@ -225,7 +225,7 @@ def test_targets_that_nobody_named_are_refused_where_they_are_visibly_no_classes
 ):
     model = Net(3 if key == "findings" else 1, sigmoid_loss, of_dict)
     datamodule = ActiveLearningDataModule(Data(Items(item_of)), initial=8, balanced=False)
-    with pytest.raises(ValueError, match=rf"Nothing says where the target of sample \d+ stands.*{words}"):
+    with pytest.raises(ValueError, match=rf"Nothing says where the target of point \d+ stands.*{words}"):
         run(make_trainer, make_callback, model, datamodule, BALD())
 
 
@@ -236,7 +236,7 @@ def test_targets_that_cannot_be_read_may_be_classes(make_trainer, make_callback)
     rounds = run(make_trainer, make_callback, model, datamodule, BALD())
     assert rounds[0].targets is None
     assert len(rounds[0].acquired) == 4
-    with pytest.raises(ValueError, match=r"a tuple of 5 entries .*If each sample has one class that only your model"):
+    with pytest.raises(ValueError, match=r"a tuple of 5 entries .*If each point has one class that only your model"):
         run(make_trainer, make_callback, model, ActiveLearningDataModule(Data(Items(item_of))), BALD())
 
 
@@ -283,5 +283,5 @@ def test_the_mean_prediction_reads_a_batch_as_items_are_read(item_of, model, mak
 def test_a_subset_is_refused_by_its_own_ids(make_trainer, make_callback):
     dataset = Subset(TensorDataset(INPUTS, LATE), range(NUM_TRAIN - 1, 3, -1))
     datamodule = ActiveLearningDataModule(Data(dataset), initial=[35, 34], balanced=False)
-    with pytest.raises(ValueError, match=r"The target of sample 0 is .*Regression is not supported"):
+    with pytest.raises(ValueError, match=r"The target of point 0 is .*Regression is not supported"):
         run(make_trainer, make_callback, Net(1, squared), datamodule, BALD())

@@ -18,7 +18,7 @@ from al_lightning.cli.command import run
 CONFIGS = Path(__file__).parents[2] / "configs"
 OVERLAID = ["fit", *(f"--config={CONFIGS / name}" for name in ("repeated_digits.yaml", "repeated_digits_wandb.yaml"))]
 QUICK = ["--trainer.max_epochs=2", "--trainer.callbacks.max_rounds=3", "--trainer.callbacks.num_samples=8"]
-QUICK += ["--data.samples_per_epoch=320", "--trainer.enable_progress_bar=false"]
+QUICK += ["--data.points_per_epoch=320", "--trainer.enable_progress_bar=false"]
 TENSORBOARD = ["--trainer.logger+=TensorBoardLogger", "--trainer.logger.save_dir=runs/tensorboard"]
 HEADER, BLOCK = 7, 32 * 1024  # bytes, of a record in LevelDB's log format
 WHOLE, LAST = 1, 4  # the kinds of records with which something ends
