@@ -8,7 +8,7 @@ Each run is killed up to `--kills` times, then left alone to its end. Every seco
 others inside a random function of this package (at the n-th call, return or C call in it), so that the few milliseconds
 in which a record is written, a batch is chosen or labels change are hit as often as the seconds of training.
 
-With `--changes` a callback takes back, sets aside and gives labels by hand in two hooks of two rounds, and half of the
+With `--changes` a callback takes back, excludes and gives labels by hand in two hooks of two rounds, and half of the
 runs stop after two rounds and go on with corrected targets. What, where and when differs from run to run.
 
 The ids, their order, their scores and every metric must be those of the undisturbed run. Prints a line for each run
@@ -121,11 +121,11 @@ def takes_back(datamodule: ActiveLearningDataModule) -> None:
     datamodule.unlabel(datamodule.labels.labelled_indices[[0, 3, -1]])
 
 
-def sets_aside(datamodule: ActiveLearningDataModule) -> None:
+def excludes(datamodule: ActiveLearningDataModule) -> None:
     """Exclude two points of the pool, and a labelled one by way of the pool."""
     labelled = datamodule.labels.labelled_indices[1:2]
     datamodule.unlabel(labelled)
-    datamodule.set_aside([*datamodule.labels.pool_indices[-2:].tolist(), *labelled.tolist()])
+    datamodule.exclude([*datamodule.labels.pool_indices[-2:].tolist(), *labelled.tolist()])
 
 
 def gives(datamodule: ActiveLearningDataModule) -> None:
@@ -137,7 +137,7 @@ def gives(datamodule: ActiveLearningDataModule) -> None:
 
 
 HOOKS = ("setup", "on_fit_start", "on_train_start", "on_train_end", "on_fit_end", "on_test_start", "on_test_end")
-METHODS = (takes_back, sets_aside, gives)
+METHODS = (takes_back, excludes, gives)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from al_lightning.data.datamodule import ActiveLearningDataModule, wrapped_datamodule
 from al_lightning.data.evaluation import num_repeated
-from al_lightning.data.labels import IN_POOL, SET_ASIDE, Labels
+from al_lightning.data.labels import EXCLUDED, IN_POOL, Labels
 
 __all__ = [
     "ActiveLearningDataModule",
     "Labels",
     "IN_POOL",
-    "SET_ASIDE",
+    "EXCLUDED",
     "num_repeated",
     "wrapped_datamodule",
 ]

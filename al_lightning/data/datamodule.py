@@ -320,12 +320,12 @@ class ActiveLearningDataModule(LightningDataModule):
         return [[index, old, known[index]] for index, old in target_of.items() if known.get(index, old) != old]
 
     def unlabel(self, indices: Sequence[int] | Tensor) -> None:
-        """Put labelled or set-aside points back into the pool."""
+        """Put labelled or excluded points back into the pool."""
         self.labels.unlabel(indices)
 
-    def set_aside(self, indices: Sequence[int] | Tensor) -> None:
+    def exclude(self, indices: Sequence[int] | Tensor) -> None:
         """Take points that nobody can label out of the pool."""
-        self.labels.set_aside(indices)
+        self.labels.exclude(indices)
 
     def targets_of(self, indices: Sequence[int] | Tensor) -> list[int] | None:
         """Return the true classes of some points; None if nothing says where the dataset keeps them.

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 IN_POOL = -1
-SET_ASIDE = -2
+EXCLUDED = -2
 
 
 class Labels:
-    """Label state of a dataset of N points: `round_of_N` is IN_POOL, SET_ASIDE, or the round of labelling.
+    """Label state of a dataset of N points: `round_of_N` is IN_POOL, EXCLUDED, or the round of labelling.
 
     Ids of points are rows of the dataset. The order of acquisition within a round is kept in the records, not here.
 
@@ -36,7 +36,7 @@ class Labels:
     def __repr__(self) -> str:
         return (
             f"Labels(num_labelled={self.num_labelled}, num_pool={self.num_pool}, "
-            f"num_set_aside={len(self.set_aside_indices)})"
+            f"num_excluded={len(self.excluded_indices)})"
         )
 
     @property
@@ -55,9 +55,9 @@ class Labels:
         return (self.round_of_N == IN_POOL).nonzero().squeeze(1)
 
     @property
-    def set_aside_indices(self) -> Tensor:
+    def excluded_indices(self) -> Tensor:
         """Return the ids of the points that nobody can label, ascending."""
-        return (self.round_of_N == SET_ASIDE).nonzero().squeeze(1)
+        return (self.round_of_N == EXCLUDED).nonzero().squeeze(1)
 
     @property
     def num_labelled(self) -> int:
@@ -75,23 +75,23 @@ class Labels:
             raise ValueError(f"`round` is {round}, but rounds count from 0, the round of the initial labels.")
         indices_B = self.checked(indices)
         self._refuse("are already labelled", indices_B[self.round_of_N[indices_B] >= 0], "Acquire pool points only.")
-        self._refuse_set_aside(indices_B)
+        self._refuse_excluded(indices_B)
         self.round_of_N[indices_B] = round
 
     def unlabel(self, indices: Iterable[int] | Tensor) -> None:
-        """Put labelled or set-aside points back into the pool; if one is there already, none is moved."""
+        """Put labelled or excluded points back into the pool; if one is there already, none is moved."""
         indices_B = self.checked(indices)
         in_pool_B = indices_B[self.round_of_N[indices_B] == IN_POOL]
-        self._refuse("are in the pool already", in_pool_B, "Only labelled or set-aside points can be put back.")
+        self._refuse("are in the pool already", in_pool_B, "Only labelled or excluded points can be put back.")
         self.round_of_N[indices_B] = IN_POOL
 
-    def set_aside(self, indices: Iterable[int] | Tensor) -> None:
+    def exclude(self, indices: Iterable[int] | Tensor) -> None:
         """Take points that nobody can label out of the pool; if one is not in the pool, none is moved."""
         indices_B = self.checked(indices)
         labelled_B = indices_B[self.round_of_N[indices_B] >= 0]
-        self._refuse("are labelled", labelled_B, "Only pool points can be set aside; `unlabel` them first.")
-        self._refuse_set_aside(indices_B)
-        self.round_of_N[indices_B] = SET_ASIDE
+        self._refuse("are labelled", labelled_B, "Only pool points can be excluded; `unlabel` them first.")
+        self._refuse_excluded(indices_B)
+        self.round_of_N[indices_B] = EXCLUDED
 
     def replace(self, state_of: Mapping[int, int]) -> None:
         """Replace the label state by the given states by id; all other points are in the pool."""
@@ -132,8 +132,8 @@ class Labels:
                 "its ids would mean other points. Use the dataset (and split) that the state was saved with, "
                 "or start a new run."
             )
-        if int(round_of.min()) < SET_ASIDE:
-            raise ValueError(f"The label state holds {int(round_of.min())}, but {SET_ASIDE} is its lowest value.")
+        if int(round_of.min()) < EXCLUDED:
+            raise ValueError(f"The label state holds {int(round_of.min())}, but {EXCLUDED} is its lowest value.")
         self.round_of_N.copy_(round_of)
 
     def checked(self, indices: Iterable[int] | Tensor) -> Tensor:
@@ -156,9 +156,9 @@ class Labels:
         self._refuse("are given more than once", repeated_B, "Give each point id once.")
         return indices_B
 
-    def _refuse_set_aside(self, indices_B: Tensor) -> None:
-        set_aside_B = indices_B[self.round_of_N[indices_B] == SET_ASIDE]
-        self._refuse("are set aside", set_aside_B, "Put them back into the pool with `unlabel` first.")
+    def _refuse_excluded(self, indices_B: Tensor) -> None:
+        excluded_B = indices_B[self.round_of_N[indices_B] == EXCLUDED]
+        self._refuse("are excluded", excluded_B, "Put them back into the pool with `unlabel` first.")
 
     @staticmethod
     def _refuse(fault: str, offenders_B: Tensor, remedy: str) -> None:

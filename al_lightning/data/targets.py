@@ -177,7 +177,7 @@ def refuse_outside(target_of: Mapping[int, int], *, num_classes: int | None) -> 
     if any(target < 0 for _, target in wrong):
         ways.append(
             f"A negative one is no label. {NO_UNLABELLED_POOL}: leave such points out of the training dataset, or "
-            "take them out of the pool with `datamodule.set_aside(ids)`."
+            "take them out of the pool with `datamodule.exclude(ids)`."
         )
     if any(target >= 0 for _, target in wrong):
         ways.append(

@@ -246,7 +246,7 @@ def _finite(chunks: Iterable[Tensor], batches: DataLoader[object]) -> Iterator[T
                 f"The model's predictions are NaN at {len(indices)} of the {len(broken_n)} points of a pool batch, "
                 f"first at the samples {indices[:NUM_NAMED]}; later batches were not predicted. Look for a training "
                 "that diverged, for an overflow of half precision, or for NaN in these inputs; samples that are broken "
-                "can be set aside with `datamodule.set_aside(indices)`."
+                "can be excluded with `datamodule.exclude(indices)`."
             )
         yield log_probs_n_K_C
         start += len(broken_n)

@@ -56,7 +56,7 @@ HEADER: Mapping[str, Setting] = {
     "initial": Setting(list[int]),
     "initial_draw": Setting(str | None, "first"),
     "initial_targets": Setting(list[int] | None, "first"),
-    "set_aside": Setting(list[int], "first"),
+    "excluded": Setting(list[int], "first"),
     "hyper_parameters": Setting(dict[str, str], "first"),
     "first_weights": Setting(str | None),
     "versions": Setting(dict[str, str], "free"),

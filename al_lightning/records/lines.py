@@ -9,7 +9,7 @@ from dataclasses import MISSING, asdict, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from al_lightning.data.labels import SET_ASIDE
+from al_lightning.data.labels import EXCLUDED
 from al_lightning.records.foreign import plain_json
 from al_lightning.records.header import HEADER, short
 from al_lightning.records.replay import recorded
@@ -131,14 +131,14 @@ def _verify(lines: Sequence[str]) -> None:
 def _current(entries: Sequence[dict[str, Any]], version: int) -> Iterator[dict[str, Any]]:
     """Yield entries as the current version writes them.
 
-    Version 1 listed in each round all points that were set aside, and counts in `information` began with `n_`.
+    Version 1 listed in each round all points that were excluded, and counts in `information` began with `n_`.
     """
     before: set[int] = set()
     for entry in entries:
         kept = {name: value for name, value in entry.items() if name != "check"}
-        if version == 1 and _fits(aside := kept.pop("set_aside", []), list[int]):
-            kept["changed"] = [[index, SET_ASIDE, None] for index in aside if index not in before]
-            before.update(aside)
+        if version == 1 and _fits(excluded := kept.pop("set_aside", []), list[int]):
+            kept["changed"] = [[index, EXCLUDED, None] for index in excluded if index not in before]
+            before.update(excluded)
         if isinstance(numbers := kept.get("information"), dict):
             kept["information"] = {re.sub(r"^n_", "num_", name): value for name, value in numbers.items()}
         yield kept

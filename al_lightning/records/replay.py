@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from al_lightning.data.labels import IN_POOL, SET_ASIDE
+from al_lightning.data.labels import EXCLUDED, IN_POOL
 from al_lightning.records.round import Change, Round
 
 
@@ -14,7 +14,7 @@ class Recorded:
 
     Args:
         num_points: Points of the dataset.
-        state_of: The round in which a point was labelled, or SET_ASIDE; points of the pool are left out.
+        state_of: The round in which a point was labelled, or EXCLUDED; points of the pool are left out.
         target_of: Targets of labelled points, corrections included, where the dataset tells them.
     """
 
@@ -38,8 +38,8 @@ class Recorded:
 
     def _move(self, index: int, state: int, target: int | None) -> None:
         self._check_id(index)
-        if state < SET_ASIDE:
-            raise ValueError(f"id {index} has the label state {state}, but {SET_ASIDE} is the lowest")
+        if state < EXCLUDED:
+            raise ValueError(f"id {index} has the label state {state}, but {EXCLUDED} is the lowest")
         self.state_of.pop(index, None)
         self.target_of.pop(index, None)
         if state != IN_POOL:
@@ -84,8 +84,8 @@ def _first(header: Mapping[str, Any]) -> Recorded:
     """Return the label state that a run begins with."""
     found = Recorded(header["num_points"])
     found._label(header["initial"], header.get("initial_targets"), round_index=0)
-    for index in header.get("set_aside", []):
-        found._move(index, SET_ASIDE, None)
+    for index in header.get("excluded", []):
+        found._move(index, EXCLUDED, None)
     return found
 
 

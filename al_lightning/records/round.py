@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Change = list[int | None]
-"""[id, state, target] of a point whose label state has changed: the state is its round, -1 (pool) or -2 (set aside)."""
+"""[id, state, target] of a point whose label state has changed: the state is its round, -1 (pool) or -2 (excluded)."""
 Correction = list[int]
 """[id, old target, new target] of a labelled point whose target was wrong."""
 Pick = tuple[int, int, int, float, int | None, float | None, int | None]
@@ -38,7 +38,7 @@ class Round:
         kernel: What evaluated the gains, "torch" or "triton"; None where the acquisition computes none.
         stopped: Why no round follows, or None.
         logged_steps: Where the step axis of the loggers is at the end of the fit; the next round's goes on there.
-        changed: Points that `label`, `unlabel` and `set_aside` moved during the round, until its batch was chosen.
+        changed: Points that `label`, `unlabel` and `exclude` moved during the round, until its batch was chosen.
         changed_after: Points that they moved after that, in a test for example.
         corrections: Targets that were corrected in the dataset since the round before, whose record has the old ones.
         weights: Hash of the weights at the end of the fit, where they are kept: at the end of a run, with `warm_start`.

@@ -44,7 +44,7 @@ def described(
     """
     labels = datamodule.labels
     initial = labels.initial_indices.tolist() if before is None else before["initial"]
-    aside = labels.set_aside_indices.tolist() if before is None else before["set_aside"]
+    excluded = labels.excluded_indices.tolist() if before is None else before["excluded"]
     drawn = datamodule.initial_draw if before is None else before.get("initial_draw")
     header = {
         **{name: as_data(getattr(settings, name), argument=name) for name in SETTINGS_RECORDED},
@@ -55,7 +55,7 @@ def described(
         "initial": initial,
         "initial_draw": drawn,
         "initial_targets": datamodule.targets_of(initial),
-        "set_aside": aside,
+        "excluded": excluded,
         "hyper_parameters": {
             **_hyper_parameters("model", module.hparams),
             **_hyper_parameters("datamodule", datamodule.inner.hparams),

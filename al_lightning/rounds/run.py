@@ -10,7 +10,7 @@ from filelock import FileLock
 from torch import nn
 
 from al_lightning._lightning import LightningModule, Trainer, set_logged_steps
-from al_lightning.data import IN_POOL, SET_ASIDE, ActiveLearningDataModule
+from al_lightning.data import EXCLUDED, IN_POOL, ActiveLearningDataModule
 from al_lightning.distributed import Ranks
 from al_lightning.pool.select import Chooser
 from al_lightning.posterior import Posterior, state_of
@@ -386,7 +386,7 @@ def _moved_by_hand(
             "records do not have them. Begin a run with a new data module and `initial=[...]`; to label points by "
             "hand in a run, call `label` in a callback's `on_fit_start`."
         )
-    return [change for change in new if change[1] == SET_ASIDE]
+    return [change for change in new if change[1] == EXCLUDED]
 
 
 def _move(datamodule: ActiveLearningDataModule, moved: Sequence[Change], *, base: Recorded, now: Recorded) -> None:
@@ -395,7 +395,7 @@ def _move(datamodule: ActiveLearningDataModule, moved: Sequence[Change], *, base
     taken = [index for index in states if base.state_of.get(index) != now.state_of.get(index)]
     if taken:
         raise ValueError(
-            f"The points {taken[:5]} ({len(taken)} in all) were moved before this start of the run (`set_aside`, "
+            f"The points {taken[:5]} ({len(taken)} in all) were moved before this start of the run (`exclude`, "
             "`unlabel` or `label`), but the run has acquired or moved them in the meantime. Leave them as the records "
             "have them; to take back a label, call `unlabel` in a callback's `on_fit_start`."
         )

@@ -46,7 +46,7 @@ def begin_tracking(trainer: Trainer, rounds: Sequence[Round], header: Mapping[st
         known = {id(logger): num_logged(logger) for logger in wandb_loggers(trainer)}
         for logger in wandb_loggers(trainer):
             begin_wandb(logger, header)
-        if not spawns(trainer):  # processes that are spawned anew for each round keep their loggers
+        if not spawns(trainer):  # spawned processes get the loggers of earlier rounds
             for end in range(1, len(rounds) + 1):
                 _log(trainer, rounds[:end], header, folder, known=known)
 

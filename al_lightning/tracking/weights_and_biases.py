@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TABLE, IMAGES = f"{PREFIX}acquired", f"{PREFIX}images"
 NOT_IN_CONFIG = frozenset(
-    {"initial", "initial_draw", "initial_targets", "set_aside", "first_weights", "hyper_parameters", "versions"}
+    {"initial", "initial_draw", "initial_targets", "excluded", "first_weights", "hyper_parameters", "versions"}
 )
 
 

@@ -329,9 +329,9 @@ def test_a_dataset_that_changed_its_length_is_refused():
         datamodule.setup("fit")
 
 
-def test_the_pool_is_what_is_neither_labelled_nor_set_aside_in_order():
+def test_the_pool_is_what_is_neither_labelled_nor_excluded_in_order():
     datamodule = ready(Holding(numbered(8)), initial=[1, 4])
-    datamodule.set_aside([6])
+    datamodule.exclude([6])
     loader = datamodule.pool_dataloader()
     assert values(loader) == [0, 2, 3, 5, 7]
     assert loader.batch_size == 4
@@ -641,7 +641,7 @@ def test_all_targets_to_come_are_checked_or_a_few_where_items_must_be_read(datas
             module.check_targets_to_come(num_classes=3)
     else:
         module.check_targets_to_come(num_classes=3)
-    module.set_aside([30])
+    module.exclude([30])
     module.check_targets_to_come(num_classes=3)
 
 

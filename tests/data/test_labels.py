@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from al_lightning.data.labels import IN_POOL, SET_ASIDE, Labels
+from al_lightning.data.labels import EXCLUDED, IN_POOL, Labels
 
 IDS = st.lists(st.integers(-1, 4), max_size=2)
 
@@ -41,14 +41,14 @@ class LabelsAgainstADict(RuleBasedStateMachine):
         self.attempt(ids, self.labels.unlabel, allowed=lambda s: s != "pool", becomes="pool")
 
     @rule(ids=IDS)
-    def set_aside(self, ids):
-        self.attempt(ids, self.labels.set_aside, allowed=lambda s: s == "pool", becomes="aside")
+    def exclude(self, ids):
+        self.attempt(ids, self.labels.exclude, allowed=lambda s: s == "pool", becomes="excluded")
 
     @rule()
     def save_and_load(self):
         state_dict = self.labels.state_dict()
         self.labels = Labels(len(self.state))  # the marks of another state must not shine through
-        self.labels.set_aside(range(len(self.state)))
+        self.labels.exclude(range(len(self.state)))
         self.labels.load_state_dict(state_dict)
 
     @invariant()
@@ -57,10 +57,10 @@ class LabelsAgainstADict(RuleBasedStateMachine):
             return
         labelled = [i for i, s in self.state.items() if isinstance(s, int)]
         pool = [i for i, s in self.state.items() if s == "pool"]
-        aside = [i for i, s in self.state.items() if s == "aside"]
+        excluded = [i for i, s in self.state.items() if s == "excluded"]
         assert self.labels.labelled_indices.tolist() == labelled
         assert self.labels.pool_indices.tolist() == pool
-        assert self.labels.set_aside_indices.tolist() == aside
+        assert self.labels.excluded_indices.tolist() == excluded
         assert (self.labels.num_labelled, self.labels.num_pool) == (len(labelled), len(pool))
         assert [self.labels.round_of_N[i].item() for i in labelled] == [self.state[i] for i in labelled]
 
@@ -69,16 +69,16 @@ TestLabelsAgainstADict = LabelsAgainstADict.TestCase
 TestLabelsAgainstADict.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
 
 
-def five(labelled=(1, 3), aside=(4,)):
+def five(labelled=(1, 3), excluded=(4,)):
     labels = Labels(5)
     labels.label(labelled, round=2)
-    labels.set_aside(aside)
+    labels.exclude(excluded)
     return labels
 
 
 def test_the_array_holds_rounds_and_two_marks():
-    assert five().round_of_N.tolist() == [IN_POOL, 2, IN_POOL, 2, SET_ASIDE]
-    assert repr(five()) == "Labels(num_labelled=2, num_pool=2, num_set_aside=1)"
+    assert five().round_of_N.tolist() == [IN_POOL, 2, IN_POOL, 2, EXCLUDED]
+    assert repr(five()) == "Labels(num_labelled=2, num_pool=2, num_excluded=1)"
 
 
 @pytest.mark.parametrize("make", [list, tuple, iter, torch.tensor], ids=lambda make: make.__name__)
@@ -88,7 +88,7 @@ def test_ids_come_as_any_sequence_of_integers(make):
     assert labels.labelled_indices.tolist() == [0, 4]
 
 
-def test_what_was_labelled_or_set_aside_can_go_back_into_the_pool():
+def test_what_was_labelled_or_excluded_can_go_back_into_the_pool():
     labels = five()
     labels.unlabel([4, 1])
     assert labels.pool_indices.tolist() == [0, 1, 2, 4]
@@ -98,7 +98,7 @@ def test_what_was_labelled_or_set_aside_can_go_back_into_the_pool():
 
 def test_no_ids_change_nothing():
     labels = five()
-    for change in (labels.unlabel, labels.set_aside):
+    for change in (labels.unlabel, labels.exclude):
         change([])
     labels.label(torch.tensor([]), round=1)
     assert labels.round_of_N.tolist() == five().round_of_N.tolist()
@@ -111,7 +111,7 @@ def test_no_ids_change_nothing():
         ([-1], r"Points -1 of `indices` are out of range"),
         ([2, 0, 2, 2], r"Points 2 of `indices` are given more than once"),
         ([0, 3, 1], r"Points 3, 1 of `indices` are already labelled"),
-        ([0, 4], r"Points 4 of `indices` are set aside. Put them back into the pool with `unlabel`"),
+        ([0, 4], r"Points 4 of `indices` are excluded. Put them back into the pool with `unlabel`"),
     ],
 )
 def test_what_cannot_be_labelled_is_named_and_nothing_is_labelled(ids, words):
@@ -127,9 +127,9 @@ def test_many_offenders_are_counted_and_five_are_named():
         labels.unlabel(range(12))
 
 
-def test_only_pool_points_can_be_set_aside():
-    with pytest.raises(ValueError, match=r"Points 1 of `indices` are labelled. Only pool points can be set aside"):
-        five().set_aside([0, 1])
+def test_only_pool_points_can_be_excluded():
+    with pytest.raises(ValueError, match=r"Points 1 of `indices` are labelled. Only pool points can be excluded"):
+        five().exclude([0, 1])
 
 
 @pytest.mark.parametrize("ids", [torch.tensor([0.0]), torch.tensor([[0]]), torch.tensor([True, False])])

@@ -403,7 +403,7 @@ def test_what_is_visibly_no_class_is_refused_where_the_place_is_unclear(item, wo
 
 @pytest.mark.parametrize(
     ("target", "words"),
-    [(-100, "A negative one is no label.*set_aside"), (3, "an output for each.*sigmoid.*regression is not supported")],
+    [(-100, "A negative one is no label.*exclude"), (3, "an output for each.*sigmoid.*regression is not supported")],
 )
 def test_targets_outside_the_classes_are_refused_with_a_way_out(target, words):
     with pytest.raises(ValueError, match=rf"first \(id, target\) \[\(5, {target}\)\]; .* the 3 classes .*{words}"):

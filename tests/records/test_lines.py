@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from al_lightning.records.lines import CHECKED, _next_check, decoded, encoded
 from al_lightning.records.round import Round
 
-HEADER = {"acquisition": "BALD()", "num_points": 10, "initial": [0, 1], "set_aside": [9]}
+HEADER = {"acquisition": "BALD()", "num_points": 10, "initial": [0, 1], "excluded": [9]}
 ROUNDS = [
     Round(0, 2, 7, acquired=[4, 5], scores=[0.5, 0.25], targets=[1, 0], metrics={"acc": 0.5, "loss": None}),
     Round(1, 3, 6, acquired=[6], scores=[0.5], changed=[[4, -1, None]], changed_after=[[0, -2, None]]),
@@ -127,7 +127,7 @@ def test_nesting_without_end_is_refused_and_costs_little():
         decoded("[" * 200_000 + "]" * 200_000 + "\n")
 
 
-def test_version_1_is_read_what_it_set_aside_becomes_a_change_and_its_counts_get_their_names():
+def test_version_1_is_read_what_it_excluded_becomes_a_change_and_its_counts_get_their_names():
     header = json.dumps({"schema": "al_lightning.rounds", "version": 1, "num_points": 10})
     first = {"round": 0, "num_labelled": 2, "num_pool": 7, "acquired": [4], "scores": [0.5], "set_aside": [9]}
     first["information"] = {"n_predicted": 7, "num_samples": 3}

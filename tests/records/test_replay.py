@@ -3,19 +3,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from al_lightning.data import IN_POOL, SET_ASIDE, Labels
+from al_lightning.data import EXCLUDED, IN_POOL, Labels
 from al_lightning.records.replay import recorded, trained_on
 from al_lightning.records.round import Round
 
 NUM_POINTS = 12
-HEADER = {"num_points": NUM_POINTS, "initial": [0, 1], "initial_targets": [0, 1], "set_aside": [11]}
+HEADER = {"num_points": NUM_POINTS, "initial": [0, 1], "initial_targets": [0, 1], "excluded": [11]}
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, NUM_POINTS - 1), st.integers(-2, 5)), max_size=4), max_size=5))
 def test_the_state_is_that_of_a_label_array_to_which_the_same_was_done(edits):
     labels, rounds = Labels(NUM_POINTS), []
     labels.label([0, 1], round=0)
-    labels.set_aside([11])
+    labels.exclude([11])
     for number, pairs in enumerate(edits):
         before = recorded(HEADER, rounds).state_of
         for index, state in pairs:
@@ -37,7 +37,7 @@ def test_the_state_is_that_of_a_label_array_to_which_the_same_was_done(edits):
 def test_targets_follow_batches_changes_and_corrections():
     rounds = [
         Round(0, 2, 9, acquired=[4, 5], targets=[2, 0]),
-        Round(1, 3, 7, changed=[[4, IN_POOL, None], [0, SET_ASIDE, None], [7, 1, 1]], corrections=[[5, 0, 1]]),
+        Round(1, 3, 7, changed=[[4, IN_POOL, None], [0, EXCLUDED, None], [7, 1, 1]], corrections=[[5, 0, 1]]),
     ]
     assert recorded(HEADER, rounds).target_of == {1: 1, 5: 1, 7: 1}
     assert trained_on(HEADER, rounds[:1]).target_of == {0: 0, 1: 1}

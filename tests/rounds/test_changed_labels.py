@@ -56,9 +56,9 @@ def moves_all_ways(datamodule):
     labels = datamodule.labels
     first, second = labels.labelled_indices[:2].tolist()
     datamodule.unlabel([first, second])
-    datamodule.set_aside([first])  # as the error of `set_aside` advises
+    datamodule.exclude([first])  # as the error of `exclude` advises
     datamodule.label(labels.pool_indices[-2:], round=int(labels.round_of_N.max()))
-    datamodule.set_aside(labels.pool_indices[:3])
+    datamodule.exclude(labels.pool_indices[:3])
 
 
 EDITS = (takes_back_one, takes_back_a_batch, moves_all_ways)
@@ -112,26 +112,26 @@ def test_a_run_that_takes_back_a_whole_batch_runs_to_its_end(start, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_was_set_aside_between_two_starts_stays_so(start, make_data, tmp_path):
+def test_what_was_excluded_between_two_starts_stays_so(start, make_data, tmp_path):
     start(tmp_path, max_rounds=2)
     data = make_data()
     data.setup("fit")
     broken = data.labels.pool_indices[-3:].tolist()
     acquired = read_journal(tmp_path)[1][0].acquired
     broken = [index for index in broken if index not in acquired]
-    data.set_aside(broken)
+    data.exclude(broken)
     start(tmp_path, data=data, max_rounds=3)
-    assert data.labels.set_aside_indices.tolist() == broken
+    assert data.labels.excluded_indices.tolist() == broken
     third = make_data()
     start(tmp_path, data=third, max_rounds=4)
-    assert third.labels.set_aside_indices.tolist() == broken
+    assert third.labels.excluded_indices.tolist() == broken
 
 
-def test_setting_aside_what_the_run_has_acquired_is_refused_by_id(start, make_data, tmp_path):
+def test_excluding_what_the_run_has_acquired_is_refused_by_id(start, make_data, tmp_path):
     rounds, _ = start(tmp_path, max_rounds=2)
     data = make_data()
     data.setup("fit")
-    data.set_aside(rounds[0].acquired[:1])
+    data.exclude(rounds[0].acquired[:1])
     with pytest.raises(
         ValueError, match=rf"The points \[{rounds[0].acquired[0]}\] \(1 in all\) were moved before this"
     ):
@@ -253,9 +253,9 @@ def test_the_same_points_may_be_excluded_at_every_start(start, make_data, tmp_pa
     for max_rounds in (3, 3, 4):
         data = make_data()
         data.setup("fit")
-        data.set_aside(broken)
+        data.exclude(broken)
         start(tmp_path, data=data, max_rounds=max_rounds)
-        assert data.labels.set_aside_indices.tolist() == broken
+        assert data.labels.excluded_indices.tolist() == broken
 
 
 def test_points_labelled_by_hand_before_a_plain_fit_are_refused_and_not_forgotten(

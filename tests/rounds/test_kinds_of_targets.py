@@ -167,12 +167,12 @@ NOT_CLASSIFIERS = {
     "no label in the pool": (
         Net(3, cross_entropy),
         TensorDataset(INPUTS, torch.where(torch.arange(NUM_TRAIN) < 8, CLASSES, -1)),
-        "32 points have targets outside the classes.*A negative one is no label.*set_aside",
+        "32 points have targets outside the classes.*A negative one is no label.*exclude",
     ),
     "no label in items": (
         Net(3, cross_entropy),
         Items(lambda i: (INPUTS[i], int(CLASSES[i]) if i < 8 else -1)),
-        "8 points have targets outside the classes.*A negative one is no label.*set_aside",
+        "8 points have targets outside the classes.*A negative one is no label.*exclude",
     ),
 }
 
@@ -184,7 +184,7 @@ def test_what_is_no_classifier_is_refused_before_the_training(
     model, dataset, words, initial, acquisition, make_trainer, make_callback
 ):
     datamodule = ActiveLearningDataModule(Data(dataset), initial=initial, balanced=False)
-    if "no label.*set_aside" in words and initial == 8:  # some of those drawn have none, which is found at once
+    if "no label.*exclude" in words and initial == 8:  # some of those drawn have none, which is found at once
         words = "points have targets outside the classes"
     with pytest.raises(ValueError, match=words):
         run(make_trainer, make_callback, model, datamodule, acquisition)
@@ -262,11 +262,11 @@ def test_names_are_looked_up_once(make_trainer, make_callback):
     assert len(read) == num_before + 3 * 2
 
 
-def test_a_pool_of_which_only_a_part_has_labels_runs_when_the_rest_is_set_aside(make_trainer, make_callback):
+def test_a_pool_of_which_only_a_part_has_labels_runs_when_the_rest_is_excluded(make_trainer, make_callback):
     dataset = TensorDataset(INPUTS, torch.where(torch.arange(NUM_TRAIN) < 20, CLASSES, -1))
     datamodule = ActiveLearningDataModule(Data(dataset), initial=[0, 1, 2])
     datamodule.setup("fit")
-    datamodule.set_aside(range(20, NUM_TRAIN))
+    datamodule.exclude(range(20, NUM_TRAIN))
     rounds = run(make_trainer, make_callback, Net(3, cross_entropy), datamodule, BALD())
     assert max(rounds[0].acquired) < 20
 

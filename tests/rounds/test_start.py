@@ -246,24 +246,24 @@ def test_the_callback_is_gone_after_the_run(make_trainer, make_model, make_data,
     assert not any(isinstance(callback, Start) for callback in trainer.callbacks)
 
 
-class SetsAside(Callback):
+class Excludes(Callback):
     """Takes samples that nobody can label out of the pool, once."""
 
     def on_train_start(self, trainer, pl_module):
         labels = trainer.datamodule.labels
-        if len(labels.set_aside_indices) == 0:
-            trainer.datamodule.set_aside(labels.pool_indices[:5])
+        if len(labels.excluded_indices) == 0:
+            trainer.datamodule.exclude(labels.pool_indices[:5])
 
 
-def test_samples_that_were_set_aside_stay_so_when_the_run_goes_on(
+def test_samples_that_were_excluded_stay_so_when_the_run_goes_on(
     tmp_path, make_trainer, make_model, make_data, make_callback
 ):
     first = make_data()
-    active_fit(make_trainer(SetsAside(), make_callback(folder=tmp_path, max_rounds=2)), make_model(), first)
+    active_fit(make_trainer(Excludes(), make_callback(folder=tmp_path, max_rounds=2)), make_model(), first)
     second = make_data()
     active_fit(make_trainer(make_callback(folder=tmp_path, max_rounds=3)), make_model(), second)
-    assert second.labels.set_aside_indices.tolist() == first.labels.set_aside_indices.tolist()
-    assert len(first.labels.set_aside_indices) == 5
+    assert second.labels.excluded_indices.tolist() == first.labels.excluded_indices.tolist()
+    assert len(first.labels.excluded_indices) == 5
 
 
 def test_random_transforms_of_the_pool_do_not_shift_the_training(
