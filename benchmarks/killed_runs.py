@@ -175,7 +175,7 @@ class Edits(Callback):
     @staticmethod
     def _edit(plan: Plan, hook: str, trainer: Trainer, module: LightningModule, stage: str = "fit") -> None:  # noqa: ARG004
         callback = next(callback for callback in trainer.callbacks if isinstance(callback, ActiveLearning))
-        due = sum(record.complete for record in callback.rounds)
+        due = len(callback.rounds)
         for number, when, method in plan.edits:
             if (number, when, stage) == (due, hook, "fit"):
                 method(trainer.datamodule)

@@ -154,8 +154,7 @@ class Job:
 
     def _tested(self, root: Path) -> list[Round]:
         folder = self.folder(root)
-        rounds = read_journal(folder)[1] if (folder / "rounds.jsonl").is_file() else []
-        return [entry for entry in rounds if entry.complete]
+        return read_journal(folder)[1] if (folder / "rounds.jsonl").is_file() else []
 
 
 @dataclass(frozen=True)

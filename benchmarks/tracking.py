@@ -21,7 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import al_lightning.rounds.callback
-import al_lightning.rounds.driver
+import al_lightning.rounds.round_end
+import al_lightning.rounds.start
 from al_lightning.cli.command import run
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -41,7 +42,7 @@ def child(way: str) -> None:
 
         return call
 
-    for module in (al_lightning.rounds.callback, al_lightning.rounds.driver):
+    for module in (al_lightning.rounds.callback, al_lightning.rounds.start, al_lightning.rounds.round_end):
         for name in TRACKING:
             if name != "open_loggers" and hasattr(module, name):  # opening W&B is W&B's own start
                 function = getattr(module, name)
