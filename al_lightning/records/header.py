@@ -190,7 +190,7 @@ def _in_words(value: object) -> str:
 
 
 def what_differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return what tells the headers of two runs apart, in words; nothing if they are of the same.
+    """Return the differences between the headers of two runs, in words; an empty text if they are of the same run.
 
     Example:
         >>> what_differs({"seed": 1, "max_rounds": 3}, {"seed": 2, "max_rounds": 9})

@@ -49,7 +49,7 @@ class Journal:
     Args:
         folder: Where they go.
         header: What ran.
-        rounds: The records that the folder holds, if the run goes on; by default it must hold none.
+        rounds: The records that the folder holds, if the run resumes; by default it must hold none.
     """
 
     def __init__(self, folder: Path, header: Mapping[str, Any], *, rounds: Sequence[Round] | None = None) -> None:
@@ -124,7 +124,7 @@ def _refuse_records(folder: Path) -> None:
     if left:
         raise FileExistsError(
             f"The run folder {folder} holds {', '.join(dict.fromkeys(left))} of an earlier run, but not its "
-            f"{path.name}, without which nothing tells what they are of. Restore it to go on with that run. To begin "
+            f"{path.name}, without which nothing tells what they are of. Restore it to resume that run. To begin "
             "a new one, choose another folder with `ActiveLearning(folder=...)`, or move the whole folder away."
         )
 

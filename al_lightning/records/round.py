@@ -37,7 +37,7 @@ class Round:
             posteriors.
         kernel: What evaluated the gains, "torch" or "triton"; None where the acquisition computes none.
         stopped: Why no round follows, or None.
-        logged_steps: Where the step axis of the loggers is at the end of the fit; the next round's goes on there.
+        logged_steps: Where the step axis of the loggers is at the end of the fit; the next round's resumes there.
         changed: Points that `label`, `unlabel` and `exclude` moved during the round, until its batch was chosen.
         changed_after: Points that they moved after that, in a test for example.
         corrections: Targets that were corrected in the dataset since the round before, whose record has the old ones.
@@ -73,7 +73,7 @@ class Round:
     def redundancy(self) -> float | None:
         """Sum of the individual BALD scores divided by the joint mutual information (1 = no redundancy).
 
-        None where nothing was predicted, and where the batch tells nothing.
+        None where nothing was predicted, and where the batch has no information.
 
         Example:
             >>> Round(0, 9, 9, acquired=[1, 2, 3], information={"mean_bald_picked": 0.5, "joint_mi": 0.5}).redundancy

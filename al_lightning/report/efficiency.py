@@ -23,7 +23,7 @@ def label_efficiency(
 ) -> "Figure":
     """The metric against labels: mean over the runs of a group, and the band from the lowest run to the highest.
 
-    The mean goes as far as every run of the group does; a thin line goes on for a run that has come farther.
+    The mean reaches as far as every run of the group; a thin line continues for a run that has come farther.
 
     Args:
         runs: Of one dataset.

@@ -141,7 +141,7 @@ def by_dataset(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
-    """Runs of one acquisition and the same settings together, named by what tells the groups apart."""
+    """Runs of one acquisition and the same settings together, named by the settings in which the groups differ."""
     datasets = list(by_dataset(runs))
     if len(datasets) > 1:
         raise ValueError(f"`runs` are of different datasets, which cannot be compared: {'; '.join(datasets)}.")

@@ -79,9 +79,9 @@ class ActiveLearning(Callback):
         weights: Whose weights acquire and are tested: those at the end of the fit ("last"), or those of the best
             checkpoint ("best", needs a ModelCheckpoint with a `monitor`).
         warm_start: Continue from the weights of the round before (each member from its own), not from the first ones.
-        folder: Where the records go. If it holds those of this very run, it goes on after its last finished round; only
-            the limits may have changed. By default that of the Trainer's first logger, which must be new. Of several
-            processes only the first needs to see it.
+        folder: Where the records go. If it holds those of this very run, the run resumes after its last finished round;
+            only the limits may have changed. By default that of the Trainer's first logger, which must be new. Of
+            several processes only the first needs to see it.
         seed: Of posterior samples and the acquisition's draws. By default that of `active_fit`, else 0.
         bars: Keep the progress bars that the Trainer makes by itself; by default `active_fit` shows one live line in
             their place. A bar that you give the Trainer of another class stays.
@@ -130,7 +130,7 @@ class ActiveLearning(Callback):
         )
         self.run = Run(self.settings)
         self._fit_started, self._steps_before = 0.0, 0
-        self._metrics_before: Metrics = {}  # that the checkpoint knew from which the fit goes on
+        self._metrics_before: Metrics = {}  # that the checkpoint knew from which the fit resumes
         self._labels_due = LabelsDue(0, 0, "")
         self._warned_of: set[str] = set()
         self._batch_norm: BatchNormWatch | None = None
@@ -186,7 +186,7 @@ class ActiveLearning(Callback):
             best_checkpoint(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
-        """Keep the metrics so far: a fit that goes on where it had ended measures none."""
+        """Keep the metrics so far: a fit that resumes at its end measures none."""
         write_progress(checkpoint, trainer, self.run.header, before=self._metrics_before, due=self._labels_due)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
@@ -255,7 +255,7 @@ class ActiveLearning(Callback):
             conclude_round(trainer, datamodule, run, run.draft)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """After a plain fit, let other objects and processes go on with the run; `active_fit` lets go by itself.
+        """After a plain fit, let other objects and processes resume the run; `active_fit` releases it by itself.
 
         What has moved since the choice is recorded here where `active_fit` does not see it: it has not called, or
         another process has moved it.

@@ -130,7 +130,7 @@ def read_progress(checkpoint: Mapping[str, Any], header: Mapping[str, Any], *, p
 
     Args:
         checkpoint: What Lightning has loaded.
-        header: The run that goes on.
+        header: The run that resumes.
         path: Of the checkpoint.
         due: What the round that is due begins with.
     """

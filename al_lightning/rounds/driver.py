@@ -58,7 +58,7 @@ def active_fit(
     With a `DeepEnsemble` all this holds for every member: a round is one fit and one test of each, its metrics are
     their means, and the model ends as the last of them.
 
-    SIGTERM ends the process, all its ranks included, with status 143 and a line that says how the run goes on.
+    SIGTERM ends the process, all its ranks included, with status 143 and a line that says how the run resumes.
 
     Args:
         trainer: A Trainer that has not trained yet, with one `ActiveLearning` callback; a `Tuner` may have used it.
@@ -154,7 +154,7 @@ class _Rounds:
     def _refuse_unfinished(self) -> NoReturn:
         raise RuntimeError(
             f"Round {len(self.run.rounds)} ended as {self.trainer.state.status!s} without a batch, so the next one "
-            "cannot start. A fit that was interrupted goes on when the same command is started again, with "
+            "cannot start. A fit that was interrupted resumes when the same command is started again, with "
             "`ActiveLearning(folder=...)`."
         )
 
@@ -192,10 +192,10 @@ def _way_on(run: Run) -> str:
     """Return how a run resumes that is ended from outside."""
     if run.named_folder is None:
         return (
-            "Its finished rounds are in the folder of its logger, but to go on after them a run must name its own, "
+            "Its finished rounds are in the folder of its logger, but to resume after them a run must name its own, "
             "`ActiveLearning(folder=...)`."
         )
-    return f"{run.named_folder} holds its finished rounds: start the same command again, and it goes on after them."
+    return f"{run.named_folder} holds its finished rounds: start the same command again, and it resumes after them."
 
 
 def _refuse_used(trainer: Trainer, run: Run, datamodule: ActiveLearningDataModule) -> None:
@@ -212,7 +212,7 @@ def _refuse_used(trainer: Trainer, run: Run, datamodule: ActiveLearningDataModul
     if datamodule.has_acquired:
         raise ValueError(
             "`datamodule` holds labels that an earlier run acquired, and this run would start with them. Wrap your "
-            "data module anew: `ActiveLearningDataModule(datamodule, initial=...)`. To go on with a run that was "
+            "data module anew: `ActiveLearningDataModule(datamodule, initial=...)`. To resume a run that was "
             "killed, start its command again, with `ActiveLearning(folder=...)`."
         )
 

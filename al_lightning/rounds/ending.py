@@ -33,7 +33,7 @@ class Ending(Callback):
     `RANKS_END_WITHIN_S`. A handler that the user has set is called first.
 
     Args:
-        way_on: How the run goes on, in one line.
+        way_on: How the run resumes, in one line.
     """
 
     def __init__(self, way_on: str) -> None:
@@ -148,7 +148,7 @@ class Ending(Callback):
     def _end_with_parent(self, trainer: Trainer, rank_zero: str | None) -> None:
         """Let a rank that Lightning's launcher has started end soon after the one that has started it.
 
-        Until the ranks are connected, which may be half an hour after rank 0 is gone, nothing else tells.
+        Until the ranks are connected, which may be half an hour after rank 0 is gone, no other sign of it is seen.
         """
         if rank_zero is None or os.environ.get("LOCAL_RANK", "0") == "0":
             os.environ[RANK_ZERO] = str(os.getpid())

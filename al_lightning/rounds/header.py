@@ -38,8 +38,8 @@ def described(
     Args:
         settings: What the user says.
         seeds: Of the draws and of the fits.
-        module: The model, told by its class.
-        datamodule: The data, told by the points labelled to begin with.
+        module: The model, identified by its class.
+        datamodule: The data, identified by the initial labels.
         before: The header of this run, if it has begun and the labels have moved on.
     """
     labels = datamodule.labels

@@ -81,7 +81,7 @@ def opened(folder: Path, header: Mapping[str, Any]) -> tuple[Journal, list[Round
 def _as_drawn_before(header: Mapping[str, Any], before: Mapping[str, Any]) -> Mapping[str, Any]:
     """Take a run's initial labels where they are drawn as before: after a correction the same draw gives others.
 
-    Whether the data are the same is told by the targets of all labelled points.
+    The targets of all labelled points show whether the data are the same.
     """
     is_same_draw = before.get("initial_draw") is not None and before["initial_draw"] == header.get("initial_draw")
     return {**header, "initial": before["initial"]} if is_same_draw else header
@@ -96,7 +96,7 @@ def _warn_of_other_hyper_parameters(before: Mapping[str, Any], now: Mapping[str,
     ]
     if different:
         rank_zero_warn(
-            f"The run in {folder} goes on with other hyper-parameters than it began with: {'; '.join(different)}. Its "
+            f"The run in {folder} resumes with other hyper-parameters than it began with: {'; '.join(different)}. Its "
             "rounds are then not of one experiment. Set them back, or start anew in another folder."
         )
 
@@ -153,7 +153,7 @@ def writing_into(folder: Path) -> Iterator[None]:
             ) from error
         raise OSError(
             f"The run folder {folder} cannot be written ({error}). The rounds that it holds are whole: make room, and "
-            "start the same command again with `ActiveLearning(folder=...)`; it goes on after them."
+            "start the same command again with `ActiveLearning(folder=...)`; it resumes after them."
         ) from error
 
 

@@ -65,8 +65,8 @@ def _reason_to_stop(trainer: Trainer, limits: Limits, labels: Labels, *, num_fit
 
 def with_selection(record: Round, selection: Selection) -> Round:
     """Add the selected points to the record of a round."""
-    told = {field.name: getattr(selection, field.name) for field in fields(selection) if field.name != "warnings"}
-    return replace(record, **{**told, "seconds": {**record.seconds, **selection.seconds}})
+    found = {field.name: getattr(selection, field.name) for field in fields(selection) if field.name != "warnings"}
+    return replace(record, **{**found, "seconds": {**record.seconds, **selection.seconds}})
 
 
 def conclude_round(

@@ -34,7 +34,7 @@ from al_lightning.rounds.resuming import (
 from al_lightning.rounds.settings import Settings
 
 DRAFT = ".draft.pt"
-START_AGAIN = "start again in another folder with `ActiveLearning(folder=...)`: the run cannot go on as it began"
+START_AGAIN = "start again in another folder with `ActiveLearning(folder=...)`: the run cannot resume as it began"
 BEGIN_ANEW = "delete it: the model then has the weights that the run began with"
 NUM_WARM_KEPT = 3  # two rounds may be run again, and the first of them continues from the one before
 

@@ -65,7 +65,7 @@ def as_csv(comparison: Comparison) -> str:
 
 
 def _short_names(acquisitions: Sequence[str]) -> dict[str, str]:
-    """The class alone where it tells an acquisition from the others, and else the hyper-parameters too."""
+    """Return the class of each acquisition, with its arguments where several have one class."""
     distinct = dict.fromkeys(acquisitions)
     classes = [acquisition.partition("(")[0] for acquisition in distinct]
     return {
