@@ -2,9 +2,9 @@
 
 import os
 
-# A tenth of libgomp's own number. By `benchmarks/busy_neighbour.py` on two cores, an epoch beside a busy process takes
-# 3.3 to 3.8 times the quiet time then, not 14 to 17, and a quiet one no longer; with 10,000 it is 2.2 times, but a
-# quiet one takes longer.
+# A tenth of libgomp's own number. By `benchmarks/reliability/busy_neighbour.py` on two cores, an epoch beside a busy
+# process takes 3.3 to 3.8 times the quiet time then, not 14 to 17, and a quiet one no longer; with 10,000 it is 2.2
+# times, but a quiet one takes longer.
 SPINS = "30000"
 POLICIES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
