@@ -1,6 +1,7 @@
 """Tiny real parts: a model, a data module and a Trainer with which a round takes a few milliseconds."""
 
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -47,6 +48,7 @@ def pytest_configure() -> None:
     Here too, where there are no workers: ranks that are forked from a process whose threads have begun hang.
     """
     torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
+    logging.getLogger("pytorch_lightning").propagate = True  # whoever imports it first, `caplog` sees what it says
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

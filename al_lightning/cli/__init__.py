@@ -2,9 +2,9 @@
 
 import os
 
-# A tenth of libgomp's default. In `benchmarks/busy_neighbour.py` on two cores, an epoch beside a busy process then
-# takes 3.3 to 3.8 times the quiet time instead of 14 to 17 times, and the quiet time is unchanged. With 10,000 an epoch
-# beside a busy process takes 2.2 times the quiet time, but the quiet time is longer.
+# A tenth of libgomp's default. In `benchmarks/reliability/busy_neighbour.py` on two cores, an epoch beside a busy
+# process then takes 3.3 to 3.8 times the quiet time instead of 14 to 17 times, and the quiet time is unchanged. With
+# 10,000 an epoch beside a busy process takes 2.2 times the quiet time, but the quiet time is longer.
 SPINS = "30000"
 POLICIES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 

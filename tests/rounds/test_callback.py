@@ -77,7 +77,7 @@ def test_the_header_says_what_ran(make_trainer, make_model, make_data, make_call
     assert (as_call(header["acquisition"]), header["query_size"], header["num_samples"]) == ("BALD()", 4, 8)
     assert (header["initial"], header["initial_targets"]) == ([1, 3], [1, 0])
     assert (header["datamodule"], header["model"], header["num_points"]) == ("TinyData", "TinyModule", 60)
-    assert header["versions"]["torch"] == torch.__version__
+    assert header["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]  # "+cu124" of some wheels
 
 
 def test_testing_and_validating_with_the_callback_acquire_nothing(make_trainer, make_model, make_data, make_callback):

@@ -102,7 +102,7 @@ def test_a_run_without_a_key_is_refused_before_the_training_with_the_way_out(
     for name in ("HOME", "NETRC"):
         monkeypatch.setenv(name, str(tmp_path / "nobody"))
     model, trainer = make_model(), make_trainer(make_callback(), logger=WandbLogger(save_dir=tmp_path))
-    with pytest.raises(RuntimeError, match=r"W&B cannot start: .*wandb login.*`WandbLogger\(offline=True\)`"):
+    with pytest.raises(RuntimeError, match=r"W&B cannot start: .*wandb[ .]login.*`WandbLogger\(offline=True\)`"):
         active_fit(trainer, model, make_data())
     assert trainer.state.fn is None
 

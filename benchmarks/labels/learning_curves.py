@@ -1,14 +1,14 @@
 """Accuracy against labels on the embedded data: BatchBALD, BALD and random over several seeds.
 
-    python benchmarks/learning_curves.py --seeds 5 --workers 2
+    python benchmarks/labels/learning_curves.py --seeds 5 --workers 2
 
 Each (acquisition, seed) is an ordinary run of `al-lightning fit --config configs/repeated_digits.yaml` in a folder of
 its own; the seed decides the initial labels, the first weights and the training, so that acquisitions are compared on
-equal terms. A run that is complete is not run again: start the command again to go on. Writes a CSV and a PNG.
+equal terms. A run that is complete is not run again: start the command again to go on. Writes a CSV, a PNG and
+the table of the README.
 """
 
 import argparse
-import csv
 import os
 import shutil
 import statistics
@@ -27,8 +27,10 @@ import numpy as np
 
 from al_lightning import Round, read_journal
 
-CONFIG = Path(__file__).parents[1] / "configs" / "repeated_digits.yaml"
-RESULTS = Path(__file__).parent / "results"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import CONFIGS, RESULTS, document, write_rows
+
+CONFIG = CONFIGS / "repeated_digits.yaml"
 TARGET = 0.9
 ACQUISITIONS = ("BatchBALD", "BALD", "Random")
 # Okabe and Ito's colours, which colour-blind people tell apart; the line style tells them apart in print.
@@ -81,19 +83,19 @@ def labels_to(target: float, rounds: Sequence[Round]) -> float:
 
 
 def write_csv(path: Path, curves: Curves) -> None:
-    """One row for each round of each run."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["acquisition", "seed", "labels", "test_acc", "joint_mi", "fit_s", "predict_s", "acquire_s"])
-        for acquisition, runs in curves.items():
-            for seed, rounds in runs.items():
-                for entry, value in zip(rounds, accuracies(rounds), strict=True):
-                    seconds = [
-                        f"{entry.seconds[key]:.3f}" if key in entry.seconds else ""
-                        for key in ("fit", "predict", "acquire")
-                    ]
-                    joint = entry.information.get("joint_mi", "")
-                    writer.writerow([acquisition, seed, entry.num_labelled, f"{value:.4f}", joint, *seconds])
+    """Write a row for each round of each run."""
+    rows = []
+    for acquisition, runs in curves.items():
+        for seed, rounds in runs.items():
+            for entry, value in zip(rounds, accuracies(rounds), strict=True):
+                seconds = {
+                    f"{key}_s": f"{entry.seconds[key]:.3f}" if key in entry.seconds else ""
+                    for key in ("fit", "predict", "acquire")
+                }
+                where = {"acquisition": acquisition, "seed": seed, "labels": entry.num_labelled}
+                joint = entry.information.get("joint_mi", "")
+                rows.append({**where, "test_acc": f"{value:.4f}", "joint_mi": joint, **seconds})
+    write_rows(path, rows)
 
 
 def draw(path: Path, curves: Curves) -> None:
@@ -158,7 +160,7 @@ def main() -> None:
     arguments.results.mkdir(parents=True, exist_ok=True)
     write_csv(arguments.results / "learning_curves.csv", curves)
     draw(arguments.results / "learning_curves.png", curves)
-    print(summary(curves))
+    document("learning_curves", summary(curves), results=arguments.results)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,9 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from joint_entropy_record import Provenance, digest
-
 from al_lightning import Round, read_journal
+from common import CONFIGS, Provenance, digest
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 CALLBACK = "--trainer.callbacks."
 LABELS = (20, 290)  # where the paper's runs on MNIST begin and end
 

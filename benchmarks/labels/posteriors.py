@@ -1,21 +1,22 @@
 """Which posterior, and how many samples K, reach an accuracy with the fewest labels on the embedded data.
 
-    python benchmarks/posteriors.py --seeds 5 --workers 2
-    python benchmarks/posteriors.py --seeds 5 --variants "b = 30, K = 100" "b = 30, K = 1000"
+    python benchmarks/labels/posteriors.py --seeds 5 --workers 2
+    python benchmarks/labels/posteriors.py --seeds 5 --variants "MCDropout, K = 20" "MCDropout, K = 100"
 
 Each (variant, seed) is an ordinary run of `al-lightning fit --config configs/repeated_digits.yaml` with BatchBALD, that
 differs in what the variant names; the seed decides the initial labels, the first weights and the training. Differences
-are paired by seed. A run that was killed goes on, and one that has ended is not run again. Writes posteriors.csv.
+are paired by seed. A run that was killed goes on, and one that has ended is not run again. Writes posteriors.csv
+and the table of the README.
 """
 
 import argparse
-import csv
 import math
 import os
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,8 +24,10 @@ from al_lightning import Round, read_journal
 from al_lightning.records.curves import area_under_curve, labels_to_target
 from al_lightning.report.compare.significance import paired_difference
 
-CONFIG = Path(__file__).parents[1] / "configs" / "repeated_digits.yaml"
-RESULTS = Path(__file__).parent / "results" / "posteriors.csv"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import CONFIGS, RESULTS, document, read_rows, write_rows
+
+CONFIG = CONFIGS / "repeated_digits.yaml"
 TARGET = 0.9
 BASELINE = "MCDropout, K = 100"
 CALLBACK = "--trainer.callbacks."
@@ -40,10 +43,11 @@ VARIANTS = {
         f"{CALLBACK}posterior.num_members=5",
         f"{CALLBACK}num_samples=null",
     ],
-    "b = 30, K = 100": [f"{CALLBACK}query_size=30"],
-    "b = 30, K = 1000": [f"{CALLBACK}query_size=30", f"{CALLBACK}num_samples=1000"],
+    "MCDropout, b = 30, K = 100": [f"{CALLBACK}query_size=30"],
+    "MCDropout, b = 30, K = 1000": [f"{CALLBACK}query_size=30", f"{CALLBACK}num_samples=1000"],
 }
-BASELINES = {"b = 30, K = 1000": "b = 30, K = 100"}  # of equal batch size; all others: BASELINE
+OF_LARGE_BATCHES = "MCDropout, b = 30, K = 100"
+BASELINES = dict.fromkeys([OF_LARGE_BATCHES, "MCDropout, b = 30, K = 1000"], OF_LARGE_BATCHES)  # all others: BASELINE
 
 
 def run(variant: str, seed: int, folder: Path, *, threads: int) -> list[Round]:
@@ -80,31 +84,34 @@ def numbers(rounds: list[Round]) -> dict[str, float]:
     }
 
 
-def table(found: dict[str, list[dict[str, float]]]) -> str:
-    """The table of the README."""
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """A line for each variant; differences are paired by seed with its baseline."""
     lines = [
-        "| posterior | labels to 90 %, median (each seed) | mean accuracy over all budgets | difference, paired | "
-        "of log K | predict, acquire a run |",
-        "| - | - | - | - | - | - |",
+        "| posterior | labels to 90 %, median (each seed) | mean accuracy over all budgets | difference | of log K |",
+        "| - | - | - | - | - |",
     ]
+    found: dict[str, list[Mapping[str, str]]] = {}
+    for row in rows:
+        found.setdefault(row["variant"], []).append(row)
+    areas = {variant: [100 * float(row["aulc"]) for row in runs] for variant, runs in found.items()}
     for variant, runs in found.items():
-        needed = [each["labels_to_90"] for each in runs]
-        shown = ", ".join("never" if math.isinf(number) else f"{number:.0f}" for number in needed)
-        median = statistics.median(needed)
-        area = [100 * each["aulc"] for each in runs]
+        needed = [float(row["labels_to_90"]) for row in runs]
+        shown, median = ", ".join(map(_number, needed)), _number(statistics.median(needed))
         baseline = BASELINES.get(variant, BASELINE)
         difference = "-"
         if variant != baseline and len(runs) > 1 and len(found.get(baseline, [])) == len(runs):
-            paired = paired_difference(area, [100 * each["aulc"] for each in found[baseline]])
+            paired = paired_difference(areas[variant], areas[baseline])
             interval = "" if paired.low is None else f" ({paired.low:+.1f} to {paired.high:+.1f})"
-            difference = f"{paired.mean:+.1f}{interval}"
-        share = statistics.mean(each["mean_share_of_log_k"] for each in runs)
-        seconds = [statistics.median(each[name] for each in runs) for name in ("predict_s", "acquire_s")]
-        lines.append(
-            f"| {variant} | {'never' if math.isinf(median) else f'{median:.0f}'} ({shown}) | "
-            f"{statistics.mean(area):.1f} % | {difference} | {share:.0%} | {seconds[0]:.0f} s, {seconds[1]:.0f} s |"
-        )
+            to = "" if baseline == BASELINE else f"to {baseline}: "
+            difference = f"{to}{paired.mean:+.1f}{interval}"
+        share = statistics.mean(float(row["mean_share_of_log_k"]) for row in runs)
+        area = statistics.mean(areas[variant])
+        lines.append(f"| {variant} | {median} ({shown}) | {area:.1f} % | {difference} | {share:.0%} |")
     return "\n".join(lines)
+
+
+def _number(labels: float) -> str:
+    return "never" if math.isinf(labels) else f"{labels:.0f}"
 
 
 def parsed() -> argparse.Namespace:
@@ -115,6 +122,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--folder", type=Path, default=Path("runs/posteriors"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
@@ -133,13 +141,13 @@ def main() -> None:
     found = {
         variant: [numbers(runs[variant, seed]) for seed in range(arguments.seeds)] for variant in arguments.variants
     }
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["variant", "seed", *next(iter(found.values()))[0]])
-        for variant, each in found.items():
-            for seed, row in enumerate(each):
-                writer.writerow([variant, seed, *(f"{value:.4f}" for value in row.values())])
-    print(table(found))
+    rows = [
+        {"variant": variant, "seed": seed, **{name: f"{value:.4f}" for name, value in row.items()}}
+        for variant, each in found.items()
+        for seed, row in enumerate(each)
+    ]
+    write_rows(arguments.results / "posteriors.csv", rows)
+    document("posteriors", table(read_rows(arguments.results / "posteriors.csv")), results=arguments.results)
 
 
 if __name__ == "__main__":

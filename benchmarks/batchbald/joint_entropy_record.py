@@ -3,21 +3,16 @@
 Nothing large is imported here: a process that is started from one with torch in memory inherits that one's peak memory.
 """
 
-import hashlib
-import importlib.metadata
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from common import Provenance
 
 OURS, KERNEL = "al_lightning", "kernel"
 REDUX = ("batchbald-redux float64", "batchbald-redux float32")
 BAAL = "baal"
 METHODS = (OURS, *REDUX, BAAL, KERNEL)
-REPOSITORY = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -52,15 +47,6 @@ class Case:
     def __str__(self) -> str:
         name = f"{self.method}, N = {self.num_points:,}, K = {self.num_samples}, C = {self.num_classes}"
         return name if self.method == KERNEL else f"{name}, b = {self.batch_size}"
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """On what the numbers were measured."""
-
-    commit: str
-    torch: str
-    machine: str
 
 
 @dataclass(frozen=True)
@@ -108,41 +94,3 @@ def read_records(path: Path) -> list[Record]:
     if whole != text:
         path.write_text(whole)
     return [Record.from_json(line) for line in whole.splitlines()]
-
-
-def find_provenance(*, threads: int, device: str, commit: str | None) -> Provenance:
-    """The commit with a digest of the package where it differs from it, the torch, and the kind of machine."""
-    return Provenance(commit or find_commit(), importlib.metadata.version("torch"), find_machine(threads, device))
-
-
-def find_commit() -> str:
-    """`git rev-parse`, and after a plus sign a digest of the package's files if they are not those of the commit."""
-    commit = git("rev-parse", "--short", "HEAD")
-    if not git("status", "--porcelain", "--", "al_lightning"):
-        return commit
-    return f"{commit}+{digest(sorted((REPOSITORY / 'al_lightning').rglob('*.py')))}"
-
-
-def digest(paths: Iterable[Path]) -> str:
-    """Eight hexadecimal digits of what the files hold."""
-    content = hashlib.sha256()
-    for path in paths:
-        content.update(path.read_bytes())
-    return content.hexdigest()[:8]
-
-
-def git(*command: str) -> str:
-    """What git answers about this repository."""
-    ran = subprocess.run(["git", *command], cwd=REPOSITORY, capture_output=True, text=True, check=False)  # noqa: S607
-    if ran.returncode:
-        raise RuntimeError(f"`git {' '.join(command)}` failed: {ran.stderr.strip()} Pass `--commit` outside of git.")
-    return ran.stdout.strip()
-
-
-def find_machine(threads: int, device: str) -> str:
-    """The GPU's name, or how many cores there are and how many are used."""
-    if device != "cpu":
-        asked = [sys.executable, "-c", f"import torch; print(torch.cuda.get_device_name({device!r}))"]
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-    cores = os.cpu_count()
-    return f"{cores} CPU cores" if threads == cores else f"{threads} of {cores} CPU cores"

@@ -1,6 +1,5 @@
 """CSV, picture and table of `joint_entropy.py`."""
 
-import csv
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -10,9 +9,11 @@ import matplotlib as mpl
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
-from joint_entropy_record import BAAL, KERNEL, OURS, REDUX, Record
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
+
+from batchbald.joint_entropy_record import BAAL, KERNEL, OURS, REDUX, Record
+from common import write_rows
 
 # Okabe and Ito's colours, which colour-blind people tell apart; the marker tells them apart in print.
 STYLES = {OURS: ("#0072B2", "o"), REDUX[0]: ("#D55E00", "s"), REDUX[1]: ("#E69F00", "D"), BAAL: ("#595959", "^")}
@@ -93,10 +94,7 @@ def floor_seconds(record: Record) -> float:
 def write_csv(path: Path, records: Sequence[Record]) -> None:
     """One row for each case."""
     rows = [row(record, methods.get(OURS)) for methods in by_size(records).values() for record in methods.values()]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(path, rows)
 
 
 def span(seconds: float) -> str:

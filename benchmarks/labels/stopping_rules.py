@@ -1,6 +1,6 @@
 """Would another stopping rule than the paper's need fewer labels? One training of 30 epochs, seen by every rule.
 
-    python benchmarks/stopping_rules.py --data FOLDER --runs runs/paper/mnist/BatchBALD/seed-*
+    python benchmarks/labels/stopping_rules.py --data FOLDER --runs runs/paper/mnist/BatchBALD/seed-*
 
 A net is trained without early stopping on the labels that each run of `paper.py` had at some numbers of labels. After
 every epoch its dropout-free accuracy and loss on the validation set and its accuracy on the test set are taken down, so
@@ -10,18 +10,19 @@ Writes stopping_rules.csv, a row for each training and rule, and prints the mean
 """
 
 import argparse
-import csv
 import statistics
+import sys
 from pathlib import Path
 
 import yaml
-from paper_runs import CONFIGS
 
 from al_lightning import ActiveLearningDataModule, IDXDataModule, read_journal
 from al_lightning._lightning import LightningModule, Trainer, pl
 from al_lightning.models import Classifier, PaperCNN
 
-RESULTS = Path(__file__).parent / "results"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import CONFIGS, RESULTS, write_rows
+
 RULES = {
     "accuracy, patience 3 (the paper's)": ("val_acc", 3),
     "accuracy, patience 10": ("val_acc", 10),
@@ -85,8 +86,8 @@ def main() -> None:
                 epoch = kept_epoch(values, rising=metric == "val_acc", patience=patience)
                 rows.append([header["seed"], num_labelled, rule, epoch, epochs.seen[epoch]["test_acc"]])
                 print(*rows[-1], flush=True)
-    with (asked.results / "stopping_rules.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["seed", "labelled", "rule", "epoch", "test_acc"], *rows])
+    columns = ("seed", "labelled", "rule", "epoch", "test_acc")
+    write_rows(asked.results / "stopping_rules.csv", [dict(zip(columns, row, strict=True)) for row in rows])
     for rule in RULES:
         means = [statistics.mean(row[4] for row in rows if row[1:3] == [n, rule]) for n in asked.labelled]
         print(rule, *(f"{mean:.1%}" for mean in means), sep=" | ")

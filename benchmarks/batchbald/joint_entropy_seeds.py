@@ -1,7 +1,7 @@
 """Whether a batch tells as much as that of `batchbald-redux`: both draw configurations, so over several seeds.
 
     export PYTHONPATH=runs/peers
-    python benchmarks/joint_entropy_seeds.py --seeds 8
+    python benchmarks/batchbald/joint_entropy_seeds.py --seeds 8
 
 The joint information of each batch is estimated anew, with 100,000 configurations and one seed for all. The docstring
 of `joint_entropy.py` says how to install the peer; the pools are the same, made if they are missing. Writes
@@ -9,20 +9,22 @@ joint_entropy_seeds.csv, a line for each seed, and prints the mean difference.
 """
 
 import argparse
-import csv
 import statistics
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from batchbald_redux.batchbald import get_batchbald_batch
-from joint_entropy import RESULTS, find_pool
-from joint_entropy_case import JOINT_CONFIGS
-from joint_entropy_record import find_provenance
 from torch import Tensor
 
 from al_lightning.acquisition import batchbald
 from al_lightning.information import batch_information
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from batchbald.joint_entropy import find_pool
+from batchbald.joint_entropy_case import JOINT_CONFIGS
+from common import RESULTS, find_provenance, write_rows
 
 BATCH_SIZE, NUM_CONFIGS, NUM_SAMPLES, NUM_CLASSES = 10, 10_000, 100, 10
 
@@ -60,15 +62,14 @@ def main() -> None:
     pool = find_pool(arguments.folder.resolve(), *size, threads=arguments.threads)
     log_probs_N_K_C = torch.from_numpy(np.load(pool))
     provenance = find_provenance(threads=arguments.threads, device="cpu", commit=None)
-    differences = []
-    with (arguments.results / "joint_entropy_seeds.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["commit", "torch", "num_points", "seed", "al_lightning_nats", "batchbald_redux_nats"])
-        for seed in range(arguments.seeds):
-            ours, theirs = measure(log_probs_N_K_C, seed)
-            differences.append(ours - theirs)
-            writer.writerow([provenance.commit, provenance.torch, arguments.num_points, seed, ours, theirs])
-            print(f"seed {seed}: {ours:.4f} nats, batchbald-redux {theirs:.4f}", flush=True)
+    rows, differences = [], []
+    for seed in range(arguments.seeds):
+        ours, theirs = measure(log_probs_N_K_C, seed)
+        differences.append(ours - theirs)
+        where = {"commit": provenance.commit, "torch": provenance.torch, "num_points": arguments.num_points}
+        rows.append({**where, "seed": seed, "al_lightning_nats": ours, "batchbald_redux_nats": theirs})
+        print(f"seed {seed}: {ours:.4f} nats, batchbald-redux {theirs:.4f}", flush=True)
+    write_rows(arguments.results / "joint_entropy_seeds.csv", rows)
     error = statistics.stdev(differences) / len(differences) ** 0.5
     print(f"{statistics.mean(differences):+.4f} nats on average (standard error {error:.4f})")
 

@@ -1,25 +1,24 @@
 """How much the batches of each acquisition really tell: chosen with few posterior samples, judged by 10,000 others.
 
-    python benchmarks/batch_information.py --data FOLDER --run runs/paper/mnist/BatchBALD/seed-0
+    python benchmarks/batchbald/batch_information.py --data FOLDER --run runs/paper/mnist/BatchBALD/seed-0
 
 A batch that was chosen with K samples cannot be seen to tell more than log K nats, and is over-rated by the very
 samples that chose it. So nets are trained on the labels that a run of `paper.py` had after some of its rounds, batches
 are chosen from part of the pool by each acquisition and each K, and their joint information is estimated anew with
 10,000 other posterior samples.
 
-Writes batch_information.csv and prints a table.
+Writes batch_information.csv and the table of the README.
 """
 
 import argparse
-import csv
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 import yaml
-from paper_runs import CONFIGS
 from torch import Tensor
 
 from al_lightning import (
@@ -38,7 +37,9 @@ from al_lightning.acquisition import Predictions
 from al_lightning.information import batch_information, mutual_information
 from al_lightning.models import Classifier, PaperCNN
 
-RESULTS = Path(__file__).parent / "results"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import CONFIGS, RESULTS, document, read_rows, write_rows
+
 MOST_SAMPLES = 1000
 JUDGES = 10_000
 BATCH = 10
@@ -129,6 +130,18 @@ def measured(
         }
 
 
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Nats of each acquisition and number of samples, means over the batches."""
+    stages = list(dict.fromkeys(row["labelled"] for row in rows))
+    lines = [f"| chosen by | K | at {' | '.join(stages)} labels |", "| --- |" + " ---: |" * (1 + len(stages))]
+    for acquisition, samples in dict.fromkeys((row["acquisition"], row["samples"]) for row in rows):
+        of_it = [row for row in rows if (row["acquisition"], row["samples"]) == (acquisition, samples)]
+        means = (statistics.mean(float(row["nats"]) for row in of_it if row["labelled"] == stage) for stage in stages)
+        cells = [acquisition, "-" if acquisition == "Random" else samples, *(f"{mean:.1f}" for mean in means)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Train, choose, judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -155,17 +168,8 @@ def main() -> None:
         for row in measured(model, data, pool_N[some], repeats=asked.repeats):
             rows.append({"labelled": num_labelled, **row})
             print(*rows[-1].values(), flush=True)
-    with (asked.results / "batch_information.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    names = dict.fromkeys((row["acquisition"], row["samples"]) for row in rows)
-    for key in names:
-        of_each = {
-            n: [r["nats"] for r in rows if (r["acquisition"], r["samples"], r["labelled"]) == (*key, n)]
-            for n in asked.labelled
-        }
-        print(*key, *(f"{statistics.mean(of):.2f}" for of in of_each.values()), sep=" | ")
+    write_rows(asked.results / "batch_information.csv", rows)
+    document("batch_information", table(read_rows(asked.results / "batch_information.csv")), results=asked.results)
 
 
 if __name__ == "__main__":

@@ -1,36 +1,37 @@
 """K forward passes of a net with dropout: the loop that a user would write against `MCDropout`, with the same masks.
 
-    python benchmarks/inference.py --threads 2
-    python benchmarks/inference.py --models "PaperCNN" --samples 100
-    python benchmarks/inference.py --device cuda
+    python benchmarks/inference/mc_dropout.py --threads 2
+    python benchmarks/inference/mc_dropout.py --models "PaperCNN" --samples 100
+    python benchmarks/inference/mc_dropout.py --device cuda
 
 The loop is a copy of the model in which every dropout layer multiplies by its mask of sample k, run once for each k;
 drawing the masks is not counted. Both get the same batch, after one that is not counted, and take turns. The time of
 the loop is proportional to K, so where it would take minutes its first samples are timed and the rest is taken to be
 as fast. The cost of the first batch, on which `MCDropout` tries and checks, is given in units of later batches.
 
-Numbers to be shown are measured on a machine that does nothing else. Writes inference.csv and prints the table of the
+Numbers to be shown are measured on a machine that does nothing else. Writes mc_dropout.csv and the table of the
 README.
 """
 
 import argparse
 import copy
-import csv
 import functools
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
 import torch
-from inference_models import MODELS
-from joint_entropy_record import Provenance, find_provenance
 from torch import Tensor, nn
 
 from al_lightning.posterior import MCDropout, dropout_mask
 
-RESULTS = Path(__file__).parent / "results"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import RESULTS, Provenance, document, find_provenance, read_rows, write_rows
+from inference.models import MODELS
+
 SEED = 0
 LOOP_LIMIT_S = 20.0
 
@@ -149,31 +150,33 @@ def measure(name: str, num_samples: int, arguments: argparse.Namespace) -> Resul
 
 
 def write_csv(path: Path, results: list[Result], provenance: Provenance) -> None:
-    """These results, and those of other models, sizes, commits and machines that are there already."""
-    about = {"commit": provenance.commit, "torch": provenance.torch, "machine": provenance.machine}
-    rows = [{**about, **{key: str(value) for key, value in asdict(result).items()}} for result in results]
+    """Write these results, and those of other models, sizes, commits and machines that are there already."""
+    rows = [{**asdict(provenance), **{key: str(value) for key, value in asdict(result).items()}} for result in results]
     key = ("commit", "torch", "machine", "model", "device", "threads", "num_samples")
-    old = list(csv.DictReader(path.open())) if path.exists() else []
     new_keys = [[row[name] for name in key] for row in rows]
-    rows = [row for row in old if [row[name] for name in key] not in new_keys] + rows
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*about, *(field.name for field in fields(Result))])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(path, [row for row in read_rows(path) if [row[name] for name in key] not in new_keys] + rows)
 
 
-def table(results: list[Result]) -> str:
-    """For the README."""
+def shown(value: float) -> str:
+    """Three digits, and no exponent where there are more."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def table(rows: list[dict[str, str]], *, machine: str) -> str:
+    """The last result of each model and K on a kind of machine."""
     lines = [
-        "| model | K | loop, ms per image | `MCDropout` | times faster | largest difference of p |",
+        "| model | K | loop, ms per image | `MCDropout` | times faster (range) | largest difference of p |",
         "| --- |" + " ---: |" * 5,
     ]
-    lines += [
-        f"| {found.model} | {found.num_samples} | {found.loop_ms_per_image:.3g} | {found.our_ms_per_image:.3g} | "
-        f"{found.ratio:.3g} ({found.lowest_ratio:.3g} to {found.highest_ratio:.3g}) | {found.max_difference:.0e} |"
-        for found in results
-    ]
+    last = {(row["model"], int(row["num_samples"])): row for row in rows if row["machine"] == machine}
+    for model, num_samples in sorted(last, key=lambda key: (list(MODELS).index(key[0]), key[1])):
+        row = last[model, num_samples]
+        loop, ours, ratio, low, high = (
+            shown(float(row[name]))
+            for name in ("loop_ms_per_image", "our_ms_per_image", "ratio", "lowest_ratio", "highest_ratio")
+        )
+        difference = f"{float(row['max_difference']):.1g}"
+        lines.append(f"| {model} | {num_samples} | {loop} | {ours} | {ratio} ({low} to {high}) | {difference} |")
     return "\n".join(lines)
 
 
@@ -195,8 +198,9 @@ def main() -> None:
         for num_samples in arguments.samples:
             results.append(measure(name, num_samples, arguments))
             print(results[-1], flush=True)
-    write_csv(arguments.results / "inference.csv", results, provenance)
-    print(table(results))
+    path = arguments.results / "mc_dropout.csv"
+    write_csv(path, results, provenance)
+    document("mc_dropout", table(read_rows(path), machine=provenance.machine), results=arguments.results)
 
 
 if __name__ == "__main__":

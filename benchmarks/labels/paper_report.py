@@ -1,6 +1,5 @@
 """What `paper.py` found: the CSV files, the tables and the picture, beside the authors' own results."""
 
-import csv
 import itertools
 import json
 import math
@@ -14,11 +13,12 @@ import matplotlib as mpl
 mpl.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from paper_runs import EXPERIMENTS, Job, provenance_of
 
 from al_lightning import Round
 from al_lightning.records.curves import area_under_curve, labels_to_target
 from al_lightning.report.compare.significance import holm, paired_difference
+from common import write_rows
+from labels.paper_runs import EXPERIMENTS, Job, provenance_of
 
 METRIC = "test_mean_acc"  # of the mean prediction, as in the paper
 TARGETS = (0.9, 0.95)
@@ -154,21 +154,20 @@ def write_csv(path: Path, jobs: Sequence[Job], root: Path) -> None:
     """A row for each round of each run that has ended, with what the run was made of."""
     metrics = [METRIC, "test_mean_loss", "test_acc", "val_acc"]
     made_of = ["commit", "torch", "machine", "config", "flags", "date"]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        columns = [*metrics, "joint_mi_over_log_k", *(f"{name}_s" for name in SECONDS), *made_of]
-        writer.writerow(["experiment", "pool", "acquisition", "seed", "labels", *columns])
-        for job in jobs:
-            if not job.has_ended(root):
-                continue
-            origin = provenance_of(job, root)
-            for entry in job.rounds(root):
-                numbers = [entry.metrics[name] for name in metrics]
-                numbers.append(entry.information.get("joint_mi_over_log_k"))
-                seconds = [entry.seconds.get(name) for name in SECONDS]
-                cells = ["" if number is None else f"{number:.5g}" for number in [*numbers, *seconds]]
-                which = [job.experiment, job.pool or "all", job.acquisition, job.seed, entry.num_labelled]
-                writer.writerow([*which, *cells, *(origin[name] for name in made_of)])
+    rows = []
+    for job in jobs:
+        if not job.has_ended(root):
+            continue
+        origin = provenance_of(job, root)
+        which = {"experiment": job.experiment, "pool": job.pool or "all", "acquisition": job.acquisition}
+        for entry in job.rounds(root):
+            numbers = {name: entry.metrics[name] for name in metrics}
+            numbers["joint_mi_over_log_k"] = entry.information.get("joint_mi_over_log_k")
+            numbers |= {f"{name}_s": entry.seconds.get(name) for name in SECONDS}
+            cells = {name: "" if number is None else f"{number:.5g}" for name, number in numbers.items()}
+            made = {name: origin[name] for name in made_of}
+            rows.append({**which, "seed": job.seed, "labels": entry.num_labelled, **cells, **made})
+    write_rows(path, rows)
 
 
 def draw(path: Path, ended: Ended, references: Mapping[tuple[str, str], Reference], *, pool: int | None) -> None:

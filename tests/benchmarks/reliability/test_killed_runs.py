@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "killed_runs.py"
+SCRIPT = Path(__file__).parents[3] / "benchmarks" / "reliability" / "killed_runs.py"
 
 
 @pytest.mark.long

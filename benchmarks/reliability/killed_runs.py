@@ -1,8 +1,8 @@
 """Runs that are killed with SIGKILL and started again, against the run that nobody disturbed.
 
-    python benchmarks/killed_runs.py --runs 200
-    python benchmarks/killed_runs.py --runs 5 --seed 3
-    python benchmarks/killed_runs.py --runs 50 --changes
+    python benchmarks/reliability/killed_runs.py --runs 200
+    python benchmarks/reliability/killed_runs.py --runs 5 --seed 3
+    python benchmarks/reliability/killed_runs.py --runs 50 --changes
 
 Each run is killed up to `--kills` times, then left alone to its end. Every second kill falls at a random moment, the
 others inside a random function of this package (at the n-th call, return or C call in it), so that the few milliseconds

@@ -1,7 +1,7 @@
 """What another process that keeps a core busy costs: a batch of BatchBALD, MC dropout of some images, an epoch.
 
-    python benchmarks/busy_neighbour.py
-    python benchmarks/busy_neighbour.py --neighbours 2 --repeats 9
+    python benchmarks/reliability/busy_neighbour.py
+    python benchmarks/reliability/busy_neighbour.py --neighbours 2 --repeats 9
 
 The neighbour is a loop in a session of its own, as another user's or a container's is, because Linux shares a core
 fairly between sessions. It is started and stopped in turn: a round times every case without it, then with it. The two
@@ -13,25 +13,26 @@ they are missing. Writes busy_neighbour.csv and prints a table.
 
 import argparse
 import copy
-import csv
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
-from joint_entropy import RESULTS, find_pool
-from joint_entropy_case import select_ours
-from joint_entropy_record import Provenance, find_provenance
 
 from al_lightning.models import PaperCNN
 from al_lightning.posterior import MCDropout
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from batchbald.joint_entropy import find_pool
+from batchbald.joint_entropy_case import select_ours
+from common import RESULTS, find_provenance, write_rows
 
 BOUND = 3  # times the quiet time
 BUSY = "import os\nprint(flush=True)\nparent = os.getppid()\nwhile os.getppid() == parent: pass"  # nor outlives it
@@ -151,18 +152,8 @@ def measure(runs: dict[str, Run], arguments: argparse.Namespace) -> list[Result]
     return results
 
 
-def write_csv(path: Path, results: list[Result], provenance: Provenance) -> None:
-    """A line for each case."""
-    about = {"commit": provenance.commit, "torch": provenance.torch, "machine": provenance.machine}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*about, *(field.name for field in fields(Result))])
-        writer.writeheader()
-        writer.writerows({**about, **asdict(result)} for result in results)
-
-
 def table(results: list[Result]) -> str:
-    """For the README."""
+    """A line for each case."""
     lines = ["| | quiet, s | beside the neighbour | times | results |", "| - | -: | -: | -: | - |"]
     lines += [
         f"| {found.case} | {found.quiet_s:.3g} | {found.busy_s:.3g} (longest {found.longest_busy_s:.3g}) | "
@@ -195,7 +186,8 @@ def main() -> None:
     provenance = find_provenance(threads=arguments.threads, device="cpu", commit=arguments.commit)
     with ExitStack() as stack:
         results = measure(cases(arguments, stack), arguments)
-    write_csv(arguments.results / "busy_neighbour.csv", results, provenance)
+    rows = [{**asdict(provenance), **asdict(result)} for result in results]
+    write_rows(arguments.results / "busy_neighbour.csv", rows)
     print(table(results))
     if not all(found.is_same for found in results):
         sys.exit("A neighbour changed a result.")

@@ -1,7 +1,7 @@
 """How BatchBALD's time grows with the batch and with the pool: all sizes in turn, in one process.
 
-    python benchmarks/joint_entropy_growth.py --repeats 15
-    python benchmarks/joint_entropy_growth.py --num-points 300 600 --batch-sizes 2 4 --repeats 3 --results runs
+    python benchmarks/batchbald/joint_entropy_growth.py --repeats 15
+    python benchmarks/batchbald/joint_entropy_growth.py --num-points 300 600 --batch-sizes 2 4 --results runs
 
 `joint_entropy.py` gives each case a process of its own, for its peak memory, and times all of a case before the next: a
 machine's speed can move more in between than the ratio that is asked for. Here a round times every size once, the next
@@ -12,17 +12,20 @@ round and size, and prints the ratios.
 """
 
 import argparse
-import csv
 import itertools
 import statistics
+import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from joint_entropy import RESULTS, find_pool
-from joint_entropy_case import cpu_clock, select_ours, taken_by_others
-from joint_entropy_record import find_provenance
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from batchbald.joint_entropy import find_pool
+from batchbald.joint_entropy_case import cpu_clock, select_ours, taken_by_others
+from common import RESULTS, find_provenance, write_rows
 
 Size = tuple[int, int]  # points and batch size
 
@@ -76,15 +79,19 @@ def tell(rounds: list[dict[Size, float]]) -> None:
 def write_csv(rounds: list[dict[Size, float]], arguments: argparse.Namespace) -> None:
     """A line for each round and size."""
     provenance = find_provenance(threads=arguments.threads, device="cpu", commit=None)
-    with (arguments.results / "joint_entropy_growth.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        sizes = ("num_points", "num_samples", "num_classes", "num_configs", "batch_size")
-        writer.writerow(["commit", "torch", "machine", *sizes, "round", "seconds"])
-        for number, seconds in enumerate(rounds):
-            for points, batch_size in sorted(seconds):
-                size = (points, arguments.samples, arguments.classes, arguments.num_configs, batch_size)
-                origin = (provenance.commit, provenance.torch, provenance.machine)
-                writer.writerow([*origin, *size, number, f"{seconds[points, batch_size]:.4f}"])
+    axes = (arguments.samples, arguments.classes, arguments.num_configs)
+    rows = [
+        {
+            **asdict(provenance),
+            **dict(zip(("num_points", "num_samples", "num_classes", "num_configs"), (points, *axes), strict=True)),
+            "batch_size": batch_size,
+            "round": number,
+            "seconds": f"{seconds[points, batch_size]:.4f}",
+        }
+        for number, seconds in enumerate(rounds)
+        for points, batch_size in sorted(seconds)
+    ]
+    write_rows(arguments.results / "joint_entropy_growth.csv", rows)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "busy_neighbour.py"
+SCRIPT = Path(__file__).parents[3] / "benchmarks" / "reliability" / "busy_neighbour.py"
 SMALL = ["--num-points=60", "--images=8", "--samples=5", "--batch-size=2", "--trained=64", "--repeats=1"]
 
 

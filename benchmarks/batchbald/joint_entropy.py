@@ -1,10 +1,10 @@
 """BatchBALD side by side: this package, `batchbald-redux` 2.0.5, `baal` 2.1.0, and what the machine itself needs.
 
     export PYTHONPATH=runs/peers
-    python benchmarks/joint_entropy.py --threads 2
-    python benchmarks/joint_entropy.py --num-points 10000 --samples 100 --classes 10 --batch-sizes 10
-    python benchmarks/joint_entropy.py --quick
-    python benchmarks/joint_entropy.py --device cuda
+    python benchmarks/batchbald/joint_entropy.py --threads 2
+    python benchmarks/batchbald/joint_entropy.py --num-points 10000 --samples 100 --classes 10 --batch-sizes 10
+    python benchmarks/batchbald/joint_entropy.py --quick
+    python benchmarks/batchbald/joint_entropy.py --device cuda
 
 The peers ask for torchvision, and for all of jupyter. Beside a torch for the CPU alone the usual wheel of torchvision
 does not load, and because torchmetrics imports it wherever it is, neither does this package then ("operator
@@ -42,22 +42,12 @@ from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from joint_entropy_record import (
-    KERNEL,
-    METHODS,
-    OURS,
-    Case,
-    Measurement,
-    Provenance,
-    Record,
-    find_commit,
-    find_provenance,
-    read_records,
-)
-from joint_entropy_report import draw, table, write_csv
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from batchbald.joint_entropy_record import KERNEL, METHODS, OURS, Case, Measurement, Record, read_records
+from batchbald.joint_entropy_report import draw, table, write_csv
+from common import RESULTS, ROOT, Provenance, find_commit, find_provenance
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
 KERNEL_POINTS = 2000
 OWN_LIMIT_S = 900.0
 
@@ -87,7 +77,7 @@ def cases(arguments: argparse.Namespace) -> Iterator[Case]:
 def run(command: list[str], *, threads: int, limit_s: float) -> str:
     """What a process prints; what it wrote elsewhere is told if it fails."""
     threaded = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])  # this package, not an installed one
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])  # this package, not an installed one
     environment = {**os.environ, **threaded, "PYTHONPATH": path, "TQDM_DISABLE": "1"}
     try:
         ran = subprocess.run(command, env=environment, timeout=limit_s, capture_output=True, text=True, check=False)

@@ -1,6 +1,6 @@
 """What tracking in Weights & Biases costs the main job: the same command in three ways.
 
-    python benchmarks/tracking.py --repeats 5
+    python benchmarks/reliability/tracking.py --repeats 5
 
 "without" is configs/repeated_digits.yaml; "W&B alone" adds the overlay, but the callback tells its loggers nothing, so
 that W&B gets what Lightning logs of any training; "tracked" is the overlay as it is. They take turns, each in a process
@@ -25,7 +25,9 @@ import al_lightning.rounds.round_end
 import al_lightning.rounds.start
 from al_lightning.cli.command import run
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import CONFIGS
+
 TRACKING = ("open_loggers", "begin_tracking", "log_last_round", "keep_images")
 WAYS = ("without", "W&B alone", "tracked")
 

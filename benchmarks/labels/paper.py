@@ -1,8 +1,8 @@
 """The experiments of the BatchBALD paper (Kirsch, van Amersfoort, Gal 2019), beside its authors' own results.
 
-    python benchmarks/paper.py --data FOLDER --seeds 6 --workers 2
-    python benchmarks/paper.py --data FOLDER --seeds 3 --pool 10000 --max-labelled 150 --budget-minutes 20
-    python benchmarks/paper.py --data FOLDER --seeds 6 --workers 4 --gpus 0 1 --experiments mnist "repeated x3"
+    python benchmarks/labels/paper.py --data FOLDER --seeds 6 --workers 2
+    python benchmarks/labels/paper.py --data FOLDER --seeds 3 --pool 10000 --max-labelled 150 --budget-minutes 20
+    python benchmarks/labels/paper.py --data FOLDER --seeds 6 --workers 4 --gpus 0 1 --experiments mnist "repeated x3"
 
 FOLDER holds `mnist/` with its four IDX files (and `fashion_mnist/`, `emnist/` for those). Each (experiment,
 acquisition, seed) is an ordinary run of `al-lightning fit` in a folder of its own. A run that was killed goes on after
@@ -21,11 +21,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
-from joint_entropy_record import find_provenance
-from paper_report import draw, paired, read_references, states, table, write_csv
-from paper_runs import EXPERIMENTS, Job, Place, filename, start
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import RESULTS, find_provenance
+from labels.paper_report import draw, paired, read_references, states, table, write_csv
+from labels.paper_runs import EXPERIMENTS, Job, Place, filename, start
 
-RESULTS = Path(__file__).parent / "results"
 ACQUISITIONS = ("BatchBALD", "BALD", "Random")
 
 

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from joint_entropy_floor import measure_kernel, synchronise
-from joint_entropy_record import BAAL, KERNEL, OURS, Case, Measurement
 from torch import Tensor
 
 from al_lightning.acquisition import batchbald
 from al_lightning.information import batch_information
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from batchbald.joint_entropy_floor import measure_kernel, synchronise
+from batchbald.joint_entropy_record import BAAL, KERNEL, OURS, Case, Measurement
 
 PROBES = (64, 256)  # candidates on which a peer is timed before the whole pool
 ENOUGH_S = 120.0  # no more repeats after this

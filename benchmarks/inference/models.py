@@ -1,4 +1,4 @@
-"""The models of `inference.py`, and the batches that they get."""
+"""The models of `mc_dropout.py`, and the batches that they get."""
 
 import functools
 from collections.abc import Callable

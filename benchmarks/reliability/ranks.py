@@ -1,17 +1,16 @@
 """Predicting and choosing from a pool on two ranks against one, each with one thread, in one run.
 
-    python benchmarks/ranks.py
-    python benchmarks/ranks.py --num-points 20000 --ranks 4 --device cuda
+    python benchmarks/reliability/ranks.py
+    python benchmarks/reliability/ranks.py --num-points 20000 --ranks 4 --device cuda
 
 The same net, weights and seed: the batch must be the same. Ranks are processes of this script, which torchrun's
 environment variables tell who they are; with `--device cuda` each has a GPU of its own. Time is that of prediction plus
 choice in the record of the round, which ends when the slowest rank has ended. Also counts the bytes that the ranks
 exchange for the choice, for pools of two sizes: per pick and rank it is one candidate and its K x C row, whatever N.
-Writes benchmarks/results/ranks.csv.
+Writes ranks.csv.
 """
 
 import argparse
-import csv
 import json
 import os
 import socket
@@ -32,7 +31,8 @@ from al_lightning import ActiveLearning, ActiveLearningDataModule, BatchBALD, ac
 from al_lightning.distributed import Ranks
 from al_lightning.models import Classifier, PaperCNN
 
-RESULTS = Path(__file__).parent / "results" / "ranks.csv"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import RESULTS, write_rows
 
 
 class Images(LightningDataModule):
@@ -126,6 +126,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--as-rank", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -156,10 +157,7 @@ def main() -> None:
         "bytes_sent_per_rank": pairs[0][2],
         "bytes_sent_per_rank_half_the_pool": half,
     }
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        writer.writeheader()
-        writer.writerow(row)
+    write_rows(arguments.results / "ranks.csv", [row])
     print(", ".join(f"{name} {value}" for name, value in row.items()))
     print("The same batch on one rank and on many.")
 

@@ -1,6 +1,6 @@
 """Predictions of a pool by a real MC-dropout net, written to an .npy file; run in a process of its own.
 
-    python benchmarks/joint_entropy_pool.py 10000 100 10 pool.npy
+    python benchmarks/batchbald/joint_entropy_pool.py 10000 100 10 pool.npy
 
 C = 10: scikit-learn's digits, two of each class labelled, the others repeated with noise of N(0, 0.1) until there are
 N. Any other C: C Gaussian classes in 64 dimensions, three of each labelled. The net is a small MLP with dropout after

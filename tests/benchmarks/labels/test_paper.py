@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 QUICK = [
     "--trainer.max_epochs=1",
     "--data.points_per_epoch=64",
@@ -28,9 +28,9 @@ QUICK = [
 @pytest.fixture
 def modules(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    names = ("joint_entropy_record", "paper_runs", "paper_report", "paper")
-    yield {name: importlib.import_module(name) for name in names}
-    for name in names:
+    names = ("paper_runs", "paper_report", "paper")
+    yield {name: importlib.import_module(f"labels.{name}") for name in names}
+    for name in ("labels", "common", *(f"labels.{name}" for name in names)):
         sys.modules.pop(name)
 
 
@@ -45,7 +45,7 @@ def write_mnist(folder, num_train=90):
 
 
 def queue(folder, *arguments, extra=QUICK):
-    command = [sys.executable, str(BENCHMARKS / "paper.py"), "--data", str(folder / "data"), "--pool", "60"]
+    command = [sys.executable, str(BENCHMARKS / "labels" / "paper.py"), "--data", str(folder / "data"), "--pool", "60"]
     command += ["--seeds", "1", "--workers", "2", *arguments]
     command += ["--folder", str(folder / "runs"), "--results", str(folder / "results"), "--", *extra]
     return subprocess.run(

@@ -1,0 +1,55 @@
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SCRIPTS = sorted(path for path in BENCHMARKS.glob("*/*.py") if "__main__" in path.read_text())
+
+
+@pytest.fixture
+def common(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield importlib.import_module("common")
+    sys.modules.pop("common")
+
+
+def test_a_table_takes_the_place_of_the_one_between_its_marks_and_nothing_else(common, tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- mine -->\n| old |\n<!-- /mine -->\nafter\n")
+    common.document("mine", "| a\\1 |\n| new |", results=common.RESULTS, readme=readme)
+    assert readme.read_text() == "before\n<!-- mine -->\n| a\\1 |\n| new |\n<!-- /mine -->\nafter\n"
+    assert capsys.readouterr().out == "| a\\1 |\n| new |\n"
+    common.document("mine", "| rehearsed |", results=tmp_path, readme=readme)
+    assert "| new |" in readme.read_text()
+
+
+def test_a_readme_without_the_marks_is_refused_and_left_as_it_is(common, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- mine -->\n| old |\n")
+    with pytest.raises(ValueError, match="must hold the lines <!-- mine --> and <!-- /mine --> once each"):
+        common.document("mine", "| new |", results=common.RESULTS, readme=readme)
+    assert readme.read_text() == "<!-- mine -->\n| old |\n"
+
+
+def test_rows_are_read_back_as_they_were_written(common, tmp_path):
+    path = tmp_path / "new" / "rows.csv"
+    assert common.read_rows(path) == []
+    common.write_rows(path, [{"a": 1, "b": "x, y"}, {"a": 2, "b": ""}])
+    assert common.read_rows(path) == [{"a": "1", "b": "x, y"}, {"a": "2", "b": ""}]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_each_script_says_how_it_is_called_by_the_path_where_it_lies(script):
+    assert f"benchmarks/{script.parent.name}/{script.name}" in script.read_text() or script.name == (
+        "joint_entropy_case.py"
+    ), script
+
+
+def test_the_readme_has_a_mark_for_each_table_that_a_script_documents(common):
+    calls = {name for path in SCRIPTS for name in path.read_text().split('document("')[1:]}
+    named = {call.partition('"')[0] for call in calls}
+    readme = common.README.read_text(encoding="utf-8")
+    assert named == {"learning_curves", "posteriors", "mc_dropout", "batch_information"}
+    assert all(readme.count(f"<!-- {name} -->") == readme.count(f"<!-- /{name} -->") == 1 for name in named)
