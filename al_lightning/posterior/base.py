@@ -32,12 +32,12 @@ class Posterior(ABC):
 
     @property
     def draws_anew(self) -> bool:
-        """Tell whether another seed draws other networks."""
+        """Tell whether another seed gives other networks."""
         return True
 
     @property
     def way_to_more_samples(self) -> str:
-        """Advise where K samples are too few, as a sentence begins."""
+        """Return the advice for too few samples, as the beginning of a sentence."""
         return "Raise `num_samples`"
 
     def checked_num_samples(self, num_samples: int | None) -> int:
@@ -52,22 +52,22 @@ class Posterior(ABC):
 
     @abstractmethod
     def preview(self, model: nn.Module, batch: object, *, smaller: object = None) -> Tensor:
-        """`log_probs_B_C` of one sample, before a training: what cannot be sampled is refused before it costs.
+        """Return `log_probs_B_C` of one sample before the first training, or refuse a model that cannot be sampled.
 
-        The model is called some ten times, and handed back as it was, the global random generators too. What only a
-        trained model shows, as samples that do not differ, is left to `sample`.
+        Calls the model about ten times; the model and the global random generators are left as they were. `sample`
+        checks what only a trained model shows, for example that the samples differ.
 
         Args:
             model: The model, on its device.
             batch: Some points of the pool.
-            smaller: A batch of fewer of them, from the same loader: a batch that cannot be cut by rows shows its first
-                axis only so.
+            smaller: A batch of fewer points from the same loader, for batches that cannot be cut by rows: two batch
+                sizes show which axis is that of the points.
         """
 
     def fit(self, model: nn.Module, batches: Iterable[object]) -> "Posterior":  # noqa: ARG002 - of those that learn
-        """Fit to the labelled points: return this posterior itself, unless it learns from them.
+        """Return the posterior given the labelled points; by default this one, which does not depend on them.
 
-        Called after each training, with the trained weights; nothing is kept from one round to the next.
+        Called after each training, with the trained weights. Nothing is kept from one round to the next.
 
         Args:
             model: The trained model, on its device. It is left as it was.
@@ -77,14 +77,14 @@ class Posterior(ABC):
 
     @abstractmethod
     def sample(self, model: nn.Module, num_samples: int, *, seed: int) -> AbstractContextManager[Predict]:
-        """Draw K weights once; every call of the result uses them, so predictions are joint over batches and ranks.
+        """Draw K networks; all batches and ranks are predicted by the same K networks.
 
         The same seed gives the same K networks for every batch, batch size, position in a batch, device and rank. The
-        model is handed back as it was, after an error too. The caller folds whatever else tells draws apart (the
-        round) into `seed`, and chooses device and precision around the calls.
+        model is left as it was, also after an error. The caller includes in `seed` whatever else is to give other draws
+        (the round), and chooses device and precision around the calls.
 
         Args:
             model: A trained model, on its device.
-            num_samples: K, at least 2: a single network is never in doubt about itself.
-            seed: Decides the K networks, and nothing else does.
+            num_samples: K, at least 2: a single network cannot disagree with itself.
+            seed: Determines the K networks, together with the model.
         """

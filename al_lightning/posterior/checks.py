@@ -19,7 +19,7 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 
 
 def refuse_no_masks(model: nn.Module, masks: Mapping[tuple[str, int], LayerMasks]) -> None:
-    """Raise if a forward pass met no dropout with 0 < p < 1, listing the dropout layers there are."""
+    """Raise if a forward pass used no dropout with 0 < p < 1; the error lists the dropout layers of the model."""
     if masks:
         return
     layers = [
@@ -35,7 +35,7 @@ def refuse_no_masks(model: nn.Module, masks: Mapping[tuple[str, int], LayerMasks
 
 
 def refuse_dropout_without_effect(outputs_B_3_C: Tensor, masks: Mapping[tuple[str, int], LayerMasks]) -> None:
-    """Raise if a sample that drops nothing and two that drop each other's half predict the same: see `halves`."""
+    """Raise if the three samples of `halves` predict the same."""
     if bool((outputs_B_3_C == outputs_B_3_C[:, :1]).all()):
         layers = ", ".join(f"{named(layer)} (p={found.p})" for (layer, _), found in masks.items())
         raise ValueError(
@@ -45,7 +45,7 @@ def refuse_dropout_without_effect(outputs_B_3_C: Tensor, masks: Mapping[tuple[st
 
 
 def halves(keep: Tensor) -> Tensor:
-    """Masks of three samples of the shape of one: all is kept, every other unit, and the others.
+    """Return masks of three samples in the shape of one mask: keep all units, every second unit, the other units.
 
     Example:
         >>> halves(torch.tensor([True, False, False])).int()
@@ -68,7 +68,7 @@ def refuse_equal_samples(log_probs_B_K_C: Tensor, masks: Mapping[tuple[str, int]
 
 
 def rows_again(inputs: object, num_rows: int) -> tuple[object, Tensor]:
-    """The second half of a batch in reverse, and which rows these are; all rows if the batch cannot be cut.
+    """Return the second half of a batch in reverse order and its row numbers; all rows if the batch cannot be cut.
 
     Example:
         >>> rows_again(torch.tensor([10, 11, 12]), 3)
@@ -83,7 +83,7 @@ def rows_again(inputs: object, num_rows: int) -> tuple[object, Tensor]:
 def refuse_fixed_first_axis(before: Mapping[tuple[str, int], int], after: Mapping[tuple[str, int], int]) -> None:
     """Raise if the first axis of a dropout's input keeps its length when the batch is cut: it is not the batch axis.
 
-    One mask is shared along that axis, so it must hold the points. (A length of 1 shares nothing and is fine.)
+    All entries of the first axis share one mask, so they must be the points. An axis of length 1 is accepted.
 
     Args:
         before: Length for each call of dropout, in the whole batch.
@@ -99,13 +99,13 @@ def refuse_fixed_first_axis(before: Mapping[tuple[str, int], int], after: Mappin
 
 
 def refuse_dependence_on_batch(once_b_C: Tensor, again_b_C: Tensor, *, tolerance: float, seen: str = "") -> None:
-    """Raise if one sample predicts something else for the same points in another batch.
+    """Raise if one sample gives the same points other probabilities in another batch.
 
     Args:
         once_b_C: Log-probabilities of some points.
         again_b_C: The same points, the same sample, another batch.
         tolerance: Largest difference of a probability that rounding may cause.
-        seen: What else is known, a sentence.
+        seen: Further findings for the error, as sentences.
     """
     difference = (once_b_C.exp() - again_b_C.exp()).abs().max().item()
     if difference > tolerance:
@@ -120,14 +120,14 @@ def refuse_dependence_on_batch(once_b_C: Tensor, again_b_C: Tensor, *, tolerance
 def check_rows(
     model: nn.Module, output: Callable[[object], Tensor], inputs: object, once_B_C: Tensor, state: ModelState
 ) -> None:
-    """Refuse a network that predicts points otherwise in a batch of other size and order.
+    """Raise if a network gives points other probabilities in a batch of other size and order.
 
     Args:
         model: The model.
         output: Its logits (B, C) for a batch.
         inputs: A batch.
-        once_B_C: Its logits, predicted before.
-        state: Of the model, before that.
+        once_B_C: The logits of that batch.
+        state: State of the model before that batch.
     """
     inputs_again, rows = rows_again(inputs, len(once_B_C))
     again_b_C = _again(output, inputs_again, state)
@@ -137,7 +137,7 @@ def check_rows(
 
 
 def checked_first(model: nn.Module, output: Callable[[object], Tensor], inputs: object) -> Tensor:
-    """Logits (B, C) of a first batch, after `check_rows`."""
+    """Return the logits (B, C) of a first batch, after `check_rows`."""
     with handed_back(model) as state:
         once_B_C = output(inputs)
         check_rows(model, output, inputs, once_B_C, state)
@@ -147,13 +147,13 @@ def checked_first(model: nn.Module, output: Callable[[object], Tensor], inputs: 
 def check_before_training(
     model: nn.Module, output: Callable[[object], Tensor], inputs: object, smaller: object = None
 ) -> None:
-    """Refuse what is no network that returns logits, as far as it is known before a training.
+    """Raise if a model, not trained yet, does not return logits that depend on the points and weights alone.
 
     Args:
-        model: The model, without a layer whose weights are all zero: see `fill_zeros`.
+        model: The model, after `fill_zeros`: a layer of zeros would hide what precedes it.
         output: Its logits (B, C) for a batch.
         inputs: A batch.
-        smaller: Another, of fewer points: a batch that cannot be cut by rows is compared with nothing else.
+        smaller: A batch of fewer points, predicted too where it is given.
     """
     with handed_back(model) as state:
         once_B_C = output(inputs)
@@ -163,7 +163,7 @@ def check_before_training(
             changed = state.put_back()
 
             def run(seed: int) -> Tensor:
-                seed_generators(model, 0 if changed else seed)  # what is kept differs by itself
+                seed_generators(model, 0 if changed else seed)  # state that is kept differs even under one seed
                 return output(inputs)
 
             difference = (log_probs_of(once_B_C).exp() - log_probs_of(again_B_C).exp()).abs().max().item()
@@ -205,7 +205,7 @@ def _batch_statistics(model: nn.Module) -> str:
 
 
 def fill_zeros(tensors: Iterable[Tensor]) -> None:
-    """Give random values to tensors that hold nothing but zeros: before a training they hide what comes before them.
+    """Fill tensors of zeros with random values: before a training, a layer of zeros hides what precedes it.
 
     Example:
         >>> head, scale = torch.zeros(3), torch.tensor([0.0, 1.0])
@@ -220,16 +220,16 @@ def fill_zeros(tensors: Iterable[Tensor]) -> None:
 
 
 def learning(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that a training changes and that have values by now."""
+    """Return the parameters that a training changes, without lazy ones that have no values yet."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad and not is_lazy(parameter)]
 
 
 def refuse_other_outputs(looped_B_C: Tensor, vectorised_B_C: Tensor, *, tolerance: float) -> None:
-    """Raise if one sample predicts something else when all samples are computed at once.
+    """Raise if one sample has other probabilities when all samples are computed at once.
 
     Args:
         looped_B_C: Outputs of a plain forward pass.
-        vectorised_B_C: The same points, the same sample.
+        vectorised_B_C: The outputs of the same sample for the same points, computed at once with other samples.
         tolerance: Largest difference of a probability that rounding may cause.
     """
     once, again = log_probs_of(looped_B_C).exp(), log_probs_of(vectorised_B_C).exp()
@@ -238,7 +238,7 @@ def refuse_other_outputs(looped_B_C: Tensor, vectorised_B_C: Tensor, *, toleranc
 
 
 def rounding_tolerance(outputs: Tensor, model: nn.Module, *, at_least: float = 0.002) -> float:
-    """Largest difference of a probability that the coarsest number format in use may cause: 0.002, or 0.09 in bf16.
+    """Return the largest rounding error of a probability in the coarsest number format in use: 0.002, or 0.09 in bf16.
 
     Example:
         >>> rounding_tolerance(torch.zeros(1), nn.Linear(2, 2))
@@ -248,7 +248,7 @@ def rounding_tolerance(outputs: Tensor, model: nn.Module, *, at_least: float = 0
 
 
 def is_fine(outputs: Tensor, model: nn.Module) -> bool:
-    """Tell whether the number formats in use show small effects: half precision rounds them away."""
+    """Tell whether all number formats in use are at least single precision: half precision hides small effects."""
     return _coarsest(outputs, model) <= torch.finfo(torch.float32).eps
 
 

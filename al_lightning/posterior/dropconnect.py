@@ -25,8 +25,9 @@ class MCDropConnect(Posterior):
     """K networks, each the trained model without a random share p of its weights; the others are divided by 1 - p.
 
     For models without dropout. Works on the unchanged model: weights of linear and convolutional layers are left out,
-    biases stay, and all else is in evaluation mode, dropout too. What a net that was not trained so bears differs: look
-    at the accuracy of the mean prediction. Keeps K masks, a byte for each weight, and makes K whole forward passes.
+    biases are kept, and the model is in evaluation mode, so that its dropout is off. How large p may be depends on the
+    model, which was trained with all weights: compare the accuracy of the mean prediction. Keeps K masks, one byte for
+    each weight, and makes K full forward passes.
 
     Args:
         p: Share of the weights that a sample leaves out.
@@ -84,7 +85,7 @@ class MCDropConnect(Posterior):
         return Networks(model, self.predict, _Masked(self, model, masks), refuse_equal=refuse_equal)
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """The weights that samples leave out, by their name; one that several layers share comes once."""
+        """Return the weights that samples are drawn for, by name; a weight that several layers share is listed once."""
         found = {name: module for name, module in model.named_modules() if isinstance(module, _LAYERS)}
         unknown = [name for name in self.layers or () if name not in found]
         if unknown or not found:
@@ -94,7 +95,7 @@ class MCDropConnect(Posterior):
             )
         names = found if self.layers is None else self.layers
         parameters = {id(tensor): name for name, tensor in model.named_parameters()}
-        with evaluating(model):  # in training mode spectral_norm changes a weight with each look at it
+        with evaluating(model):  # in training mode spectral_norm changes a weight each time it is read
             weights = {name: found[name].weight for name in names}
         computed = [name for name, weight in weights.items() if id(weight) not in parameters]
         if computed:

@@ -1,4 +1,4 @@
-"""Call a model: what it gets of a batch, in evaluation mode, and its output as log-probabilities."""
+"""Calls of a model: its inputs from a batch, evaluation mode, and its output as log-probabilities."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -38,7 +38,7 @@ def _described(value: object) -> str:
 
 
 def leaves(batch: object) -> Iterator[object]:
-    """Yield the leaves of a batch: mappings, tuples and lists are opened."""
+    """Yield the leaves of a batch of nested mappings, tuples and lists."""
     if isinstance(batch, Mapping):
         batch = list(batch.values())
     if isinstance(batch, (tuple, list)):
@@ -49,7 +49,7 @@ def leaves(batch: object) -> Iterator[object]:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: object) -> object:
-    """The same nesting with `function` applied to each tensor; other leaves are passed on as they are.
+    """Return the same nesting with `function` applied to each tensor; other leaves are unchanged.
 
     Example:
         >>> map_tensors(Tensor.neg, {"x": [Tensor([1.0])], "name": "a"})
@@ -61,7 +61,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: object) -> object:
         items_of = {key: map_tensors(function, value) for key, value in batch.items()}
         if not isinstance(batch, MutableMapping):
             return type(batch)(items_of)  # type: ignore[call-arg]
-        copied = copy.copy(batch)  # a defaultdict cannot be made of its items alone
+        copied = copy.copy(batch)  # a defaultdict cannot be built from its items alone
         copied.update(items_of)
         return copied
     if isinstance(batch, (tuple, list)):
@@ -71,20 +71,20 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: object) -> object:
 
 
 def has_rows(batch: object, num_rows: int) -> bool:
-    """Check that every leaf is a tensor of `num_rows` rows (or None), so that some of its rows are a batch too."""
+    """Tell whether every leaf is a tensor of `num_rows` rows or None, so that the batch can be cut by rows."""
     tensors = [leaf for leaf in leaves(batch) if leaf is not None]
     return all(isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == num_rows for leaf in tensors)
 
 
 def num_rows_of(batch: object) -> int | None:
-    """Rows of a batch that can be cut, by what it holds; None if it cannot."""
+    """Return the number of rows of a batch that can be cut by rows; None for another."""
     tensors = [leaf for leaf in leaves(batch) if isinstance(leaf, Tensor) and leaf.dim() > 0]
     return len(tensors[0]) if tensors and has_rows(batch, len(tensors[0])) else None
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """All of `model` in evaluation mode, flag by flag: `train()` of a user's module may do more than set the flag.
+    """Set all modules to evaluation mode within the block, by their flags: a user's `train()` may do more than that.
 
     Example:
         >>> model = nn.Sequential(nn.Dropout(), nn.Identity().eval())
@@ -106,7 +106,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class LastSigmoid(TorchFunctionMode):
-    """While it is active, remembers the result of the last sigmoid: an output that is it is no logit.
+    """Function mode that remembers the result of the last sigmoid: see `refuse_sigmoid`.
 
     Example:
         >>> with LastSigmoid() as last:
@@ -122,7 +122,7 @@ class LastSigmoid(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> object:
-        """Everything is called as it stands."""
+        """Call the function, and remember its result if it is a sigmoid."""
         result = func(*args, **(kwargs or {}))
         if func in _SIGMOIDS:
             self.result = result
@@ -130,7 +130,7 @@ class LastSigmoid(TorchFunctionMode):
 
 
 def checked_output(output: object, *, num_rows: int | None) -> Tensor:
-    """A model's output as `logits_B_C`; (B,) is (B, 1), one sigmoid logit for each point.
+    """Return a model's output as `logits_B_C`; (B,) becomes (B, 1), one sigmoid logit for each point.
 
     Args:
         output: What the model returned.
@@ -155,11 +155,11 @@ def checked_output(output: object, *, num_rows: int | None) -> Tensor:
 
 
 def log_probs_of(logits_B_K_C: Tensor) -> Tensor:
-    """`log_probs_B_K_C` in float32, log p(c) = z_c - log sum_c' exp z_c', of logits or log-probabilities alike.
+    """Return `log_probs_B_K_C` in float32 of logits or log-probabilities: log p(c) = z_c - log sum_c' exp z_c'.
 
     With C = 1 the logit z is a sigmoid's: log p = (log sigmoid(-z), log sigmoid(z)), two classes. A logit of -inf is a
-    class of probability zero; NaN, +inf and a row of nothing but -inf give NaN, which no acquisition accepts: who knows
-    the ids of the rows says which they are.
+    class of probability zero. NaN, +inf and a row of -inf alone give NaN, which is refused where the ids of the rows
+    are known.
 
     Example:
         >>> log_probs_of(torch.tensor([[[0.0, float("-inf")]], [[3.0, 3.0]]])).exp()
@@ -167,7 +167,7 @@ def log_probs_of(logits_B_K_C: Tensor) -> Tensor:
         <BLANKLINE>
                 [[0.5000, 0.5000]]])
     """
-    logits_B_K_C = logits_B_K_C.float()  # before anything else: bf16 logits have two digits
+    logits_B_K_C = logits_B_K_C.float()  # first, because bf16 has only two digits
     if logits_B_K_C.shape[-1] == 1:
         logits_B_K_C = torch.cat([torch.zeros_like(logits_B_K_C), logits_B_K_C], dim=-1)
     if logits_B_K_C.device.type != "cpu" or logits_B_K_C.shape[-1] >= _FEWEST_IN_A_ROW:
@@ -177,10 +177,10 @@ def log_probs_of(logits_B_K_C: Tensor) -> Tensor:
 
 
 def refuse_probabilities(outputs_B_K_C: Tensor) -> None:
-    """Refuse what already went through a softmax: another one would flatten it beyond recognition.
+    """Raise if outputs are probabilities: a softmax of probabilities is nearly uniform.
 
-    Rows that are never negative and all sum to 1 are no logits; one row alone may be so by accident. A single output in
-    [0, 1] may well be a logit, so its values say nothing: see `refuse_sigmoid`.
+    Different rows that are never negative and all sum to 1 are taken for probabilities; a single row may be so by
+    accident. A single output in [0, 1] may be a logit, see `refuse_sigmoid`.
     """
     rows_BK_C = outputs_B_K_C.flatten(end_dim=1)
     if rows_BK_C.shape[1] == 1 or bool((rows_BK_C == rows_BK_C[:1]).all()):
@@ -196,7 +196,7 @@ def refuse_probabilities(outputs_B_K_C: Tensor) -> None:
 
 
 def refuse_sigmoid(output: Tensor, sigmoid: Tensor | None) -> None:
-    """Refuse an output that is the result of a sigmoid, known by its memory and not guessed from its values.
+    """Raise if an output shares its memory with the result of a sigmoid.
 
     Args:
         output: What the model returned.

@@ -1,4 +1,4 @@
-"""All that a forward pass may leave in a model, so that the model is handed back as it was."""
+"""State of a model that a forward pass may change, remembered and put back."""
 
 import random
 from collections import deque
@@ -15,13 +15,13 @@ from torch.nn.parameter import is_lazy
 PutBack = Callable[[], bool]
 """Puts back what a value held, in place, and tells if that had changed."""
 
-_MOST_OPENED = 1000  # entries of a list or dict whose own entries are looked into
-_APART = frozenset({"_parameters", "_buffers", "_modules"})  # attributes that are dicts of what has a name of its own
+_MOST_OPENED = 1000  # entries of a list or dict that are searched for contents
+_APART = frozenset({"_parameters", "_buffers", "_modules"})  # attributes that are kept entry by entry
 
 
 @contextmanager
 def handed_back(model: nn.Module) -> Iterator["ModelState"]:
-    """Put back on exit all that the block changed of the model, and the global random generators.
+    """Put back on exit all changes of the block to the model and to the global random generators.
 
     Example:
         >>> model = nn.Linear(1, 1)
@@ -40,9 +40,9 @@ def handed_back(model: nn.Module) -> Iterator["ModelState"]:
 
 @contextmanager
 def attributes_back(model: nn.Module) -> Iterator[None]:
-    """Let modules have on exit the attributes, parameters and buffers that they had, whatever is written on these.
+    """Put back on exit which attributes, parameters and buffers the modules have, but not values written in place.
 
-    The global random generators are put back too. It costs microseconds a module, and so can be around every batch.
+    The global random generators are put back too. Costs microseconds for each module, little enough for every batch.
     """
     state = ModelState(model, contents=False)
     with _generators_back(model):
@@ -64,7 +64,7 @@ def _generators_back(model: nn.Module) -> Iterator[None]:
 
 
 def seed_generators(model: nn.Module, seed: int) -> None:
-    """Seed the global random generators that a forward pass of a model may draw from, and no others."""
+    """Seed the global random generators that a forward pass of a model may draw from."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     torch.default_generator.manual_seed(seed)
@@ -74,7 +74,7 @@ def seed_generators(model: nn.Module, seed: int) -> None:
 
 
 def are_seeded(seed: int) -> bool:
-    """Tell whether nothing was drawn of Python's and NumPy's generators since `seed_generators`."""
+    """Tell whether nothing was drawn from Python's and NumPy's generators since `seed_generators`."""
     of_python, of_numpy = random.Random(seed), np.random.RandomState(seed)  # noqa: S311
     states = [repr(generator.get_state()) for generator in (of_numpy, np.random)]
     return random.getstate() == of_python.getstate() and states[0] == states[1]
@@ -85,13 +85,13 @@ def _gpus(model: nn.Module) -> list[torch.device]:
 
 
 class ModelState:
-    """The attributes and tensors of a model's modules at one moment, and what lists, dicts and sets among them hold.
+    """Attributes and tensors of a model's modules, and the contents of lists, dicts and sets among them.
 
-    What is written within an object of another class, one of the user's own, is not seen.
+    Changes within an object of another class, one of the user's own, are not seen.
 
     Args:
         model: The model.
-        contents: Copy tensors and what lists, dicts and sets hold, and not only which of them there are.
+        contents: Remember also the values of tensors and the contents of lists, dicts and sets.
     """
 
     def __init__(self, model: nn.Module, *, contents: bool = True) -> None:
@@ -100,16 +100,16 @@ class ModelState:
         self._seen: set[int] = set()
         for name, module in model.named_modules():
             prefix = f"{name}." if name else ""
-            if isinstance(module, torch.jit.ScriptModule):  # its attributes are not Python's
+            if isinstance(module, torch.jit.ScriptModule):  # its attributes are kept in C++
                 held = dict([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)])
                 self._keep_contents(prefix, held if contents else {})
-            elif not isinstance(module, LazyModuleMixin):  # its first forward pass makes another module of it, for good
+            elif not isinstance(module, LazyModuleMixin):  # its first forward pass changes its class for good
                 for held in (vars(module), module._parameters, module._buffers, module._modules):
                     self._attributes.append((prefix, held, dict(held)))
                     self._keep_contents(prefix, held if contents else {})
 
     def put_back(self) -> list[str]:
-        """Make the model in place what it was; returns the names of what had changed."""
+        """Put everything back in place, and return the names of what had changed."""
         changed = {name: None for name, put_back in self._contents if put_back()}
         for prefix, held, kept in self._attributes:
             if held.keys() == kept.keys() and all(held[key] is value for key, value in kept.items()):
@@ -126,7 +126,7 @@ class ModelState:
                 self._contents.append((prefix + key, put_back))
 
     def _kept(self, value: object) -> PutBack | None:
-        """Return what puts back the contents of a value that may have some and is met for the first time."""
+        """Return a function that puts the contents of a value back; None without contents, or if the value was seen."""
         if not isinstance(value, (Tensor, list, tuple, deque, set, dict)) or id(value) in self._seen:
             return None
         self._seen.add(id(value))
@@ -161,7 +161,7 @@ def _kept_container(value: Any, parts: list[PutBack]) -> PutBack:  # noqa: ANN40
     held = dict(value) if isinstance(value, dict) else list(value)
 
     def put_back() -> bool:
-        is_other = sum(part() for part in parts) > 0  # all of them, not up to the first
+        is_other = sum(part() for part in parts) > 0  # calls all parts, where `any` would stop at the first
         if len(held) == len(value) and all(map(_same, _flat(held), _flat(value))):
             return is_other
         value.clear()

@@ -1,4 +1,4 @@
-"""Two forward passes of one model, compared: do they differ, and where first."""
+"""Comparison of two forward passes of one model."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from al_lightning.posterior.model import leaves
 
 Event = tuple[str, list[Tensor]]
-"""A module, and the tensors that it has just returned or hands to a submodule."""
+"""Name of a module, and the tensors that it returns or passes to a submodule."""
 
 
 def are_alike(once: object, again: object) -> bool:
-    """Compare the tensors of two results of any nesting, up to rounding: the square root of their number format's.
+    """Tell whether the tensors of two nested results are equal up to the square root of their precision.
 
     Example:
         >>> are_alike({"a": torch.ones(2)}, {"a": torch.ones(2) + 1e-5}), are_alike(torch.ones(2), torch.zeros(2))
@@ -36,7 +36,7 @@ def _alike(once: Tensor, again: Tensor) -> bool:
 
 
 def first_difference(model: nn.Module, run: Callable[[int], object]) -> str:
-    """The name of the module in which two runs first differ, `run(0)` and `run(1)`; "" is the outermost."""
+    """Return the name of the module in which `run(0)` and `run(1)` first differ; "" is the outermost module."""
     once, again = (_events(model, lambda which=which: run(which)) for which in (0, 1))  # type: ignore[misc]
     for (layer, tensors), (other_layer, others) in zip(once, again, strict=False):
         if layer != other_layer or not are_alike(tensors, others):
@@ -78,5 +78,5 @@ def _followed(model: nn.Module, events: list[Event]) -> Iterator[None]:
 
 
 def _copies(value: object) -> list[Tensor]:
-    """The tensors of any nesting, copied, because what follows may write on them."""
+    """Return copies of all tensors in a nested value, because later layers may write on them."""
     return [leaf.detach().clone() for leaf in leaves(value) if isinstance(leaf, Tensor)]

@@ -1,4 +1,4 @@
-"""Around the samples of a posterior: what may be asked for, and for how long."""
+"""Checks of the arguments of `Posterior.sample`, and the end of its samples."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ def check_draws(num_samples: int, *, seed: int) -> None:
 
 @contextmanager
 def until_the_end(predict: Predict) -> Iterator[Predict]:
-    """`predict` within the block; after it a call is refused, and the samples are let go."""
+    """Yield `predict` for the block; afterwards the samples are released and a call is refused."""
     samples: list[Predict] = [predict]
     del predict
 

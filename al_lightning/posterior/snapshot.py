@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 LARGEST = 256 * 2**20
-"""Bytes of tensors and arrays that are copied for one attribute; beyond it they are watched."""
+"""Bytes of tensors and arrays copied for one attribute; larger ones are watched."""
 
 MOST_ITEMS = 1_000_000
-"""Objects that are looked at for one attribute; beyond it the rest is neither put back nor watched."""
+"""Objects searched for one attribute; the rest is neither put back nor watched."""
 
 STRUCTURE = ("_parameters", "_buffers", "_modules")
-_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")  # private, but the only list that torch has of them
+_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")  # private, but the only access to them
 _VALUES = (bool, int, float, complex, str, bytes, type(None))
 _UNCHANGING = (
     *_VALUES,
@@ -53,7 +53,7 @@ _RANDOM: tuple[_Random, ...] = (
 
 
 class _Part(Protocol):
-    """One mutable object and what it was."""
+    """Mutable object and its remembered state."""
 
     def put_back(self) -> None: ...
 
@@ -62,7 +62,7 @@ class _Part(Protocol):
 
 @dataclass
 class _Items:
-    """A container, or the fields of an object: what it held, by identity; what is in there has parts of its own."""
+    """Items of a container, by identity; items that are mutable have parts of their own."""
 
     of: Any
     base: type
@@ -91,7 +91,7 @@ class _Items:
 
 @dataclass
 class _Fields:
-    """The attributes of an object, and its class; of a module those that are Lightning's own stay as they are."""
+    """Class and attributes of an object; the attributes in `kept` are not put back."""
 
     of: Any
     kept: frozenset[str] = frozenset()
@@ -102,7 +102,7 @@ class _Fields:
         self.held, self.kind = dict(vars(self.of)), type(self.of)
 
     def put_back(self, *, but: Collection[str] = ()) -> None:
-        """Put back the attributes, `but` those that are named."""
+        """Put back the attributes except those named in `but`."""
         if type(self.of) is not self.kind:  # a parametrisation gives a module a class of its own
             object.__setattr__(self.of, "__class__", self.kind)
         now = vars(self.of)
@@ -124,7 +124,7 @@ class _Fields:
 
 @dataclass
 class _Slots:
-    """The attributes of an object that has no `__dict__`."""
+    """Attributes of an object in `__slots__`."""
 
     of: Any
     names: tuple[str, ...]
@@ -149,7 +149,7 @@ class _Slots:
 
 @dataclass
 class _Registered:
-    """A tensor but for its values: whether it learns, its gradient, its hooks and what else is attached to it."""
+    """State of a tensor except its values: `requires_grad`, gradient, hooks and attributes."""
 
     of: Tensor
     learns: bool = field(init=False)
@@ -185,7 +185,7 @@ class _Registered:
 
 @dataclass
 class _Values:
-    """The values of a tensor or an array: a copy of them, or, where that is too large, what tells of a change."""
+    """Values of a tensor or an array: a copy or, if they are large, a trace that changes with them."""
 
     of: Any
     copy: Any = None
@@ -196,7 +196,7 @@ class _Values:
         self.copy = self.of.detach().clone() if isinstance(self.of, Tensor) else self.of.copy()
 
     def watch(self) -> None:
-        """Copy nothing."""
+        """Remember a trace of the values instead of a copy."""
         self.trace = self._traced()
 
     def _traced(self) -> object:
@@ -216,7 +216,7 @@ class _Values:
 
 @dataclass
 class _Generator:
-    """The state of a random number generator."""
+    """State of a random number generator."""
 
     of: Any
     read: Callable[[Any], Any]
@@ -235,7 +235,7 @@ class _Generator:
 
 @dataclass
 class _Opaque:
-    """An object that only its own code can read: never put back, and known by the bytes that pickle makes of it."""
+    """Object whose state is inaccessible: not put back, and compared by its pickled bytes."""
 
     of: Any
     trace: object = field(init=False)
@@ -251,12 +251,12 @@ class _Opaque:
         pass
 
     def has_changed(self) -> bool:
-        """Compare; an iterator that cannot be copied does not tell where it is, and counts as changed."""
+        """Tell whether the pickled bytes differ; an iterator that cannot be pickled counts as changed."""
         return _trace(self.of) != self.trace or (self.trace is None and hasattr(self.of, "__next__"))
 
 
 class _Checksum(io.RawIOBase):
-    """A file that keeps nothing but a checksum, and refuses more than `LARGEST` bytes."""
+    """File that keeps only a checksum, and refuses more than `LARGEST` bytes."""
 
     def __init__(self) -> None:
         self.checksum, self.num_bytes = 0, 0
@@ -270,13 +270,13 @@ class _Checksum(io.RawIOBase):
 
 
 def _trace(thing: object) -> object:
-    """Return what tells the states of an object apart; None where nothing does."""
+    """Return a value that changes with the state of an object; None if there is none."""
     if isinstance(thing, io.IOBase):
         return thing.closed, None if thing.closed or not thing.seekable() else thing.tell()
     file = _Checksum()
     try:
         pickle.Pickler(file, protocol=4).dump(thing)
-    except Exception:  # noqa: BLE001 - the object's own code may raise anything; it then counts as one that has no copy
+    except Exception:  # noqa: BLE001 - the object's own code may raise anything
         return None
     return file.num_bytes, file.checksum
 
@@ -292,7 +292,7 @@ def _same(now: object, before: object) -> bool:
 
 
 def put_values(tensor: Tensor, values: Tensor, stride: tuple[int, ...] | None = None) -> None:
-    """Give a tensor these values, and their shape, dtype and memory format if a fit has changed those."""
+    """Put values back into a tensor, with their shape, dtype and memory format if a fit has changed those."""
     stride = values.stride() if stride is None else stride
     as_it_was = (tensor.shape, tensor.dtype, tensor.stride()) == (values.shape, values.dtype, stride)
     with torch.no_grad():
@@ -303,13 +303,13 @@ def put_values(tensor: Tensor, values: Tensor, stride: tuple[int, ...] | None = 
 
 
 def _lives_on(thing: object) -> bool:
-    """Tell whether an object is to be shared by all rounds, as a callback's may: its `__deepcopy__` returns itself."""
+    """Tell whether all rounds share an object, because its `__deepcopy__` returns itself."""
     own = getattr(type(thing), "__deepcopy__", None)
     if own is None or not isinstance(own, types.FunctionType):
         return False
     try:
         return own(thing, {}) is thing
-    except Exception:  # noqa: BLE001 - the object's own code; it then is looked at as any other
+    except Exception:  # noqa: BLE001 - the object's own code may raise anything
         return False
 
 
@@ -320,12 +320,12 @@ def _slots(thing: object) -> tuple[str, ...]:
 
 
 class _Attribute:
-    """Everything that an attribute reaches, as far as modules and shared objects.
+    """State of all objects reachable from an attribute, up to modules and shared objects.
 
     Args:
-        name: By which it is called.
-        value: What it holds.
-        seen: By id, what is known already or shared; what is found here is added.
+        name: Name of the attribute.
+        value: Its value.
+        seen: Objects that are known already or shared, by id; newly found ones are added.
     """
 
     def __init__(self, name: str, value: object, seen: dict[int, object]) -> None:
@@ -355,7 +355,7 @@ class _Attribute:
             (values.take if self.can_be_put_back else values.watch)()
 
     def _look_at(self, thing: Any) -> Iterable[object]:  # noqa: ANN401
-        """Remember one object, and return what it holds."""
+        """Remember one object, and return the objects in it."""
         if isinstance(thing, Tensor) or (isinstance(thing, np.ndarray) and thing.dtype != object):
             self._values.append(_Values(thing))
             self.parts += [self._values[-1], *([_Registered(thing)] if isinstance(thing, Tensor) else [])]
@@ -368,7 +368,7 @@ class _Attribute:
         return self._fields(thing) if _is_plain(thing) else self._leaf(thing)
 
     def _leaf(self, thing: object) -> list[object]:
-        """Remember an object that holds nothing which could be looked at."""
+        """Remember an object without accessible objects in it."""
         generator = next((_Generator(thing, get, put) for kind, get, put in _RANDOM if isinstance(thing, kind)), None)
         if generator is not None:
             self.parts.append(generator)
@@ -406,7 +406,7 @@ def _inside(thing: Any) -> Iterator[object]:  # noqa: ANN401
 
 
 def _is_plain(thing: object) -> bool:
-    """Tell whether an object is all in its fields: no class that it comes from keeps something in C."""
+    """Tell whether all state of an object is in its attributes: no base class keeps some in C."""
     slots = _slots(thing)
     pointers = len(slots) + 2  # to `__dict__` and to weak references
     all_in_fields = type(thing).__basicsize__ <= object.__basicsize__ + pointers * tuple.__itemsize__
@@ -414,7 +414,7 @@ def _is_plain(thing: object) -> bool:
 
 
 class _Module:
-    """A module: its class and attributes, what these reach, and which parameters, buffers and submodules it has.
+    """State of a module: class, attributes, objects in these, and names of its parameters, buffers and submodules.
 
     Args:
         of: The module.
@@ -433,7 +433,7 @@ class _Module:
         for attribute, value in self.fields.held.items():
             if type(value) in _VALUES or attribute in kept:
                 continue
-            if type(value) in _CONTAINERS and not value and attribute not in STRUCTURE:  # most of what torch adds
+            if type(value) in _CONTAINERS and not value and attribute not in STRUCTURE:  # most that torch adds
                 self._empty.append(_Items(value, type(value)))
                 continue
             reached = _Attribute(f"{name}.{attribute}" if name else attribute, value, seen)
@@ -443,17 +443,17 @@ class _Module:
                 self.watched[attribute] = reached
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """The modules that its attributes hold, by name."""
+        """Yield the modules in its attributes, with a name."""
         for reached in [*self.reached, *self.watched.values()]:
             yield from reached.modules
 
     def see_structure(self) -> None:
-        """Remember that the first fit has made it so."""
+        """Remember the parameters, buffers and submodules that the first fit has built."""
         self._structures.append(_structure(self.of))
 
     def put_back(self, *, structure: bool) -> None:
         now = _structure(self.of)
-        if not structure and now not in self._structures:  # its attributes belong to what it has become
+        if not structure and now not in self._structures:  # its attributes belong to the new structure
             vars(self.of)["training"] = self.fields.held["training"]
             return
         stays = () if structure else (*STRUCTURE, *(name for names in now[1:] for name in names))
@@ -466,7 +466,7 @@ class _Module:
             empty.put_back()
 
     def changed(self) -> Iterator[str]:
-        """Name what has changed and cannot be put back."""
+        """Yield the names of attributes that have changed and cannot be put back."""
         now = vars(self.of)
         for attribute, reached in self.watched.items():
             if now.get(attribute) is not reached.value or reached.has_changed():
@@ -477,7 +477,7 @@ class _Module:
 
 
 class _Scripted:
-    """A module whose attributes torch keeps in C++: only its mode is put back."""
+    """State of a TorchScript module, whose attributes torch keeps in C++: its mode."""
 
     def __init__(self, of: torch.jit.ScriptModule) -> None:
         self.of, self.training = of, of.training
@@ -487,17 +487,17 @@ class _Scripted:
 
 
 def _structure(module: nn.Module) -> tuple[Any, ...]:
-    """The class of a module, and the names of the parameters, buffers and submodules of its own."""
+    """Return the class of a module, and the names of its own parameters, buffers and submodules."""
     named = (vars(module)[kind] for kind in STRUCTURE)
     return type(module), *(tuple(name for name, value in of.items() if value is not None) for of in named)
 
 
 class Snapshot:
-    """The state of a model but for the values of its parameters and buffers.
+    """State of a model except the values of its parameters and buffers.
 
     Args:
         model: Its modules, hooks and attributes are remembered as they are now.
-        shared: Objects that the model may hold and that have a life of their own.
+        shared: Objects in the model that are not put back.
         kept: Names of attributes that stay as they are in every module of the class `kept_of`.
         kept_of: The class that owns these attributes.
 
@@ -527,7 +527,7 @@ class Snapshot:
         self._named: set[str] = set()
         own = frozenset(kept)
         waiting = [*model.named_modules()]
-        for name, module in waiting:  # grows by the modules that attributes hold
+        for name, module in waiting:  # grows by the modules in attributes
             if id(module) in self._seen:
                 continue
             self._seen[id(module)] = module
@@ -540,7 +540,7 @@ class Snapshot:
 
     @property
     def objects(self) -> list[object]:
-        """List what is put back in place, and must not be copied where others hold it."""
+        """Return the objects that are put back in place, which must not be copied elsewhere."""
         return list(self._seen.values())
 
     def see_structure(self) -> None:

@@ -1,4 +1,4 @@
-"""Random numbers that a forward pass draws besides the masks that it is given, seen below TorchScript and functions."""
+"""Record of the random numbers that a forward pass draws, also within TorchScript and functions of torch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,9 +20,10 @@ class Draw:
     """One draw of random numbers.
 
     Args:
-        layer: The module that was running.
-        operation: Of torch, as "bernoulli_".
-        mask_shape: Of zeros and ones of one probability, or of what attention drops by itself; None for other noise.
+        layer: Name of the module that was running.
+        operation: Name of torch's operation, as "bernoulli_".
+        mask_shape: Shape of a mask of zeros and ones of one probability, or of the input to an operation that drops by
+            itself; None for other noise.
     """
 
     layer: str
@@ -30,7 +31,7 @@ class Draw:
     mask_shape: tuple[int, ...] | None = None
 
     def is_dropout(self, num_rows: int) -> bool:
-        """Tell dropout from noise, and from stochastic depth, which has one number for all or for each row.
+        """Tell dropout from noise and from stochastic depth, which draws one number for the batch or for each row.
 
         Example:
             >>> Draw("drop", "bernoulli_", (8, 16)).is_dropout(8), Draw("path", "bernoulli_", (8, 1)).is_dropout(8)
@@ -44,10 +45,10 @@ class Draw:
 
 
 class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is active, notes what is drawn.
+    """Dispatch mode that records draws while it is active.
 
     Args:
-        layer: Tells which module is running; None while nothing is to be noted.
+        layer: Returns the name of the running module, or None while draws are not recorded.
 
     Example:
         >>> with Draws(lambda: "net.3") as draws:
@@ -60,7 +61,7 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[Draw] = []
         self._layer = layer
-        self._uniform: dict[int, Tensor] = {}  # by id; held, so that no other tensor gets it
+        self._uniform: dict[int, Tensor] = {}  # by id, which no other tensor gets while the tensor is held
 
     def __torch_dispatch__(
         self,
@@ -69,11 +70,11 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> object:
-        """Everything is called as it stands."""
+        """Call the operation unchanged, and record what it draws."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         layer = self._layer()
-        # Private, but nothing else tells the names of the arguments; operations of a higher order have none.
+        # Private, but the only source of the arguments' names; higher-order operations have no schema.
         schema = getattr(func, "_schema", None)
         if layer is not None and schema is not None:
             operation = schema.name.split("::")[-1]
@@ -106,7 +107,7 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _makes_mask(operation: str, others: Sequence[Tensor | float], result: Tensor) -> bool:
-    """Tell if numbers between 0 and 1 become zeros and ones: by comparison with one number, or by rounding."""
+    """Tell whether an operation turns uniform numbers into a mask: a comparison with one number, or rounding."""
     if operation in _COMPARISONS:
         numbers = [_one_number(other) for other in others]
         return all(number is not None and 0 < number < 1 for number in numbers)
@@ -118,7 +119,7 @@ def _is_single(value: Tensor | float) -> bool:
 
 
 def _one_number(value: Tensor | float) -> float | None:
-    """The number, also of a tensor that holds only that one; None if it holds several."""
+    """Return a number, or the one value that all elements of a tensor have; None if they differ."""
     if not isinstance(value, Tensor):
         return value
     return value.min().item() if value.numel() and bool((value == value.flatten()[0]).all()) else None

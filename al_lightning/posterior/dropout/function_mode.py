@@ -1,4 +1,4 @@
-"""Every dropout of a forward pass, of a module or a plain function, with the masks of one sample."""
+"""Forward passes in which every dropout, of a module or a function, uses given masks."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -56,30 +56,30 @@ WAY_OUT = (
     "themselves; set attention's own dropout to 0 and put nn.Dropout after it; noise that is meant can go into "
     f"`training_step`. Or {ANOTHER_POSTERIOR}."
 )
-_NOT_IN_TRAINING = (functional.alpha_dropout, functional.feature_alpha_dropout)  # unless they are told
+_NOT_IN_TRAINING = (functional.alpha_dropout, functional.feature_alpha_dropout)  # by default
 _T = TypeVar("_T")
 _SIGMOIDS = frozenset({torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, torch.special.expit})
 
 
 @dataclass(frozen=True)
 class LayerMasks:
-    """The masks of K samples at one call of one layer, drawn once."""
+    """Masks of K samples for one call of one layer."""
 
     p: float
     keep: Tensor  # bool, (K, *shape of an input without its batch axis)
 
 
 class MaskedForward(TorchFunctionMode):
-    """While it is active, dropout uses the masks of one sample, whatever its `training` argument says.
+    """Function mode in which dropout uses the masks of one sample, whatever its `training` argument.
 
-    A mask is named by (seed, layer, number of the call within the layer in this forward pass, sample).
+    A mask is determined by (seed, layer, number of the call within the layer in this forward pass, sample).
 
     Args:
         num_samples: K.
-        seed: First part of every mask's name.
+        seed: The seed of all masks.
 
     Attributes:
-        never: Calls of dropout, by layer and number, that do not drop in training either, and so get no mask.
+        never: Calls of dropout, by layer and number, that get no mask because they do not drop in training either.
     """
 
     def __init__(self, num_samples: int, *, seed: int) -> None:
@@ -88,11 +88,11 @@ class MaskedForward(TorchFunctionMode):
         self.seed = seed
         self.masks: dict[tuple[str, int], LayerMasks] = {}
         self.never: frozenset[tuple[str, int]] = frozenset()
-        self.not_training: set[tuple[str, int]] = set()  # calls of dropout that were told so
-        self.entered: set[str] = set()  # the modules that ran while they were followed
-        self.first_axis: dict[tuple[str, int], int] = {}  # of the inputs of the last forward pass
-        self.sigmoid: Tensor | None = None  # the last result of one
-        self.results = Results()  # of the last pass of all samples
+        self.not_training: set[tuple[str, int]] = set()  # calls of dropout with `training=False`
+        self.entered: set[str] = set()  # modules that have run within `following`
+        self.first_axis: dict[tuple[str, int], int] = {}  # length of it for each call in the last forward pass
+        self.sigmoid: Tensor | None = None  # result of the last sigmoid
+        self.results = Results()  # costs of the last pass of all samples
         self.factor_dtypes: dict[tuple[str, int], torch.dtype] = {}  # in passes of all samples, where not alpha
         self._sample = 0
         self._keep: Mapping[tuple[str, int], Tensor] | None = None
@@ -119,11 +119,11 @@ class MaskedForward(TorchFunctionMode):
 
     @contextmanager
     def following(self, model: nn.Module) -> Iterator[None]:
-        """Know by hooks, taken off on exit, which submodule of `model` is running."""
+        """Follow by hooks which submodule of `model` is running; the hooks are removed on exit."""
         handles = []
         try:
             for name, module in model.named_modules():
-                if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks, and holds no dropout by now
+                if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks, and has no dropout
                     handles += [
                         module.register_forward_pre_hook(self._entering(name)),
                         module.register_forward_hook(self._leaving, always_call=True),
@@ -134,13 +134,13 @@ class MaskedForward(TorchFunctionMode):
                 handle.remove()
 
     def forget(self) -> None:
-        """Let go of the masks and of what the last forward pass left."""
+        """Release the masks and the tensors of the last forward pass."""
         self.masks.clear()
         self.sigmoid = None
 
     @property
     def layer(self) -> str:
-        """The module that is running."""
+        """Return the name of the running module."""
         return self._layers[-1] if self._layers else ""
 
     def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:
@@ -156,7 +156,7 @@ class MaskedForward(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> object:
-        """Dropout is replaced, attention that would drop by itself is refused, all else is called as it stands."""
+        """Replace dropout, refuse attention with dropout of its own, and call every other function."""
         kwargs = kwargs or {}
         if func in DROPOUTS:
             x, p, training, in_place = _dropout_arguments(func, args, kwargs)
@@ -175,7 +175,7 @@ class MaskedForward(TorchFunctionMode):
 
     def _call_of_all(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         if func in _OUT_OF_PLACE and not depends_on_sample(args[0]) and _any_depends_on_sample(args[1:]):
-            func = _OUT_OF_PLACE[func]  # one tensor has no room for K, and `x += y` takes what is returned
+            func = _OUT_OF_PLACE[func]  # x has one value for all samples; `x += y` then binds the result
         func = FASTER.get(func, func)
         deferred = list(deferred_among((*args, *kwargs.values())))
         if not deferred:
@@ -217,7 +217,7 @@ class MaskedForward(TorchFunctionMode):
         return masked(x, found.keep[self._sample], p, alpha=kind.alpha, in_place=in_place)
 
     def masks_of(self, layer: str, call: int, p: float, shape: tuple[int, ...], device: torch.device) -> LayerMasks:
-        """The masks of one call of one layer, drawn if they are not yet; they must fit its input."""
+        """Return the masks of one call of one layer, drawn at its first call; raise if they do not fit its input."""
         if (layer, call) not in self.masks:
             keep = torch.stack(
                 [dropout_mask(shape, p, seed=self.seed, layer=layer, call=call, k=k) for k in range(self.num_samples)]
@@ -239,7 +239,7 @@ class MaskedForward(TorchFunctionMode):
 def _dropout_of_all(kind: DropoutKind, x: Tensor, keep: Tensor, p: float, *, in_place: bool) -> Tensor:
     if kind.channelwise and not kind.alpha and not in_place:
         return scaled_channels(x, keep_factors(keep, p, dtype=x.dtype))
-    # One tensor has no room for K: what the function returns is then all that was dropped.
+    # Not in place on an x with one value for all samples: only the returned tensor holds the dropout.
     return masked(computed(x), keep, p, alpha=kind.alpha, in_place=in_place and depends_on_sample(x))
 
 

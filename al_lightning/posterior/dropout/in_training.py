@@ -1,4 +1,4 @@
-"""A look at a model in training mode: dropout that no mask reaches, and noise."""
+"""Search for dropout without masks, and for noise, by a forward pass in training mode."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,14 +14,14 @@ from al_lightning.posterior.model import map_tensors, num_rows_of
 from al_lightning.posterior.model_state import are_seeded, handed_back, seed_generators
 from al_lightning.posterior.passes import are_alike, first_difference
 
-NUM_SEEDS = 10  # passes that may differ: what is skipped at random is not skipped each time
+NUM_SEEDS = 10  # passes with other seeds: a layer that is skipped at random runs in some of them
 
 
 @contextmanager
 def training(model: nn.Module) -> Iterator[None]:
-    """`model` as it trains, flag by flag: all of it if it is evaluated now, else what is in training mode.
+    """Set the modules to training mode that train: all if `model` is in evaluation mode, else those already in it.
 
-    Normalisation keeps to its running statistics: two rows have none worth the name.
+    The flags are put back on exit. Normalisation uses its running statistics, because two rows give no useful ones.
     """
     flags = {module: module.training for module in model.modules() if hasattr(module, "training")}
     is_evaluated = not flags.get(model, False)
@@ -35,7 +35,7 @@ def training(model: nn.Module) -> Iterator[None]:
 
 
 class InTraining:
-    """One forward pass of two points in training mode with a mask for each dropout that can have one.
+    """Findings of a forward pass of two points in training mode, with a mask for each dropout that can have one.
 
     Args:
         model: The model; it is left as it was.
@@ -44,7 +44,7 @@ class InTraining:
 
     Attributes:
         never: Calls of dropout, by layer and number, that drop neither in evaluation mode nor here.
-        error: Of the pass, if it failed: nothing is known then.
+        error: Why the pass does not show all dropout, as the end of a sentence "The pass ..."; empty if it does.
     """
 
     def __init__(self, model: nn.Module, call: Callable[[object], object], inputs: object) -> None:
@@ -66,22 +66,22 @@ class InTraining:
     def _run(self, seed: int, draws: list[Draw] | None = None) -> object:
         mode = self._mode
         with training(self._model), mode.following(self._model), mode.start(0), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch says of checkpointed layers that nothing wants gradients
+            warnings.simplefilter("ignore")  # torch warns that checkpointed layers need no gradients
             seed_generators(self._model, seed)
             with Draws(lambda: None if mode.is_drawing else mode.layer) as seen:
                 output = self._call(map_tensors(Tensor.clone, self._inputs))
             if draws is not None:
                 draws += seen.found
                 modules = dict(self._model.named_modules())
-                # A layer in evaluation mode tells nothing of what it does in training.
+                # Layers in evaluation mode may drop when they train.
                 self.never = frozenset(call for call in mode.not_training if modules[call[0]].training)
             return output
 
     def refuse_left_out(self, evaluated: MaskedForward, num_rows: int) -> None:
-        """Raise if a part of the model that runs in evaluation mode too drops what has got no mask there.
+        """Raise if dropout without a mask acts in a part of the model that also runs in evaluation mode.
 
         Args:
-            evaluated: What followed the model in evaluation mode.
+            evaluated: The function mode of a pass in evaluation mode.
             num_rows: B, for a batch that cannot be cut.
         """
         rows = self._num_rows or num_rows
@@ -97,15 +97,16 @@ class InTraining:
             )
 
     def _part(self, layer: str) -> str:
-        """The layer, or what calls it if it has no weights: a part that runs in training alone may drop as it likes."""
+        """Return the layer, or the module that calls it if it has no weights: parts used only in training may drop."""
         has_weights = any(True for _ in self._model.get_submodule(layer).parameters())
         part = layer if has_weights else layer.rpartition(".")[0]
-        while part and part not in self._mode.entered:  # a list of modules, or one whose `forward` is called directly
+        # A list of modules has no forward pass, and a module whose `forward` is called directly runs no hooks.
+        while part and part not in self._mode.entered:
             part = part.rpartition(".")[0]
         return part
 
     def warn(self) -> None:
-        """Warn of noise in training that samples are without, or that nothing could be seen."""
+        """Warn of noise in training that the samples lack, or of `error`."""
         if self.error:
             warnings.warn(
                 f"A forward pass of {type(self._model).__name__} in training mode failed ({self.error}), so it is not "
@@ -118,7 +119,7 @@ class InTraining:
 
             def run(seed: int) -> object:
                 output = self._run(seed)
-                state.put_back()  # not before it: whoever follows the run does so by hooks
+                state.put_back()  # after the run, which may be followed by hooks
                 return output
 
             output = run(0)
@@ -138,7 +139,7 @@ class InTraining:
 
 
 class _Looking(MaskedForward):
-    """One set of masks, and what would be refused is noted instead."""
+    """Function mode of one sample that records dropout in attention instead of refusing it."""
 
     def __init__(self) -> None:
         super().__init__(1, seed=0)
@@ -146,7 +147,7 @@ class _Looking(MaskedForward):
         self.is_drawing = False
 
     def masks_of(self, layer: str, call: int, p: float, shape: tuple[int, ...], device: torch.device) -> LayerMasks:
-        """As ever, but what draws them is not the model."""
+        """Return the masks; their draws do not count as those of the model."""
         self.is_drawing = True
         try:
             return super().masks_of(layer, call, p, shape, device)
@@ -158,7 +159,7 @@ class _Looking(MaskedForward):
 
 
 def _two_rows(inputs: object) -> tuple[object, int | None]:
-    """The first two rows of a batch, a single one twice, and 2; the whole batch and None if it cannot be cut."""
+    """Return the first two rows of a batch (a single row twice) and 2; the batch and None if it cannot be cut."""
     num_rows = num_rows_of(inputs)
     if num_rows is None:
         return inputs, None

@@ -1,4 +1,4 @@
-"""Dropout modules that multiply by the masks of one sample, without looking at anything else that the model calls."""
+"""Dropout modules that apply the masks of one sample, without a function mode around the model."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from al_lightning.posterior.dropout.function_mode import DROPOUTS, LayerMasks, MaskedForward
 from al_lightning.posterior.dropout.masks import DropoutKind, keep_factors, masked
 
-MOST_FACTORS = 64 * 2**20  # bytes of a layer's masks, as numbers
+MOST_FACTORS = 64 * 2**20  # bytes of a layer's masks as factors
 _KINDS: Mapping[type[nn.Module], DropoutKind] = MappingProxyType(
     {
         nn.Dropout: DROPOUTS[nn.functional.dropout],
@@ -26,18 +26,18 @@ _KINDS: Mapping[type[nn.Module], DropoutKind] = MappingProxyType(
 
 
 def can_be_replaced(model: nn.Module, mode: MaskedForward) -> bool:
-    """Tell whether all masks are of torch's own dropout modules, and none of a function that some module calls."""
+    """Tell whether all masks belong to torch's dropout modules, and none to a function of dropout."""
     modules = dict(model.named_modules())
     drop_all = [module for module in modules.values() if type(module) in _KINDS and module.p == 1]  # without masks
     return not drop_all and all(type(modules.get(layer)) in _KINDS for layer, _ in mode.masks)
 
 
 class ReplacedDropout:
-    """Each dropout module that has masks applies those of one sample, in the order of its calls.
+    """Dropout modules of a model that apply the masks of one sample, in the order of their calls.
 
     Args:
-        model: A model of which `can_be_replaced` holds.
-        mode: What has drawn the masks.
+        model: A model for which `can_be_replaced` is true.
+        mode: The function mode that has drawn the masks.
     """
 
     def __init__(self, model: nn.Module, mode: MaskedForward) -> None:
@@ -50,10 +50,10 @@ class ReplacedDropout:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """While the modules are replaced; taken back on exit."""
+        """Replace the modules within the block."""
         try:
             for layer, module in self._modules:
-                # An instance's attribute goes before its class's method, and no user's object is left behind in it.
+                # An attribute of the instance precedes the method of its class; it is removed on exit.
                 vars(module)["forward"] = self._applying(layer, module, _KINDS[type(module)])
             yield
         finally:
@@ -79,7 +79,7 @@ class ReplacedDropout:
         return forward
 
     def _factors_of(self, name: tuple[str, int], found: LayerMasks, dtype: torch.dtype) -> Tensor | None:
-        """The masks of all samples as what is multiplied by, unless they are large."""
+        """Return the masks of all samples as factors, or None if they are large."""
         known = self._factors.get(name)
         if known is None and found.keep.numel() * dtype.itemsize <= MOST_FACTORS:
             known = self._factors[name] = keep_factors(found.keep, found.p, dtype=dtype)

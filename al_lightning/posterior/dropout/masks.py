@@ -1,4 +1,4 @@
-"""Dropout with masks that are a function of their name, not of a generator's state."""
+"""Dropout masks as a function of seed, layer, call and sample, not of a generator's state."""
 
 import hashlib
 import math
@@ -12,7 +12,7 @@ SELU_LIMIT = 1.7580993408473766  # scale * alpha of SELU: minus the value of a u
 
 
 def named(layer: str) -> str:
-    """A layer in an error message; "" is the outermost module."""
+    """Return the name of a layer for an error message; "" is the outermost module."""
     return f"`{layer}`" if layer else "the model itself"
 
 
@@ -24,7 +24,7 @@ class DropoutKind:
         channelwise: Whole channels are dropped (axis 1), not elements.
         alpha: Dropped units are set to SELU's limit, and mean and variance are restored.
         in_place: The function ends in an underscore.
-        batched_dims: Numbers of axes with a batch axis among them; empty where every number has one.
+        batched_dims: Numbers of axes at which an input has a batch axis; empty if every input has one.
     """
 
     channelwise: bool = False
@@ -33,7 +33,7 @@ class DropoutKind:
     batched_dims: tuple[int, ...] = ()
 
     def mask_shape(self, input_shape: Sequence[int], *, layer: str) -> tuple[int, ...]:
-        """Shape of one sample's mask for an input (B, ...): it has no batch axis, and is shared by all points.
+        """Return the shape of one sample's mask for an input (B, ...): no batch axis, as all points share the mask.
 
         Example:
             >>> DropoutKind(channelwise=True).mask_shape((32, 3, 8, 8), layer="conv.drop")
@@ -50,10 +50,10 @@ class DropoutKind:
 
 
 def dropout_mask(shape: Sequence[int], p: float, *, seed: int, layer: str, call: int, k: int) -> Tensor:
-    """True where a unit is kept: the mask of sample k at the `call`-th call of dropout in `layer`, on the CPU.
+    """Return the mask of sample k at the `call`-th call of dropout in `layer`, on the CPU: True where a unit is kept.
 
-    keep ~ Bernoulli(1 - p), drawn from a generator that is seeded by a hash of (seed, layer, call, k) alone. It is
-    therefore the same in every process, whatever else was drawn.
+    keep ~ Bernoulli(1 - p), drawn from a generator that is seeded by a hash of (seed, layer, call, k), so a mask is
+    the same in every process, whatever else was drawn.
 
     Example:
         >>> dropout_mask((4,), 0.5, seed=1, layer="head.1", call=0, k=7)
@@ -67,7 +67,7 @@ def dropout_mask(shape: Sequence[int], p: float, *, seed: int, layer: str, call:
 
 
 def keep_factors(keep: Tensor, p: float, *, dtype: torch.dtype) -> Tensor:
-    """Return the factors of plain dropout with p < 1: keep / (1 - p). What is a factor already stays one.
+    """Return the factors of plain dropout with p < 1: keep / (1 - p). Factors are returned as they are.
 
     Example:
         >>> keep_factors(torch.tensor([True, False]), 0.5, dtype=torch.float32)
@@ -77,9 +77,9 @@ def keep_factors(keep: Tensor, p: float, *, dtype: torch.dtype) -> Tensor:
 
 
 def masked(x: Tensor, keep: Tensor, p: float, *, alpha: bool = False, in_place: bool = False) -> Tensor:
-    """Dropout of `x` as in torch with a given mask: x * keep / (1 - p), or a * (x if keep else -1.758) + b for alpha.
+    """Return dropout of `x` with a given mask: x * keep / (1 - p), or a * (x if keep else -1.758) + b for alpha.
 
-    a = 1 / sqrt((1.758^2 p + 1)(1 - p)) and b = 1.758 a p keep mean 0 and variance 1. With p = 1 nothing is left.
+    a = 1 / sqrt((1.758^2 p + 1)(1 - p)) and b = 1.758 a p keep mean 0 and variance 1. With p = 1 the result is zero.
 
     Example:
         >>> masked(torch.tensor([[1.0, 2.0]]), torch.tensor([True, False]), 0.5)

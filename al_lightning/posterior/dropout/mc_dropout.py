@@ -45,20 +45,21 @@ class MCDropout(Posterior):
     """K networks, each the trained model with one set of dropout masks that it keeps for all points.
 
     Works on the unchanged model: every `nn.Dropout*`, `nn.AlphaDropout`, `nn.FeatureAlphaDropout` and their functions
-    draw masks, all else is in evaluation mode. Weights, flags and hooks are as before after every prediction. A model
-    with a single output is a sigmoid's logit and becomes two classes.
+    use masks, and the rest of the model is in evaluation mode. Weights, flags and hooks are as before after every
+    prediction. A single output is a sigmoid's logit and becomes two classes.
 
-    A pass in training mode, over two rows before the first training and at the start of each sampling, tells what masks
-    do not reach: dropout behind a layer's own `if self.training`, of TorchScript, of torch.ops, attention's own. It is
-    refused by name; noise and stochastic depth are warned of before the first training, and samples are without them. A
-    dropout function that is called with `training=False` even then never drops, and gets no mask.
+    A pass of two rows in training mode, before the first training and at the start of each sampling, finds dropout that
+    masks do not reach: behind a layer's own `if self.training`, in TorchScript, in torch.ops and within attention. Such
+    dropout is refused by name. Noise and stochastic depth give a warning before the first training; the samples are
+    without them. A dropout function that is called with `training=False` in training too gets no mask.
 
-    What comes before the first dropout is computed once for all K, by `torch.vmap` over the masks. That is tried on the
-    first batch and compared there with plain forward passes; a model that it cannot trace (`if` on values, custom
-    functions without a rule) gets K of them, as does, on the CPU, one whose samples share little. `predict.path` tells
-    which, "vmap" or "loop", and `predict.reason` why. A convolution after dropped channels mixes the responses of
-    channels, which all samples share, and on the CPU computes no channel that dropout takes away right after it. The
-    results are the same up to the order of float32 sums.
+    What precedes the first dropout is computed once for all K samples, by `torch.vmap` over the masks. This is tried on
+    the first batch and compared there with plain forward passes. K plain passes are made for a model that cannot be
+    traced (`if` on values, custom functions without a rule), for one whose samples share little (on the CPU), and with
+    a torch that has renamed private functions. `predict.path` is "vmap" or "loop", and `predict.reason` says why it is
+    the loop. A convolution after dropped channels mixes the responses of its input channels, which all samples share;
+    on the CPU it skips the output channels that dropout removes right after it. The results are the same up to the
+    order of float32 sums.
 
     Args:
         predict: How to get logits or log-probabilities (B, C) of a batch, `predict(module, batch)`. By default
@@ -82,7 +83,7 @@ class MCDropout(Posterior):
     @override
     @contextmanager
     def sample(self, model: nn.Module, num_samples: int, *, seed: int) -> Iterator[Predict]:
-        """Draw K sets of masks, each when its layer first runs; see `Posterior.sample`."""
+        """Draw K sets of masks, those of a layer at its first call; see `Posterior.sample`."""
         check_draws(num_samples, seed=seed)
         refuse_unreachable_dropout(model)
         samples = _Samples(model, self.predict, MaskedForward(num_samples, seed=seed))
@@ -97,7 +98,7 @@ class _Samples:
 
     Attributes:
         path: "vmap" or "loop", how the K forward passes are made; None before the first batch.
-        reason: Why it is the loop.
+        reason: Why the path is "loop", else empty.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class _Samples:
         self._masked = masked
         self._vectorised = Vectorised(masked, self._call.output)
         self._checked = False
-        self._replaced: ReplacedDropout | None = None  # once the loop has found that it need not look at every call
+        self._replaced: ReplacedDropout | None = None  # once the loop has found that it needs no function mode
         self._look: InTraining | None = None
         self._closed = False
 
@@ -143,7 +144,7 @@ class _Samples:
         return self._first_log_probs(inputs, look)
 
     def preview(self, batch: object, smaller: object) -> Tensor:
-        """`log_probs_B_C` of the first sample, and all that can be refused with weights that are not trained yet."""
+        """Return `log_probs_B_C` of the first sample, after the checks that need no trained weights."""
         inputs = self._call.inputs(batch)
         with torch.inference_mode(mode=False), torch.no_grad(), handed_back(self._model):
             look = self._look_in_training(inputs)
@@ -194,11 +195,11 @@ class _Samples:
         return log_probs_B_K_C
 
     def _outputs(self, inputs: object, *, first_B_C: Tensor | None = None) -> Tensor:
-        """`outputs_B_K_C`, compared with the plain ones of the first sample where these are given."""
+        """Return `outputs_B_K_C`, compared with the plain outputs of the first sample if these are given."""
         if self.path != "loop":
             try:
                 outputs_B_K_C = self._vectorised(inputs) if first_B_C is None else self._tried(inputs, first_B_C)
-            except Exception as error:  # noqa: BLE001 - the loop decides what is an error, and raises it
+            except Exception as error:  # noqa: BLE001 - an error of the model itself is raised by the loop
                 self.path, self.reason = "loop", f"{type(error).__name__}: {error}"
             else:
                 self.path = "vmap"
@@ -213,7 +214,7 @@ class _Samples:
         return torch.stack(outputs_k_B_C, dim=1)
 
     def _output_by_replacement(self, inputs: object, k: int) -> Tensor:
-        """Compute `_output` for less, where all dropout is that of modules."""
+        """Return the same as `_output`, faster, where all dropout is that of modules."""
         if self._replaced is not None:
             self._replaced.start(k)
         return self._call.output(inputs)
@@ -236,7 +237,10 @@ class _Samples:
         return output
 
     def _output_of_first(self, num_rows: int) -> Callable[[object], Tensor]:
-        """Logits of the first sample; the inputs of dropout are compared with those of the last pass, of `num_rows`."""
+        """Return a function from a batch to the first sample's logits.
+
+        It compares the inputs of dropout with those of the last pass, of `num_rows` rows.
+        """
         before = dict(self._masked.first_axis)
 
         def output(inputs: object) -> Tensor:

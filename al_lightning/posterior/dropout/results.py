@@ -1,4 +1,4 @@
-"""Cost of a forward pass of all samples, and the part of it that all samples share."""
+"""Costs of a forward pass of all samples, and the part that all samples share."""
 
 from dataclasses import dataclass
 
@@ -9,21 +9,21 @@ from al_lightning.posterior.dropout.lazy.deferred import Deferred, ScaledChannel
 
 @dataclass
 class Results:
-    """Bytes of what a forward pass of all samples computes, functions of torch being what computes."""
+    """Bytes of the results of torch's functions in a forward pass of all samples."""
 
-    shared: int = 0  # does not depend on the sample
-    own: int = 0  # of one sample
-    largest: int = 0  # of one sample, one tensor
-    responses: int = 0  # of what is shared
-    has_own_convolution: bool = False  # one whose input depends on the sample, with no responses to share
+    shared: int = 0  # of results that do not depend on the sample, responses among them
+    own: int = 0  # of the other results, for one sample
+    largest: int = 0  # of the largest such tensor, for one sample
+    responses: int = 0  # of shared responses of channels
+    has_own_convolution: bool = False  # a convolution that depends on the sample and shares no responses
 
     @property
     def are_mostly_responses(self) -> bool:
-        """Tell whether what is computed in coarse blocks, responses and their mixtures, takes most of the time."""
+        """Tell whether responses and their mixtures, computed in coarse blocks, take most of the time."""
         return self.shared - self.responses < self.responses and not self.has_own_convolution
 
     def add(self, result: Tensor) -> None:
-        """Count a result once, or as one of each sample."""
+        """Add a result, as shared by all samples or as one of each sample."""
         size = result.numel() * result.element_size()
         if not depends_on_sample(result.unscaled if isinstance(result, ScaledChannels) else result):
             self.shared += size
@@ -33,7 +33,7 @@ class Results:
             self.largest = max(self.largest, size)
 
     def add_computed(self, x: Deferred) -> None:
-        """Count what was deferred and has been computed after all: the whole of a convolution, if that was needed."""
+        """Add the values of a deferred tensor that were computed, those of its whole convolution too."""
         if isinstance(x, ScaledChannels) and x.is_computed:
             self.largest = max(self.largest, x.numel() * x.element_size())
         convolution = x.unscaled if isinstance(x, ScaledChannels) else x
@@ -41,7 +41,7 @@ class Results:
             self.largest = max(self.largest, convolution.mixture.num_bytes)
 
     def add_responses(self, x: Tensor, result: SharedConvolution) -> None:
-        """Count those of the channels of `x` to a convolution."""
+        """Add the responses of the channels of `x` to a convolution."""
         size = x.shape[1] * result.mixture.num_bytes
         self.shared += size
         self.responses += size

@@ -1,4 +1,4 @@
-"""Dropout that no mask can be given to, found before the first prediction and refused by name."""
+"""Dropout that cannot be given masks, refused by name before the first prediction."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from al_lightning.posterior.dropout.masks import named
 
 
 def refuse_unreachable_dropout(model: nn.Module) -> None:
-    """Raise if a submodule drops units where Python cannot see it: sampling around it would be no posterior."""
+    """Raise if a submodule drops units out of reach of Python, so that its masks cannot be kept."""
     reasons = [(name, _reason(module)) for name, module in model.named_modules()]
     found = [f"{named(name)} ({reason})" for name, reason in reasons if reason]
     if found:

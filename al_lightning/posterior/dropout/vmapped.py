@@ -1,4 +1,4 @@
-"""The forward passes of all samples as one, so that what no dropout has touched is computed once for all of them."""
+"""Forward passes of all samples at once, in which what precedes the first dropout is computed once."""
 
 import itertools
 import math
@@ -17,11 +17,11 @@ from al_lightning.posterior.dropout.masks import keep_factors
 from al_lightning.posterior.model import leaves, map_tensors, num_rows_of
 from al_lightning.threads import keep_freed_memory, own_threads
 
-_WORKING_SET_CPU = 16 * 2**20  # bytes of the largest activation of all samples: more leaves the cache
+_WORKING_SET_CPU = 16 * 2**20  # bytes of the largest activation of all samples, so that it stays in the cache
 _WORKING_SET_GPU = 2**30
-_MOST_FACTORS = 64 * 2**20  # bytes
-_SHARED_SHARE = 0.05  # of all that is computed, at most, where samples are apart
-_LEAST_SHARED = 0.5  # of what one sample computes by itself: below it K small passes, each in the cache, are as fast
+_MOST_FACTORS = 64 * 2**20  # bytes of all masks as factors
+_SHARED_SHARE = 0.05  # at most, of a pass: samples are grouped until what they share is so small a part
+_LEAST_SHARED = 0.5  # of the cost of one sample; below, K passes that stay in the cache are as fast
 _TRIAL_ROWS = 4
 
 
@@ -30,8 +30,8 @@ class Slices:
     """Split of the samples into passes, so that the largest activation stays within the working set.
 
     Args:
-        rows: Of the batch.
-        samples: What samples share is computed once for so many.
+        rows: Rows of the batch in one pass.
+        samples: Samples in one pass, which compute once what they share.
     """
 
     rows: int
@@ -39,7 +39,7 @@ class Slices:
 
     @classmethod
     def within(cls, cells: float, *, num_rows: int, num_samples: int, sharing: int) -> "Slices":
-        """At most `cells` pairs of a row and a sample: `sharing` samples, then rows, then more samples.
+        """Return slices of at most `cells` pairs of row and sample: first `sharing` samples, then rows, then samples.
 
         Example:
             >>> Slices.within(100, num_rows=64, num_samples=20, sharing=20)  # much is shared: all samples
@@ -54,7 +54,7 @@ class Slices:
 
 
 class Vectorised:
-    """Forward passes of all samples by `torch.vmap` over their masks, which a plain pass must have drawn.
+    """Forward passes of all samples by `torch.vmap` over their masks, which a plain pass has drawn.
 
     Args:
         masked: The function mode with the masks.
@@ -64,7 +64,7 @@ class Vectorised:
     def __init__(self, masked: MaskedForward, output: Callable[[object], Tensor]) -> None:
         self._masked = masked
         self._output = output
-        self._bytes_of_a_cell = 0.0  # largest activation of one sample for one row, or for a batch that cannot be cut
+        self._bytes_of_a_cell = 0.0  # largest activation of one sample, for one row or a batch that cannot be cut
         self._sharing = 1
         self._in_rows = False
         self._is_mostly_responses, self._device = False, torch.device("cpu")
@@ -72,9 +72,10 @@ class Vectorised:
         keep_freed_memory()
 
     def first_and_last(self, inputs: object, num_rows: int) -> tuple[object, Tensor]:
-        """Some rows of the first batch and `outputs_b_2_C` of the first and the last sample, to be compared.
+        """Return some rows of the first batch and `outputs_b_2_C` of the first and the last sample, to be compared.
 
-        Tells, for all batches, how large the activations are and whether batches can be cut by rows.
+        Measures for all later batches how large the activations are and whether batches can be cut by rows. Raises if
+        the samples are not to be computed at once.
         """
         refuse_missing()
         self._in_rows = num_rows_of(inputs) == num_rows
@@ -94,7 +95,7 @@ class Vectorised:
         return inputs, outputs_b_2_C
 
     def _keep_factors(self) -> None:
-        """The masks as what is multiplied by, which every slice needs, unless they are large."""
+        """Keep the masks as factors, which every slice needs, unless they are large."""
         dtypes, masks = self._masked.factor_dtypes, self._masked.masks
         if sum(masks[name].keep.numel() * dtype.itemsize for name, dtype in dtypes.items()) <= _MOST_FACTORS:
             self._factors = {
@@ -102,11 +103,11 @@ class Vectorised:
             }
 
     def forget(self) -> None:
-        """Let go of the masks."""
+        """Release the masks."""
         self._factors.clear()
 
     def __call__(self, inputs: object) -> Tensor:
-        """`outputs_B_K_C` of all samples."""
+        """Return `outputs_B_K_C` of all samples."""
         with own_threads(self._device) if self._is_mostly_responses else nullcontext():
             return torch.cat([self._all_samples(rows, samples) for rows, samples in self._sliced(inputs)])
 
@@ -137,21 +138,21 @@ class Vectorised:
                 return computed(self._output(inputs))
 
         with warnings.catch_warnings():
-            # Where torch itself has to loop, it is no slower than we would be.
+            # Torch loops over the samples in some operations, which is no slower than the loop here.
             warnings.filterwarnings("ignore", message="There is a performance drop")
             outputs_k_B_C: Tensor = torch.vmap(outputs)(keep)
         return outputs_k_B_C.transpose(0, 1)
 
 
 def _nearly_equal(length: int, size: int) -> Iterator[slice]:
-    """Slices of at most `size`; a single row that is left over is what models are least used to."""
+    """Return slices of at most `size` and nearly equal length, so that no single row is left over."""
     count = math.ceil(length / size)
     bounds = [length * part // count for part in range(count + 1)]
     return (slice(start, end) for start, end in itertools.pairwise(bounds))
 
 
 def refuse_kept_tensors(model: nn.Module) -> None:
-    """Raise if `model` keeps a tensor of a vectorised pass, which is of no use after it."""
+    """Raise if `model` keeps a tensor of a vectorised pass, which cannot be used after the pass."""
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
             for leaf in leaves(value):

@@ -1,4 +1,4 @@
-"""K networks of one architecture: one model, and a state for each of them."""
+"""Predictions of K networks of one architecture: one model, called with the weights of each network."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Draws of a last linear layer's weights, under the Gaussian that the curvature of the loss and a prior give it.
+"""Draws of a last linear layer's weights from the Gaussian given by the curvature of the loss and a prior.
 
 N labelled points, K draws, C outputs, D features (a column of ones among them stands for the bias), P = C D weights.
 All in double precision: features are strongly correlated, so precisions span many orders of magnitude.
@@ -7,11 +7,11 @@ All in double precision: features are strongly correlated, so precisions span ma
 import torch
 from torch import Tensor
 
-ROWS_AT_ONCE = 1024  # times P numbers are held beside the precision
+ROWS_AT_ONCE = 1024  # times P numbers are in memory beside the precision
 
 
 def output_curvature(logits_N_C: Tensor) -> Tensor:
-    """Second derivatives of -log p(y|z) with respect to the logits, in nats: diag(p) - p p', the same for every y.
+    """Return the second derivatives of -log p(y|z) with respect to the logits: diag(p) - p p', the same for every y.
 
     With C = 1 the logit is a sigmoid's, and its curvature p (1 - p).
 
@@ -31,7 +31,7 @@ def output_curvature(logits_N_C: Tensor) -> Tensor:
 
 
 def mean_output_curvature(logits_N_C: Tensor) -> Tensor:
-    """The mean of `output_curvature` over points (C, C), without ever storing one for each; zero without points.
+    """Return the mean of `output_curvature` over points (C, C), without a matrix for each; zero without points.
 
     Example:
         >>> logits_N_C = torch.tensor([[0.0, 0.0], [0.0, -torch.inf]])
@@ -46,7 +46,7 @@ def mean_output_curvature(logits_N_C: Tensor) -> Tensor:
 
 
 def full_deviations(features_N_D: Tensor, logits_N_C: Tensor, *, prior_precision: float, noise_K_C_D: Tensor) -> Tensor:
-    """Deviations (K, C, D) from the trained weights with covariance (sum_n curvature_n (x) h_n h_n' + prior I)^-1.
+    """Return deviations (K, C, D) from the trained weights, covariance (sum_n curvature_n (x) h_n h_n' + prior I)^-1.
 
     The matrix is the generalised Gauss-Newton approximation of the Hessian of the summed cross-entropy, which for the
     last layer is the Hessian itself, plus the precision of the prior. Costs P^3 / 3 + K P^2 multiplications.
@@ -82,19 +82,19 @@ def full_deviations(features_N_D: Tensor, logits_N_C: Tensor, *, prior_precision
 
 
 def kron_deviations(features_N_D: Tensor, logits_N_C: Tensor, *, prior_precision: float, noise_K_C_D: Tensor) -> Tensor:
-    """As `full_deviations`, with the curvature's sum of products replaced by the product of a sum and a mean.
+    """Return `full_deviations` with the curvature's sum of products replaced by the product of a sum and a mean.
 
     sum_n curvature_n (x) h_n h_n' ~ mean_n curvature_n (x) sum_n h_n h_n' (Ritter et al. 2018, "A Scalable Laplace
     Approximation for Neural Networks"). The prior is added to its eigenvalues, exactly. Costs D^3 + C^3 + K P (C + D).
 
     Example:
-        >>> one_point = torch.tensor([[4.0]]), torch.zeros(1, 1)  # for one point nothing is lost
+        >>> one_point = torch.tensor([[4.0]]), torch.zeros(1, 1)  # exact for one point
         >>> kron_deviations(*one_point, prior_precision=5.0, noise_K_C_D=torch.ones(1, 1, 1))
         tensor([[[0.3333]]])
     """
     sizes_D, axes_D_D = torch.linalg.eigh(features_N_D.T @ features_N_D)
     sizes_C, axes_C_C = torch.linalg.eigh(mean_output_curvature(logits_N_C))
-    # Rounding makes zeros negative.
+    # Rounding may make a zero negative.
     precision_C_D = sizes_C.clamp_min(0).unsqueeze(1) * sizes_D.clamp_min(0) + prior_precision
     deviations_K_C_D: Tensor = axes_C_C @ (noise_K_C_D * precision_C_D.rsqrt()) @ axes_D_D.T
     return deviations_K_C_D

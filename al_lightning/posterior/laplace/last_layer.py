@@ -1,4 +1,4 @@
-"""The last linear layer of a model: what goes into it, and that nothing but log_softmax comes after it."""
+"""Features and logits of a model's last linear layer, which only log_softmax may follow."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,12 +12,12 @@ from al_lightning.posterior.base import ANOTHER_POSTERIOR
 from al_lightning.posterior.dropout.masks import named
 from al_lightning.posterior.model import Call, evaluating, log_probs_of
 
-ROUNDINGS = 32  # of the coarsest number format in use, relative to the largest logit, may separate two log_softmaxes
+ROUNDINGS = 32  # times the largest logit's rounding error: tolerated difference of two log_softmaxes
 
 
 @dataclass(frozen=True, eq=False)
 class LastLayerPass:
-    """One forward pass, seen from the last linear layer: its name, its inputs (B, D) and its outputs (B, C)."""
+    """Name, inputs (B, D) and outputs (B, C) of the last linear layer in one forward pass."""
 
     layer: str
     features_B_D: Tensor
@@ -74,7 +74,7 @@ def _listed(linears: Mapping[str, nn.Linear]) -> str:
 
 @contextmanager
 def _recorded(linears: Mapping[str, nn.Linear]) -> Iterator[list[LastLayerPass]]:
-    """The last call of any of these layers, copied, because what follows may write on it."""
+    """Record the last call of any of these layers, copied, because later layers may write on its tensors."""
     calls: list[LastLayerPass] = []
 
     def recording(name: str) -> Callable[..., None]:

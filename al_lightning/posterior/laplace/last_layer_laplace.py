@@ -19,7 +19,7 @@ from al_lightning.posterior.model import evaluating, log_probs_of, model_inputs
 from al_lightning.posterior.model_state import attributes_back, handed_back
 from al_lightning.posterior.sampling import check_draws, until_the_end
 
-MAX_FULL_SIZE = 6_000  # weights: their covariance is then 0.3 GB and takes seconds of one core, once a round
+MAX_FULL_SIZE = 6_000  # weights; a covariance of 0.3 GB and seconds of one core, once a round
 NUMBERS_AT_ONCE = 2**23
 
 
@@ -35,9 +35,9 @@ class LastLayerLaplace(Posterior):
     Args:
         prior_precision: One over the variance that the prior, centred at 0, gives each weight and bias of the layer:
             the weight decay of a training on the summed loss, n times that on a mean over n samples. It need not be
-            how the model was trained. By default one over the mean square of the trained weights, under which they
-            are typical draws of the prior, and which follows the scale of the features; a fixed number does not, and
-            1.0 makes noise of the predictions of nets that are trained without weight decay.
+            how the model was trained. By default one over the mean square of the trained weights, which are then
+            typical draws of the prior; this default follows the scale of the features. A fixed number does not, and
+            with 1.0 the predictions of nets that are trained without weight decay become noise.
         layer: Name of the last linear layer, as "head.fc"; by default the last nn.Linear that runs.
         structure: "full" is the covariance of all weights, "kron" a Kronecker-factored approximation for many of them.
             By default "full" up to 6000 weights.
@@ -98,7 +98,7 @@ class LastLayerLaplace(Posterior):
 
     @override
     def sample(self, model: nn.Module, num_samples: int, *, seed: int) -> AbstractContextManager[Predict]:
-        """Refused: what `fit` returns is sampled."""
+        """Raise: the result of `fit` is sampled."""
         raise RuntimeError(
             f"{self!r} has not seen the labelled points, whose curvature it needs. Sample what `fit` returns: "
             f"`posterior.fit(model, batches).sample(model, num_samples, seed=seed)`."
@@ -120,8 +120,8 @@ class FittedLaplace(Posterior):
         laplace: The hyper-parameters.
         layer: Name of the last linear layer.
         weights_C_D: Its trained weights, the bias as last column.
-        features_N_D: What it got at the labelled points.
-        logits_N_C: What it returned at the labelled points.
+        features_N_D: Its inputs at the labelled points.
+        logits_N_C: Its outputs at the labelled points.
     """
 
     laplace: LastLayerLaplace
@@ -132,7 +132,7 @@ class FittedLaplace(Posterior):
 
     @property
     def prior_precision(self) -> float:
-        """The one given, or P / |w|^2 for the P trained weights w of the layer."""
+        """Return the given prior precision, or P / |w|^2 for the P trained weights w of the layer."""
         if self.laplace.prior_precision is not None:
             return self.laplace.prior_precision
         mean_square = self.weights_C_D.square().mean().item()
@@ -164,7 +164,7 @@ class FittedLaplace(Posterior):
             yield predict
 
     def deviations(self, noise_K_C_D: Tensor) -> Tensor:
-        """Deviations from the trained weights (K, C, D), of independent standard normal numbers."""
+        """Return deviations from the trained weights (K, C, D), from independent standard normal numbers."""
         full = self.laplace.structure == "full" or (
             self.laplace.structure is None and self.weights_C_D.numel() <= MAX_FULL_SIZE
         )
@@ -224,9 +224,9 @@ class _Samples:
 
 
 def _weights_of(model: nn.Module, layer: str) -> Tensor:
-    """Weights (C, D) of a linear layer, in double precision on the CPU, with its bias as last column if it has one."""
+    """Return the weights (C, D) of a linear layer, in double precision on the CPU; a bias is the last column."""
     linear = cast("nn.Linear", model.get_submodule(layer))
-    with torch.no_grad(), evaluating(model):  # in training mode spectral_norm changes the weight with each look at it
+    with torch.no_grad(), evaluating(model):  # in training mode spectral_norm changes the weight each time it is read
         bias: Tensor | None = linear.bias
         columns = [linear.weight] if bias is None else [linear.weight, bias.unsqueeze(1)]
     return torch.cat(columns, dim=1).detach().cpu().double()

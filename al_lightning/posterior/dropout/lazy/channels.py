@@ -1,4 +1,4 @@
-"""Operations on channels whose factors are not multiplied yet: most leave them outside."""
+"""Operations on tensors whose channels are not multiplied by their factors yet."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ _METADATA: frozenset[Callable[..., Any]] = frozenset(
         *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "is_cuda")),
     )
 )
-# f(s x) = s f(x) for s >= 0, one factor for each channel, if the input has so many axes after that of channels
+# f(s x) = s f(x) for s >= 0, one factor for each channel, if the input has this number of axes after the channels
 _NUM_AXES: Mapping[Callable[..., Any], int | None] = MappingProxyType(
     {
         **{FASTER[pool]: num_axes for num_axes, pools in MAX_POOLS.items() for pool in pools},
@@ -40,17 +40,18 @@ _NUM_AXES: Mapping[Callable[..., Any], int | None] = MappingProxyType(
     }
 )
 _POSITION_OF_INPLACE: Mapping[Callable[..., Any], int] = MappingProxyType(
-    {functional.relu: 1, functional.leaky_relu: 2}  # homogeneous as well
+    {functional.relu: 1, functional.leaky_relu: 2}  # positively homogeneous too
 )
 CONVOLUTIONS: frozenset[Callable[..., Any]] = frozenset({torch.conv1d, torch.conv2d, torch.conv3d})
-_FEWEST_TAPS = 4  # a kernel of one or two elements has no responses to share
+_FEWEST_TAPS = 4  # with a smaller kernel, shared responses save nothing
 
 
 def applied(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
-    """`func(*args, **kwargs)` where some arguments are `Deferred`; the result may be deferred again.
+    """Return `func(*args, **kwargs)` where some arguments are `Deferred`; the result may be deferred again.
 
-    Channel-wise operations that are positively homogeneous leave the factors outside, a convolution uses that it is
-    linear in its input channels, and for anything else the value is computed.
+    A channel-wise, positively homogeneous operation acts on the tensor without its factors, which are multiplied later.
+    A convolution is linear in its input channels, so its channels' responses are shared. Any other operation gets the
+    computed tensor.
 
     Example:
         >>> x = ScaledChannels(torch.tensor([[[-1.0, 2.0]]]), torch.tensor([[3.0]]))
@@ -74,7 +75,7 @@ def applied(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _each_channel(operation: Operation, x: Deferred) -> Deferred | None:
-    """The operation done later, or None if what it returns is no tensor of channels."""
+    """Return the result of a channel-wise operation without the factors, or None if it is no tensor of channels."""
     inner = x.unscaled if isinstance(x, ScaledChannels) else x
     if isinstance(inner, SharedConvolution) and not inner.is_computed:
         result: Tensor | None = inner.followed_by(operation)

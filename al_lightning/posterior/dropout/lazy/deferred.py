@@ -1,4 +1,4 @@
-"""Tensors that are computed when somebody needs them: by then less of them may be needed."""
+"""Tensors that are computed when they are read: by then less of them may be needed."""
 
 import functools
 import math
@@ -23,14 +23,14 @@ Operation = Callable[[Tensor], Tensor]
 
 
 class Deferred(Tensor):
-    """A tensor of which only shape, type and device are there, until somebody needs more. Only `applied` can use it."""
+    """Tensor with a shape, type and device whose values are computed when they are read; only for `applied`."""
 
     _value: Tensor | None
 
     __torch_function__ = disabled_torch_function
 
     def __new__(cls, like: Tensor, *_: object) -> Self:
-        """An empty shell."""
+        """Create a tensor without storage."""
         shell: Self = make_wrapper_subclass(cls, like.shape, dtype=like.dtype, device=like.device)
         return shell
 
@@ -42,22 +42,22 @@ class Deferred(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: object, types: object, args: object = (), kwargs: object = None
     ) -> object:
-        """Reached only where no function mode looks, as in TorchScript."""
+        """Raise: operations arrive here only past the function mode, as from TorchScript."""
         raise NotImplementedError(f"{func} got a tensor that is not computed yet.")
 
     @property
     def is_computed(self) -> bool:
-        """Tell whether somebody has asked for the value, which may have been written on since."""
+        """Tell whether the value was computed; it may have been written on since."""
         return self._value is not None
 
     def value(self) -> Tensor:
-        """The tensor itself, the same one each time."""
+        """Return the computed tensor, the same one each time."""
         if self._value is None:
             self._value = self._computed()
         return self._value
 
     def become(self, other: "Deferred") -> None:
-        """Be another of the same class, under all names of this one: what an operation in place does."""
+        """Take over the state of another tensor of the same class, as an operation in place does."""
         vars(self).update(vars(other))
 
     def _computed(self) -> Tensor:
@@ -65,21 +65,21 @@ class Deferred(Tensor):
 
 
 class Unwritten:
-    """A tensor that is read later, and must then be what it is now: an operation in place may have come between."""
+    """Tensor that is read later and must not be written on in place before."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
         self._version = version_of(tensor)
 
     def read(self) -> Tensor:
-        """The tensor; an error if it was written on."""
+        """Return the tensor; raise if it was written on."""
         if version_of(self._tensor) != self._version:
             raise RuntimeError("a tensor was written on in place after dropout or a convolution had read it")
         return self._tensor
 
 
 class Mixture:
-    """A convolution of all samples' inputs; its whole result is computed once, if at all."""
+    """Convolution of the inputs of all samples, computed as a whole at most once."""
 
     def __init__(self, x: Tensor, scale: Tensor, convolution: Convolution) -> None:
         self.level = maybe_get_level(scale)
@@ -93,16 +93,16 @@ class Mixture:
 
     @property
     def is_computed(self) -> bool:
-        """Tell whether the whole result is there."""
+        """Tell whether the whole result was computed."""
         return self._whole is not None
 
     @property
     def num_bytes(self) -> int:
-        """Of the whole result of one sample."""
+        """Return the size of one sample's whole result."""
         return len(self.like) * len(self._convolution.weight) * self.num_positions * self.like.element_size()
 
     def whole(self) -> Tensor:
-        """The result of all samples, the same tensor each time."""
+        """Return the result of all samples, the same tensor each time."""
         if self._whole is None:
             with _in_full(self.like):
                 mixed_B_K = mixed_responses(self._input(), self._scale_K_C, self._convolution)
@@ -110,14 +110,14 @@ class Mixture:
         return self._whole.read()
 
     def kept(self, kept_K_O: Tensor, then: Operation) -> Tensor:
-        """`then` of what each sample keeps of the result."""
+        """Return `then` of the channels of the result that each sample keeps."""
         with _in_full(self.like):
             kept_B_K = kept_responses(self._input(), self._scale_K_C, self._convolution, kept_K_O, then)
         return add_batch_dim(kept_B_K, 1, self.level)
 
     def is_finite(self) -> bool:
-        """Tell whether a product with zero is zero: infinity and NaN are to be seen in what is dropped too."""
-        # A sum is finite if all is; if it overflows, no more is lost than the time that this would save.
+        """Tell whether input and weights are finite, so that dropped channels are zero and not NaN."""
+        # A finite sum has finite terms. A sum that overflows costs only the time that skipping would save.
         return all(bool(tensor.read().sum().isfinite()) for tensor in (self._x, *self._parameters))
 
     def _input(self) -> Tensor:
@@ -127,12 +127,12 @@ class Mixture:
 
 
 def _in_full(like: Tensor) -> torch.autocast:
-    # The convolution was called outside autocast, and may be computed within.
+    # The convolution was called without autocast, and may be computed within it.
     return torch.autocast(like.device.type, enabled=False)
 
 
 class SharedConvolution(Deferred):
-    """A convolution of all samples' inputs that awaits what is dropped of it, and what is done to each channel then."""
+    """Deferred convolution of the inputs of all samples, followed by operations on each channel."""
 
     def __init__(self, like: Tensor, mixture: Mixture, *operations: Operation) -> None:  # noqa: ARG002
         super().__init__()
@@ -140,24 +140,24 @@ class SharedConvolution(Deferred):
 
     @classmethod
     def of(cls, x: Tensor, scale: Tensor, convolution: Convolution) -> Self:
-        """The convolution of `x * scale`, a factor for each channel and sample."""
+        """Return the convolution of `x * scale`, where `scale` has a factor for each channel and sample."""
         shape = len(x), len(convolution.weight), *convolution.positions(x.shape)
         return cls(_outline(shape, like=x), Mixture(x, scale, convolution))
 
     def followed_by(self, operation: Operation) -> "SharedConvolution | None":
-        """The same and then an operation on each channel by itself that is positively homogeneous, if it is one."""
+        """Return this convolution followed by a channel-wise, positively homogeneous operation; None if it is not."""
         result = operation(self.mixture.like.new_empty(1, 1, *self.shape[2:]))
-        if not isinstance(result, Tensor) or result.dim() != self.dim():  # as where positions are wanted too
+        if not isinstance(result, Tensor) or result.dim() != self.dim():  # as with `return_indices`
             return None
         like = _outline((*self.shape[:2], *result.shape[2:]), like=self.mixture.like)
         return SharedConvolution(like, self.mixture, *self._operations, operation)
 
     def copy(self) -> "SharedConvolution":
-        """For one that takes it as it is now: an operation in place changes what others see as this tensor."""
+        """Return a copy that later operations in place on this tensor do not change."""
         return SharedConvolution(self, self.mixture, *self._operations)
 
     def scaled(self, scale: Tensor) -> Tensor:
-        """The product with a factor >= 0 for each channel; what is dropped is not computed where that is faster."""
+        """Return the product with a factor >= 0 for each channel; dropped channels are skipped where that is faster."""
         mixture = self.mixture
         is_of_sample = is_batchedtensor(scale) and maybe_get_level(scale) == mixture.level
         if not is_of_sample or self.is_computed or mixture.is_computed:
@@ -175,7 +175,7 @@ class SharedConvolution(Deferred):
 
 
 class ScaledChannels(Deferred):
-    """A tensor x_B_C_* and a factor >= 0 for each channel, not multiplied yet."""
+    """Deferred product of a tensor x_B_C_* and a factor >= 0 for each channel."""
 
     scale: Tensor
 
@@ -186,7 +186,7 @@ class ScaledChannels(Deferred):
 
     @property
     def unscaled(self) -> Tensor:
-        """The tensor, an error if it was written on since."""
+        """Return the tensor without its factors; raise if it was written on since."""
         return self._unscaled if isinstance(self._unscaled, SharedConvolution) else self._unscaled.read()
 
     def _computed(self) -> Tensor:
@@ -195,7 +195,7 @@ class ScaledChannels(Deferred):
 
 
 def scaled_channels(x: Tensor, scale: Tensor) -> ScaledChannels:
-    """`x * scale`, multiplied later."""
+    """Return the deferred product `x * scale`."""
     if isinstance(x, ScaledChannels) and not x.is_computed:
         return ScaledChannels(x.unscaled, x.scale * scale)
     if isinstance(x, SharedConvolution) and not x.is_computed:
@@ -209,12 +209,12 @@ def depends_on_sample(x: Tensor) -> bool:
 
 
 def computed(x: Tensor) -> Tensor:
-    """An ordinary tensor."""
+    """Return an ordinary tensor with the values of `x`."""
     return x.value() if isinstance(x, Deferred) else x
 
 
 def deferred_among(args: Iterable[object]) -> Iterator[Deferred]:
-    """The deferred tensors among some arguments, or in a list or tuple among them (as of `torch.cat`)."""
+    """Yield the deferred tensors among some arguments, and in lists and tuples among them (as of `torch.cat`)."""
     for arg in args:
         if isinstance(arg, Deferred):
             yield arg
@@ -223,8 +223,8 @@ def deferred_among(args: Iterable[object]) -> Iterator[Deferred]:
 
 
 def by_sample(scale: Tensor) -> Tensor:
-    """The factors of each sample (K, C), out of the surrounding `torch.vmap`."""
-    # What `torch.autograd.Function` with a rule for `vmap` does too, in half a millisecond a call.
+    """Return the factors of all samples (K, C), taken out of the surrounding `torch.vmap`."""
+    # A `torch.autograd.Function` with a rule for `vmap` does the same, but takes half a millisecond a call.
     return get_unwrapped(scale).movedim(maybe_get_bdim(scale), 0).flatten(1)
 
 
@@ -232,9 +232,9 @@ def version_of(x: Tensor) -> int:
     """Count the writes on `x` in place."""
     while is_batchedtensor(x):
         x = get_unwrapped(x)
-    return x._version  # not of inference tensors: there is no telling then, and torch raises
+    return x._version  # torch raises for inference tensors, which have none
 
 
 def _outline(shape: Sequence[int], *, like: Tensor) -> Tensor:
-    """A tensor of some shape, of the type and on the device of another, that takes no memory."""
+    """Return a tensor of this shape, with the type and device of `like`, that takes no memory."""
     return like.new_empty(()).expand(tuple(shape))

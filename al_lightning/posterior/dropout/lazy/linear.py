@@ -1,4 +1,4 @@
-"""The linear layer of all samples."""
+"""Linear layers of all samples at once."""
 
 import torch
 from torch import Tensor
@@ -13,12 +13,12 @@ from al_lightning.posterior.dropout.lazy.private import (
 )
 from al_lightning.threads import each, own_threads
 
-_FEWEST_ROWS, _SMALLEST_WEIGHT = 16, 2**16  # below it a product for each sample costs more than the copy
+_FEWEST_ROWS, _SMALLEST_WEIGHT = 16, 2**16  # below, a product for each sample costs more than the copy
 _SAMPLES_AT_ONCE = 16
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`, with fewer copies where the input differs by sample.
+    """Return `torch.nn.functional.linear`, with fewer copies where the input differs by sample.
 
     Example:
         >>> torch.vmap(lambda x: linear(x, torch.tensor([[2.0]]), torch.tensor([1.0])))(torch.ones(2, 1, 1)).flatten()
@@ -27,11 +27,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not depends_on_sample(x) or torch.is_autocast_enabled(x.device.type):
         return functional.linear(x, weight, bias)
     product = _product_of_columns(x, weight)
-    return product if bias is None else product.add_(bias)  # in place, as `torch.vmap` would not do it
+    return product if bias is None else product.add_(bias)  # in place, which `linear` under `torch.vmap` is not
 
 
 def _product_of_columns(x: Tensor, weight: Tensor) -> Tensor:
-    """`x @ weight.t()`, read as it lies where the rows of `x` are columns in memory: torch would copy it first."""
+    """Return `x @ weight.t()` without the copy that torch makes of an `x` whose rows are columns in memory."""
     level = maybe_get_level(x)
     x_K = get_unwrapped(x).movedim(maybe_get_bdim(x), 0)
     is_large = x.dim() == 2 and len(x) >= _FEWEST_ROWS and weight.numel() >= _SMALLEST_WEIGHT  # noqa: PLR2004

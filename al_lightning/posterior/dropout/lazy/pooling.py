@@ -1,4 +1,4 @@
-"""Max pooling of windows that lie side by side, as maxima of strided slices."""
+"""Max pooling of adjacent windows, as maxima of strided slices."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_LARGEST_WINDOW = 3  # along one axis: what is further apart is read no faster than by torch
+_LARGEST_WINDOW = 3  # along one axis; with larger windows torch is as fast
 
 
 def max_pool(
@@ -19,10 +19,10 @@ def max_pool(
     *args: Any,  # noqa: ANN401 - those of `pool`
     **kwargs: Any,  # noqa: ANN401
 ) -> object:
-    """`pool(x, *args, **kwargs)`, to the bit, `pool` being torch's max pooling over the last `num_axes` axes.
+    """Return `pool(x, *args, **kwargs)` to the bit, where `pool` is torch's max pooling over the last `num_axes` axes.
 
-    On the CPU torch's own takes twenty times as long, or twice as long with channels last in memory: it looks at one
-    element at a time, and writes down where each maximum was.
+    On the CPU torch's function takes twenty times as long, or twice as long with channels last in memory: it reads one
+    element at a time and stores the position of each maximum.
 
     Example:
         >>> max_pool(torch.max_pool1d, 1, torch.tensor([[[1.0, 5.0, 2.0, 3.0, 9.0]]]), 2)
@@ -49,7 +49,7 @@ def _side_by_side(  # noqa: PLR0913, PLR0917 - the arguments of torch's function
     ceil_mode: bool = False,  # noqa: FBT001, FBT002
     return_indices: bool = False,  # noqa: FBT001, FBT002
 ) -> list[int]:
-    """The sizes of the windows, or nothing if they overlap, have gaps or leave the image, or positions are wanted."""
+    """Return the sizes of adjacent windows within the image; nothing for others, or if positions are asked for."""
     sizes = _for_each(kernel_size, num_axes)
     plain = [_for_each(stride or kernel_size, num_axes), _for_each(padding, num_axes), _for_each(dilation, num_axes)]
     expected = [sizes, [0] * num_axes, [1] * num_axes]

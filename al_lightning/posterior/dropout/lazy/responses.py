@@ -1,4 +1,4 @@
-"""A convolution of K inputs that differ by a factor for each channel, from one response of each channel."""
+"""Convolution of K inputs that differ by a factor for each channel, from one response of each channel."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from al_lightning.threads import each, own_threads
 
-_WINDOWS_AT_ONCE = 2**21  # numbers: they are read anew for every few output channels,
-_RESPONSES_AT_ONCE = 2**20  # these too are to be in the last cache, and a thread gets as many at a time,
-_MIXED_AT_ONCE = 2**20  # and these nearer; flat within a twentieth
+# Numbers at once, so that they stay in the last cache: the windows, which are read again for every few output channels,
+# the responses of a thread, and their mixtures. The time changes by less than 5 % around these values.
+_WINDOWS_AT_ONCE, _RESPONSES_AT_ONCE, _MIXED_AT_ONCE = 2**21, 2**20, 2**20
 # Measured on one and two threads, K of 10 to 100, 8 to 512 channels, results of 2 x 2 to 30 x 30.
 _PRODUCTS_AT_ONCE, _ZEROED_PARTS = 2**19, 16
 _MOST_KEPT, _FEWEST_POSITIONS = 0.75, 16
@@ -20,7 +20,7 @@ _MOST_KEPT, _FEWEST_POSITIONS = 0.75, 16
 
 @dataclass(frozen=True)
 class Convolution:
-    """Of one group, with the arguments of torch's functions."""
+    """Convolution of one group, with the arguments of torch's functions."""
 
     weight: Tensor  # (C', C, *kernel)
     bias: Tensor | None
@@ -30,11 +30,11 @@ class Convolution:
 
     @property
     def bias_O(self) -> Tensor:  # noqa: N802 - an axis
-        """The bias, zeros where there is none."""
+        """Return the bias, or zeros without one."""
         return self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
 
     def positions(self, shape: Sequence[int]) -> list[int]:
-        """Of the result, for an input of some shape (B, C, *sizes)."""
+        """Return the sizes of the result for an input of shape (B, C, *sizes)."""
         kernel = self.weight.shape[2:]
         padded = [size + sum(pad) for size, pad in zip(shape[2:], self.pads, strict=True)]
         sizes = zip(padded, self.reach, _for_each(self.stride, kernel), strict=True)
@@ -42,13 +42,13 @@ class Convolution:
 
     @property
     def reach(self) -> list[int]:
-        """From the first to the last element of the kernel, in pixels."""
+        """Return the distance from the first to the last element of the kernel, in pixels of each axis."""
         kernel = self.weight.shape[2:]
         return [step * (size - 1) for step, size in zip(_for_each(self.dilation, kernel), kernel, strict=True)]
 
     @property
     def pads(self) -> list[tuple[int, int]]:
-        """Before and after, of each axis."""
+        """Return the padding before and after each axis."""
         if self.padding == "same":
             return [(total // 2, total - total // 2) for total in self.reach]
         padding = 0 if isinstance(self.padding, str) else self.padding  # "valid" is none
@@ -56,7 +56,7 @@ class Convolution:
 
 
 def mixed_responses(x_B_C: Tensor, scale_K_C: Tensor, convolution: Convolution) -> Tensor:
-    """The convolutions of K scaled inputs, (B, K, C', *positions), channels last in memory.
+    """Return the convolutions of K scaled inputs, (B, K, C', *positions), channels last in memory.
 
     A convolution is linear in its input channels: W * (s_k x) = sum_c s_kc (W_c * x_c), and the responses W_c * x_c of
     the channels are the same for all k.
@@ -81,14 +81,15 @@ def mixed_responses(x_B_C: Tensor, scale_K_C: Tensor, convolution: Convolution) 
     scale_B_K_D = _with_bias(scale_K_C).expand(num_rows, -1, -1)
     mixed = []
     num_out, numbers_each = len(convolution.weight), (num_channels + 1) * num_positions
-    most = max(_RESPONSES_AT_ONCE, len(scale_K_C) * num_positions * num_out)  # they may be as large as the result
+    # Responses as large as the result are accepted.
+    most = max(_RESPONSES_AT_ONCE, len(scale_K_C) * num_positions * num_out)
     with own_threads(x_B_C.device):
         for some in _in_parts(slice(0, num_out), numbers_each=numbers_each, most=most):
             responses_D_P_o = weight_C_T_O.new_empty(num_channels + 1, num_positions, some.stop - some.start)
             responses_D_P_o[-1] = convolution.bias_O[some]
             weight_C_T_o = weight_C_T_O[:, :, some]
             _multiply(windows_C_P_T, weight_C_T_o, out=responses_D_P_o[:-1])
-            # A product for each row: its result stays in the cache.
+            # A product for each row, whose result stays in the cache.
             responses_B_D = responses_D_P_o.view(num_channels + 1, num_rows, -1).transpose(0, 1)
             mixed_B_K = responses_B_D.new_empty(num_rows, len(scale_K_C), responses_B_D.shape[2])
             _multiply(scale_B_K_D, responses_B_D, out=mixed_B_K)
@@ -97,7 +98,7 @@ def mixed_responses(x_B_C: Tensor, scale_K_C: Tensor, convolution: Convolution) 
 
 
 def skipping_pays(kept_K_O: Tensor, num_positions: int) -> bool:
-    """Tell whether `kept_responses` is the faster of the two ways, for so many positions of an output channel."""
+    """Tell whether `kept_responses` is faster than `mixed_responses`, for the positions of one output channel."""
     if kept_K_O.device.type != "cpu" or num_positions < _FEWEST_POSITIONS:
         return False
     return kept_K_O.count_nonzero().item() <= _MOST_KEPT * kept_K_O.numel()
@@ -110,16 +111,16 @@ def kept_responses(
     kept_K_O: Tensor,
     then: Callable[[Tensor], Tensor] = lambda y: y,
 ) -> Tensor:
-    """`then(kept_ko W_o * (s_k x))`, (B, K, C', *positions), for the output channels that a sample keeps, else zero.
+    """Return `then(kept_ko W_o * (s_k x))`, (B, K, C', *positions), zero in the channels that a sample drops.
 
-    What is dropped after the convolution is never computed, and what comes next is done while a channel is in cache.
+    Dropped channels are not computed, and `then` is applied while a channel is in the cache.
 
     Args:
         x_B_C: (B, C, *positions).
         scale_K_C: A factor for each input channel and sample.
         convolution: Of one group.
         kept_K_O: A factor >= 0 for each output channel and sample, zero where it is dropped.
-        then: Positively homogeneous, and by itself for each channel: it gets (k, B, *positions) of one of them.
+        then: A positively homogeneous operation on one channel (k, B, *positions).
 
     Example:
         >>> x_B_C, twice = torch.arange(4.0).reshape(1, 1, 4), torch.tensor([[1.0], [2.0]])
@@ -130,8 +131,8 @@ def kept_responses(
     """
     num_samples, num_out = kept_K_O.shape
     positions = convolution.positions(x_B_C.shape)
-    # Channels that about equally many samples keep are computed together. One that fewer keep is computed as zero for
-    # some that drop it, which is what it is.
+    # Channels that about as many samples keep are computed together. Of a channel that fewer samples keep, some that
+    # drop it are computed too, as zero.
     num_kept_O, order_O = kept_K_O.count_nonzero(dim=0).sort()
     kept_O_K = kept_K_O.t()[order_O]
     sample_O_K = (kept_O_K == 0).to(torch.uint8).argsort(dim=1, stable=True)
@@ -167,7 +168,7 @@ def kept_responses(
 
 
 def _responses(windows_C_T_P: Tensor, weight_C_o_T: Tensor, bias_o: Tensor) -> Tensor:
-    """The responses of some output channels, and the bias as if of one more input channel (D, o, P)."""
+    """Return the responses of some output channels (D, o, P); the bias is the response of a last input channel."""
     num_channels, _, num_positions = windows_C_T_P.shape
     responses_D_o_P = windows_C_T_P.new_empty(num_channels + 1, len(bias_o), num_positions)
     torch.bmm(weight_C_o_T, windows_C_T_P, out=responses_D_o_P[:-1])
@@ -176,7 +177,7 @@ def _responses(windows_C_T_P: Tensor, weight_C_o_T: Tensor, bias_o: Tensor) -> T
 
 
 def _multiply(left: Tensor, right: Tensor, *, out: Tensor) -> None:
-    """`torch.bmm`, a few products at a time."""
+    """Compute `torch.bmm`, a few products at a time."""
 
     def some_products(some: slice) -> None:
         torch.bmm(left[some], right[some], out=out[some])
@@ -185,12 +186,12 @@ def _multiply(left: Tensor, right: Tensor, *, out: Tensor) -> None:
 
 
 def _with_bias(scale_K_C: Tensor) -> Tensor:
-    """The bias is one more channel that is always on: adding it afterwards is one more pass over everything."""
+    """Append the factor 1 of the bias: as a last channel it costs less than an addition to the whole result."""
     return functional.pad(scale_K_C, (0, 1), value=1.0)
 
 
 def _in_parts(whole: slice, *, numbers_each: int, most: int) -> Iterator[slice]:
-    """As many channels or rows at a time as need at most so many numbers, or one."""
+    """Yield parts of a slice with at most `most` numbers each, or with one item."""
     size = max(1, most // numbers_each)
     return (slice(first, min(first + size, whole.stop)) for first in range(whole.start, whole.stop, size))
 
@@ -211,7 +212,7 @@ def _windows(padded: Tensor, positions: Sequence[int], convolution: Convolution)
 
 
 def _windows_of_taps(x: Tensor, positions: Sequence[int], convolution: Convolution) -> Tensor:
-    """The windows (C, T, P) by element of the kernel, P the positions of all rows: pooling reads neighbours."""
+    """Return the windows (C, T, P) of T kernel elements and P positions, rows last, as pooling reads them."""
     rows_last = _padded(x, convolution).movedim(0, -1).contiguous().movedim(-1, 0)
     windows = _windows(rows_last, positions, convolution).movedim(1, -1)  # (C, *positions, *kernel, B)
     num_axes = len(positions)
