@@ -244,8 +244,8 @@ def _finite(chunks: Iterable[Tensor], batches: DataLoader[object]) -> Iterator[T
             indices = [batches.dataset.indices[start + row] for row in broken_n.nonzero().flatten().tolist()]  # type: ignore[attr-defined]
             raise ValueError(
                 f"The model's predictions are NaN at {len(indices)} of the {len(broken_n)} points of a pool batch, "
-                f"first at the samples {indices[:NUM_NAMED]}; later batches were not predicted. Look for a training "
-                "that diverged, for an overflow of half precision, or for NaN in these inputs; samples that are broken "
+                f"first at the points {indices[:NUM_NAMED]}; later batches were not predicted. Look for a training "
+                "that diverged, for an overflow of half precision, or for NaN in these inputs; points that are broken "
                 "can be excluded with `datamodule.exclude(indices)`."
             )
         yield log_probs_n_K_C

@@ -1,4 +1,4 @@
-"""Small pictures of acquired samples: `acquired/ID.png` in the run folder, one for each sample id.
+"""Small pictures of acquired points: `acquired/ID.png` in the run folder, one for each id.
 
 They are what `render(item)` of the user's data module returns, or else the first image found in the item. W&B and
 reports show them.
@@ -47,7 +47,7 @@ def write_thumbnail(folder: Path, index: int, pixels: Pixels) -> None:
 
 
 def first_image(sample: object) -> Tensor | None:
-    """The first tensor or array of shape (H, W), (1, H, W) or (3, H, W) in a sample, H and W at least 4; else None.
+    """Return the first tensor or array of shape (H, W), (1, H, W) or (3, H, W) in an item, H and W at least 4; else None.
 
     Example:
         >>> first_image((torch.zeros(3), {"image": torch.zeros(3, 8, 8)}, 7)).shape
@@ -110,7 +110,7 @@ def png(pixels: Pixels) -> bytes:
 
 
 def rendered(sample: Any, datamodule: object) -> Pixels | None:  # noqa: ANN401 - whatever the user's dataset holds
-    """The picture of a sample, if it has one: as the user's data module renders it, or the first image in it."""
+    """Return the picture of an item, if it has one: as the user's data module renders it, or the first image in it."""
     if hasattr(datamodule, "render"):
         return pixels_of(datamodule.render(sample))
     image = first_image(sample)

@@ -23,8 +23,8 @@ class Round:
         num_labelled: Labels when its batch was chosen: those that it trained on, unless some changed during the fit.
         num_pool: Points of the pool when its batch was chosen.
         acquired: Ids chosen at its end, best first; they are labelled from the next round on.
-        scores: The acquisition's score of each chosen sample when it was chosen.
-        targets: Labels of the chosen samples.
+        scores: The acquisition's score of each acquired point when it was chosen.
+        targets: Labels of the acquired points.
         bald: What the label of each alone would tell about the model.
         predicted: The class that the posterior's mean gives each the most probability.
         metrics: The fit's last callback metrics and the test metrics.

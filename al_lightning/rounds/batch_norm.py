@@ -1,4 +1,4 @@
-"""Batches of one sample, on which BatchNorm cannot train: refused in the first batch of a run, before any step."""
+"""Batches of one point, on which BatchNorm cannot train: refused in the first batch of a run, before any step."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ class Epoch:
     max_batches: int | None = None
 
     def has_batch_of_one(self, num_draws: int) -> bool:
-        """Return whether one of the batches of `num_draws` samples that are trained on holds a single one."""
+        """Return whether one of the batches of `num_draws` points that are trained on holds a single one."""
         num_batches = num_draws // self.batch_size if self.drop_last else math.ceil(num_draws / self.batch_size)
         limited = min(num_batches, self.limit) if isinstance(self.limit, int) else int(num_batches * self.limit)
         num_trained_on = limited if self.max_batches is None else min(limited, self.max_batches)
@@ -49,7 +49,7 @@ class Epoch:
         return num_trained_on == num_batches and not self.drop_last and num_draws % self.batch_size == 1
 
     def size_of(self, batch_idx: int, num_draws: int) -> int:
-        """Return how many samples a batch holds."""
+        """Return how many points a batch holds."""
         return min(self.batch_size, num_draws - batch_idx * self.batch_size)
 
 
@@ -87,7 +87,7 @@ class Coming:
 
 
 class BatchNormWatch:
-    """Looks at the BatchNorm layers in one training batch: those with one value a sample cannot train on one sample.
+    """Looks at the BatchNorm layers in one training batch: those with one value a point cannot train on one point.
 
     A real look, for neither the classes nor a pass outside of training tell: BatchNorm2d trains on one image larger
     than a pixel, and a hook may have set layers to evaluation.
@@ -154,7 +154,7 @@ def watch_batch_norm(
     def found(name: str) -> None:
         layer = module.get_submodule(name)
         if isinstance(layer, nn.SyncBatchNorm) and trainer.world_size > 1:
-            return  # the samples of all ranks together
+            return  # the points of all ranks together
         others = [size for size in _near(epoch.batch_size) if _leaves_none(size, epoch, [draws(n) for _, n in rounds])]
         message = _message(f"{name!r} ({type(layer).__name__})", lone, epoch, num_ranks, others[:1])
         if lone[0] == coming.round or coming.limits.target is None:
@@ -199,7 +199,7 @@ def _message(layer: str, lone: tuple[int, int], epoch: Epoch, num_ranks: int, ot
         else ", `drop_last=True`, `points_per_epoch` as a multiple of it, or another `query_size` or `initial`"
     )
     return (
-        f"In round {number}, with {num_labelled} labelled samples, an epoch has {batch} of one sample{shared} (the "
+        f"In round {number}, with {num_labelled} labelled points, an epoch has {batch} of one point{shared} (the "
         f"batch size is {epoch.batch_size}), and the layer {layer} cannot train on it: it has one value per channel. "
         f"{instead}{besides}."
     )

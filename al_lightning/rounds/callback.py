@@ -208,7 +208,7 @@ class ActiveLearning(Callback):
         self._fit_started = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:  # noqa: ARG002
-        """Look in a fit's first batch whether BatchNorm would fail on a batch of one sample, now or rounds later."""
+        """Look in a fit's first batch whether BatchNorm would fail on a batch of one point, now or rounds later."""
         if not self._is_first_batch:
             return
         self._is_first_batch = False

@@ -49,19 +49,19 @@ class Limits:
         """Refuse limits that the first round already exceeds."""
         if query_size > num_pool:
             raise ValueError(
-                f"`query_size` is {query_size}, but the pool holds {num_pool} samples. Lower `query_size`, or label "
-                "fewer samples at the start."
+                f"`query_size` is {query_size}, but the pool holds {num_pool} points. Lower `query_size`, or label "
+                "fewer points at the start."
             )
         if self.max_labelled is not None and self.max_labelled < num_labelled:
             raise ValueError(
-                f"`max_labelled` is {self.max_labelled}, but {num_labelled} samples are labelled already. Raise it, or "
+                f"`max_labelled` is {self.max_labelled}, but {num_labelled} points are labelled already. Raise it, or "
                 "lower `initial` of the data module."
             )
 
     def reason(
         self, *, num_labelled: int, num_pool: int, num_fits: int, metrics: Mapping[str, float | None]
     ) -> str | None:
-        """Return why no round follows a fit on `num_labelled` samples, or None."""
+        """Return why no round follows a fit on `num_labelled` points, or None."""
         if self.max_labelled is not None and num_labelled >= self.max_labelled:
             return f"max_labelled={self.max_labelled} reached"
         if num_pool == 0:

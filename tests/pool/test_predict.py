@@ -138,9 +138,9 @@ def test_the_first_batch_whose_predictions_are_nan_ends_it_with_their_ids(fitted
     inputs[[4, 6, 8]] = torch.nan
     dataset = Reshaped(inputs, lambda x: x)
     loader = DataLoader(Subset(dataset, [5, 0, 4, 1, 6, 8, 7]), batch_size=3)
-    with pytest.raises(ValueError, match=r"NaN at 1 of the 3 points of a pool batch, first at the samples \[4\]"):
+    with pytest.raises(ValueError, match=r"NaN at 1 of the 3 points of a pool batch, first at the points \[4\]"):
         predicted(*fitted, loader)
     assert dataset.num_read == 3
     loader = DataLoader(Subset(dataset, [5, 0, 1, 6, 8, 7]), batch_size=3)
-    with pytest.raises(ValueError, match=r"NaN at 2 of the 3 points of a pool batch, first at the samples \[6, 8\]"):
+    with pytest.raises(ValueError, match=r"NaN at 2 of the 3 points of a pool batch, first at the points \[6, 8\]"):
         predicted(*fitted, loader, storage=Storage(1, None))

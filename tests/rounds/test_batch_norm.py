@@ -1,4 +1,4 @@
-"""A batch of one sample, on which BatchNorm cannot train, is refused before the first step of a run."""
+"""A batch of one point, on which BatchNorm cannot train, is refused before the first step of a run."""
 
 import copy
 
@@ -85,7 +85,7 @@ def run(make_trainer):
 
 
 REFUSED = (
-    r"In round 2, with 17 labelled samples, an epoch has a last batch of one sample \(the batch size is 8\), and the "
+    r"In round 2, with 17 labelled points, an epoch has a last batch of one point \(the batch size is 8\), and the "
     r"layer 'net\.\d' \(BatchNorm.d\) cannot train on it: it has one value per channel\. Use another batch size \(9 "
     r"leaves none in any round\), `drop_last=True`, `points_per_epoch` as a multiple of it, or another `query_size` "
     r"or `initial`"
@@ -133,15 +133,15 @@ def test_rounds_and_batches_that_do_not_come_do_not_count(run, arguments, num_la
     [
         (
             {"data": Data(batch_size=1)},
-            "In round 0, with 7 .* has batches of one sample .* Use another batch size \\(5 leaves",
+            "In round 0, with 7 .* has batches of one point .* Use another batch size \\(5 leaves",
         ),
-        ({"data": Data(batch_size=6)}, "In round 0, with 7 labelled samples"),
-        ({"wrapper": {"points_per_epoch": 17}}, "In round 0, with 7 labelled samples"),
-        ({"max_rounds": None}, r"In round 2, with 17 labelled samples, .* leaves none in any round"),
-        ({"max_rounds": None, "query_size": 10, "data": Data(num=25)}, r"In round 1, with 17 labelled samples"),
-        ({"max_rounds": None, "max_labelled": 25, "query_size": 9}, r"In round 2, with 25 labelled samples"),
-        ({"posterior": DeepEnsemble(2), "num_samples": None}, "In round 2, with 17 labelled samples"),
-        ({"trainer": {"limit_train_batches": 3}}, "In round 2, with 17 labelled samples"),
+        ({"data": Data(batch_size=6)}, "In round 0, with 7 labelled points"),
+        ({"wrapper": {"points_per_epoch": 17}}, "In round 0, with 7 labelled points"),
+        ({"max_rounds": None}, r"In round 2, with 17 labelled points, .* leaves none in any round"),
+        ({"max_rounds": None, "query_size": 10, "data": Data(num=25)}, r"In round 1, with 17 labelled points"),
+        ({"max_rounds": None, "max_labelled": 25, "query_size": 9}, r"In round 2, with 25 labelled points"),
+        ({"posterior": DeepEnsemble(2), "num_samples": None}, "In round 2, with 17 labelled points"),
+        ({"trainer": {"limit_train_batches": 3}}, "In round 2, with 17 labelled points"),
     ],
 )
 def test_the_first_round_that_comes_to_it_is_named(run, arguments, words):
@@ -197,7 +197,7 @@ class Unlabels(Callback):
 
 def test_each_round_is_looked_at_with_the_labels_that_it_has(run):
     model = Module()
-    with pytest.raises(ValueError, match="In round 1, with 11 labelled samples"):  # 12, 17, 22 would do
+    with pytest.raises(ValueError, match="In round 1, with 11 labelled points"):  # 12, 17, 22 would do
         run(model, callbacks=[Unlabels()], data=Data(batch_size=10))
     assert len(model.steps) == 1
 
@@ -206,7 +206,7 @@ def test_each_round_is_looked_at_with_the_labels_that_it_has(run):
 @pytest.mark.filterwarnings("ignore:.*`weights_only` was not set")
 def test_where_each_round_finds_its_own_batch_size_only_this_round_is_known(run):
     assert run(callbacks=[BatchSizeFinder(max_trials=1, init_val=8)], max_rounds=2) == [7, 12]
-    with pytest.raises(ValueError, match="In round 0, with 9 labelled samples"):
+    with pytest.raises(ValueError, match="In round 0, with 9 labelled points"):
         run(
             callbacks=[BatchSizeFinder(max_trials=1, init_val=4, steps_per_trial=1)],
             wrapper={"initial": 9},

@@ -132,8 +132,8 @@ def test_what_would_fail_after_the_training_is_refused_before_it(make_trainer, m
             trainer.fit(model, datamodule=datamodule or make_data())
         assert trainer.global_step == 0
 
-    refused("`query_size` is 55, but the pool holds 54 samples", query_size=55)
-    refused("`max_labelled` is 5, but 6 samples are labelled already", max_labelled=5)
+    refused("`query_size` is 55, but the pool holds 54 points", query_size=55)
+    refused("`max_labelled` is 5, but 6 points are labelled already", max_labelled=5)
     refused("`weights` is 'best', but the Trainer keeps no best checkpoint", weights="best")
     refused("`datamodule` is a TinyData, but active learning needs", make_data().inner, error=TypeError)
 
@@ -160,7 +160,7 @@ def test_predictions_that_are_nan_end_the_run_with_the_ids(make_trainer, make_mo
     dataset = inner.train_dataloader().dataset
     dataset.tensors[0][7] = torch.nan
     inner._part = lambda num, seed, part=inner._part: dataset if seed == 0 else part(num, seed)
-    with pytest.raises(ValueError, match=r"NaN at 1 of the 8 points of a pool batch, first at the samples \[7\]"):
+    with pytest.raises(ValueError, match=r"NaN at 1 of the 8 points of a pool batch, first at the points \[7\]"):
         make_trainer(make_callback()).fit(make_model(), datamodule=datamodule)
 
 
