@@ -47,7 +47,7 @@ def write_thumbnail(folder: Path, index: int, pixels: Pixels) -> None:
 
 
 def first_image(sample: object) -> Tensor | None:
-    """Return the first tensor or array of shape (H, W), (1, H, W) or (3, H, W) in an item, H and W at least 4; else None.
+    """Return the first image of an item: a tensor or array (H, W), (1, H, W) or (3, H, W), H and W at least 4.
 
     Example:
         >>> first_image((torch.zeros(3), {"image": torch.zeros(3, 8, 8)}, 7)).shape

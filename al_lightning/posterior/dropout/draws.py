@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from al_lightning.posterior.dropout.lazy.private import DispatchMode
 
 _UNIFORM = frozenset({"rand", "rand_like", "uniform", "uniform_"})
 _BERNOULLI = frozenset({"bernoulli", "bernoulli_"})
@@ -44,7 +45,7 @@ class Draw:
         return not is_for_rows or any(length != 1 for length in others)
 
 
-class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Draws(DispatchMode):  # type: ignore[misc]
     """Dispatch mode that records draws while it is active.
 
     Args:
@@ -58,7 +59,7 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, layer: Callable[[], str | None]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.found: list[Draw] = []
         self._layer = layer
         self._uniform: dict[int, Tensor] = {}  # by id, which no other tensor gets while the tensor is held

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from al_lightning.posterior.dropout.draws import Draw, Draws
 from al_lightning.posterior.dropout.function_mode import WAY_OUT, LayerMasks, MaskedForward
+from al_lightning.posterior.dropout.lazy.private import sees_operations, words_of_missing
 from al_lightning.posterior.dropout.masks import named
 from al_lightning.posterior.model import map_tensors, num_rows_of
 from al_lightning.posterior.model_state import are_seeded, handed_back, seed_generators
@@ -62,6 +63,8 @@ class InTraining:
                 self._drew = bool(self._draws) or not are_seeded(0)
         except Exception as error:  # noqa: BLE001 - what cannot be trained so fails in training; `warn` tells
             self.error = f"{type(error).__name__}: {error}"
+        if not sees_operations and not self.error:
+            self.error = f"its operations cannot be watched: {words_of_missing()}"
 
     def _run(self, seed: int, draws: list[Draw] | None = None) -> object:
         mode = self._mode

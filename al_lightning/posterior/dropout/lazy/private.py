@@ -20,6 +20,7 @@ NAMES = (
     "torch._C._functorch.maybe_get_bdim",
     "torch._C._functorch.maybe_get_level",
     "torch.Tensor._make_wrapper_subclass",
+    "torch.utils._python_dispatch.TorchDispatchMode",
 )
 
 
@@ -44,10 +45,15 @@ def _unavailable(*_: object, **__: object) -> Any:  # noqa: ANN401
     refuse_missing()
 
 
+def words_of_missing() -> str:
+    """Return which names this torch does not have."""
+    return f"torch {torch.__version__} has no {', '.join(missing)}"
+
+
 def refuse_missing() -> None:
     """Raise if this torch lacks a private function."""
     if missing:
-        raise NotImplementedError(f"torch {torch.__version__} has no {', '.join(missing)}")
+        raise NotImplementedError(words_of_missing())
 
 
 disabled_torch_function: Any = _private("torch._C._disabled_torch_function_impl")
@@ -57,4 +63,18 @@ is_batchedtensor: Callable[[Tensor], bool] = _private("torch._C._functorch.is_ba
 is_functorch_wrapped_tensor: Callable[[Tensor], bool] = _private("torch._C._functorch.is_functorch_wrapped_tensor")
 maybe_get_bdim: Callable[[Tensor], int] = _private("torch._C._functorch.maybe_get_bdim")
 maybe_get_level: Callable[[Tensor], int] = _private("torch._C._functorch.maybe_get_level")
+
+
+class _Unwatched:
+    """Dispatch mode that sees no operation, where torch has none."""
+
+    def __enter__(self) -> "_Unwatched":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+DispatchMode: Any = _found("torch.utils._python_dispatch.TorchDispatchMode") or _Unwatched
+sees_operations = DispatchMode is not _Unwatched
 make_wrapper_subclass: Callable[..., Any] = _private("torch.Tensor._make_wrapper_subclass")
