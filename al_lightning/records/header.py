@@ -210,10 +210,20 @@ def _differences(name: str, one: object, other: object) -> list[tuple[str, str, 
     if one == other:
         return []
     if is_call(one) and is_call(other) and one["class_path"] == other["class_path"]:  # type: ignore[index]
-        ones, others = arguments_of(one), arguments_of(other)
+        ones, others = one["init_args"], other["init_args"]  # type: ignore[index]
         names = [each for each in dict.fromkeys([*ones, *others]) if ones.get(each) != others.get(each)]
-        return [(f"{name}.{each}", ones.get(each, UNKNOWN), others.get(each, UNKNOWN)) for each in names]
-    return [(name, *(as_call(value) if is_call(value) else repr(value) for value in (one, other)))]  # type: ignore[list-item]
+        words = [(arguments_of(one).get(each, UNKNOWN), arguments_of(other).get(each, UNKNOWN)) for each in names]
+        return [
+            (f"{name}.{each}", *_told_apart(pair, ones.get(each), others.get(each)))
+            for each, pair in zip(names, words, strict=True)
+        ]
+    pair = tuple(as_call(value) if is_call(value) else repr(value) for value in (one, other))
+    return [(name, *_told_apart(pair, one, other))]
+
+
+def _told_apart(words: tuple[str, ...], one: object, other: object) -> tuple[str, str]:
+    """Return the words of two values, with all that is recorded where classes of one name are of two modules."""
+    return (words[0], words[1]) if words[0] != words[1] else (json.dumps(one), json.dumps(other))
 
 
 def short(words: str, most: int = MOST_SHOWN) -> str:

@@ -96,6 +96,14 @@ def test_only_the_arguments_that_differ_are_named():
     )
 
 
+def test_classes_of_one_name_are_told_apart_by_their_modules():
+    one, other = ({"class_path": f"{module}.Mine", "init_args": {}} for module in ("__main__", "mine"))
+    assert "__main__.Mine" in what_differs({"acquisition": one}, {"acquisition": other})
+    assert "mine.Mine" in what_differs({"acquisition": one}, {"acquisition": other})
+    pair = [{"acquisition": {"class_path": "a.B", "init_args": {"fill": fill}}} for fill in (one, other)]
+    assert what_differs(*pair).startswith('its `acquisition.fill` is {"class_path": "__main__.Mine"')
+
+
 def test_of_version_1_the_text_is_all_there_is():
     assert (name_of("BALD()"), arguments_of("BALD()"), as_call("BALD()")) == ("BALD", {}, "BALD()")
     assert arguments_of("Mine(a=1)") == {"arguments": "(a=1)"}
