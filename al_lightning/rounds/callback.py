@@ -34,7 +34,7 @@ from al_lightning.rounds.metrics import Metrics
 from al_lightning.rounds.round_end import conclude_round, propose_round
 from al_lightning.rounds.run import Run
 from al_lightning.rounds.settings import Settings
-from al_lightning.rounds.start import fit_of, open_run
+from al_lightning.rounds.start import fit_of, is_driven, open_run
 from al_lightning.tracking import open_loggers
 
 
@@ -170,6 +170,12 @@ class ActiveLearning(Callback):
             raise RuntimeError(
                 f"`posterior` is {settings.posterior!r}, whose members take a fit each, and `trainer.fit` is one. Call "
                 "`active_fit(trainer, model, datamodule)`, with `max_rounds=1` for a single round."
+            )
+        if run.fit_seed is not None and run.stopped is None and not is_driven(trainer):
+            raise RuntimeError(
+                f"`active_fit` has run {len(run.rounds)} rounds with this ActiveLearning callback and not all, and "
+                "`trainer.fit` cannot add one to them. To resume them start the same command again, with "
+                "`ActiveLearning(folder=...)`; for another fit give the Trainer a new callback, or none."
             )
         open_run(trainer, pl_module, run)
         if run.ended_before:  # by an earlier process: there is nothing to train

@@ -168,7 +168,7 @@ def _run(
     ckpt_path: str | Path | None,
 ) -> None:
     """Run the rounds, and leave the Trainer with the user's own callbacks."""
-    fresh = FreshStart(trainer, model, datamodule)
+    fresh = FreshStart(trainer, model, datamodule, lasting=[run])
     ending, start, live = own = Ending(_way_on(run)), Start(run, fresh), Live()
     callbacks_of(trainer)[:0] = own
     keep = [active_learning_callback(trainer), *own]
@@ -182,7 +182,7 @@ def _run(
                 rounds.one(None)
     finally:
         live.clear()
-        run.release()
+        run.end_call()
         for each in own:
             callbacks_of(trainer).remove(each)
         read_checkpoints_as_before(trainer)

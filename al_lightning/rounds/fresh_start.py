@@ -130,18 +130,27 @@ class FreshStart:
         trainer: A Trainer that has not run yet, with the user's own callbacks alone.
         model: The model, as it is now.
         datamodule: What of the data the model may hold.
+        lasting: What else the model and callbacks may hold, and lives through all rounds.
 
     Attributes:
         weights: The first parameters and buffers of the model.
     """
 
-    def __init__(self, trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None = None) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        *,
+        lasting: Sequence[object] = (),
+    ) -> None:
         self.weights = FirstWeights(model)
         self._warm: FirstWeights | None = None  # from which the next fit continues, where Lightning may build the model
         self._saved: Mapping[str, Tensor] | None = None
         self._saved_are_first = False
+        self._lasting = list(lasting)
         self._trainers_own = list(callbacks_of(trainer))
-        others = [trainer, *with_inner(datamodule), *callbacks_of(trainer), *trainer.loggers]
+        others = [trainer, *with_inner(datamodule), *callbacks_of(trainer), *trainer.loggers, *lasting]
         self._snapshot: Snapshot | None = Snapshot(model, shared=others, kept=LIGHTNINGS_OWN, kept_of=LightningModule)
         self._optimizers: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
         self._callbacks: weakref.WeakKeyDictionary[Callback, dict[str, Any]] = weakref.WeakKeyDictionary()
@@ -157,8 +166,8 @@ class FreshStart:
 
     @property
     def objects(self) -> list[object]:
-        """The objects that the model holds."""
-        return [] if self._snapshot is None else self._snapshot.objects
+        """The objects that the model holds, and those that live through all rounds."""
+        return self._lasting + ([] if self._snapshot is None else list(self._snapshot.objects))
 
     def restore(self, model: LightningModule, *, keep_weights: bool) -> None:
         """Put the model back between two fits."""

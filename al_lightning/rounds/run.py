@@ -144,6 +144,8 @@ class Run:
         since (in a new process: excluded) stay so, if the records of another process do not contradict it.
         """
         if self.is_open:
+            if self.fit_seed is None:  # a further plain fit: after the end there is nothing to train
+                self.ended_before = self.stopped is not None
             return False
         known = recorded(self.header, self.rounds) if self.header else None
         seeds = {"seed": self.seed, "fit_seed": self.fit_seed}
@@ -352,6 +354,15 @@ class Run:
         """Let the next process open the run, or this one once more."""
         self.release()
         self._journal, self.is_open = None, False
+
+    def end_call(self) -> None:
+        """Let go of the folder at the end of `active_fit`; a run without a round begins anew with the next call.
+
+        That call may have another seed, model and data, and must take the lock again.
+        """
+        self.release()
+        if not self.rounds:
+            vars(self).update(vars(Run(self.settings)))
 
     def close_if_named(self) -> None:
         """Close a run that this process finds again by the name of its folder, after a fit that no driver follows."""

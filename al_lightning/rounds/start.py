@@ -37,6 +37,11 @@ def fit_of(trainer: Trainer) -> Fit:
     return next((callback.fit for callback in callbacks_of(trainer) if isinstance(callback, Start)), Fit())
 
 
+def is_driven(trainer: Trainer) -> bool:
+    """Return whether the fit is one of `active_fit`."""
+    return any(isinstance(callback, Start) for callback in callbacks_of(trainer))
+
+
 def open_run(trainer: Trainer, module: LightningModule, run: Run) -> bool:
     """Open the run and its loggers; return False if this process has done so before."""
     is_new = run.open(trainer, module, wrapped_datamodule(trainer.datamodule))  # type: ignore[attr-defined]

@@ -16,6 +16,7 @@ from al_lightning import (
     Random,
     Screening,
     active_fit,
+    read_journal,
 )
 from al_lightning.acquisition import Batch, Search, log_k_limit_warning
 from al_lightning.information import mutual_information
@@ -220,6 +221,18 @@ def test_a_second_fit_of_a_finished_trainer_acquires_nothing(make_trainer, make_
     with pytest.raises(RuntimeError, match="A Trainer that has finished does not train again: use `active_fit`"):
         trainer.fit(model, datamodule=datamodule)
     assert (len(callback.rounds), datamodule.labels.num_labelled) == (1, 10)
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_plain_fits_after_the_last_round_add_none(
+    is_named, make_trainer, make_model, make_data, make_callback, tmp_path
+):
+    callback = make_callback(max_rounds=2, folder=tmp_path / "run" if is_named else None)
+    datamodule, model = make_data(), make_model()
+    for _ in range(4):
+        make_trainer(callback).fit(model, datamodule=datamodule)
+    assert [record.num_labelled for record in callback.rounds] == [6, 10]
+    assert read_journal(callback.run.folder)[1] == callback.rounds
 
 
 @pytest.mark.parametrize(

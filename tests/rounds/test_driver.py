@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Subset
 
 from al_lightning import BALD, BatchBALD, Random, active_fit, read_journal
 from al_lightning.randomness import derived_seed
+from al_lightning.rounds.resuming import locked
 
 
 class Weights(Callback):
@@ -22,6 +23,10 @@ class Weights(Callback):
 
     def on_train_end(self, trainer, pl_module):
         self.seen.append({name: value.clone() for name, value in pl_module.state_dict().items()})
+
+
+class DiedError(Exception):
+    """What stands for a failure in the user's code."""
 
 
 class Seen(list):
@@ -282,6 +287,54 @@ def test_a_callback_that_has_run_is_refused(make_trainer, make_model, make_data,
     active_fit(make_trainer(callback), make_model(), make_data())
     with pytest.raises(ValueError, match="The ActiveLearning callback has run 1 rounds already"):
         active_fit(make_trainer(callback), make_model(), make_data())
+
+
+def test_a_callback_whose_first_round_failed_begins_a_run_anew(
+    make_trainer, make_model, make_data, make_callback, tmp_path
+):
+    class Fails(Callback):
+        def on_train_start(self, trainer, pl_module):
+            raise DiedError
+
+    class Looks(Callback):
+        def on_train_start(self, trainer, pl_module):
+            with pytest.raises(RuntimeError, match="Another process writes into the run folder"):
+                locked(tmp_path / "run")
+
+    callback = make_callback(folder=tmp_path / "run", max_rounds=1)
+    with pytest.raises(DiedError):
+        active_fit(make_trainer(callback, Fails()), make_model(), make_data(), seed=3)
+    (record,) = active_fit(make_trainer(callback, Looks()), make_model(1), make_data(initial=9, seed=5), seed=7)
+    header, rounds = read_journal(tmp_path / "run")
+    assert (header["fit_seed"], len(header["initial"]), rounds) == (7, 9, [record])
+    assert record.changed == []
+
+
+def test_a_plain_fit_cannot_add_a_round_to_those_of_active_fit(make_trainer, make_model, make_data, make_callback):
+    class Fails(Callback):
+        def on_train_start(self, trainer, pl_module):
+            if callback.rounds:
+                raise DiedError
+
+    callback, datamodule = make_callback(), make_data()
+    with pytest.raises(DiedError):
+        active_fit(make_trainer(callback, Fails()), make_model(), datamodule)
+    with pytest.raises(RuntimeError, match="`active_fit` has run 1 rounds with this ActiveLearning callback"):
+        make_trainer(callback).fit(make_model(), datamodule=datamodule)
+
+
+def test_model_and_callbacks_may_hold_the_run(make_trainer, make_model, make_data, make_callback):
+    class Holds(Callback):
+        def __init__(self, run, seen):
+            self.run, self.seen = run, seen
+
+        def on_train_start(self, trainer, pl_module):
+            self.seen.append((len(self.run.rounds), len(pl_module.held[0].rounds)))
+
+    callback, model, seen = make_callback(), make_model(), Seen()
+    model.held = [callback.run]
+    active_fit(make_trainer(callback, Holds(callback.run, seen)), model, make_data())
+    assert seen == [(0, 0), (1, 1), (2, 2)]
 
 
 def test_labels_of_an_earlier_run_are_refused(make_trainer, make_model, make_data, make_callback):
