@@ -1,6 +1,7 @@
 """Header of a run's records: its settings as data, and which of them tell runs apart."""
 
 import dataclasses
+import inspect
 import json
 import math
 from collections.abc import Mapping
@@ -96,15 +97,23 @@ def as_data(value: Any, *, argument: str) -> Any:  # noqa: ANN401 - whatever the
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"`{argument}` is {value}, but must be a finite number, to be recorded.")
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise ValueError(f"`{argument}` is {value}, but must be an integer of at most 64 bits, to be recorded.")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple | dict):
         return _parts_as_data(value, argument=argument)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and _is_made_by_its_fields(type(value)):
         arguments = {each.name: getattr(value, each.name) for each in dataclasses.fields(value) if each.init}
         given = {name: as_data(each, argument=f"{argument}.{name}") for name, each in arguments.items()}
         return {"class_path": _path_of(type(value)), "init_args": given}
     return _name_as_data(value, argument=argument)
+
+
+def _is_made_by_its_fields(kind: type) -> bool:
+    """Return whether the arguments of a class are its fields: not if a subclass has an `__init__` with its own."""
+    owner = next(base for base in kind.__mro__ if "__init__" in vars(base))
+    return "__dataclass_params__" in vars(owner) or len(inspect.signature(owner.__init__).parameters) == 1  # type: ignore[misc]
 
 
 def _parts_as_data(value: list[Any] | tuple[Any, ...] | dict[Any, Any], *, argument: str) -> Any:  # noqa: ANN401

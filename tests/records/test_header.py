@@ -96,6 +96,26 @@ def test_only_the_arguments_that_differ_are_named():
     )
 
 
+def test_arguments_that_are_no_fields_are_refused_although_the_base_is_a_dataclass():
+    class Weighted(BALD):
+        def __init__(self, weight):
+            object.__setattr__(self, "weight", weight)
+
+    class Remembering(BALD):
+        def __init__(self):
+            object.__setattr__(self, "seen", [])
+
+    with pytest.raises(TypeError, match="of which a run cannot record the arguments. Make its class a dataclass"):
+        as_data(Weighted(2), argument="acquisition")
+    assert as_data(Remembering(), argument="acquisition")["init_args"] == {}
+
+
+def test_an_integer_that_no_reader_takes_is_refused():
+    assert as_data(2**64 - 1, argument="a") == 2**64 - 1
+    with pytest.raises(ValueError, match=r"`a\['b'\]` is \d+, but must be an integer of at most 64 bits"):
+        as_data({"b": 2**64}, argument="a")
+
+
 def test_classes_of_one_name_are_told_apart_by_their_modules():
     one, other = ({"class_path": f"{module}.Mine", "init_args": {}} for module in ("__main__", "mine"))
     assert "__main__.Mine" in what_differs({"acquisition": one}, {"acquisition": other})
