@@ -105,7 +105,7 @@ def test_arguments_that_are_no_fields_are_refused_although_the_base_is_a_datacla
         def __init__(self):
             object.__setattr__(self, "seen", [])
 
-    with pytest.raises(TypeError, match="of which a run cannot record the arguments. Make its class a dataclass"):
+    with pytest.raises(TypeError, match=r"of which a run cannot record the arguments\. Make its class a dataclass"):
         as_data(Weighted(2), argument="acquisition")
     assert as_data(Remembering(), argument="acquisition")["init_args"] == {}
 
