@@ -65,11 +65,15 @@ def append(path: Path, text: str, *, size: int) -> None:
 
     Raises:
         OSError: If it cannot be written, with the path.
+        RuntimeError: If its size is another.
     """
     data = text.encode()
     with open(path, "ab", buffering=0, opener=_open_there) as file:
         if (found := os.fstat(file.fileno()).st_size) != size:
-            raise OSError(f"{path} holds {found} bytes, but this run has written {size}: something else has changed it")
+            raise RuntimeError(
+                f"{path} holds {found} bytes, but this run has written {size}: something else has changed it. "
+                "Restore the file, and start the same command again; the run resumes after the rounds in it."
+            )
         try:
             while data:
                 data = data[file.write(data) :]

@@ -139,7 +139,9 @@ def read_journal(folder: str | Path) -> tuple[dict[str, Any], list[Round]]:
         raise FileNotFoundError(f"{folder} is no run folder: it has no {path.name}.")
     num_in_tables = _num_in_tables(path.parent)  # before the journal, for a run that is going on writes it first
     try:
-        header, rounds = decoded(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        whole, tail = content[: content.rfind(b"\n") + 1], content[content.rfind(b"\n") + 1 :]
+        header, rounds = decoded(whole.decode() + tail.decode(errors="replace"))  # a torn tail may end in a letter
     except ValueError as error:
         raise ValueError(
             f"{path} cannot be used: {error}. No run leaves it so, not even one that was killed: restore it from a "

@@ -155,7 +155,7 @@ class ActiveLearning(Callback):
 
     @property
     def member(self) -> int | None:
-        """The member of an ensemble that is fitted, or was last; None if the posterior takes one fit a round."""
+        """The member of an ensemble that is fitted or tested; None if the posterior takes one fit a round."""
         return self.run.member
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -65,7 +65,7 @@ class Run:
         fit_seed: From which the seeds of the fits are derived; None where `active_fit` does not fit.
         rounds: The committed rounds; the same on every rank.
         draft: The round that is not committed yet.
-        member: The member of an ensemble that is fitted, or was last; None if the posterior takes one fit a round.
+        member: The member of an ensemble that is fitted or tested; None if the posterior takes one fit a round.
         fits: Metrics and seconds of each fit of the running round.
         named_folder: Where the next process finds the run; None if that is not known before the fit.
         folder: Where the records are kept; None before `open`, and for a run that leaves none.
@@ -87,7 +87,8 @@ class Run:
         self.is_open = False
         self.ended_before = False
         self.named_folder = settings.folder
-        self._members: list[Mapping[str, torch.Tensor]] = []
+        self._members: list[Mapping[str, torch.Tensor]] = []  # of the last round that has trained all
+        self._trained: list[Mapping[str, torch.Tensor]] = []  # of the running round
         self._journal: Journal | None = None
         self._lock: FileLock | None = None
 
@@ -194,7 +195,7 @@ class Run:
         """Begin a fit; the first of a round drops what an interrupted one has left."""
         self.member = member
         if not member:
-            self.fits, self.draft = [], None
+            self.fits, self.draft, self._trained = [], None, []
 
     def keep_fit(self, metrics: Metrics, seconds: float) -> None:
         """Keep the metrics and seconds of a fit of the running round."""
@@ -203,10 +204,14 @@ class Run:
     def keep_member(self, ranks: Ranks, module: LightningModule, member: int) -> None:
         """Keep the weights of a member as rank 0 has them: each rank's BatchNorm has seen its own batches."""
         ranks.send_buffers(module)
-        self._members[member : member + 1] = [state_of(module)]
+        self._trained[member:] = [state_of(module)]
+        members = self.settings.posterior.members
+        if members is not None and len(self._trained) == members.num:
+            self._members = self._trained
+            self._trained = []
 
     def member_state(self, member: int) -> Mapping[str, torch.Tensor]:
-        """Return the weights of a member after its last fit."""
+        """Return the weights of a member in the last round that has trained all."""
         return self._members[member]
 
     def propose(self, record: Round, module: nn.Module) -> None:
@@ -361,6 +366,7 @@ class Run:
         That call may have another seed, model and data, and must take the lock again.
         """
         self.release()
+        self.member = None
         if not self.rounds:
             vars(self).update(vars(Run(self.settings)))
 

@@ -328,7 +328,7 @@ def test_appending_is_whole_or_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     append(path, "zwö\n", size=4)
     assert path.read_text() == "one\nzwö\n"
     with pytest.raises(
-        OSError, match=r"lines holds 9 bytes, but this run has written 4: something else has changed it"
+        RuntimeError, match=r"lines holds 9 bytes, but this run has written 4: something else has changed it"
     ):
         append(path, "three\n", size=4)
 

@@ -129,6 +129,29 @@ def test_the_ensemble_of_the_last_round_answers_after_the_run(
         assert predict(torch.randn(5, 4)).shape == (5, MEMBERS, 3)
 
 
+@pytest.mark.slow
+def test_amid_a_round_the_posterior_is_that_of_the_round_before(
+    make_trainer, make_model, make_data, make_ensemble_callback
+):
+    class Reads(Callback):
+        seen = Seen()
+
+        def on_test_end(self, trainer, pl_module):
+            states = getattr(callback.posterior, "states", None)
+            self.seen.append(
+                (callback.member, None if states is None else [state["net.0.bias"][0].item() for state in states])
+            )
+
+    callback = make_ensemble_callback()
+    active_fit(make_trainer(Reads(), callback), make_model(), make_data())
+    first, *_ = Reads.seen[MEMBERS:]
+    assert [member for member, _ in Reads.seen] == [*range(MEMBERS)] * 2
+    assert Reads.seen[0][1] is None  # nothing is trained yet
+    assert all(states == first[1] for _, states in Reads.seen[MEMBERS:-1])
+    assert Reads.seen[-1][1] != first[1]
+    assert callback.member is None
+
+
 def test_an_ensemble_that_one_run_has_used_carries_nothing_into_another(make_trainer, make_model, make_data):
     ensemble = DeepEnsemble(2)
     for seed in (0, 1):
