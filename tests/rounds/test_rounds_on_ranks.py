@@ -376,7 +376,7 @@ def every_seven_tested(folder, num_ranks):
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_a_record_tells_the_same_test_metrics_on_any_number_of_ranks(on_ranks, tmp_path, num_ranks):
     expected = every_seven_tested(tmp_path / "one", 1)
-    assert set(expected[3][0]) == {"test_acc", "test_mean_acc", "test_mean_loss"}
+    assert set(expected[3][0]) == {"test_acc", "test_mean_acc", "test_mean_loss", "test_mean_num_samples"}
     answers = on_ranks(num_ranks, __file__, "every_seven_tested", folder=str(tmp_path / "many"), num_ranks=num_ranks)
     for ok, found in answers:
         assert ok, found
