@@ -30,7 +30,7 @@ _helpers = _Helpers()
 
 @contextmanager
 def own_threads(device: torch.device, *, most: int | None = None) -> Iterator[None]:
-    """Let `each` use as many threads as torch has within the block, and make torch serial in all of them.
+    """Give `each` as many threads as torch has within the block, and make torch serial in all of them.
 
     Only the calling thread and its helpers change, and only until the block ends. Nothing changes if torch has one
     thread, on another device than the CPU, and within another such block.

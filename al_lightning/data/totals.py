@@ -58,7 +58,7 @@ def total(shares: Sequence[Share]) -> float:
 def count_all_points(
     trainer: Trainer, *, num_points: Callable[[Trainer], int], refuse_in_step: Mapping[str, Callable[[Trainer], bool]]
 ) -> None:
-    """Let the tests of a Trainer log every metric over the points of all ranks; a second call changes nothing.
+    """Make the tests of a Trainer log every metric over the points of all ranks; a second call changes nothing.
 
     Args:
         trainer: A Trainer of several ranks.

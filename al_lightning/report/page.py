@@ -25,7 +25,7 @@ from al_lightning.report.tables import Details, Table, details_of, groups_table,
 
 @dataclass(frozen=True)
 class Section:
-    """What the page shows of one dataset."""
+    """Part of the page about one dataset."""
 
     dataset: str
     groups: Table

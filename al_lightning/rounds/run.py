@@ -217,7 +217,7 @@ class Run:
     def propose(self, record: Round, module: nn.Module) -> None:
         """Keep a round that has chosen its batch, until it is committed."""
         states = None
-        if self.settings.warm_start or record.stopped is not None:
+        if self._journal is not None and (self.settings.warm_start or record.stopped is not None):
             states = [state_of(module)] if self.settings.posterior.members is None else list(self._members)
         self.draft = Draft(record, states)
 
@@ -286,7 +286,7 @@ class Run:
         """Drop the first weights of an attempt that finished no round: the model's own replace them."""
         self.header = {name: value for name, value in self.header.items() if name != "first_weights"}
         if self._journal is not None:
-            self._journal.header = self.header
+            self._journal.write_header(self.header)
 
     def first_weights(self, ranks: Ranks) -> States | None:
         """Read the weights that every round starts from; None if no process has kept them yet."""
@@ -356,12 +356,12 @@ class Run:
         self._lock = None
 
     def close(self) -> None:
-        """Let the next process open the run, or this one once more."""
+        """Release the folder, so that the next process, or this one, opens the run again."""
         self.release()
         self._journal, self.is_open = None, False
 
     def end_call(self) -> None:
-        """Let go of the folder at the end of `active_fit`; a run without a round begins anew with the next call.
+        """Release the folder at the end of `active_fit`; a run without a round begins anew with the next call.
 
         That call may have another seed, model and data, and must take the lock again.
         """

@@ -1,7 +1,7 @@
 """Deep ensembles: sample k is the k-th of several separately trained networks."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
@@ -119,8 +119,7 @@ class DeepEnsemble(Posterior):
         return networks.preview(batch, smaller, fill=lambda: fill_zeros(first[0][name] for name in learning))
 
     @override
-    @contextmanager
-    def sample(self, model: nn.Module, num_samples: int, *, seed: int) -> Iterator[Predict]:
+    def sample(self, model: nn.Module, num_samples: int, *, seed: int) -> AbstractContextManager[Predict]:
         """All members; `num_samples` is their number, and `seed` changes nothing. See `Posterior.sample`."""
         check_draws(num_samples, seed=seed)
         self.checked_num_samples(num_samples)
@@ -131,8 +130,7 @@ class DeepEnsemble(Posterior):
                 "elsewhere are given as `DeepEnsemble(checkpoints=[...])`."
             )
         states = [read_state(path, model) for path in self.checkpoints]
-        with until_the_end(Networks(model, self.predict, own_states(model, states))) as predict:
-            yield predict
+        return TrainedEnsemble(self, states).sample(model, num_samples, seed=seed)
 
 
 @dataclass(frozen=True, eq=False)
