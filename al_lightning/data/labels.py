@@ -7,6 +7,8 @@ from torch import Tensor
 
 IN_POOL = -1
 EXCLUDED = -2
+RESERVED = -3  # for the holdout, not answered yet
+HELD_OUT = -4  # in the holdout, with a label: measured, never trained on
 
 
 class Labels:

@@ -63,8 +63,8 @@ def first_image(sample: object) -> Tensor | None:
     return next((image for part in parts if (image := first_image(part)) is not None), None)
 
 
-def pixels_of(image: object) -> Pixels:
-    """The pixels (H, W) or (H, W, 3) of an image (H, W), (1, H, W) or (3, H, W), thinned out to at most 256 a side.
+def pixels_of(image: object, max_side: int = MAX_SIDE) -> Pixels:
+    """Return the pixels (H, W) or (H, W, 3) of an image (H, W), (1, H, W) or (3, H, W), thinned out to `max_side`.
 
     Bytes are shown as they are; other numbers from the image's darkest to its brightest.
 
@@ -83,7 +83,7 @@ def pixels_of(image: object) -> Pixels:
     found = found.detach().cpu()
     if found.ndim == 3:  # noqa: PLR2004 - channels, height and width
         found = found[0] if len(found) == 1 else found.movedim(0, -1)
-    step = -(-max(found.shape[:2]) // MAX_SIDE)
+    step = -(-max(found.shape[:2]) // max_side)
     found = found[::step, ::step]
     if found.dtype != torch.uint8:
         found = found.double()

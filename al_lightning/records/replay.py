@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from al_lightning.data.labels import EXCLUDED, IN_POOL
+from al_lightning.data.labels import EXCLUDED, HELD_OUT, IN_POOL, RESERVED
 from al_lightning.records.round import Change, Round
 
 
@@ -15,12 +15,19 @@ class Recorded:
     Args:
         num_points: Points of the dataset.
         state_of: The round in which a point was labelled, or EXCLUDED; points of the pool are left out.
-        target_of: Targets of labelled points, corrections included, where the dataset tells them.
+        target_of: Targets of labelled points, corrections included, where the dataset or people tell them.
+        answered: Ids whose state is what people have answered.
     """
 
     num_points: int
     state_of: dict[int, int] = field(default_factory=dict)
     target_of: dict[int, int] = field(default_factory=dict)
+    answered: set[int] = field(default_factory=set)
+
+    @property
+    def answers(self) -> dict[int, int]:
+        """Return the classes that people have given, by id."""
+        return {index: target for index, target in self.target_of.items() if index in self.answered}
 
     @property
     def num_labelled(self) -> int:
@@ -38,21 +45,24 @@ class Recorded:
 
     def _move(self, index: int, state: int, target: int | None) -> None:
         self._check_id(index)
-        if state < EXCLUDED:
-            raise ValueError(f"id {index} has the label state {state}, but {EXCLUDED} is the lowest")
+        if state < HELD_OUT:
+            raise ValueError(f"id {index} has the label state {state}, but {HELD_OUT} is the lowest")
         self.state_of.pop(index, None)
         self.target_of.pop(index, None)
+        self.answered.discard(index)
         if state != IN_POOL:
             self.state_of[index] = state
-        if state >= 0 and target is not None:
+        if (state >= 0 or state == HELD_OUT) and target is not None:
             self.target_of[index] = target
 
-    def _label(self, indices: Sequence[int], targets: Sequence[int] | None, *, round_index: int) -> None:
+    def _label(self, indices: Sequence[int], targets: Sequence[int | None] | None, *, round_index: int) -> None:
+        """Label points; where some have targets, those without one were asked for and not labelled."""
         known: Sequence[int | None] = targets or [None] * len(indices)
         for index, target in zip(indices, known, strict=True):
             if index in self.state_of:
                 raise ValueError(f"id {index} is labelled in round {round_index}, but was out of the pool before")
-            self._move(index, round_index, target)
+            if target is not None or not targets:
+                self._move(index, round_index, target)
 
     def _change(self, changes: Iterable[Change]) -> None:
         for index, state, target in changes:
@@ -62,6 +72,10 @@ class Recorded:
 
     def _begin(self, record: Round) -> None:
         """Apply the changes before a round chose its batch, and compare its counts."""
+        if record.num_points is not None:
+            if record.num_points < self.num_points:
+                raise ValueError(f"`num_points` is {record.num_points}, but was {self.num_points}: points are appended")
+            self.num_points = record.num_points
         for index, old, new in record.corrections:
             known = self.target_of.get(index)
             if known != old:
@@ -75,17 +89,20 @@ class Recorded:
             )
 
     def _end(self, record: Round) -> None:
-        """Apply a round's batch and the changes after it was chosen."""
+        """Apply a round's batch, its answers and the changes after it was chosen."""
         self._label(record.acquired, record.targets, round_index=record.round + 1)
         self._change(record.changed_after)
+        answered = {index for row in record.answers if isinstance(index := row.get("id"), int)}
+        self.answered |= {index for index in answered if index in self.state_of}
 
 
 def _first(header: Mapping[str, Any]) -> Recorded:
     """Return the label state that a run begins with."""
     found = Recorded(header["num_points"])
     found._label(header["initial"], header.get("initial_targets"), round_index=0)
-    for index in header.get("excluded", []):
-        found._move(index, EXCLUDED, None)
+    for state, name in ((EXCLUDED, "excluded"), (RESERVED, "reserved")):
+        for index in header.get(name) or []:
+            found._move(index, state, None)
     return found
 
 
@@ -98,7 +115,7 @@ def recorded(header: Mapping[str, Any], rounds: Sequence[Round]) -> Recorded:
         >>> header = {"num_points": 4, "initial": [3], "initial_targets": [0]}
         >>> first = Round(0, 1, 3, acquired=[1], targets=[2], scores=[0.5])
         >>> recorded(header, [first, Round(1, 1, 2, changed=[[3, -2, None]])])
-        Recorded(num_points=4, state_of={1: 1, 3: -2}, target_of={1: 2})
+        Recorded(num_points=4, state_of={1: 1, 3: -2}, target_of={1: 2}, answered=set())
         >>> recorded(header, [first, Round(1, 3, 1)])
         Traceback (most recent call last):
         ValueError: round 1: `num_labelled` is 3 and `num_pool` is 1, but by the records before it 2 points are ...
@@ -130,5 +147,5 @@ def trained_on(header: Mapping[str, Any], rounds: Sequence[Round]) -> Recorded:
     """
     if not rounds:
         return _first(header)
-    last = replace(rounds[-1], acquired=[], targets=None, changed_after=[])
+    last = replace(rounds[-1], acquired=[], targets=None, changed_after=[], answers=[])
     return recorded(header, [*rounds[:-1], last])

@@ -4,9 +4,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Change = list[int | None]
-"""[id, state, target] of a point whose label state has changed: the state is its round, -1 (pool) or -2 (excluded)."""
+"""[id, state, target] of a point whose label state has changed.
+
+The state is its round, -1 (pool), -2 (excluded), -3 (reserved for the holdout) or -4 (held out, with a label).
+"""
 Correction = list[int]
 """[id, old target, new target] of a labelled point whose target was wrong."""
+AnswerRow = dict[str, str | int | float | None]
+"""An answer that a round has taken up: id, kind, label (a class), who, at, seconds; `was`, what it has changed."""
 Pick = tuple[int, int, int, float, int | None, float | None, int | None]
 PICK_COLUMNS = ("round", "rank", "id", "score", "target", "bald", "predicted")
 
@@ -24,7 +29,7 @@ class Round:
         num_pool: Points of the pool when its batch was chosen.
         acquired: Ids chosen at its end, best first; they are labelled from the next round on.
         scores: The acquisition's score of each acquired point when it was chosen.
-        targets: Labels of the acquired points.
+        targets: Labels of the acquired points; None for a point that people did not label.
         bald: What the label of each alone would tell about the model.
         predicted: The class that the posterior's mean gives each the most probability.
         metrics: The fit's last callback metrics and the test metrics.
@@ -45,6 +50,10 @@ class Round:
         repeated_points: On several ranks, how many points were counted twice so that all ranks had equally many: "val"
             those of the fit's validation, which touch each metric of its data, "test" those of test loaders with a
             sampler of the user's own. All other points are counted once.
+        answers: With people, the answers that the round has taken up, those to points of earlier rounds included.
+        num_points: Points of the dataset, where some were appended since the run began.
+        held_out: Points of the holdout that the round has asked for.
+        holdout: Numbers of the accuracy on the holdout: points, right ones, accuracy, bounds of its interval.
     """
 
     round: int
@@ -52,7 +61,7 @@ class Round:
     num_pool: int
     acquired: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
-    targets: list[int] | None = None
+    targets: list[int | None] | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
     posterior: str | None = None
     information: dict[str, float] = field(default_factory=dict)
@@ -68,6 +77,10 @@ class Round:
     bald: list[float] | None = None
     predicted: list[int] | None = None
     repeated_points: dict[str, int] = field(default_factory=dict)
+    answers: list[AnswerRow] = field(default_factory=list)
+    num_points: int | None = None
+    held_out: list[int] = field(default_factory=list)
+    holdout: dict[str, float] = field(default_factory=dict)
 
     @property
     def redundancy(self) -> float | None:
@@ -82,6 +95,16 @@ class Round:
         """
         joint, mean_bald = (self.information.get(name, 0.0) for name in ("joint_mi", "mean_bald_picked"))
         return len(self.acquired) * mean_bald / joint if joint > 0 and mean_bald > 0 else None
+
+    @property
+    def classes_acquired(self) -> list[int]:
+        """Return the classes of the acquired points, as far as they are known.
+
+        Example:
+            >>> Round(0, 9, 9, acquired=[4, 7], scores=[0.5, 0.4], targets=[2, None]).classes_acquired
+            [2]
+        """
+        return [target for target in self.targets or [] if target is not None]
 
     def numbers(self) -> dict[str, float | int | None]:
         """Return every number of the round under one flat name, as loggers and tables want them.

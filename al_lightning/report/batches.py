@@ -116,7 +116,7 @@ def _draw_information(axes: "Axes", group: Group, line: Line, *, shift: float) -
 
 def unclassed(runs: Sequence[Run]) -> str | None:
     """Return why there is no class balance to draw, or None."""
-    if any(entry.targets for run in runs for entry in run.rounds):
+    if any(entry.classes_acquired for run in runs for entry in run.rounds):
         return None
     return "No round records the labels of what it acquired."
 
@@ -129,7 +129,7 @@ def class_balance(runs: Sequence[Run]) -> "Figure":
     """
     refuse(unclassed(runs))
     groups = [group for group in grouped(runs) if unclassed(group.runs) is None]
-    classes = sorted({target for run in runs for entry in run.rounds for target in entry.targets or []})
+    classes = sorted({target for run in runs for entry in run.rounds for target in entry.classes_acquired})
     counts = [_counts(group, classes) for group in groups]
     most = max(float(np.nanmax(counts_C_R)) for counts_C_R in counts)
     each = min(3.2, 0.7 + 0.16 * len(classes))
@@ -155,10 +155,13 @@ def class_balance(runs: Sequence[Run]) -> "Figure":
 
 def _counts(group: Group, classes: Sequence[int]) -> NDArray[np.float64]:
     """Of each class in each round, the mean over runs; NaN for a round without recorded labels."""
-    num_rounds = max(index for run in group.runs for index, entry in enumerate(run.rounds) if entry.targets) + 1
+    num_rounds = (
+        max(index for run in group.runs for index, entry in enumerate(run.rounds) if entry.classes_acquired) + 1
+    )
     counts_C_R = np.full((len(classes), num_rounds), np.nan)
     for index in range(num_rounds):
-        targets = [entry.targets for run in group.runs for entry in run.rounds[index : index + 1] if entry.targets]
+        rounds = [entry for run in group.runs for entry in run.rounds[index : index + 1]]
+        targets = [entry.classes_acquired for entry in rounds if entry.classes_acquired]
         if targets:
             counted = Counter(label for labels in targets for label in labels)
             counts_C_R[:, index] = [counted[label] / len(targets) for label in classes]

@@ -1,0 +1,260 @@
+"""Answers of people, read from the files that they or their tools write: one line each, never rewritten by the run."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from al_lightning.records.foreign import FORMULA_STARTS, plain_json
+
+Kind = Literal["label", "skip", "unsure", "reject", "undo"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+COLUMNS = ("id", "kind", "label", "who", "at", "seconds")
+MOST_SHOWN = 10  # classes named in an error
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer of one person to one point.
+
+    Args:
+        id: The point.
+        kind: A label, or `skip` (not me, not now), `unsure`, `reject` (none of the classes), `undo` (of the last one).
+        label: A class name; None for any other kind.
+        who: The person.
+        at: When, as UTC in ISO 8601 with microseconds, which sorts as text; None if unknown.
+        seconds: How long it took; None if unknown.
+        place: File and line.
+    """
+
+    id: int
+    kind: Kind
+    label: str | None
+    who: str
+    at: str | None = None
+    seconds: float | None = None
+    place: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What an answer may say.
+
+    Args:
+        classes: Class names.
+        renamed: Other names of classes: aliases, since answers are never edited.
+        num_points: Points of the dataset.
+        asked: Ids that some batch has asked for; None lets any point be answered, as in a list that exists already.
+    """
+
+    classes: Sequence[str]
+    renamed: Mapping[str, str]
+    num_points: int
+    asked: Collection[int] | None = None
+
+
+def read_answers(folder: Path, allowed: Allowed) -> tuple[list[Answer], list[str]]:
+    """Return the answers in the files of a folder, by file name and line, and what is not read yet, with the reason.
+
+    A missing folder has none. A last line without an end may be half of one: it is not read until it is whole.
+
+    Raises:
+        ValueError: If a line is no answer, with file, line, id, value and what is allowed.
+    """
+    answers: list[Answer] = []
+    unread: list[str] = []
+    if not folder.is_dir():
+        return answers, unread
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.suffix not in {".jsonl", ".csv"} or not path.is_file():
+            continue
+        rows, torn = _rows(path)
+        unread += [f"{path}:{torn} has no end of line, so it may be half an answer"] if torn else []
+        answers += [_answer(row, f"{path}:{line}", allowed, default_who=path.stem) for line, row in rows]
+    return answers, unread
+
+
+def normal_time(text: str) -> str:
+    """Return a time as UTC in ISO 8601 with microseconds; a time without an offset is UTC.
+
+    Example:
+        >>> normal_time("2026-11-28T12:00:00+02:00"), normal_time("2026-11-28 10:00")
+        ('2026-11-28T10:00:00.000000Z', '2026-11-28T10:00:00.000000Z')
+    """
+    time = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
+    time = time.replace(tzinfo=timezone.utc) if time.tzinfo is None else time.astimezone(timezone.utc)
+    return time.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def _rows(path: Path) -> tuple[list[tuple[int, Mapping[str, Any]]], int | None]:
+    """Return the lines of a file as (line number, values), and the number of a torn last line."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig", errors="strict" if path.suffix == ".csv" else "surrogateescape")
+    except UnicodeDecodeError as error:
+        whole = path.read_bytes()[: error.start]
+        raise ValueError(
+            f"{path}:{whole.count(10) + 1} is not UTF-8 ({error.reason}). Save the file as UTF-8."
+        ) from error
+    text = text.replace("\r\n", "\n")
+    return (_csv_rows if path.suffix == ".csv" else _json_rows)(text, path)
+
+
+def _json_rows(text: str, path: Path) -> tuple[list[tuple[int, Mapping[str, Any]]], int | None]:
+    rows: list[tuple[int, Mapping[str, Any]]] = []
+    lines = text.split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append((number, _entry(line)))
+        except ValueError as error:
+            if number == len(lines):
+                return rows, number
+            raise ValueError(f'{path}:{number} is no answer ({error}). Write {{"id": 17, "label": "cat"}}.') from error
+    return rows, None
+
+
+def _entry(line: str) -> Mapping[str, Any]:
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it is not UTF-8") from None
+    entry = plain_json(line)
+    if not isinstance(entry, dict):
+        raise ValueError("it is no JSON object")  # noqa: TRY004 - of the file, not of an argument
+    return entry
+
+
+def _csv_rows(text: str, path: Path) -> tuple[list[tuple[int, Mapping[str, Any]]], int | None]:
+    whole, torn = text[: text.rfind("\n") + 1], text[text.rfind("\n") + 1 :]
+    reader = csv.reader(io.StringIO(whole), strict=True)
+    rows: list[tuple[int, Mapping[str, Any]]] = []
+    columns: list[str] | None = None
+    begins = 1
+    try:
+        for cells in reader:
+            line, begins = begins, reader.line_num + 1
+            if not any(cell.strip() for cell in cells):
+                continue
+            if columns is None:
+                columns = _columns(cells, f"{path}:{line}")
+                continue
+            if len(cells) > len(columns):
+                raise ValueError(f"{path}:{line} has {len(cells)} cells, but the columns are {','.join(columns)}.")
+            row = {name: value for name, cell in zip(columns, cells, strict=False) if (value := _unescaped(cell))}
+            if "label" in row or "kind" in row:  # else nobody has answered yet
+                rows.append((line, row))
+    except csv.Error as error:
+        raise ValueError(f"{path}:{reader.line_num} is no CSV ({error}).") from error
+    return rows, whole.count("\n") + 1 if torn.strip() else None
+
+
+def _columns(cells: Sequence[str], place: str) -> list[str]:
+    names = [cell.strip().lower() for cell in cells]
+    unknown = [name for name in names if name not in COLUMNS]
+    if not unknown and "id" in names and {"label", "kind"} & set(names) and len(set(names)) == len(names):
+        return names
+    separated = " Separate the columns with commas." if any(mark in "".join(names) for mark in ";\t") else ""
+    raise ValueError(
+        f"{place} has the columns {', '.join(names)}, but must have `id` and `label`, and may have "
+        f"{', '.join(name for name in COLUMNS if name not in {'id', 'label'})}, each once.{separated}"
+    )
+
+
+def _unescaped(cell: str) -> str:
+    """Return a cell without the apostrophe that keeps a spreadsheet from running it."""
+    cell = cell.strip()
+    return cell[1:] if cell[:1] == "'" and cell[1:].lstrip()[:1] in tuple(FORMULA_STARTS) else cell
+
+
+def _answer(row: Mapping[str, Any], place: str, allowed: Allowed, *, default_who: str) -> Answer:
+    given = {name: value for name, value in row.items() if value is not None}
+    if unknown := [name for name in given if name not in COLUMNS]:
+        raise ValueError(f"{place} has {', '.join(map(repr, unknown))}, but an answer has {', '.join(COLUMNS)}.")
+    index = _id(given.get("id"), place, allowed)
+    kind = given.get("kind", "label")
+    if kind not in KINDS:
+        raise ValueError(f"{place} answers point {index} with the kind {kind!r}, but it must be {', '.join(KINDS)}.")
+    return Answer(
+        index,
+        kind,
+        _label(given.get("label"), kind, f"{place} answers point {index}", allowed),
+        _who(given.get("who", default_who), place),
+        _time(given.get("at"), place),
+        _seconds(given.get("seconds"), place),
+        place,
+    )
+
+
+def _id(value: object, place: str, allowed: Allowed) -> int:
+    text = value.strip() if isinstance(value, str) else value
+    is_digits = isinstance(text, str) and text.isascii() and text.isdigit()
+    if not is_digits and (not isinstance(text, int) or isinstance(text, bool)):
+        raise ValueError(f"{place} has the id {value!r}, but must have that of a point, a whole number.")
+    index = int(str(text))
+    if not 0 <= index < allowed.num_points:
+        raise ValueError(f"{place} answers point {index}, but ids run from 0 to {allowed.num_points - 1}.")
+    if allowed.asked is not None and index not in allowed.asked:
+        raise ValueError(
+            f"{place} answers point {index}, for which no batch has asked. Take the line out; labels that exist "
+            "already are given as a folder of their own, `AskPeople(answers_from=[...])`."
+        )
+    return index
+
+
+def _label(value: object, kind: str, what: str, allowed: Allowed) -> str | None:
+    if kind != "label":
+        if value is not None:
+            raise ValueError(f"{what} with the kind {kind!r} and the label {value!r}. Leave one of them out.")
+        return None
+    if value is None:
+        raise ValueError(f"{what} with no label. Give a class name, or one of the kinds {', '.join(KINDS[1:])}.")
+    name = allowed.renamed.get(value, value) if isinstance(value, str) else None
+    if name not in allowed.classes:
+        shown = ", ".join(map(repr, allowed.classes[:MOST_SHOWN])) + (", ..." * (len(allowed.classes) > MOST_SHOWN))
+        text = " Class names are texts, in quotes." if not isinstance(value, str) else ""
+        raise ValueError(f"{what} with the label {value!r}, but the classes are {shown}.{text}")
+    return name
+
+
+def _who(value: object, place: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{place} has `who` {value!r}, but must have a name.")
+    return value.strip()
+
+
+def _time(value: object, place: str) -> str | None:
+    if value is None:
+        return None
+    try:
+        return normal_time(value)  # type: ignore[arg-type] # anything else fails
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{place} has `at` {value!r}, but must have a time like 2026-11-28T10:00:00Z.") from error
+
+
+def _seconds(value: object, place: str) -> float | None:
+    if value is None:
+        return None
+    try:
+        seconds = float(value) if not isinstance(value, bool) else math.nan  # type: ignore[arg-type]
+    except (ValueError, TypeError):
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise ValueError(f"{place} has `seconds` {value!r}, but must have a number from 0 on.")
+    return seconds
+
+
+def as_line(answer: Answer) -> str:
+    r"""Return an answer as a line of JSON.
+
+    Example:
+        >>> as_line(Answer(17, "label", "cat", "ann"))
+        '{"id": 17, "kind": "label", "label": "cat", "who": "ann"}\n'
+    """
+    entries = ((name, getattr(answer, name)) for name in COLUMNS)
+    return json.dumps({name: value for name, value in entries if value is not None}, allow_nan=False) + "\n"

@@ -1,0 +1,148 @@
+"""Oracles: what gives the labels of a batch, the dataset or people."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from al_lightning.labelling.answers import read_answers
+from al_lightning.labelling.asked import ANSWERS, AskedBatch, write_asked
+from al_lightning.labelling.resolve import Resolved, is_closed, resolved
+from al_lightning.labelling.shown import show
+
+
+@dataclass(frozen=True)
+class Query:
+    """A batch that an oracle is asked for.
+
+    Args:
+        batch: Points, classes and what earlier batches have asked.
+        folder: The run folder; None for a run that leaves none.
+        items: Returns the item of a point, as the pool has it.
+        render: Returns what people see of an item, an image or a text; None shows the first image or text in it.
+        is_finished: Close the batch with the answers that are there.
+    """
+
+    batch: AskedBatch
+    folder: Path | None
+    items: Callable[[int], object]
+    render: Callable[[object], object] | None = None
+    is_finished: bool = False
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What an oracle knows by now.
+
+    Args:
+        of: What each answered point is, by id, points of earlier batches included.
+        is_closed: Whether the running batch waits for no more.
+        unread: What is not read yet, with the reason.
+    """
+
+    of: Mapping[int, Resolved]
+    is_closed: bool
+    unread: Sequence[str] = ()
+
+
+class Oracle(Protocol):
+    """What gives the labels of a batch. Neither method waits; a run polls `answers` for `wait` seconds."""
+
+    @property
+    def wait(self) -> float:
+        """Seconds for which a run waits before it ends, to be resumed by the same command."""
+        ...
+
+    def ask(self, query: Query) -> None:
+        """Ask for a batch; twice is once."""
+        ...
+
+    def answers(self, query: Query) -> Answers:
+        """Return the answers that are there."""
+        ...
+
+
+@dataclass(frozen=True)
+class DatasetLabels:
+    """The targets of the dataset, as in an experiment in which all labels are known."""
+
+    @property
+    def wait(self) -> float:
+        """Nothing to wait for."""
+        return 0.0
+
+    def ask(self, query: Query) -> None:
+        """Ask nobody."""
+
+    def answers(self, query: Query) -> Answers:
+        """Return a label of each point; None stands for the target that the dataset has."""
+        return Answers({index: Resolved("label", None, ()) for index in query.batch.ids}, is_closed=True)
+
+
+@dataclass(frozen=True)
+class AskPeople:
+    """People, who answer through files: `asked.json` in the run folder says for what, `answers/` takes what they say.
+
+    `al-lightning label RUN` opens a page that does both. A spreadsheet, a script or a language model may write answers
+    as well: a line `{"id": 17, "label": "cat"}` in `answers/NAME.jsonl`, or a CSV with the columns `id,label`.
+
+    Args:
+        wait: Seconds for which a run waits for answers. Then it ends, and the same command resumes it.
+        min_answered: How many answered points close a batch; by default all, except those that all who took part skip.
+            What is answered later is labelled with the next batch.
+        answers_per_point: How many people are to answer each point; the majority decides, and a tie is asked again.
+        answers_from: Further folders of answers, shared by several runs, or of labels that exist already: those of
+            points that no batch has asked for yet wait until one does.
+    """
+
+    wait: float = 0.0
+    min_answered: int | None = None
+    answers_per_point: int = 1
+    answers_from: Sequence[str | Path] = ()
+
+    def __post_init__(self) -> None:
+        if not self.wait >= 0:
+            raise ValueError(f"`wait` is {self.wait}, but must be a number of seconds from 0 on.")
+        for name, value in (("min_answered", self.min_answered), ("answers_per_point", self.answers_per_point)):
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` is {value}, but must be at least 1.")
+
+    def ask(self, query: Query) -> None:
+        """Write what each point looks like, then `asked.json`."""
+        folder = folder_of(query)
+        points = [
+            replace(point, shown=show(folder, point.id, query.items(point.id), query.render))
+            for point in query.batch.points
+        ]
+        batch = replace(
+            query.batch, points=points, answers_per_point=self.answers_per_point, min_answered=self.min_answered
+        )
+        write_asked(folder, batch)
+
+    def answers(self, query: Query) -> Answers:
+        """Return what the answers say that are there."""
+        folder, batch = folder_of(query), query.batch
+        found, unread = read_answers(folder / ANSWERS, batch.allowed)
+        for other in map(Path, self.answers_from):
+            if not other.is_dir():
+                raise ValueError(f"`answers_from` names {other}, but there is no such folder.")
+            more, unread_there = read_answers(other, replace(batch.allowed, asked=None))
+            found += [answer for answer in more if answer.id in (batch.allowed.asked or ())]
+            unread += unread_there
+        of = resolved(
+            found,
+            asked_now=batch.ids,
+            answers_per_point=self.answers_per_point,
+            taken_up=batch.taken_up,
+        )
+        is_done = query.is_finished or is_closed(of, asked_now=batch.ids, min_answered=self.min_answered)
+        return Answers(of, is_done, unread)
+
+
+def folder_of(query: Query) -> Path:
+    """Return the run folder, through which people are asked."""
+    if query.folder is None:
+        raise ValueError(
+            "People are asked through the run folder, and `fast_dev_run` leaves none. Leave one of them out."
+        )
+    return query.folder

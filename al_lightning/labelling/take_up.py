@@ -1,0 +1,122 @@
+"""Taking answers up: what a round records of them, and how the label state follows; pure functions."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from al_lightning.data.labels import EXCLUDED, HELD_OUT, IN_POOL, RESERVED
+from al_lightning.labelling.answers import Answer
+from al_lightning.labelling.resolve import Resolved
+from al_lightning.records.replay import Recorded
+from al_lightning.records.round import AnswerRow, Change, Round
+
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class TakenUp:
+    """What a round takes up of the answers.
+
+    Args:
+        targets: The label of each acquired point; None for one without; None in all if the dataset does not tell them.
+        changes: Label changes of other points: set aside, of the holdout, of earlier rounds.
+        rows: The answers behind them, for the record.
+    """
+
+    targets: list[int | None] | None
+    changes: list[Change]
+    rows: list[AnswerRow]
+
+
+def key_of(row: Mapping[str, Any]) -> Key:
+    """Return what identifies an answer in the records."""
+    return tuple(row.get(name) for name in ("id", "kind", "label", "who", "at"))
+
+
+def keys_of(rounds: Iterable[Round]) -> set[Key]:
+    """Return the answers that rounds have taken up."""
+    return {key_of(row) for record in rounds for row in record.answers}
+
+
+def row_of(answer: Answer, numbers: Mapping[str, int]) -> AnswerRow:
+    """Return an answer as the records have it: with the number of its class."""
+    label = None if answer.label is None else numbers[answer.label]
+    return {
+        "id": answer.id,
+        "kind": answer.kind,
+        "label": label,
+        "who": answer.who,
+        "at": answer.at,
+        "seconds": answer.seconds,
+    }
+
+
+def take_up(
+    found: Mapping[int, Resolved],
+    record: Round,
+    *,
+    known: Recorded,
+    classes: Sequence[str],
+    reserve: Collection[int],
+    before: Collection[Key],
+) -> TakenUp:
+    """Return what a round takes up of the answers that are there.
+
+    A point of an earlier round counts only if there is an answer that no record has. One that was labelled keeps the
+    round of its label and gets the new class.
+
+    Args:
+        found: What the answers say, by id.
+        record: The round, whose targets are those of the dataset.
+        known: Label state now.
+        classes: Class names.
+        reserve: Points that were reserved for the holdout.
+        before: Answers that earlier rounds have taken up.
+
+    Raises:
+        ValueError: If somebody has answered a point that the user has excluded.
+    """
+    numbers = {name: number for number, name in enumerate(classes)}
+    position_of = {index: position for position, index in enumerate(record.acquired)}
+    own = record.targets or [None] * len(record.acquired)
+    targets: list[int | None] = [None] * len(record.acquired)
+    labelled, changes, rows = set[int](), list[Change](), list[AnswerRow]()
+    for index, point in sorted(found.items()):
+        new = [row for answer in point.answers if key_of(row := row_of(answer, numbers)) not in before]
+        if point.answers and not new:
+            continue
+        state = known.state_of.get(index, IN_POOL)
+        if state == EXCLUDED and index not in known.answered:
+            place = next((answer.place for answer in point.answers), "The oracle")
+            raise ValueError(
+                f"{place} answers point {index}, which was excluded from the pool. Take the answer out, or put the "
+                "point back with `datamodule.unlabel`."
+            )
+        position = position_of.get(index)
+        target = own[position] if position is not None and point.label is None else numbers.get(point.label or "")
+        was = known.target_of.get(index)
+        after = _state_after(point, state, is_reserved=index in reserve, next_round=record.round + 1)
+        if point.kind != "label":
+            target = None
+        if position is not None and state == IN_POOL and point.kind == "label":
+            targets[position] = target
+            labelled.add(index)
+        elif (after, target) != (state, was):
+            changes.append([index, after, target])
+            new = [{**row, "was": was} if was is not None else row for row in new]
+        rows += new
+    is_untold = record.targets is None and all(found[index].label is None for index in labelled)
+    if is_untold and len(labelled) == len(record.acquired):
+        return TakenUp(None, changes, rows)
+    return TakenUp(targets, changes, rows)
+
+
+def _state_after(point: Resolved, state: int, *, is_reserved: bool, next_round: int) -> int:
+    """Return the label state of a point after its answer."""
+    if point.kind == "label":
+        return HELD_OUT if is_reserved else state if state >= 0 else next_round
+    if point.kind in {"unsure", "reject"}:
+        return EXCLUDED
+    if point.kind == "undo":
+        return RESERVED if is_reserved else IN_POOL
+    return state
