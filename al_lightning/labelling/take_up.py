@@ -76,20 +76,24 @@ def take_up(
     Raises:
         ValueError: If somebody has answered a point that the user has excluded.
     """
+    of_dataset = [index for index in record.acquired if index in found and _is_the_datasets(found[index])]
+    if len(of_dataset) == len(found) == len(record.acquired):
+        return TakenUp(record.targets, [], [])
     numbers = {name: number for number, name in enumerate(classes)}
     position_of = {index: position for position, index in enumerate(record.acquired)}
     own = record.targets or [None] * len(record.acquired)
     targets: list[int | None] = [None] * len(record.acquired)
-    labelled, changes, rows = set[int](), list[Change](), list[AnswerRow]()
+    changes, rows = list[Change](), list[AnswerRow]()
     for index, point in sorted(found.items()):
         new = [row for answer in point.answers if key_of(row := row_of(answer, numbers)) not in before]
         if point.answers and not new:
             continue
         state = known.state_of.get(index, IN_POOL)
         if state == EXCLUDED and index not in known.answered:
-            place = next((answer.place for answer in point.answers), "The oracle")
+            if not point.answers:
+                continue
             raise ValueError(
-                f"{place} answers point {index}, which was excluded from the pool. Take the answer out, or put the "
+                f"{point.answers[0].place} answers point {index}, which was excluded from the pool. Take the answer out, or put the "
                 "point back with `datamodule.unlabel`."
             )
         position = position_of.get(index)
@@ -100,15 +104,16 @@ def take_up(
             target = None
         if position is not None and state == IN_POOL and point.kind == "label":
             targets[position] = target
-            labelled.add(index)
         elif (after, target) != (state, was):
             changes.append([index, after, target])
             new = [{**row, "was": was} if was is not None else row for row in new]
         rows += new
-    is_untold = record.targets is None and all(found[index].label is None for index in labelled)
-    if is_untold and len(labelled) == len(record.acquired):
-        return TakenUp(None, changes, rows)
     return TakenUp(targets, changes, rows)
+
+
+def _is_the_datasets(point: Resolved) -> bool:
+    """Return whether a point has the label that the dataset holds."""
+    return point.kind == "label" and point.label is None
 
 
 def _state_after(point: Resolved, state: int, *, is_reserved: bool, next_round: int) -> int:
