@@ -106,7 +106,7 @@ def _leaves(value: object) -> Iterator[object]:
     """Yield what a nesting of dicts, lists and tuples holds; a list of numbers is one value."""
     if isinstance(value, Mapping):
         value = list(value.values())
-    if isinstance(value, (tuple, list)) and not all(isinstance(part, Number) for part in value):
+    if isinstance(value, (tuple, list)) and not (value and all(isinstance(part, Number) for part in value)):
         for part in value:
             yield from _leaves(part)
     else:

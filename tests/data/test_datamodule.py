@@ -265,7 +265,9 @@ def test_initial_labels_can_be_named():
 def test_unknown_targets_are_only_needed_for_balance(arguments):
     inner = Holding(TensorDataset(torch.zeros(12, 1)))
     assert ready(inner, **arguments).targets_of([0]) is None
-    with pytest.raises(ValueError, match=r"If people are to label such points, name the classes, .*classes=\[...\].*oracle=AskPeople"):
+    with pytest.raises(
+        ValueError, match=r"If people are to label such points, name the classes, .*classes=\[...\].*oracle=AskPeople"
+    ):
         ready(inner)
 
 

@@ -222,7 +222,7 @@ def test_points_of_the_holdout_are_moved_by_answers_alone():
     assert labels.round_of_N.tolist() == [RESERVED, 2, HELD_OUT, 2, EXCLUDED]
     assert repr(labels).endswith("num_pool=0, num_excluded=1, num_reserved=1, num_held_out=1)")
     for change in (lambda ids: labels.label(ids, round=3), labels.unlabel, labels.exclude):
-        with pytest.raises(ValueError, match="Points 0, 2 of `indices` are of the holdout.*only answers move"):
+        with pytest.raises(ValueError, match=r"Points 0, 2 of `indices` are of the holdout.*only answers move"):
             change([0, 2])
     with pytest.raises(ValueError, match="Points 1 of `indices` are neither in the pool nor held out"):
         labels.reserve([2, 1])
