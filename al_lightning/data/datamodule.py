@@ -25,6 +25,7 @@ from al_lightning.data.initial import (
 from al_lightning.data.items import MISSING, NUM_SHOWN
 from al_lightning.data.labels import HELD_OUT, Labels
 from al_lightning.data.loaders import (
+    NothingToTrain,
     draws_per_rank,
     labelled_loader,
     num_points_in,
@@ -357,6 +358,8 @@ class ActiveLearningDataModule(LightningDataModule):
         """Return the wrapped module's current training loader, restricted to the labelled points."""
         num_ranks = 1 if self.trainer is None else self.trainer.world_size
         self._ask_again()
+        if self.classes is not None and self.labels.num_labelled == 0:
+            return DataLoader(NothingToTrain())
         loader, indices = self._fit_loader(), self.labels.labelled_indices.tolist()
         return labelled_loader(
             loader,

@@ -132,6 +132,20 @@ def labelled_loader(
     )
 
 
+class NothingToTrain(Dataset[Any]):
+    """Dataset in the place of the labelled points while there are none: nothing can be read from it."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> object:
+        """Refuse: a run asks for its first batch without a training."""
+        raise ValueError(
+            "No point is labelled, so there is nothing to train on. Label some (`datamodule.label`), begin with an "
+            "`initial` set, or let `active_fit` ask for a first batch: `ActiveLearning(oracle=AskPeople())`."
+        )
+
+
 def draws_per_rank(loader: DataLoader[Any], num_labelled: int, *, points_per_epoch: int | None, num_ranks: int) -> int:
     """Count the points of an epoch on each rank, for the user's loader restricted to `num_labelled` points."""
     sampler, num_draws = loader.sampler, num_labelled

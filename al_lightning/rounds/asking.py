@@ -13,7 +13,7 @@ from al_lightning.labelling.take_up import TakenUp, keys_of, take_up
 from al_lightning.randomness import derived_seed
 from al_lightning.records.replay import before_batch
 from al_lightning.records.round import Round
-from al_lightning.rounds.draft import Draft
+from al_lightning.rounds.draft import Draft, Waiting
 from al_lightning.rounds.run import Run
 from al_lightning.rounds.settings import Settings
 
@@ -64,7 +64,7 @@ def query_of(datamodule: ActiveLearningDataModule, run: Run, draft: Draft, *, is
         renamed=datamodule.renamed,
         asked_before={index: number for index, number in asked_before.items() if index not in asked},
         taken_up=[
-            (int(row["id"]), str(row["who"]), None if row["at"] is None else str(row["at"]))  # type: ignore[arg-type]
+            (int(str(row["id"])), str(row["who"]), None if row["at"] is None else str(row["at"]))
             for each in [*earlier, record]
             for row in each.answers
             if row["id"] in asked
@@ -167,24 +167,11 @@ def wait_for_answers(
             raise RuntimeError("Rank 0 has read no answers.")
         answers, is_over = found
         missing = [index for index in query.batch.ids if index not in answers.of]
-        run.wait_for([] if answers.is_closed else missing)
+        waiting = Waiting(draft.record.round, run.folder, missing, len(query.batch.ids), answers.unread)
+        run.wait_for(None if answers.is_closed else waiting)
         if is_over:
             return answers
         time.sleep(POLL_S)
-
-
-def how_to_answer(run: Run, answers: Answers) -> str:
-    """Return what the run waits for, and where to give it."""
-    num_asked = 0 if run.draft is None else len(run.draft.record.asked)
-    missing = run.waiting_for
-    lines = [
-        f"Round {len(run.rounds)} asks for {num_asked} labels, and {len(missing)} are missing: points "
-        f"{', '.join(map(str, missing[:10]))}{', ...' * (len(missing) > 10)}.",  # noqa: PLR2004
-        f"Answer them with `al-lightning label {run.folder}`, or write files in {run.folder}/answers, and start the same "
-        "command again.",
-        *answers.unread,
-    ]
-    return "\n".join(lines)
 
 
 def known_answers(datamodule: ActiveLearningDataModule, run: Run, draft: Draft) -> Answers:

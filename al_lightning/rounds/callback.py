@@ -164,7 +164,7 @@ class ActiveLearning(Callback):
     @property
     def waiting_for(self) -> list[int]:
         """The points whose answers the run waits for; none if it does not wait for people."""
-        return self.run.waiting_for
+        return [] if self.run.waiting is None else list(self.run.waiting.missing)
 
     @property
     def posterior(self) -> Posterior:

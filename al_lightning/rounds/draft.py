@@ -1,11 +1,14 @@
-"""A round that has chosen its batch and is not committed."""
+"""A round that has chosen its batch and is not committed, and what it waits for."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from al_lightning.records.round import Round
 from al_lightning.records.weights import States
+
+NUM_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -51,3 +54,33 @@ class Draft:
         return cls(
             Round(**data["record"]), states, data["weights"], data["probs"], predicted, is_tested=data["is_tested"]
         )
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What a run waits for.
+
+    Args:
+        round: The round.
+        folder: The run folder.
+        missing: Points without an answer.
+        num_asked: How many points the batch has.
+        unread: What is not read yet, with the reason.
+    """
+
+    round: int
+    folder: Path | None
+    missing: Sequence[int]
+    num_asked: int
+    unread: Sequence[str]
+
+    def __str__(self) -> str:
+        """Return what is missing and where to give it, for a person."""
+        few = ", ".join(map(str, self.missing[:NUM_NAMED])) + ", ..." * (len(self.missing) > NUM_NAMED)
+        lines = [
+            f"Round {self.round} asks for {self.num_asked} labels, and {len(self.missing)} are missing: points {few}.",
+            f"Answer them with `al-lightning label {self.folder}`, or write files in {self.folder}/answers, and start the "
+            "same command again.",
+            *(f"Not read: {reason}." for reason in self.unread),
+        ]
+        return "\n".join(lines)

@@ -22,7 +22,7 @@ from al_lightning._lightning import (
 from al_lightning.data import ActiveLearningDataModule, wrapped_datamodule
 from al_lightning.distributed import Ranks
 from al_lightning.records.round import Round
-from al_lightning.rounds.asking import Closed, check_people, closed, how_to_answer, wait_for_answers
+from al_lightning.rounds.asking import Closed, check_people, closed, wait_for_answers
 from al_lightning.rounds.callback import active_learning_callback
 from al_lightning.rounds.checkpoints import keeps_last, labels_due, prefix_checkpoints, read_checkpoints_as_before
 from al_lightning.rounds.console import Live, no_summary, quiet, round_line, table
@@ -93,7 +93,10 @@ def active_fit(
         _prepare_to_spawn(trainer, run)
     with quiet(trainer, bars=run.settings.bars):
         _run(trainer, model, datamodule, run, ckpt_path=ckpt_path, finish=finish)
-    rank_zero_info(table(run.rounds))
+    if run.rounds:
+        rank_zero_info(table(run.rounds))
+    if run.waiting is not None:
+        rank_zero_info(str(run.waiting))
     return run.rounds
 
 
@@ -165,7 +168,6 @@ class _Rounds:
         answers = wait_for_answers(trainer, datamodule, run, draft, is_finished=self.finish)
         if not answers.is_closed:
             self.live.clear()
-            rank_zero_info(how_to_answer(run, answers))
             return None
         return closed(datamodule, run, self._draft(), answers)
 

@@ -21,7 +21,7 @@ from al_lightning.records.journal import Journal, read_journal, run_folder
 from al_lightning.records.replay import Recorded, before_batch, recorded, trained_on
 from al_lightning.records.round import Change, Round
 from al_lightning.records.weights import States, digest_of, read_states
-from al_lightning.rounds.draft import Draft
+from al_lightning.rounds.draft import Draft, Waiting
 from al_lightning.rounds.header import described
 from al_lightning.rounds.metrics import Metrics
 from al_lightning.rounds.resuming import (
@@ -58,7 +58,7 @@ class Run:
         fit_seed: From which the seeds of the fits are derived; None where `active_fit` does not fit.
         rounds: The committed rounds; the same on every rank.
         draft: The round that is not committed yet.
-        waiting_for: Points whose answers the draft waits for.
+        waiting: What the draft waits for; None if it does not.
         member: The member of an ensemble that is fitted or tested; None if the posterior takes one fit a round.
         fits: Metrics and seconds of each fit of the running round.
         named_folder: Where the next process finds the run; None if that is not known before the fit.
@@ -74,7 +74,7 @@ class Run:
         self.fit_seed: int | None = None
         self.rounds: list[Round] = []
         self.draft: Draft | None = None
-        self.waiting_for: list[int] = []
+        self.waiting: Waiting | None = None
         self.member: int | None = None
         self.fits: list[tuple[Metrics, float]] = []
         self.folder: Path | None = None
@@ -248,9 +248,9 @@ class Run:
             states = [state_of(module)] if settings.posterior.members is None else list(self._members)
         self.draft = replace(draft, states=states)
 
-    def wait_for(self, indices: Sequence[int]) -> None:
-        """Keep the points whose answers are missing."""
-        self.waiting_for = list(indices)
+    def wait_for(self, waiting: Waiting | None) -> None:
+        """Keep what is missing."""
+        self.waiting = waiting
 
     def keep_draft(self, draft: Draft) -> None:
         """Keep a draft with what has become known of the round."""
@@ -322,7 +322,7 @@ class Run:
             return record
 
         self.rounds = [*self.rounds, ranks.first(ranks.together(written))]
-        self.fits, self.draft, self.waiting_for = [], None, []
+        self.fits, self.draft, self.waiting = [], None, None
 
     def add_changes(self, ranks: Ranks, changes: Sequence[Change]) -> None:
         """Add label changes to the last round that is committed."""
@@ -439,7 +439,7 @@ class Run:
         self.release()
         self.member = None
         if not self.rounds:
-            vars(self).update(vars(Run(self.settings)))
+            vars(self).update({**vars(Run(self.settings)), "waiting": self.waiting})
 
     def close_if_named(self) -> None:
         """Close a run that this process finds again by the name of its folder, after a fit that no driver follows."""

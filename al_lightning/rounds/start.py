@@ -143,7 +143,7 @@ class Start(Callback):
         if saved is not None and not run.rounds and not self._fresh.weights.has_shapes_of(saved):
             run.forget_first_weights()  # the model was corrected after an attempt that finished no round
         elif saved is not None:
-            if not run.rounds:
+            if not run.rounds and run.draft is None:
                 rank_zero_info(
                     f"The model begins with the weights in {run.folder}, as the first start of this run did. Delete "
                     "that folder to begin with those that it has now."
