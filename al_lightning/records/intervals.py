@@ -26,8 +26,8 @@ def lower_bound(num_right: int, num_points: int, *, level: float) -> float:
 def interval(num_right: int, num_points: int, *, level: float = LEVEL) -> tuple[float, float]:
     """Return the two-sided interval of Clopper and Pearson for an accuracy of k right points of n.
 
-    Each side misses the true accuracy in at most half of `level` of all cases. The interval of Wilson, which is shorter,
-    covers only 91 to 92.5 % at the sizes that people can label.
+    Each side misses the true accuracy in at most half of `level` of all cases. The interval of Wilson, which is
+    shorter, covers only 91 to 92.5 % at the sizes that people can label.
 
     Example:
         >>> low, high = interval(9, 10)
@@ -41,6 +41,6 @@ def interval(num_right: int, num_points: int, *, level: float = LEVEL) -> tuple[
 def _check(num_right: int, num_points: int) -> None:
     if num_points < 1 or not 0 <= num_right <= num_points:
         raise ValueError(
-            f"`num_right` is {num_right} of `num_points` {num_points}, but must lie between 0 and the number of points, "
-            "of which there is at least one."
+            f"`num_right` is {num_right} and `num_points` is {num_points}, but there must be at least one point, and "
+            "at most as many right ones."
         )

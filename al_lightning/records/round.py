@@ -25,8 +25,8 @@ class Round:
 
     Args:
         round: 0 for the fit on the initial labels.
-        num_labelled: Labels when its batch was chosen: those that it trained on, unless some changed during the fit. Those
-            of the holdout are not among them.
+        num_labelled: Labels when its batch was chosen: those that it trained on, unless some changed during the fit.
+            Those of the holdout are not among them.
         num_pool: Points of the pool when its batch was chosen.
         acquired: Ids chosen at its end, best first; they are labelled from the next round on.
         scores: The acquisition's score of each acquired point when it was chosen.
@@ -55,8 +55,8 @@ class Round:
         num_points: Points of the dataset, where some were appended since the run began.
         asked_held_out: Points of the holdout that the round has asked for.
         num_held_out: Labels of the holdout when its batch was chosen.
-        holdout: Accuracy on the holdout, with the labels that the round has taken up: points, right ones, share, and the
-            bounds of its interval.
+        holdout: Accuracy on the holdout, with the labels that the round has taken up: points, right ones, share, and
+            the bounds of its interval.
     """
 
     round: int

@@ -33,8 +33,8 @@ def check_people(settings: Settings, datamodule: ActiveLearningDataModule, *, is
     if not oracle.asks_people:
         if settings.holdout_share is not None:
             raise ValueError(
-                f"`holdout_share` is {settings.holdout_share}, but the dataset has all labels: keep a test set in the data "
-                "module. The holdout is for labels that people give, `oracle=AskPeople()`."
+                f"`holdout_share` is {settings.holdout_share}, but the dataset has all labels: keep a test set in the "
+                "data module. The holdout is for labels that people give, `oracle=AskPeople()`."
             )
         return
     if classes is None:
@@ -44,8 +44,8 @@ def check_people(settings: Settings, datamodule: ActiveLearningDataModule, *, is
         )
     if settings.folder is None and not is_dev:
         raise ValueError(
-            f"`oracle` is {oracle!r}, but `folder` is None, and the run must find its answers again when the same command "
-            "is started once more. Name it: `ActiveLearning(folder='runs/mine')`."
+            f"`oracle` is {oracle!r}, but `folder` is None, and the run must find its answers again when the same "
+            "command is started once more. Name it: `ActiveLearning(folder='runs/mine')`."
         )
 
 

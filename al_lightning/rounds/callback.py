@@ -36,7 +36,7 @@ from al_lightning.rounds.metrics import Metrics
 from al_lightning.rounds.round_end import choose_batch, conclude_round, propose_round
 from al_lightning.rounds.run import Run
 from al_lightning.rounds.settings import Settings
-from al_lightning.rounds.start import fit_of, is_driven, open_run
+from al_lightning.rounds.start import Fit, fit_of, is_driven, open_run
 from al_lightning.tracking import open_loggers
 
 
@@ -87,8 +87,8 @@ class ActiveLearning(Callback):
         seed: Of posterior samples and the acquisition's draws. By default that of `active_fit`, else 0.
         bars: Keep the progress bars that the Trainer makes by itself; by default `active_fit` shows one live line in
             their place. A bar that you give the Trainer of another class stays.
-        oracle: Gives the labels: by default the dataset. `AskPeople()` asks people, through files in the run folder; the
-            run ends while it waits, and the same command resumes it. Needs `folder` and `active_fit`.
+        oracle: Gives the labels: by default the dataset. `AskPeople()` asks people, through files in the run folder;
+            the run ends while it waits, and the same command resumes it. Needs `folder` and `active_fit`.
         holdout_share: Share of the labels that measures the accuracy and is never trained on, for those who have no
             test set: that part of `max_labelled` is drawn at random before anything else. The records then have the
             accuracy of the mean prediction with its 95 % interval; `monitor="holdout_acc"` compares `target` with its
@@ -184,6 +184,26 @@ class ActiveLearning(Callback):
         run, settings, fit = self.run, self.settings, fit_of(trainer)
         self._metrics_before = {}
         self._has_proposed = False
+        self._check_driver(trainer, fit)
+        open_run(trainer, pl_module, run)
+        run.begin_fit(fit.member)
+        labels = wrapped_datamodule(trainer.datamodule).labels  # type: ignore[attr-defined]
+        self._is_idle = run.ended_before or run.draft is not None or labels.num_labelled == 0
+        if self._is_idle:  # there is nothing to train
+            self._max_epochs = [trainer.max_epochs]
+            trainer.fit_loop.max_epochs = 0
+        if run.ended_before:
+            return
+        if not run.rounds:
+            counts = {"num_labelled": labels.num_labelled + labels.num_held_out, "num_pool": labels.num_pool}
+            settings.limits.check_start(settings.query_size, **counts)
+        self._labels_due = labels_due(labels, round_index=len(run.rounds))  # before Lightning loads a checkpoint's
+        if settings.weights == "best":
+            best_checkpoint(trainer)
+
+    def _check_driver(self, trainer: Trainer, fit: Fit) -> None:
+        """Refuse a plain fit where a round takes more, and where it would add to rounds of `active_fit`."""
+        run, settings = self.run, self.settings
         if settings.posterior.members is not None and fit.member is None:
             raise RuntimeError(
                 f"`posterior` is {settings.posterior!r}, whose members take a fit each, and `trainer.fit` is one. Call "
@@ -200,21 +220,6 @@ class ActiveLearning(Callback):
                 f"`oracle` is {settings.oracle!r}, which is asked between fits, and `trainer.fit` is one fit. Call "
                 "`active_fit(trainer, model, datamodule)`."
             )
-        open_run(trainer, pl_module, run)
-        run.begin_fit(fit.member)
-        labels = wrapped_datamodule(trainer.datamodule).labels  # type: ignore[attr-defined]
-        self._is_idle = run.ended_before or run.draft is not None or labels.num_labelled == 0
-        if self._is_idle:  # there is nothing to train
-            self._max_epochs = [trainer.max_epochs]
-            trainer.fit_loop.max_epochs = 0
-        if run.ended_before:
-            return
-        if not run.rounds:
-            counts = {"num_labelled": labels.num_labelled + labels.num_held_out, "num_pool": labels.num_pool}
-            settings.limits.check_start(settings.query_size, **counts)
-        self._labels_due = labels_due(labels, round_index=len(run.rounds))  # before Lightning loads a checkpoint's
-        if settings.weights == "best":
-            best_checkpoint(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Keep the metrics so far: a fit that resumes at its end measures none."""

@@ -79,8 +79,8 @@ class Waiting:
         few = ", ".join(map(str, self.missing[:NUM_NAMED])) + ", ..." * (len(self.missing) > NUM_NAMED)
         lines = [
             f"Round {self.round} asks for {self.num_asked} labels, and {len(self.missing)} are missing: points {few}.",
-            f"Answer them with `al-lightning label {self.folder}`, or write files in {self.folder}/answers, and start the "
-            "same command again.",
+            f"Answer them with `al-lightning label {self.folder}`, or write files in {self.folder}/answers, and start "
+            "the same command again.",
             *(f"Not read: {reason}." for reason in self.unread),
         ]
         return "\n".join(lines)

@@ -62,8 +62,8 @@ def active_fit(
     With a `DeepEnsemble` all this holds for every member: a round is one fit and one test of each, its metrics are
     their means, and the model ends as the last of them.
 
-    With `ActiveLearning(oracle=AskPeople())` it returns while people have not answered yet: with the finished rounds, and
-    the points that it waits for in `callback.waiting_for`. The same call resumes once the answers are there.
+    With `ActiveLearning(oracle=AskPeople())` it returns while people have not answered yet: with the finished rounds,
+    and the points that it waits for in `callback.waiting_for`. The same call resumes once the answers are there.
 
     SIGTERM ends the process, all its ranks included, with status 143 and a line that says how the run resumes.
 

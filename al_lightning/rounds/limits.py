@@ -56,16 +56,16 @@ class Limits:
         if share is None:
             if self.monitor == HOLDOUT_ACC:
                 raise ValueError(
-                    f"`monitor` is {HOLDOUT_ACC!r}, but nothing is held out. Say which share of the labels is to measure "
-                    "the accuracy: `holdout_share=0.2`."
+                    f"`monitor` is {HOLDOUT_ACC!r}, but nothing is held out. Say which share of the labels is to "
+                    "measure the accuracy: `holdout_share=0.2`."
                 )
             return
         if not 0 < share < 1:
             raise ValueError(f"`holdout_share` is {share}, but must lie between 0 and 1; None holds nothing out.")
         if self.max_labelled is None:
             raise ValueError(
-                f"`holdout_share` is {share}, the share of all labels that measures the accuracy, but `max_labelled` is "
-                "None. Say how many labels there are to be: `max_labelled=500`."
+                f"`holdout_share` is {share}, the share of all labels that measures the accuracy, but `max_labelled` "
+                "is None. Say how many labels there are to be: `max_labelled=500`."
             )
 
     def check_start(self, query_size: int, *, num_labelled: int, num_pool: int) -> None:

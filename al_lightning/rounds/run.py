@@ -299,14 +299,12 @@ class Run:
         """Commit a round: append it to the records on disk, then to those in memory."""
 
         def written() -> Round:
-            record, states = draft.record, draft.states
+            record = draft.record
             if self._journal is None:
                 return record
             number, last = len(self.rounds), self._journal.folder / LAST_WEIGHTS
             has_ended, is_warm = record.stopped is not None, self.settings.warm_start
-            if states is None and draft.weights is not None and (has_ended or is_warm):
-                states = read_states(self._journal.folder / ASKED_WEIGHTS, digest=draft.weights, way_out=ASK_ANEW)
-            states = states if has_ended or is_warm else None
+            states = self._states_of(draft) if has_ended or is_warm else None
             with writing_into(self._journal.folder):
                 if states is not None:
                     record = replace(record, weights=digest_of(states))
@@ -323,6 +321,12 @@ class Run:
 
         self.rounds = [*self.rounds, ranks.first(ranks.together(written))]
         self.fits, self.draft, self.waiting = [], None, None
+
+    def _states_of(self, draft: Draft) -> States | None:
+        """Return the weights at the end of a draft, which another process may have kept on disk."""
+        if draft.states is not None or draft.weights is None or self._journal is None:
+            return draft.states
+        return read_states(self._journal.folder / ASKED_WEIGHTS, digest=draft.weights, way_out=ASK_ANEW)
 
     def add_changes(self, ranks: Ranks, changes: Sequence[Change]) -> None:
         """Add label changes to the last round that is committed."""
