@@ -407,6 +407,13 @@ def test_initial_labels_that_nobody_knows_are_refused_with_a_way_out(arguments, 
         module_of(Items("none", some()), **arguments)
 
 
+@pytest.mark.parametrize(
+    ("initial", "words"), [("given", "all points that have a label"), (3, "3 points, seed 0"), (0, None), ([1], None)]
+)
+def test_a_draw_among_known_labels_is_recorded_in_words(initial, words):
+    assert module_of(Items("none", some()), initial=initial, balanced=False).initial_draw == words
+
+
 def test_given_without_a_label_is_refused():
     with pytest.raises(ValueError, match=r"`initial` is 'given', but no point has a label. Give `initial=0`"):
         module_of(Items("none", some([])), initial="given")
@@ -548,6 +555,17 @@ def test_a_checkpoint_holds_the_answers(tmp_path):
     module.label([5], round=2, answers={5: 0})
     module.load_state_dict(saved)
     assert (module.known_targets([2, 3, 5]), module.labels.num_labelled) == ([1, 0, None], 7)
+
+
+def test_a_checkpoint_with_other_answers_is_no_sign_of_other_data():
+    module = module_of(Items("none", some()), initial="given")
+    before = module.state_dict()
+    module.relabel({1: (TARGETS[1] + 1) % 3})
+    answered = module.state_dict()
+    for state, target in ((before, TARGETS[1]), (answered, (TARGETS[1] + 1) % 3)):
+        module.load_state_dict(state)
+        module.setup("fit")
+        assert module.targets_of([1]) == [target]
 
 
 def test_a_checkpoint_of_answers_needs_the_classes():
@@ -852,5 +870,5 @@ class DataModuleAgainstPlainPython(RuleBasedStateMachine):
             assert [label for batch in trained for label in batch] == [known[index] for index in labelled]
 
 
-TestDataModuleAgainstPlainPython = DataModuleAgainstPlainPython.TestCase
-TestDataModuleAgainstPlainPython.settings = settings(max_examples=12, stateful_step_count=15, deadline=None)
+TestDataModuleAgainstPlainPython = pytest.mark.slow(DataModuleAgainstPlainPython.TestCase)
+TestDataModuleAgainstPlainPython.settings = settings(max_examples=40, stateful_step_count=15, deadline=None)
