@@ -237,10 +237,13 @@ class ActiveLearningDataModule(LightningDataModule):
     def initial_draw(self) -> str | None:
         """Describe the draw of the initial labels; None if the ids were given, or the labels were moved by hand since.
 
-        A balanced draw depends on the targets of all points: after a correction it draws other points.
+        A balanced draw depends on the targets of all points: after a correction it draws other points. So does a draw
+        among points that have a label, of which there may be more when a run is started again.
         """
         if self._drawn is None or self._drawn != self.labels.initial_indices.tolist():
             return None
+        if self.initial == "given":
+            return "all points that have a label"
         return f"{self.initial} points{' of balanced classes' if self.balanced else ''}, seed {self.seed}"
 
     @property
@@ -263,9 +266,8 @@ class ActiveLearningDataModule(LightningDataModule):
             num_points = num_points_in(dataset)
             if self._labels is None:
                 labels = self._first_labels(num_points)
-                self._drawn = (
-                    labels.initial_indices.tolist() if isinstance(self.initial, int) and self.initial else None
-                )
+                is_drawn = self.initial == "given" or (isinstance(self.initial, int) and self.initial > 0)
+                self._drawn = labels.initial_indices.tolist() if is_drawn else None
                 self._labels = labels
         if self.classes is not None and num_points > len(self.labels):
             self.labels.grow(num_points)
@@ -692,7 +694,8 @@ class ActiveLearningDataModule(LightningDataModule):
             labels = saved.state_dict()
         answers = self._checked_answers(state_dict.get("answers", {}))
         self._labels.load_state_dict(labels)
-        self._answers = answers
+        own = {index: target for index, target in self._known_targets.items() if index not in self._answers}
+        self._known_targets, self._answers = {**own, **answers}, answers
 
     def _is_evaluating(self) -> bool:
         state = None if self.trainer is None else self.trainer.state
