@@ -98,7 +98,7 @@ def take_up(
             changes.append([index, after, target])
             new = [{**row, "was": was} if was is not None else row for row in new]
         rows += new
-    return TakenUp(targets, changes, rows)
+    return TakenUp(targets if record.acquired else record.targets, changes, rows)
 
 
 def _is_excluded_by_hand(index: int, point: Resolved, known: Recorded) -> bool:

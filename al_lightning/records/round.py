@@ -139,6 +139,7 @@ class Round:
         measured = {
             **self.information,
             "redundancy": self.redundancy,
+            **{f"holdout_{name}": value for name, value in self.holdout.items()},
             **{f"seconds_{name}": value for name, value in self.seconds.items()},
         }
         own = counts.keys() | measured.keys()

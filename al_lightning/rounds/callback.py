@@ -148,7 +148,7 @@ class ActiveLearning(Callback):
         self._batch_norm: BatchNormWatch | None = None
         self._is_first_batch = False
         self._has_proposed = False
-        self._is_idle = False
+        self._is_idle = self._is_previewed = False
         self._max_epochs: list[int | None] = []  # of the Trainer, while an ended run keeps it from training
 
     @property
@@ -237,8 +237,9 @@ class ActiveLearning(Callback):
         if self.run.ended_before:
             return
         datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
-        if not self.rounds and not self.member:
+        if not self._is_previewed and not self.member and (not self.rounds or self.settings.oracle.asks_people):
             self.run.chooser().preview(trainer, pl_module, datamodule)
+            self._is_previewed = True
         self._is_first_batch = True
         self._steps_before = trainer.global_step
         self._fit_started = time.perf_counter()

@@ -76,7 +76,9 @@ def opened(folder: Path, header: Mapping[str, Any]) -> tuple[Journal, list[Round
     if rounds:
         _warn_of_other_hyper_parameters(before, header, folder)
     has_weights = bool(rounds) or (folder / FIRST_WEIGHTS).exists()
-    stays = {*(["first_weights"] if has_weights else []), *(names_of(on_restart="first") if rounds else [])}
+    has_begun = bool(rounds) or (folder / ASKED).exists()
+    weights = ["first_weights", "later_weights"] if has_weights else []
+    stays = {*weights, *(names_of(on_restart="first") if has_begun else [])}
     now = {**header, **{name: before[name] for name in stays if name in before}}
     in_the_order_of_before = {name: now[name] for name in [*before, *now] if name in now}
     return Journal(folder, in_the_order_of_before, rounds=rounds), rounds

@@ -159,6 +159,12 @@ class Run:
         self.check_rows(Ranks(trainer), datamodule)
         self._take_draft(Ranks(trainer))
         base, now = recorded(self.header, []) if known is None else known, self._state()
+        if now.num_points > len(datamodule.labels):
+            raise ValueError(
+                f"The training dataset has {len(datamodule.labels)} points, but the run in {self.folder} has seen "
+                f"{now.num_points}: points may be appended, and none may be taken away. Exclude them instead, "
+                "`datamodule.exclude(ids)`."
+            )
         moved = _moved_by_hand(datamodule, base, now, is_new_process=known is None)
         _restore_labels(datamodule, now, withdrawn=on_disk[len(self.rounds) :])
         _move(datamodule, moved, base=base, now=now)
@@ -247,9 +253,9 @@ class Run:
             self._members = self._trained
             self._trained = []
 
-    def member_state(self, member: int) -> Mapping[str, torch.Tensor]:
-        """Return the weights of a member in the last round that has trained all."""
-        return self._members[member]
+    def member_state(self, member: int) -> Mapping[str, torch.Tensor] | None:
+        """Return the weights of a member in the last round that has trained all; None before the first such round."""
+        return self._members[member] if self._members else None
 
     def propose(self, draft: Draft, module: nn.Module) -> None:
         """Keep a round that has chosen its batch, until it is committed."""
@@ -392,6 +398,8 @@ class Run:
 
     def warm_weights(self, ranks: Ranks) -> States | None:
         """Read the weights that the next round continues from with `warm_start`; None before the first round."""
+        if self.draft is not None:
+            return self.asked_weights(ranks)
         if not self.rounds:
             return None
         return self._read(ranks, self._warm_weights(len(self.rounds) - 1).name, digest=self.rounds[-1].weights)

@@ -126,8 +126,8 @@ class Start(Callback):
         run, members, member = self._run, self._run.settings.posterior.members, self.fit.member
         if members is None or member is None or run.stopped is not None:
             return
-        if run.settings.warm_start and run.rounds:
-            load_state(module, run.member_state(member))
+        if run.settings.warm_start and (state := run.member_state(member)) is not None:
+            load_state(module, state)
         else:
             members.start(module)
 
@@ -168,7 +168,7 @@ def _saved(run: Run, ranks: Ranks) -> tuple[Mapping[str, Tensor] | None, bool]:
     last = run.last_weights(ranks) if run.ended_before else None
     if run.ended_before:
         rank_zero_info(f"The model has the weights that the run {'began' if last is None else 'ended'} with.")
-    warm = run.warm_weights(ranks) if run.settings.warm_start and run.rounds and not run.ended_before else None
+    warm = run.warm_weights(ranks) if run.settings.warm_start and not run.ended_before else None
     later = last or warm
     if members is not None and later is not None:
         run.restore_members(later)

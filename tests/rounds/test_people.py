@@ -1,15 +1,23 @@
 """Rounds whose labels come from people, through files: nothing is lost, and each answer is in exactly one record."""
 
-import itertools
 import json
 import threading
 import time
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
 
-from al_lightning import BALD, ActiveLearning, ActiveLearningDataModule, AskPeople, DeepEnsemble, active_fit, read_journal
+from al_lightning import (
+    BALD,
+    ActiveLearning,
+    ActiveLearningDataModule,
+    AskPeople,
+    DeepEnsemble,
+    active_fit,
+    read_journal,
+)
 from al_lightning.labelling.asked import read_asked
 from al_lightning.records.replay import recorded
 from tests.conftest import TinyData, TinyModule
@@ -44,6 +52,12 @@ class Unlabelled(TinyData):
         return DataLoader(Inputs(inputs if self.order is None else inputs[self.order]), batch_size=8, shuffle=True)
 
 
+class OnlyTraining(Unlabelled):
+    """No data to validate and to test on."""
+
+    val_dataloader, test_dataloader = LightningDataModule.val_dataloader, LightningDataModule.test_dataloader
+
+
 TRUE = [index % 3 for index in range(90)]
 
 
@@ -61,7 +75,18 @@ def write(folder, answers, who="ann"):
 def start(make_trainer, make_model, tmp_path):
     """One process of a run: everything is new but the folder."""
 
-    def start(*, oracle="people", data=None, classes=CLASSES, initial=0, model=None, finish=False, epochs=2, **settings):
+    def start(
+        *,
+        oracle="people",
+        data=None,
+        classes=CLASSES,
+        initial=0,
+        model=None,
+        finish=False,
+        epochs=2,
+        renamed=None,
+        **settings,
+    ):
         oracle = AskPeople() if oracle == "people" else oracle
         chosen = {"query_size": 4, "num_samples": 8, "max_labelled": 12, "folder": tmp_path / "run", **settings}
         callback = ActiveLearning(chosen.pop("acquisition", BALD()), oracle=oracle, **chosen)
@@ -70,7 +95,7 @@ def start(make_trainer, make_model, tmp_path):
             Unlabelled() if data is None else data,
             initial=initial,
             classes=classes,
-            renamed=chosen.pop("renamed", None) if False else None,
+            renamed=renamed,
         )
         model = make_model() if model is None else model
         active_fit(trainer, model, module, seed=1, finish=finish)
@@ -87,13 +112,12 @@ def with_all_labels(start, folder, **settings):
 
 def answered_to_the_end(start, answer=name_of, **settings):
     """Start the same command until the run ends, and answer between; the callback, and how often it was started."""
-    for number in itertools.count(1):
-        assert number < 20
-        callback = start(**settings)
-        if not callback.waiting_for:
-            return callback, number
-        folder = callback.run.folder
-        write(folder, [{"id": index, "label": answer(index)} for index in callback.waiting_for])
+    callback, num_starts = start(**settings), 1
+    while callback.waiting_for:
+        assert num_starts < 20
+        write(callback.run.folder, [{"id": index, "label": answer(index)} for index in callback.waiting_for])
+        callback, num_starts = start(**settings), num_starts + 1
+    return callback, num_starts
 
 
 def test_a_run_through_files_acquires_what_one_with_all_labels_does(start, tmp_path):
@@ -183,7 +207,7 @@ def test_skipped_points_go_back_to_the_pool_and_are_not_asked_in_the_next_round(
         callback = start(max_labelled=60)
         batches.append(callback.waiting_for)
     assert first in batches[-1]  # some later round asks again, and the old skip does not answer
-    
+
 
 def test_a_point_is_skipped_only_by_all_who_take_part(start):
     callback = start()
@@ -224,15 +248,17 @@ def test_a_batch_without_a_label_makes_no_fit_and_the_next_is_asked_from_the_sam
     callback = start(**settings)
     folder = callback.run.folder
     write(folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for])
-    wide = tmp_path / "wide"
-    (wide / "answers").mkdir(parents=True)
-    for name in ("first_weights.pt",):
-        assert (folder / name).exists()
     callback = start(**settings)
     first = read_asked(folder)
     scores = {point.id: point.score for point in first.points}
     fits_before = callback.rounds
-    write(folder, [{"id": index, "kind": kind} for index, kind in zip(first.ids, ["skip", "unsure", "reject", "skip"])])
+    write(
+        folder,
+        [
+            {"id": index, "kind": kind}
+            for index, kind in zip(first.ids, ["skip", "unsure", "reject", "skip"], strict=True)
+        ],
+    )
     callback = start(**settings)
     assert callback.rounds == fits_before  # nothing is committed without a label
     second = read_asked(folder)
@@ -261,11 +287,6 @@ def test_the_scores_after_a_batch_without_a_label_are_those_of_one_wide_batch(st
     write(tmp_path / "a", [{"id": index, "kind": "reject"} for index in narrow])
     start(folder=tmp_path / "a", query_size=4, initial=0, max_labelled=40)
     further = {point.id: point.score for point in read_asked(tmp_path / "a").points}
-    initial = read_journal(tmp_path / "a")[1][0].acquired
-    expected = start(
-        oracle=None, data=TinyData(NUM), folder=tmp_path / "b", initial=0, query_size=4, max_rounds=1, max_labelled=40
-    )
-    assert expected.rounds[0].acquired == initial
     both = {**narrow, **further}
     assert list(both.values()) == sorted(both.values(), reverse=True)
     assert len(both) == 8
@@ -291,8 +312,7 @@ def test_a_part_of_the_batch_may_do_and_late_answers_are_labelled_with_the_next(
 
 def test_finish_closes_a_batch_with_what_is_there(start):
     callback = start()
-    folder = callback.run.folder
-    first, *others = callback.waiting_for
+    folder, first = callback.run.folder, callback.waiting_for[0]
     write(folder, [{"id": first, "label": name_of(first)}])
     callback = start(finish=True)
     assert [record.targets for record in callback.rounds] == [[TRUE[first], None, None, None]]
@@ -366,9 +386,18 @@ def test_a_raised_budget_asks_for_further_points_and_withdraws_none(start):
 
 
 BAD = {
-    "a label outside the classes": ('{"id": ID, "label": "dog"}\n', r"bad\.jsonl:1 answers point \d+ with the label 'dog', but the classes are 'ant', 'bee', 'cat'"),
-    "an id nobody asked for": ('{"id": OTHER, "label": "ant"}\n', r"bad\.jsonl:1 answers point \d+, for which no batch has asked"),
-    "an id that there is not": ('{"id": 60, "label": "ant"}\n', r"bad\.jsonl:1 answers point 60, but ids run from 0 to 59"),
+    "a label outside the classes": (
+        '{"id": ID, "label": "dog"}\n',
+        r"bad\.jsonl:1 answers point \d+ with the label 'dog', but the classes are 'ant', 'bee', 'cat'",
+    ),
+    "an id nobody asked for": (
+        '{"id": OTHER, "label": "ant"}\n',
+        r"bad\.jsonl:1 answers point \d+, for which no batch has asked",
+    ),
+    "an id that there is not": (
+        '{"id": 60, "label": "ant"}\n',
+        r"bad\.jsonl:1 answers point 60, but ids run from 0 to 59",
+    ),
     "a torn line in the middle": ('{"id": ID, "la\n{"id": ID, "label": "ant"}\n', r"bad\.jsonl:1 is no answer"),
     "another key": ('{"id": ID, "label": "ant", "sure": 1}\n', r"bad\.jsonl:1 has 'sure', but an answer has id, kind"),
     "no label": ('{"id": ID}\n', r"bad\.jsonl:1 answers point \d+ with no label"),
@@ -398,7 +427,9 @@ def test_an_answer_for_a_point_that_the_user_has_excluded_is_refused(start, make
     module.setup("fit")
     module.exclude([asked[0]])
     again = ActiveLearning(BALD(), query_size=4, num_samples=8, max_labelled=12, folder=folder, oracle=AskPeople())
-    with pytest.raises(ValueError, match=rf"answers point {asked[0]}, which was excluded from the pool. Take the answer"):
+    with pytest.raises(
+        ValueError, match=rf"answers point {asked[0]}, which was excluded from the pool. Take the answer"
+    ):
         active_fit(make_trainer(again), make_model(), module, seed=1)
 
 
@@ -415,7 +446,7 @@ def test_appended_points_enter_the_pool_and_reordered_ones_are_refused(start):
     write(folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for])
     callback = start(data=Unlabelled(90))
     assert (callback.rounds[1].num_points, callback.rounds[1].num_pool) == (90, 86)
-    with pytest.raises(ValueError, match="points"):
+    with pytest.raises(ValueError, match="has 60 points, but the run in .* has seen 90"):
         start(data=Unlabelled())
 
 
@@ -443,21 +474,32 @@ def test_classes_are_appended_and_neither_dropped_nor_reordered(start):
     assert callback.rounds[0].targets == [0, 0, 0, 2]
 
 
-def test_more_classes_than_outputs_are_refused_and_a_larger_model_goes_on(start):
-    model = lambda num: (torch.manual_seed(num), Wide(num))[1]  # noqa: E731
-    callback = start(classes=CLASSES[:2], model=model(2))
+def test_a_renamed_class_keeps_its_number_and_old_answers_count(start):
+    callback = start()
     folder = callback.run.folder
     write(folder, [{"id": index, "label": "ant"} for index in callback.waiting_for])
-    callback = start(classes=CLASSES[:2], model=model(2))
+    callback = start(classes=["formica", "bee", "cat"], renamed={"ant": "formica"})
+    assert callback.rounds[0].targets == [0] * 4
+    write(folder, [{"id": index, "label": "formica"} for index in callback.waiting_for])
+    callback = start(classes=["formica", "bee", "cat"], renamed={"ant": "formica"})
+    assert callback.rounds[1].targets == [0] * 4
+
+
+def test_more_classes_than_outputs_are_refused_and_a_larger_model_goes_on(start):
+    model = lambda num: (torch.manual_seed(num), Wide(num))[1]  # noqa: E731
+    callback = start(data=OnlyTraining(), classes=CLASSES[:2], model=model(2))
+    folder = callback.run.folder
+    write(folder, [{"id": index, "label": "ant"} for index in callback.waiting_for])
+    callback = start(data=OnlyTraining(), classes=CLASSES[:2], model=model(2))
     write(folder, [{"id": index, "label": "bee"} for index in callback.waiting_for])
     with pytest.raises(ValueError, match="3 outputs"):
-        start(classes=CLASSES, model=model(2))
-    callback = start(classes=CLASSES, model=model(3))
+        start(data=OnlyTraining(), classes=CLASSES, model=model(2))
+    callback = start(data=OnlyTraining(), classes=CLASSES, model=model(3))
     assert len(callback.rounds) == 2
     assert (folder / "first_weights-001.pt").exists() or (folder / "first_weights-002.pt").exists()
     write(folder, [{"id": index, "label": "cat"} for index in callback.waiting_for])
     torch.manual_seed(9)
-    callback = start(classes=CLASSES, model=Wide(3))  # other weights, which are not used
+    callback = start(data=OnlyTraining(), classes=CLASSES, model=Wide(3))  # other weights, which are not used
     assert len(callback.rounds) == 4 or callback.rounds[-1].stopped
 
 
@@ -511,9 +553,14 @@ def test_the_holdout_is_drawn_first_never_acquired_and_measures_the_mean_predict
 
 
 def test_a_target_on_the_holdout_stops_by_its_lower_bound_and_says_so(start):
-    settings = {"holdout_share": 0.5, "max_labelled": 60, "monitor": "holdout_acc", "target": 0.4}
+    settings = {"holdout_share": 0.5, "max_labelled": 60, "monitor": "holdout_acc", "target": 0.3, "epochs": 20}
     callback, _ = answered_to_the_end(start, **settings)
-    assert callback.stopped.startswith("holdout_acc reached 0.4: ")
+    assert callback.stopped.startswith("holdout_acc reached 0.3: ")
     assert all(record.stopped is None for record in callback.rounds[:-1])
-    callback, _ = answered_to_the_end(start, **{**settings, "target": 0.97, "max_labelled": 60})
-    assert callback.stopped != "holdout_acc reached 0.4: "
+    last = callback.rounds[-1]
+    assert recorded(callback.run.header, callback.rounds).num_labelled == last.num_labelled + len(last.acquired)
+    again, num_starts = answered_to_the_end(start, **{**settings, "target": 0.6})  # goes on, and no label is lost
+    assert num_starts > 1
+    assert [each.acquired for each in again.rounds[: len(callback.rounds)]] == [
+        each.acquired for each in callback.rounds
+    ]
