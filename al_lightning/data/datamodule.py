@@ -280,7 +280,8 @@ class ActiveLearningDataModule(LightningDataModule):
         """
         if num < 0:
             raise ValueError(f"`num` is {num}, but a holdout has 0 points or more.")
-        if self._train_loader is not None and num != self._num_reserved:
+        is_drawn = self._labels is not None and self._train_loader is not None  # not of a `setup` that failed
+        if is_drawn and num != self._num_reserved:
             raise RuntimeError(
                 f"`reserve({num})` comes after `setup('fit')`, which has drawn a holdout of {self._num_reserved} "
                 "points and the initial labels. Call it before."

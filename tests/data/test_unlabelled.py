@@ -17,6 +17,7 @@ from pytorch_lightning.cli import LightningCLI
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, WeightedRandomSampler
 
 from al_lightning.data import EXCLUDED, HELD_OUT, RESERVED, ActiveLearningDataModule
+from al_lightning.randomness import derived_seed
 
 CLASSES = ["ant", "bee", "cat"]
 NUM = 24
@@ -654,6 +655,14 @@ def test_the_holdout_is_drawn_before_the_initial_labels_and_never_from_those(ini
     assert drawn(initial, 0).num_pool == NUM - (len(labelled) if initial != 3 else 3)
 
 
+def test_the_holdout_has_a_seed_of_its_own():
+    module = ActiveLearningDataModule(Holding(["a text"] * 50), initial=0, classes=CLASSES, seed=7)
+    module.reserve(5)
+    module.setup("fit")
+    expected = torch.randperm(50, generator=torch.Generator().manual_seed(derived_seed(7, 0, "holdout")))[:5]
+    assert module.labels.reserved_indices.tolist() == sorted(expected.tolist())
+
+
 def test_each_set_of_points_is_as_likely_a_holdout():
     counts = dict.fromkeys([(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)], 0)
     for seed in range(300):
@@ -680,6 +689,9 @@ def test_a_holdout_that_cannot_be_drawn_is_refused():
         module.setup("fit")
     with pytest.raises(ValueError, match="`num` is -1"):
         module.reserve(-1)
+    module.reserve(19)
+    module.setup("fit")
+    assert module.labels.num_pool == 0
     module = module_of(Items("none", some()), initial="given")
     with pytest.raises(RuntimeError, match=r"`reserve\(3\)` comes after `setup\('fit'\)`"):
         module.reserve(3)
