@@ -159,6 +159,8 @@ def test_batches_are_those_of_a_dataset_that_had_the_labels_from_the_start(kind,
     plain = module_of(made(kind, TARGETS), LOADERS[loader], initial=begun, classes=None)
     plain.label([index for index in ASKED if index not in begun], round=1)
     assert same(two_epochs(module), two_epochs(plain))
+    labelled = module.labels.labelled_indices  # as a posterior is fitted to them
+    assert same(list(module.pool_dataloader(labelled)), list(plain.pool_dataloader(labelled)))
 
 
 @pytest.mark.slow
@@ -320,15 +322,16 @@ def test_an_attribute_beside_inputs_tells_which_labels_are_known_and_training_se
     module.label([3], round=1, answers={3: 1})
     ((inputs, labels),) = module.train_dataloader()
     assert (inputs.tolist(), labels.tolist()) == ([x_of(i).tolist() for i in (0, 2, 3)], [0, 2, 1])
-    assert [y.tolist() for _, y in module.pool_dataloader(range(4))] == [[-1, -1, -1], [-1]]
+    assert [y.tolist() for _, y in module.pool_dataloader(range(4))] == [[0, -1, 2], [1]]
 
 
 def test_names_of_the_dataset_are_trained_by_their_position_in_classes():
     items = [("a", "cat"), ("b", "ant"), ("c", None), ("d", "kitty")]
     module = module_of(items, initial="given", classes=["cat", "ant"], renamed={"kitty": "cat"})
-    module.label([2], round=1, answers={2: 1})
-    assert [labels.tolist() for _, labels in module.train_dataloader()] == [[0, 1, 1], [0]]
     assert [labels.tolist() for _, labels in module.pool_dataloader(range(4))] == [[0, 1, -1], [0]]
+    module.label([2], round=1, answers={2: 1})
+    for loader in (module.train_dataloader(), module.pool_dataloader(range(4))):
+        assert [labels.tolist() for _, labels in loader] == [[0, 1, 1], [0]]
 
 
 @pytest.mark.parametrize(
