@@ -86,24 +86,28 @@ class Trained:
 class OfPool:
     """Change of items for the pool: one form for all, so that they collate and `x, y = batch` unpacks.
 
-    A label that is missing and cannot be collated becomes -1, and a name becomes its number.
+    A label that is missing and cannot be collated becomes -1, and a name becomes its number. Labelled points are as in
+    training: what a posterior is fitted to is read from the pool as well.
 
     Args:
         numbers: Number of each class by its name.
-        with_label: Returns an item with a label.
+        labelled: Change of the items of labelled points.
 
     Example:
-        >>> in_pool = OfPool({"cat": 0, "dog": 1}, with_label)
+        >>> in_pool = OfPool({"cat": 0, "dog": 1}, Trained({}, answered=(), with_label=with_label))
         >>> [in_pool(0, item) for item in ("a text", ("a text", None), ("a text", "dog"), ("a text", 1))]
         [('a text', -1), ('a text', -1), ('a text', 1), ('a text', 1)]
     """
 
-    def __init__(self, numbers: Mapping[str, int], with_label: WithLabel) -> None:
+    def __init__(self, numbers: Mapping[str, int], labelled: Trained) -> None:
         self.numbers = dict(numbers)
-        self.with_label = with_label
+        self.labelled = labelled
+        self.with_label = labelled.with_label
 
     def __call__(self, index: int, item: Any) -> Any:  # noqa: ANN401 - whatever items are
         """Return the item of point `index` for a model of the pool."""
+        if index in self.labelled.target_of:
+            return self.labelled(index, item)
         place = place_of(item)
         if isinstance(place, Unclear):
             return self.with_label(item, MISSING)

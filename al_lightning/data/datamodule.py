@@ -281,7 +281,8 @@ class ActiveLearningDataModule(LightningDataModule):
         """
         if num < 0:
             raise ValueError(f"`num` is {num}, but a holdout has 0 points or more.")
-        if self._train_loader is not None and num != self._num_reserved:
+        is_drawn = self._labels is not None and self._train_loader is not None  # not of a `setup` that failed
+        if is_drawn and num != self._num_reserved:
             raise RuntimeError(
                 f"`reserve({num})` comes after `setup('fit')`, which has drawn a holdout of {self._num_reserved} "
                 "points and the initial labels. Call it before."
@@ -368,23 +369,22 @@ class ActiveLearningDataModule(LightningDataModule):
             indices,
             points_per_epoch=self.points_per_epoch,
             num_ranks=num_ranks,
-            dataset=None if self.classes is None else self._trained(loader.dataset, indices),
+            dataset=None if self.classes is None else Changed(loader.dataset, self._trained(indices)),
         )
 
-    def _trained(self, dataset: Dataset[Any], indices: Sequence[int]) -> Dataset[Any]:
-        """Return the dataset with the known classes of the labelled points in its items."""
+    def _trained(self, indices: Sequence[int]) -> Trained:
+        """Return the change of items that gives labelled points their known classes."""
         unread = [index for index in indices if index not in self._known_targets]
         known = {
             **self._known_targets,
             **dict(zip(unread, self.targets_of(unread) or [], strict=True)),
             **self._answers,
         }
-        change = Trained(
+        return Trained(
             {index: known[index] for index in indices},
             answered=self._answers.keys() & set(indices),
             with_label=self._put_label,
         )
-        return Changed(dataset, change)
 
     @property
     def _put_label(self) -> WithLabel:
@@ -420,18 +420,22 @@ class ActiveLearningDataModule(LightningDataModule):
     ) -> DataLoader[Any]:
         """Return a loader of each pool point once, ids ascending, or of the given points in the given order.
 
-        If people label, an item without a label gets -1, so that `x, y = batch` unpacks.
+        If people label, an item without a label gets -1, so that `x, y = batch` unpacks; labelled points have theirs.
         """
         loader, dataset = self._fit_loader(), self._dataset_of_pool()
         indices_B = self.labels.pool_indices if indices is None else self.labels.checked(indices)
         return sequential_loader(
             loader,
-            dataset if self.classes is None else Changed(dataset, OfPool(self._numbers(), self._put_label)),
+            dataset if self.classes is None else Changed(dataset, self._of_pool(indices_B)),
             indices_B.tolist(),
             batch_size=batch_size or self.pool_batch_size,
             seed=self.seed,
             is_for_cuda=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
+
+    def _of_pool(self, indices_B: Tensor) -> OfPool:
+        labelled_b = indices_B[self.labels.round_of_N[indices_B] >= 0]
+        return OfPool(self._numbers(), self._trained(labelled_b.tolist()))
 
     def _dataset_of_pool(self) -> Dataset[Any]:
         return self._fit_loader().dataset if self._pool_dataset is None else self._pool_dataset

@@ -14,6 +14,7 @@ from al_lightning.data.answered import Changed, OfPool, Trained, filled, holds_a
 Pair = namedtuple("Pair", ["image", "label"])
 Lone = namedtuple("Lone", ["image"])
 X = torch.zeros(2)
+UNKNOWN = Trained({}, answered=(), with_label=with_label)
 
 
 class OwnTuple(tuple):
@@ -186,7 +187,7 @@ def test_several_items_are_read_together_where_the_dataset_can():
     seen = Subset(Changed(dataset, Trained({3: 1, 0: 0}, answered={3, 0}, with_label=with_label)), [3, 0])
     assert seen.__getitems__([1, 0, 1]) == [("text 0", 0), ("text 3", 1), ("text 0", 0)]
     assert dataset.asked == [[0, 3, 0]]
-    assert Changed(["a", "b"], OfPool({}, with_label)).__getitems__([1, 0]) == [("b", -1), ("a", -1)]
+    assert Changed(["a", "b"], OfPool({}, UNKNOWN)).__getitems__([1, 0]) == [("b", -1), ("a", -1)]
 
 
 @pytest.mark.parametrize("made", [dict, lambda items: list(items)[1:]])
@@ -199,7 +200,7 @@ def test_a_batch_in_place_of_items_is_refused(made):
 
 
 def test_the_pool_shows_names_as_numbers_and_refuses_others():
-    seen = OfPool({"cat": 0, "kitty": 0, "dog": 1}, with_label)
+    seen = OfPool({"cat": 0, "kitty": 0, "dog": 1}, UNKNOWN)
     assert seen(0, ("x", "kitty")) == ("x", 0)
     with pytest.raises(
         ValueError, match=r"The target of point 7 is 'cow' in the pool, and none of the classes \['cat'"
@@ -211,7 +212,7 @@ def test_the_pool_shows_names_as_numbers_and_refuses_others():
     "item", [("x", -1), ("x", 1), ("x", float("nan")), {"x": X, "label": torch.tensor(-1)}], ids=repr
 )
 def test_an_item_of_the_pool_that_collates_is_untouched(item):
-    assert OfPool({"cat": 0}, with_label)(0, item) is item
+    assert OfPool({"cat": 0}, UNKNOWN)(0, item) is item
 
 
 class OwnPlace(LightningDataModule):

@@ -17,6 +17,7 @@ from pytorch_lightning.cli import LightningCLI
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, WeightedRandomSampler
 
 from al_lightning.data import EXCLUDED, HELD_OUT, RESERVED, ActiveLearningDataModule
+from al_lightning.randomness import derived_seed
 
 CLASSES = ["ant", "bee", "cat"]
 NUM = 24
@@ -158,6 +159,8 @@ def test_batches_are_those_of_a_dataset_that_had_the_labels_from_the_start(kind,
     plain = module_of(made(kind, TARGETS), LOADERS[loader], initial=begun, classes=None)
     plain.label([index for index in ASKED if index not in begun], round=1)
     assert same(two_epochs(module), two_epochs(plain))
+    labelled = module.labels.labelled_indices  # as a posterior is fitted to them
+    assert same(list(module.pool_dataloader(labelled)), list(plain.pool_dataloader(labelled)))
 
 
 @pytest.mark.slow
@@ -319,15 +322,16 @@ def test_an_attribute_beside_inputs_tells_which_labels_are_known_and_training_se
     module.label([3], round=1, answers={3: 1})
     ((inputs, labels),) = module.train_dataloader()
     assert (inputs.tolist(), labels.tolist()) == ([x_of(i).tolist() for i in (0, 2, 3)], [0, 2, 1])
-    assert [y.tolist() for _, y in module.pool_dataloader(range(4))] == [[-1, -1, -1], [-1]]
+    assert [y.tolist() for _, y in module.pool_dataloader(range(4))] == [[0, -1, 2], [1]]
 
 
 def test_names_of_the_dataset_are_trained_by_their_position_in_classes():
     items = [("a", "cat"), ("b", "ant"), ("c", None), ("d", "kitty")]
     module = module_of(items, initial="given", classes=["cat", "ant"], renamed={"kitty": "cat"})
-    module.label([2], round=1, answers={2: 1})
-    assert [labels.tolist() for _, labels in module.train_dataloader()] == [[0, 1, 1], [0]]
     assert [labels.tolist() for _, labels in module.pool_dataloader(range(4))] == [[0, 1, -1], [0]]
+    module.label([2], round=1, answers={2: 1})
+    for loader in (module.train_dataloader(), module.pool_dataloader(range(4))):
+        assert [labels.tolist() for _, labels in loader] == [[0, 1, 1], [0]]
 
 
 @pytest.mark.parametrize(
@@ -654,6 +658,14 @@ def test_the_holdout_is_drawn_before_the_initial_labels_and_never_from_those(ini
     assert drawn(initial, 0).num_pool == NUM - (len(labelled) if initial != 3 else 3)
 
 
+def test_the_holdout_has_a_seed_of_its_own():
+    module = ActiveLearningDataModule(Holding(["a text"] * 50), initial=0, classes=CLASSES, seed=7)
+    module.reserve(5)
+    module.setup("fit")
+    expected = torch.randperm(50, generator=torch.Generator().manual_seed(derived_seed(7, 0, "holdout")))[:5]
+    assert module.labels.reserved_indices.tolist() == sorted(expected.tolist())
+
+
 def test_each_set_of_points_is_as_likely_a_holdout():
     counts = dict.fromkeys([(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)], 0)
     for seed in range(300):
@@ -680,6 +692,9 @@ def test_a_holdout_that_cannot_be_drawn_is_refused():
         module.setup("fit")
     with pytest.raises(ValueError, match="`num` is -1"):
         module.reserve(-1)
+    module.reserve(19)
+    module.setup("fit")
+    assert module.labels.num_pool == 0
     module = module_of(Items("none", some()), initial="given")
     with pytest.raises(RuntimeError, match=r"`reserve\(3\)` comes after `setup\('fit'\)`"):
         module.reserve(3)
