@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 from torch import nn
 
-import al_lightning.datasets
-import al_lightning.models  # noqa: F401 - like `datasets`: only classes that are imported have short names
+import al_lightning
 from al_lightning._lightning import (
     FLAVOUR,
     Callback,
@@ -27,11 +26,8 @@ from al_lightning._lightning import (
     callbacks_of,
     pl,
 )
-from al_lightning.acquisition import Acquisition
 from al_lightning.cli.suggestions import explained
 from al_lightning.data import wrapped_datamodule
-from al_lightning.labelling import Oracle
-from al_lightning.posterior import Posterior
 from al_lightning.report.command import main as report
 from al_lightning.report.compare.command import main as compare
 from al_lightning.rounds.callback import ActiveLearning
@@ -54,6 +50,9 @@ MAY_BE_NAMED = (
     nn.Module,
 )
 """Classes whose subclasses a configuration may name."""
+
+PUBLIC = [getattr(al_lightning, name) for name in al_lightning.__all__]
+"""All public names, imported: only classes that are imported have short names."""
 
 if TYPE_CHECKING:
     from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI

@@ -237,7 +237,8 @@ class ActiveLearning(Callback):
         if self.run.ended_before:
             return
         datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
-        if not self._is_previewed and not self.member and (not self.rounds or self.settings.oracle.asks_people):
+        is_new = not self.rounds or (self.settings.oracle.asks_people and datamodule.labels.num_pool > 0)
+        if is_new and not self._is_previewed and not self.member:
             self.run.chooser().preview(trainer, pl_module, datamodule)
             self._is_previewed = True
         self._is_first_batch = True

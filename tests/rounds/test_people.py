@@ -446,7 +446,7 @@ def test_appended_points_enter_the_pool_and_reordered_ones_are_refused(start):
     write(folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for])
     callback = start(data=Unlabelled(90))
     assert (callback.rounds[1].num_points, callback.rounds[1].num_pool) == (90, 86)
-    with pytest.raises(ValueError, match="has 60 points, but the run in .* has seen 90"):
+    with pytest.raises(ValueError, match=r"has 60 points, but the run in .* has seen 90"):
         start(data=Unlabelled())
 
 
@@ -485,6 +485,7 @@ def test_a_renamed_class_keeps_its_number_and_old_answers_count(start):
     assert callback.rounds[1].targets == [0] * 4
 
 
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
 def test_more_classes_than_outputs_are_refused_and_a_larger_model_goes_on(start):
     model = lambda num: (torch.manual_seed(num), Wide(num))[1]  # noqa: E731
     callback = start(data=OnlyTraining(), classes=CLASSES[:2], model=model(2))
@@ -559,8 +560,8 @@ def test_a_target_on_the_holdout_stops_by_its_lower_bound_and_says_so(start):
     assert all(record.stopped is None for record in callback.rounds[:-1])
     last = callback.rounds[-1]
     assert recorded(callback.run.header, callback.rounds).num_labelled == last.num_labelled + len(last.acquired)
-    again, num_starts = answered_to_the_end(start, **{**settings, "target": 0.6})  # goes on, and no label is lost
-    assert num_starts > 1
+    again, _ = answered_to_the_end(start, **{**settings, "target": 0.6})  # goes on, and no label is lost
+    assert len(again.rounds) > len(callback.rounds)
     assert [each.acquired for each in again.rounds[: len(callback.rounds)]] == [
         each.acquired for each in callback.rounds
     ]
