@@ -101,7 +101,7 @@ def pull(folder: Path, project: Project) -> PulledTo:
             if answer.place.rpartition(":")[0] == str(path)
         ]
         new = new_answers(there, written, now=now())
-        if new:
+        if new or path.exists():
             _append(path, new)
         return PulledTo(path, len(new), there.passed)
 
@@ -191,22 +191,23 @@ def _portions(points: Sequence[AskedPoint], sizes: dict[int, int]) -> Iterator[l
 def _append(path: Path, answers: Sequence[Answer]) -> None:
     """Append answers, so that they are on disk when this returns.
 
-    What a killed process has left of a line goes first, unless it is whole but for its end, since a run may have read
-    it then. After an error the file is as it was.
+    What a killed process has left of a line goes first; but one that lacks only its end gets it, since a run may have
+    read it. After an error the file is as it was.
     """
     data = "".join(map(as_line, answers)).encode()
     with open(path, "ab+", buffering=0, opener=_no_link) as file:
-        size = _end_of_lines(file)
-        whole = file.seek(0, os.SEEK_END)
-        if size < whole and _is_whole(file, size):
-            size, data = whole, b"\n" + data
-        file.truncate(size)
+        kept, size = _end_of_lines(file), file.seek(0, os.SEEK_END)
+        if kept < size and _is_whole(file, kept):
+            kept, data = size, b"\n" + data
+        if kept == size and not data:
+            return
         try:
+            file.truncate(kept)
             while data:
                 data = data[file.write(data) :]
             os.fsync(file.fileno())
         except BaseException:
-            file.truncate(size)
+            file.truncate(kept)
             raise
 
 
