@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from al_lightning.data import ActiveLearningDataModule
     from al_lightning.datasets import DigitsDataModule, IDXDataModule, ImageFolderDataModule
+    from al_lightning.labelling import AskPeople, DatasetLabels, Oracle
     from al_lightning.posterior import DeepEnsemble, LastLayerLaplace, MCDropConnect, MCDropout, Posterior
     from al_lightning.records import Round, read_journal
     from al_lightning.rounds import ActiveLearning, MeanPrediction, active_fit
@@ -45,6 +46,9 @@ __all__ = [
     "Random",
     "Screening",
     "VariationRatios",
+    "Oracle",
+    "DatasetLabels",
+    "AskPeople",
     "DeepEnsemble",
     "LastLayerLaplace",
     "MCDropConnect",
@@ -62,7 +66,7 @@ __all__ = [
 # Imported when they are asked for: `al_lightning.information` needs no Lightning, and the command line limits what
 # torch's threads do before it loads torch.
 # `rounds` last: whoever asks for it gets all rules imported, whose short names a configuration may use.
-_ROOMS = ("acquisition", "posterior", "records", "data", "datasets", "models", "rounds")
+_ROOMS = ("acquisition", "posterior", "records", "data", "datasets", "models", "labelling", "rounds")
 
 
 def __getattr__(name: str) -> object:

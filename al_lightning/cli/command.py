@@ -31,13 +31,14 @@ from al_lightning._lightning import (
 from al_lightning.acquisition import Acquisition
 from al_lightning.cli.suggestions import explained
 from al_lightning.data import wrapped_datamodule
+from al_lightning.labelling import Oracle
 from al_lightning.labelling.label_studio.command import main as label_studio
 from al_lightning.posterior import Posterior
 from al_lightning.report.command import main as report
 from al_lightning.report.compare.command import main as compare
 from al_lightning.rounds.callback import ActiveLearning
 from al_lightning.rounds.driver import active_fit
-from al_lightning.rounds.ending import TERMINATED
+from al_lightning.rounds.ending import TERMINATED, WAITING
 
 RECORD_COMMANDS = (
     "From run folders: `al-lightning report RUN...` writes pictures and tables, `al-lightning compare RUN...` pairs "
@@ -45,7 +46,16 @@ RECORD_COMMANDS = (
     "`al-lightning pull RUN --from URL --project ID` brings their answers."
 )
 
-MAY_BE_NAMED = (Acquisition, Posterior, LightningModule, LightningDataModule, Callback, pl.loggers.Logger, nn.Module)
+MAY_BE_NAMED = (
+    Acquisition,
+    Posterior,
+    Oracle,
+    LightningModule,
+    LightningDataModule,
+    Callback,
+    pl.loggers.Logger,
+    nn.Module,
+)
 """Classes whose subclasses a configuration may name."""
 
 if TYPE_CHECKING:
@@ -71,11 +81,23 @@ class ActiveLearningCLI(LightningCLI):
         parser.error = partial(_refuse, parser)  # type: ignore[method-assign]
         return parser
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what `fit` takes beside a configuration."""
+        parser.add_argument(
+            "--finish",
+            action="store_true",
+            help="`fit` with people who label: close the batch with the answers that are there.",
+        )
+
     def before_instantiate_classes(self) -> None:
         """Make `save_hyperparameters` save the parameters of each module, also of one inside another.
 
         LightningCLI would save the parameters of the outermost model or data module for all modules inside it.
         """
+        self._finish = bool(self._get(self.config, "finish"))
+        (
+            self.config if self.subcommand is None else self.config[self.subcommand]
+        ).finish = False  # not a setting to keep
         dump = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
         config = yaml.safe_load(dump)
         with_own = WithOwnParameters(list(modules_in(config if self.subcommand is None else config[self.subcommand])))
@@ -89,13 +111,19 @@ class ActiveLearningCLI(LightningCLI):
         **fit_arguments: Any,  # noqa: ANN401
     ) -> None:
         """Run the rounds, or one plain fit if no `ActiveLearning` callback is configured."""
-        if not any(isinstance(callback, ActiveLearning) for callback in callbacks_of(self.trainer)):
+        callback = next((each for each in callbacks_of(self.trainer) if isinstance(each, ActiveLearning)), None)
+        if callback is None:
             self.trainer.fit(model, datamodule=datamodule, **fit_arguments)
             return
         # `seed_everything: true` has been replaced by the number drawn by now, and `false` counts as 0.
         seed = int(self._get(self.config, "seed_everything"))
         ckpt_path = fit_arguments.get("ckpt_path")
-        active_fit(self.trainer, model, wrapped_datamodule(datamodule), seed=seed, ckpt_path=ckpt_path)
+        data = wrapped_datamodule(datamodule)
+        active_fit(self.trainer, model, data, seed=seed, ckpt_path=ckpt_path, finish=self._finish)
+        if callback.waiting_for:
+            self.trainer.strategy.barrier()  # a rank that ends with a status makes Lightning's launcher end the others
+            if self.trainer.is_global_zero:
+                sys.exit(WAITING)
 
 
 @dataclass

@@ -2,13 +2,15 @@
 
 from al_lightning.data.datamodule import ActiveLearningDataModule, wrapped_datamodule
 from al_lightning.data.evaluation import num_repeated
-from al_lightning.data.labels import EXCLUDED, IN_POOL, Labels
+from al_lightning.data.labels import EXCLUDED, HELD_OUT, IN_POOL, RESERVED, Labels
 
 __all__ = [
     "ActiveLearningDataModule",
     "Labels",
     "IN_POOL",
     "EXCLUDED",
+    "RESERVED",
+    "HELD_OUT",
     "num_repeated",
     "wrapped_datamodule",
 ]

@@ -3,17 +3,29 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache, partial
 from inspect import get_annotations
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from al_lightning._lightning import LightningDataModule, check_flavour, is_overridden
+from al_lightning.data.answered import Changed, OfPool, Trained, WithLabel, own_with_label, with_label
 from al_lightning.data.evaluation import each_test_point_once
-from al_lightning.data.initial import checked_ids, checked_initial, initial_indices
-from al_lightning.data.labels import Labels
+from al_lightning.data.initial import (
+    Initial,
+    checked_classes,
+    checked_ids,
+    checked_initial,
+    checked_renamed,
+    draw_holdout,
+    draw_initial,
+)
+from al_lightning.data.items import MISSING, NUM_SHOWN
+from al_lightning.data.labels import HELD_OUT, Labels
 from al_lightning.data.loaders import (
+    NothingToTrain,
     draws_per_rank,
     labelled_loader,
     num_points_in,
@@ -21,14 +33,18 @@ from al_lightning.data.loaders import (
     sequential_loader,
     train_loader_of,
 )
+from al_lightning.data.rows import digests, refuse_reordered
 from al_lightning.data.targets import (
+    all_targets,
     class_names,
     classes_of,
     has_names,
+    known_targets_of,
     numbered,
     refuse_other_targets,
     refuse_outside,
     refuse_visible,
+    shown_classes,
     tells_at_once,
 )
 from al_lightning.randomness import seeded
@@ -60,10 +76,12 @@ class ActiveLearningDataModule(LightningDataModule):
             generators seeded, so that an unseeded `random_split` gives each point the same id in each round and run.
             A method `render(item)` returns the image that people see of an item of the pool: (H, W), (1, H, W) or
             (3, H, W), bytes or numbers. Without it, loggers and reports show the first image in the item.
-        initial: Number of points that are labelled to begin with, or a list of their ids.
+        initial: Number of points that are labelled to begin with, or a list of their ids. With 0 the first batch is
+            asked for without a fit; "given" takes all points that have a label, if people label the others.
         balanced: Draw equally many initial points of each class. The classes are read from the training dataset: from
             its attribute `targets` or `labels`, or its items (input, class, ...) or dicts. Names of classes are
-            numbered in sorted order. Targets that are no classes are refused, whatever `balanced` is.
+            numbered in sorted order. Targets that are no classes are refused, whatever `balanced` is. If people label,
+            all points must have a label for this; `balanced=False` draws among those that have one.
         points_per_epoch: Number of points drawn per epoch, one permutation of the labelled points after another, so
             that epochs are equally long in every round. By default an epoch is one pass over the labelled points.
         pool: The training dataset as the acquisition sees it: the same points in the same order, usually
@@ -72,6 +90,23 @@ class ActiveLearningDataModule(LightningDataModule):
         seed: Seed of the initial draw and of the wrapped module's `setup`.
         corrected: Ids of labelled points whose targets in the dataset were corrected since the run began. Any other
             changed target of a labelled point is refused, because its id may have come to mean another point.
+        classes: Names of the classes, if people label; their positions are the integers in training. Targets may then
+            be missing: an item is an input alone (a tensor, an array, a text, a picture, a tuple of one, a dict without
+            a label), or its target is -1, None or NaN, in the item or in the dataset's attribute `targets`. Other
+            targets are names among `classes` or their positions. Training sees (input, label), or the dict with
+            its label; where labels go elsewhere, a method `with_label(sample, label)` of the data module returns the
+            item with the label. Points may be appended to the dataset while the run waits.
+        renamed: Other names of classes, such as earlier ones, each with the name in `classes` that it stands for.
+
+    Example:
+        >>> class Texts(LightningDataModule):
+        ...     def train_dataloader(self):
+        ...         return DataLoader(["a text", "another", "a third"], batch_size=2)
+        >>> datamodule = ActiveLearningDataModule(Texts(), initial=0, classes=["prose", "verse"])
+        >>> datamodule.setup("fit")
+        >>> datamodule.label([2, 0], round=1, answers={2: 1, 0: 0})
+        >>> list(datamodule.train_dataloader())
+        [[('a text', 'a third'), tensor([0, 1])]]
     """
 
     # Checkpoints hold the wrapped module's hyper-parameters, which are not arguments of this class.
@@ -80,7 +115,7 @@ class ActiveLearningDataModule(LightningDataModule):
     # Attributes of the wrapper; any other attribute is the wrapped module's.
     inner: LightningDataModule
     balanced: bool
-    initial: int | list[int]
+    initial: Initial
     pool: Dataset[Any] | None
     pool_batch_size: int | None
     points_per_epoch: int | None
@@ -88,6 +123,10 @@ class ActiveLearningDataModule(LightningDataModule):
     _labels: Labels | None
     _drawn: list[int] | None
     corrected: frozenset[int]
+    classes: list[str] | None
+    renamed: dict[str, str]
+    _answers: dict[int, int]
+    _num_reserved: int
     _known_targets: dict[int, int]
     _class_names: list[str] | None
     _train_loader: DataLoader[Any] | None
@@ -99,13 +138,15 @@ class ActiveLearningDataModule(LightningDataModule):
         self,
         datamodule: LightningDataModule,
         *,
-        initial: int | list[int] = 20,
+        initial: int | list[int] | Literal["given"] = 20,
         balanced: bool = True,
         points_per_epoch: int | None = None,
         pool: Dataset | None = None,  # type: ignore[type-arg] # jsonargparse resolves the plain class only
         pool_batch_size: int | None = None,
         seed: int = 0,
         corrected: list[int] | None = None,
+        classes: list[str] | None = None,
+        renamed: dict[str, str] | None = None,
     ) -> None:
         check_flavour("datamodule", datamodule, LightningDataModule)
         if isinstance(datamodule, ActiveLearningDataModule):
@@ -114,7 +155,9 @@ class ActiveLearningDataModule(LightningDataModule):
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}, but must be at least 1, or None.")
         # Not `super().__init__()`: the wrapped module holds the state that Lightning gives a data module.
-        self.initial = checked_initial(initial)
+        self.classes = checked_classes(classes)
+        self.renamed = checked_renamed(renamed, self.classes)
+        self.initial = checked_initial(initial, may_be_given=self.classes is not None)
         self.balanced = balanced
         self.points_per_epoch = points_per_epoch
         self.pool = pool
@@ -123,6 +166,8 @@ class ActiveLearningDataModule(LightningDataModule):
         self.corrected = checked_ids("corrected", [] if corrected is None else corrected)
         self._labels = None
         self._drawn = None
+        self._answers = {}
+        self._num_reserved = 0
         self._known_targets = {}
         self._class_names = None  # read only once, because that may take reading all items
         self._train_loader = None
@@ -192,10 +237,13 @@ class ActiveLearningDataModule(LightningDataModule):
     def initial_draw(self) -> str | None:
         """Describe the draw of the initial labels; None if the ids were given, or the labels were moved by hand since.
 
-        A balanced draw depends on the targets of all points: after a correction it draws other points.
+        A balanced draw depends on the targets of all points: after a correction it draws other points. So does a draw
+        among points that have a label, of which there may be more when a run is started again.
         """
         if self._drawn is None or self._drawn != self.labels.initial_indices.tolist():
             return None
+        if self.initial == "given":
+            return "all points that have a label"
         return f"{self.initial} points{' of balanced classes' if self.balanced else ''}, seed {self.seed}"
 
     @property
@@ -217,12 +265,80 @@ class ActiveLearningDataModule(LightningDataModule):
             self._pool_dataset = None if pool is dataset else pool
             num_points = num_points_in(dataset)
             if self._labels is None:
-                labels = Labels(num_points)
-                labels.label(initial_indices(self.initial, dataset, balanced=self.balanced, seed=self.seed), round=0)
-                self._drawn = labels.initial_indices.tolist() if isinstance(self.initial, int) else None
+                labels = self._first_labels(num_points)
+                is_drawn = self.initial == "given" or (isinstance(self.initial, int) and self.initial > 0)
+                self._drawn = labels.initial_indices.tolist() if is_drawn else None
                 self._labels = labels
+        if self.classes is not None and num_points > len(self.labels):
+            self.labels.grow(num_points)
         self._refuse_other_length(num_points)
         self._refuse_other_points(self._known_targets, self.corrected)
+
+    def reserve(self, num: int) -> None:
+        """Reserve `num` points for a holdout; `setup` draws them before the initial labels, from all points but these.
+
+        Points that `initial` names are not drawn, nor with `initial="given"` those that have a label.
+        """
+        if num < 0:
+            raise ValueError(f"`num` is {num}, but a holdout has 0 points or more.")
+        if self._train_loader is not None and num != self._num_reserved:
+            raise RuntimeError(
+                f"`reserve({num})` comes after `setup('fit')`, which has drawn a holdout of {self._num_reserved} "
+                "points and the initial labels. Call it before."
+            )
+        self._num_reserved = num
+
+    def _first_labels(self, num_points: int) -> Labels:
+        """Return the label state that a run begins with: the holdout, then the initial labels."""
+        labels = Labels(num_points)
+        named = labels.checked(self._named(num_points))
+        labels.label(named, round=0)
+        labels.reserve(draw_holdout(self._num_reserved, labels.pool_indices, seed=self.seed))
+        if isinstance(self.initial, int) and self.initial > 0:
+            candidates, targets = self._candidates(labels.pool_indices, num_points)
+            labels.label(draw_initial(self.initial, candidates, targets, seed=self.seed), round=0)
+        return labels
+
+    def _named(self, num_points: int) -> list[int]:
+        """Return the ids of the initial points that are not drawn."""
+        if isinstance(self.initial, int):
+            return []
+        if self.initial == "given":
+            known = self._known_in_dataset(range(num_points))
+            if given := [index for index, target in enumerate(known) if target is not None]:
+                return given
+            raise ValueError("`initial` is 'given', but no point has a label. Give `initial=0` to begin without.")
+        if self.classes is None:
+            return self.initial
+        within = [index for index in self.initial if 0 <= index < num_points]
+        pairs = zip(within, self._known_in_dataset(within), strict=True)
+        if unknown := [index for index, target in pairs if target is None]:
+            raise ValueError(
+                f"`initial` names points without a label: {unknown[:NUM_SHOWN]} ({len(unknown)} in all). Give "
+                "`initial='given'` for all points that have one, or `initial=0` to ask people for the first ones."
+            )
+        return self.initial
+
+    def _candidates(self, in_pool: Tensor, num_points: int) -> tuple[Tensor, list[int] | None]:
+        """Return the points among which initial ones are drawn, and their targets if these decide."""
+        if self.classes is None:
+            if not self.balanced:
+                return in_pool, None
+            targets_N = all_targets(self._fit_loader().dataset, num_points)
+            refuse_outside(dict(enumerate(targets_N)), num_classes=None)
+            return in_pool, [targets_N[index] for index in in_pool.tolist()]
+        known = self._known_in_dataset(in_pool.tolist())
+        is_known = torch.tensor([target is not None for target in known], dtype=torch.bool)
+        num_known = int(is_known.sum())
+        ways = "`initial=0` asks people for the first labels, and `initial='given'` takes all points that have one"
+        if self.balanced and num_known < len(known):
+            raise ValueError(
+                f"`initial` is {self.initial}, but {len(known) - num_known} of {len(known)} points have no label, and "
+                f"`balanced=True` needs all. {ways}; `balanced=False` draws {self.initial} among these {num_known}."
+            )
+        if int(self.initial) > num_known:  # type: ignore[arg-type] # a number, as the caller has found
+            raise ValueError(f"`initial` is {self.initial}, but {num_known} points have a label to draw from. {ways}.")
+        return in_pool[is_known], [target for target in known if target is not None] if self.balanced else None
 
     def _refuse_other_length(self, num_points: int) -> None:
         if len(self.labels) != num_points:
@@ -234,7 +350,7 @@ class ActiveLearningDataModule(LightningDataModule):
 
     def _refuse_other_points(self, before: Mapping[int, int], corrected: Collection[int]) -> None:
         """Refuse ids that mean other points than before, which changed targets show."""
-        indices = self.labels.labelled_indices.tolist()
+        indices = self._labelled_or_held_out.tolist()
         targets = self.check_targets(indices)
         now = {} if targets is None else dict(zip(indices, targets, strict=True))
         refuse_other_targets(before, now, corrected=corrected)
@@ -244,12 +360,41 @@ class ActiveLearningDataModule(LightningDataModule):
         """Return the wrapped module's current training loader, restricted to the labelled points."""
         num_ranks = 1 if self.trainer is None else self.trainer.world_size
         self._ask_again()
+        if self.classes is not None and self.labels.num_labelled == 0:
+            return DataLoader(NothingToTrain())
+        loader, indices = self._fit_loader(), self.labels.labelled_indices.tolist()
         return labelled_loader(
-            self._fit_loader(),
-            self.labels.labelled_indices.tolist(),
+            loader,
+            indices,
             points_per_epoch=self.points_per_epoch,
             num_ranks=num_ranks,
+            dataset=None if self.classes is None else self._trained(loader.dataset, indices),
         )
+
+    def _trained(self, dataset: Dataset[Any], indices: Sequence[int]) -> Dataset[Any]:
+        """Return the dataset with the known classes of the labelled points in its items."""
+        unread = [index for index in indices if index not in self._known_targets]
+        known = {
+            **self._known_targets,
+            **dict(zip(unread, self.targets_of(unread) or [], strict=True)),
+            **self._answers,
+        }
+        change = Trained(
+            {index: known[index] for index in indices},
+            answered=self._answers.keys() & set(indices),
+            with_label=self._put_label,
+        )
+        return Changed(dataset, change)
+
+    @property
+    def _put_label(self) -> WithLabel:
+        return own_with_label(self.inner) or with_label
+
+    @property
+    def _labelled_or_held_out(self) -> Tensor:
+        """Return the ids of the points that have a label: the labelled ones and those held out, ascending."""
+        labels = self.labels
+        return torch.cat([labels.labelled_indices, labels.held_out_indices]).sort().values
 
     def _ask_again(self) -> None:
         """Call the wrapped module's `train_dataloader` again: its batch size may have changed, but not its points.
@@ -273,44 +418,133 @@ class ActiveLearningDataModule(LightningDataModule):
     def pool_dataloader(
         self, indices: Sequence[int] | Tensor | None = None, batch_size: int | None = None
     ) -> DataLoader[Any]:
-        """Return a loader of each pool point once, ids ascending, or of the given points in the given order."""
-        loader = self._fit_loader()
+        """Return a loader of each pool point once, ids ascending, or of the given points in the given order.
+
+        If people label, an item without a label gets -1, so that `x, y = batch` unpacks.
+        """
+        loader, dataset = self._fit_loader(), self._dataset_of_pool()
         indices_B = self.labels.pool_indices if indices is None else self.labels.checked(indices)
         return sequential_loader(
             loader,
-            loader.dataset if self._pool_dataset is None else self._pool_dataset,
+            dataset if self.classes is None else Changed(dataset, OfPool(self._numbers(), self._put_label)),
             indices_B.tolist(),
             batch_size=batch_size or self.pool_batch_size,
             seed=self.seed,
             is_for_cuda=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 
-    def label(self, indices: Sequence[int] | Tensor, *, round: int) -> None:  # noqa: A002
+    def _dataset_of_pool(self) -> Dataset[Any]:
+        return self._fit_loader().dataset if self._pool_dataset is None else self._pool_dataset
+
+    def pool_item(self, index: int) -> object:
+        """Return the item of a point as the pool has it, with -1 for its label: nobody who sees it learns the label."""
+        (checked,) = self.labels.checked([index]).tolist()
+        with seeded(self.seed):
+            item = self._dataset_of_pool()[checked]
+        return self._put_label(item, MISSING)
+
+    def label(
+        self,
+        indices: Sequence[int] | Tensor,
+        *,
+        round: int,  # noqa: A002 - the name in the state
+        answers: Mapping[int, int] | None = None,
+    ) -> None:
         """Move points from the pool to the labelled ones; training sees them from the next fit on.
 
         Their targets are remembered: if they differ when the data are set up again, they were corrected,
         or the ids mean other points.
-        """
-        # Before `setup`, as when a state was loaded, there is no dataset to read; `setup` reads all targets.
-        targets = None if self._train_loader is None else self.targets_of(indices)
-        self.labels.label(indices, round=round)
-        if targets is not None:
-            self._known_targets |= dict(zip(map(int, indices), targets, strict=True))
 
-    def restore(self, state_of: Mapping[int, int], target_of: Mapping[int, int]) -> None:
+        Args:
+            indices: Ids of the points.
+            round: Round that labels them.
+            answers: Classes that people gave, by id. A point without a target in the dataset needs one.
+        """
+        targets = self._targets_with(answers, indices)
+        self.labels.label(indices, round=round)
+        self._remember(answers, targets)
+
+    def hold_out(self, indices: Sequence[int] | Tensor, *, answers: Mapping[int, int] | None = None) -> None:
+        """Mark reserved points of the holdout as answered; training never sees them."""
+        targets = self._targets_with(answers, indices)
+        self.labels.hold_out(indices)
+        self._remember(answers, targets)
+
+    def relabel(self, answers: Mapping[int, int]) -> None:
+        """Give labelled points, or points that are held out, the classes that people have corrected them to."""
+        ids = self._checked_answers(answers)
+        without = sorted(set(ids) - set(self._labelled_or_held_out.tolist()))
+        if without:
+            raise ValueError(
+                f"`answers` has points without a label: {without[:NUM_SHOWN]} ({len(without)} in all). `relabel` "
+                "corrects labels; `label` gives the first one."
+            )
+        self._remember(ids, ids)
+
+    def _targets_with(
+        self, answers: Mapping[int, int] | None, indices: Sequence[int] | Tensor
+    ) -> dict[int, int] | None:
+        """Return the targets of points, answers first; raise if one has none. None if nothing says where they are."""
+        ids, given = self.labels.checked(indices).tolist(), self._checked_answers(answers or {})
+        if others := sorted(given.keys() - set(ids)):
+            raise ValueError(
+                f"`answers` has points that `indices` has not: {others[:NUM_SHOWN]} ({len(others)} in all)."
+            )
+        if self._train_loader is None:  # as when a state was loaded: there is no dataset to read, `setup` reads all
+            return given
+        rest = [index for index in ids if index not in given]
+        targets = self.targets_of(rest)
+        return None if targets is None else {**dict(zip(rest, targets, strict=True)), **given}
+
+    def _remember(self, answers: Mapping[int, int] | None, targets: Mapping[int, int] | None) -> None:
+        self._answers |= self._checked_answers(answers or {})
+        self._known_targets |= targets or {}
+
+    def _checked_answers(self, answers: Mapping[int, int]) -> dict[int, int]:
+        """Validate classes given by people: ids of the dataset, and positions in `classes`."""
+        if answers and self.classes is None:
+            raise ValueError("`answers` are given, but nobody knows the classes. Give the data module `classes=[...]`.")
+        self.labels.checked(list(answers))
+        for index, label in answers.items():
+            is_whole = isinstance(label, int | np.integer) and not isinstance(label, bool)
+            if not is_whole or not 0 <= label < len(self.classes or ()):
+                raise ValueError(
+                    f"The answer for point {index} is {label!r}, but the classes are {shown_classes(self._numbers())}."
+                )
+        return {int(index): int(label) for index, label in answers.items()}
+
+    def restore(
+        self,
+        state_of: Mapping[int, int],
+        target_of: Mapping[int, int],
+        answered: Mapping[int, int] | None = None,
+    ) -> None:
         """Restore the label state from the records of a run, if the data are the same.
 
         Args:
             state_of: Label states by id; all other points are in the pool.
-            target_of: Targets of the labelled points, by id, as the records have them.
+            target_of: Targets of the labelled points, by id, as the records have them. Where the dataset has none
+                (any more), the recorded one counts as an answer.
+            answered: Classes that people gave, by id, as the records have them.
         """
+        answers = self._checked_answers(answered or {})
         self.labels.replace(state_of)
+        self._answers = answers
+        self._answers |= self._only_recorded(target_of)
         self._refuse_other_points(target_of, self.corrected)
+
+    def _only_recorded(self, target_of: Mapping[int, int]) -> dict[int, int]:
+        """Return the recorded targets of points that have a label and no target in the dataset."""
+        if self.classes is None:
+            return {}
+        recorded = [i for i in self._labelled_or_held_out.tolist() if i in target_of and i not in self._answers]
+        known = zip(recorded, self._known_in_dataset(recorded), strict=True)
+        return self._checked_answers({index: target_of[index] for index, target in known if target is None})
 
     def changes_since(self, state_of: Mapping[int, int]) -> list[list[int | None]]:
         """Return [id, state, target] of each point whose state has changed; the target is None if unlabelled."""
         found = self.labels.differences(state_of)
-        labelled = [index for index, state in found.items() if state >= 0]
+        labelled = [index for index, state in found.items() if state >= 0 or state == HELD_OUT]
         targets = dict(zip(labelled, self.targets_of(labelled) or [], strict=False))
         return [[index, state, targets.get(index)] for index, state in found.items()]
 
@@ -320,19 +554,59 @@ class ActiveLearningDataModule(LightningDataModule):
         return [[index, old, known[index]] for index, old in target_of.items() if known.get(index, old) != old]
 
     def unlabel(self, indices: Sequence[int] | Tensor) -> None:
-        """Put labelled or excluded points back into the pool."""
+        """Put labelled or excluded points back into the pool; answers to them no longer count."""
         self.labels.unlabel(indices)
+        for index in map(int, indices):
+            if self._answers.pop(index, None) is not None:
+                self._known_targets.pop(index, None)
 
     def exclude(self, indices: Sequence[int] | Tensor) -> None:
         """Take points that nobody can label out of the pool."""
         self.labels.exclude(indices)
 
     def targets_of(self, indices: Sequence[int] | Tensor) -> list[int] | None:
-        """Return the true classes of some points; None if nothing says where the dataset keeps them.
+        """Return the classes of some points; None if nothing says where the dataset keeps them.
 
-        Names of classes are numbered in sorted order.
+        An answer of people counts, else the target in the dataset. Names of classes are numbered by their position in
+        `classes`, without these in sorted order.
+
+        Raises:
+            ValueError: If nobody knows the class of one of these points.
         """
-        dataset, ids = self._fit_loader().dataset, self.labels.checked(indices).tolist()
+        ids = self.labels.checked(indices).tolist()
+        known = self.known_targets(ids)
+        if known is None:
+            return None
+        unknown = [index for index, target in zip(ids, known, strict=True) if target is None]
+        if unknown:
+            raise ValueError(
+                f"Nobody knows the labels of {len(unknown)} points, first ids {unknown[:NUM_SHOWN]}: the dataset has "
+                "none, and no answer was given. `ActiveLearning(..., oracle=AskPeople())` asks people; a script gives "
+                "them as `label(ids, round=..., answers={id: class})`."
+            )
+        return [target for target in known if target is not None]
+
+    def known_targets(self, indices: Sequence[int] | Tensor) -> list[int | None] | None:
+        """Return `targets_of` some points, None for each point whose class nobody knows."""
+        ids = self.labels.checked(indices).tolist()
+        if self.classes is None:
+            return self._true_targets(ids)  # type: ignore[return-value] # a list that nobody changes
+        unanswered = [index for index in ids if index not in self._answers]
+        known = dict(zip(unanswered, self._known_in_dataset(unanswered), strict=True))
+        return [self._answers[index] if index in self._answers else known[index] for index in ids]
+
+    def _known_in_dataset(self, indices: Sequence[int]) -> list[int | None]:
+        dataset, is_own = self._fit_loader().dataset, own_with_label(self.inner) is not None
+        with seeded(self.seed):  # reading an item may augment it
+            return known_targets_of(dataset, indices, self._numbers(), may_be_anything=is_own)
+
+    def _numbers(self) -> dict[str, int]:
+        """Return the number of each class by its name, and by the names that it had before."""
+        numbers = {name: number for number, name in enumerate(self.classes or ())}
+        return {**numbers, **{old: numbers[new] for old, new in self.renamed.items()}}
+
+    def _true_targets(self, ids: Sequence[int]) -> list[int] | None:
+        dataset = self._fit_loader().dataset
         with seeded(self.seed):  # reading an item may augment it
             classes = classes_of(dataset, ids)
             if classes is None or not has_names(classes):
@@ -351,18 +625,55 @@ class ActiveLearningDataModule(LightningDataModule):
             refuse_visible(self._fit_loader().dataset, few, num_classes=num_classes)
         return None
 
-    def check_targets_to_come(self, *, num_classes: int | None) -> None:
-        """Check the targets of the labelled points and of the pool; of a few pool points where items must be read."""
+    def check_targets_to_come(self, *, num_classes: int | None, pool_is_labelled: bool = True) -> None:
+        """Check the targets of the labelled points and of the pool; of a few pool points where items must be read.
+
+        Args:
+            num_classes: Number of classes that the model predicts, if known.
+            pool_is_labelled: Refuse pool points whose class nobody knows. False if people label them.
+        """
+        self._check_outputs(num_classes, pool_is_labelled=pool_is_labelled)
         pool_indices = self.labels.pool_indices
         with seeded(self.seed):
             is_cheap = tells_at_once(self._fit_loader().dataset)
         few = pool_indices if is_cheap else pool_indices[:NUM_LOOKED_AT]
-        self.check_targets(torch.cat([self.labels.labelled_indices, few]), num_classes=num_classes)
+        if pool_is_labelled:
+            self.check_targets(torch.cat([self._labelled_or_held_out, few]), num_classes=num_classes)
+        else:
+            self.check_targets(self._labelled_or_held_out, num_classes=num_classes)
+            self.known_targets(few)
+
+    def _check_outputs(self, num_classes: int | None, *, pool_is_labelled: bool) -> None:
+        if self.classes is None:
+            if not pool_is_labelled:
+                raise ValueError("People label the pool, but nobody knows the classes. Give `classes=[...]`.")
+            return
+        if num_classes is not None and len(self.classes) > num_classes:
+            raise ValueError(
+                f"`classes` names {len(self.classes)} classes, but the model predicts {num_classes}. Give the model "
+                f"{len(self.classes)} outputs (more are fine: spare ones for classes to come)."
+            )
+
+    def fingerprint(self) -> list[str]:
+        """Return digests of the inputs of a few points, by which `refuse_other_rows` knows the data again."""
+        return digests(self._dataset_of_pool(), len(self.labels), seed=self.seed)
+
+    def refuse_other_rows(self, before: Sequence[str], num_points: int) -> None:
+        """Refuse data that were reordered and not appended.
+
+        Args:
+            before: `fingerprint` of the data when they had `num_points` points.
+            num_points: Number of points then.
+        """
+        if num_points > len(self.labels):
+            raise ValueError(f"The training dataset has {len(self.labels)} points now, but had {num_points}.")
+        refuse_reordered(before, digests(self._dataset_of_pool(), num_points, seed=self.seed), num_points)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the label state, if there is one yet, and the wrapped module's state."""
+        """Return the label state and the answers, if there are some yet, and the wrapped module's state."""
         labels = {} if self._labels is None else {"labels": self._labels.state_dict()}
-        return {**labels, "inner": self.inner.state_dict()}
+        answers = {"answers": dict(self._answers)} if self._answers else {}
+        return {**labels, **answers, "inner": self.inner.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the wrapped module's state and the labels.
@@ -373,9 +684,18 @@ class ActiveLearningDataModule(LightningDataModule):
         self.inner.load_state_dict(state_dict["inner"])
         if "labels" not in state_dict or self._is_evaluating():
             return
+        labels, num_points = state_dict["labels"], len(state_dict["labels"]["round_of"])
         if self._labels is None:
-            self._labels = Labels(len(state_dict["labels"]["round_of"]))
-        self._labels.load_state_dict(state_dict["labels"])
+            self._labels = Labels(num_points)
+        if self.classes is not None and num_points < len(self._labels):  # points were appended since
+            saved = Labels(num_points)
+            saved.load_state_dict(labels)
+            saved.grow(len(self._labels))
+            labels = saved.state_dict()
+        answers = self._checked_answers(state_dict.get("answers", {}))
+        self._labels.load_state_dict(labels)
+        own = {index: target for index, target in self._known_targets.items() if index not in self._answers}
+        self._known_targets, self._answers = {**own, **answers}, answers
 
     def _is_evaluating(self) -> bool:
         state = None if self.trainer is None else self.trainer.state

@@ -14,10 +14,11 @@ Array = np.ndarray[Any, Any]
 KEYS = ("label", "labels", "target", "targets", "y")
 NUM_SHOWN, MOST_SHOWN = 6, 60  # numbers, characters
 GIVE_TARGETS = "give the dataset an attribute `targets`, one integer for each point: it is read instead of the items"
-NO_UNLABELLED_POOL = (
-    "The label of an acquired point is read from the dataset. A truly unlabelled pool, whose targets nobody knows yet, "
-    "is not supported so far"
+ASK_PEOPLE = (
+    "If people are to label such points, name the classes, `ActiveLearningDataModule(..., classes=[...])`, and ask "
+    "people, `ActiveLearning(..., oracle=AskPeople())`"
 )
+MISSING = -1
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,21 @@ def class_of(target: object) -> Class:
     return int(array.argmax()) if is_row and bool(_is_one_hot(array)) else NoClass(target)
 
 
+def is_missing(found: Class) -> bool:
+    """Return True if a target says that nobody knows the class yet: -1, None or NaN.
+
+    Example:
+        >>> [is_missing(class_of(target)) for target in (-1, torch.tensor([-1]), None, float("nan"), 0, "", 0.5)]
+        [True, True, True, True, False, False, False]
+    """
+    return _is_nothing(found.value) if isinstance(found, NoClass) else found == MISSING
+
+
+def _is_nothing(value: object) -> bool:
+    array = as_array(value)
+    return value is None or (array is not None and array.dtype.kind == "f" and bool(np.isnan(array).all()))
+
+
 def _is_one_hot(array_C: Array) -> Any:  # noqa: ANN401 - a numpy bool for each row
     return ((array_C == 0) | (array_C == 1)).all(axis=-1) & ((array_C == 1).sum(axis=-1) == 1)
 
@@ -121,6 +137,28 @@ def place_of(item: object, *, num_axes: int = 0) -> tuple[Any, ...] | Unclear:
         entries = ", ".join(described(part) for part in item)
         return Unclear(f"a {type(item).__name__} of {len(item)} entries ({entries}), and not one of them alone a class")
     return _opened(item, position, num_axes)
+
+
+def has_no_target(item: object) -> bool:
+    """Return True if an item is an input alone, without a place for its target.
+
+    Example:
+        >>> alone = (torch.zeros(3), np.zeros(3), "a text", (torch.zeros(3),), {"pixels": torch.zeros(3)})
+        >>> all(has_no_target(item) for item in alone)
+        True
+        >>> has_no_target((torch.zeros(3), 1)), has_no_target(5)
+        (False, False)
+    """
+    if isinstance(item, Mapping):
+        return not any(key in item for key in KEYS)
+    if isinstance(item, (tuple, list)):
+        return len(item) == 1
+    return is_input(item)
+
+
+def is_input(value: object) -> bool:
+    """Return True for a tensor, an array, a text or a picture."""
+    return not isinstance(value, (Number, np.generic, tuple, list)) and as_array(value) is not None
 
 
 def _opened(item: Any, key: Any, num_axes: int) -> tuple[Any, ...] | Unclear:  # noqa: ANN401 - whatever items are
@@ -205,9 +243,9 @@ def described(value: object) -> str:
 
 def reason(value: object) -> str:
     """Return why a target is no class, and the way out."""
+    if _is_nothing(value):
+        return f"it is no label. {ASK_PEOPLE}. If not, leave such points out of the training dataset."
     array = as_array(value)
-    if value is None or (array is not None and array.dtype.kind == "f" and bool(np.isnan(array).all())):
-        return f"it is no label. {NO_UNLABELLED_POOL}: leave such points out of the training dataset."
     if array is None or array.dtype.kind not in "iubf":
         why = "a class is an integer, a bool, a float without a fraction, or a name."
     elif array.size == 1:

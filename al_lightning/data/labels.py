@@ -12,9 +12,12 @@ HELD_OUT = -4  # in the holdout, with a label: measured, never trained on
 
 
 class Labels:
-    """Label state of a dataset of N points: `round_of_N` is IN_POOL, EXCLUDED, or the round of labelling.
+    """Label state of a dataset of N points: `round_of_N` is the round of labelling, or one of four marks.
 
-    Ids of points are rows of the dataset. The order of acquisition within a round is kept in the records, not here.
+    The marks are IN_POOL, EXCLUDED, and for points of the holdout RESERVED (not answered yet) and HELD_OUT (with a
+    label: measured, never trained on). Points of the holdout cannot be labelled, excluded or put into the pool: only
+    their answers move them. Ids of points are rows of the dataset. The order of acquisition within a round is kept in
+    the records, not here.
 
     Example:
         >>> labels = Labels(5)
@@ -36,9 +39,11 @@ class Labels:
         return len(self.round_of_N)
 
     def __repr__(self) -> str:
+        num_reserved = len(self.reserved_indices)
+        holdout = f", num_reserved={num_reserved}, num_held_out={self.num_held_out}"
         return (
             f"Labels(num_labelled={self.num_labelled}, num_pool={self.num_pool}, "
-            f"num_excluded={len(self.excluded_indices)})"
+            f"num_excluded={len(self.excluded_indices)}{holdout if num_reserved or self.num_held_out else ''})"
         )
 
     @property
@@ -62,6 +67,16 @@ class Labels:
         return (self.round_of_N == EXCLUDED).nonzero().squeeze(1)
 
     @property
+    def reserved_indices(self) -> Tensor:
+        """Return the ids of the points of the holdout that are not answered yet, ascending."""
+        return (self.round_of_N == RESERVED).nonzero().squeeze(1)
+
+    @property
+    def held_out_indices(self) -> Tensor:
+        """Return the ids of the points of the holdout that have a label, ascending."""
+        return (self.round_of_N == HELD_OUT).nonzero().squeeze(1)
+
+    @property
     def num_labelled(self) -> int:
         """Count the labelled points."""
         return int((self.round_of_N >= 0).sum())
@@ -71,6 +86,11 @@ class Labels:
         """Count the pool points."""
         return int((self.round_of_N == IN_POOL).sum())
 
+    @property
+    def num_held_out(self) -> int:
+        """Count the points of the holdout that have a label."""
+        return int((self.round_of_N == HELD_OUT).sum())
+
     def label(self, indices: Iterable[int] | Tensor, *, round: int) -> None:  # noqa: A002 - the name in the state
         """Move points from the pool to the labelled ones; if one cannot be moved, none is, and an error is raised."""
         if round < 0:
@@ -78,6 +98,7 @@ class Labels:
         indices_B = self.checked(indices)
         self._refuse("are already labelled", indices_B[self.round_of_N[indices_B] >= 0], "Acquire pool points only.")
         self._refuse_excluded(indices_B)
+        self._refuse_holdout(indices_B)
         self.round_of_N[indices_B] = round
 
     def unlabel(self, indices: Iterable[int] | Tensor) -> None:
@@ -85,6 +106,7 @@ class Labels:
         indices_B = self.checked(indices)
         in_pool_B = indices_B[self.round_of_N[indices_B] == IN_POOL]
         self._refuse("are in the pool already", in_pool_B, "Only labelled or excluded points can be put back.")
+        self._refuse_holdout(indices_B)
         self.round_of_N[indices_B] = IN_POOL
 
     def exclude(self, indices: Iterable[int] | Tensor) -> None:
@@ -93,11 +115,45 @@ class Labels:
         labelled_B = indices_B[self.round_of_N[indices_B] >= 0]
         self._refuse("are labelled", labelled_B, "Only pool points can be excluded; `unlabel` them first.")
         self._refuse_excluded(indices_B)
+        self._refuse_holdout(indices_B)
         self.round_of_N[indices_B] = EXCLUDED
+
+    def reserve(self, indices: Iterable[int] | Tensor) -> None:
+        """Reserve pool points for the holdout, or take the answers of held out points back."""
+        indices_B = self.checked(indices)
+        states_B = self.round_of_N[indices_B]
+        others_B = indices_B[(states_B != IN_POOL) & (states_B != HELD_OUT)]
+        self._refuse("are neither in the pool nor held out", others_B, "Reserve pool points only.")
+        self.round_of_N[indices_B] = RESERVED
+
+    def hold_out(self, indices: Iterable[int] | Tensor) -> None:
+        """Mark reserved points as answered: they are measured from now on, and never trained on."""
+        indices_B = self.checked(indices)
+        others_B = indices_B[self.round_of_N[indices_B] != RESERVED]
+        self._refuse("are not reserved", others_B, "`reserve` draws the holdout before the initial labels.")
+        self.round_of_N[indices_B] = HELD_OUT
+
+    def grow(self, num_points: int) -> None:
+        """Append points to the pool, up to `num_points` in all; the ids of the others stay.
+
+        Example:
+            >>> labels = Labels(2)
+            >>> labels.label([0], round=0)
+            >>> labels.grow(4)
+            >>> labels.round_of_N
+            tensor([ 0, -1, -1, -1])
+        """
+        if num_points < len(self):
+            raise ValueError(f"`num_points` is {num_points}, but there are {len(self)}: points can only be appended.")
+        if num_points > len(self):
+            appended = torch.full((num_points - len(self),), IN_POOL, dtype=torch.long)
+            self.round_of_N = torch.cat([self.round_of_N, appended])
 
     def replace(self, state_of: Mapping[int, int]) -> None:
         """Replace the label state by the given states by id; all other points are in the pool."""
         indices_B = self.checked(list(state_of))
+        if (lowest := min(state_of.values(), default=IN_POOL)) < HELD_OUT:
+            raise ValueError(f"`state_of` holds {lowest}, but {HELD_OUT} is the lowest label state.")
         self.round_of_N.fill_(IN_POOL)
         self.round_of_N[indices_B] = torch.tensor(list(state_of.values()), dtype=torch.long)
 
@@ -134,8 +190,8 @@ class Labels:
                 "its ids would mean other points. Use the dataset (and split) that the state was saved with, "
                 "or start a new run."
             )
-        if int(round_of.min()) < EXCLUDED:
-            raise ValueError(f"The label state holds {int(round_of.min())}, but {EXCLUDED} is its lowest value.")
+        if int(round_of.min()) < HELD_OUT:
+            raise ValueError(f"The label state holds {int(round_of.min())}, but {HELD_OUT} is its lowest value.")
         self.round_of_N.copy_(round_of)
 
     def checked(self, indices: Iterable[int] | Tensor) -> Tensor:
@@ -161,6 +217,11 @@ class Labels:
     def _refuse_excluded(self, indices_B: Tensor) -> None:
         excluded_B = indices_B[self.round_of_N[indices_B] == EXCLUDED]
         self._refuse("are excluded", excluded_B, "Put them back into the pool with `unlabel` first.")
+
+    def _refuse_holdout(self, indices_B: Tensor) -> None:
+        states_B = self.round_of_N[indices_B]
+        in_holdout_B = indices_B[(states_B == RESERVED) | (states_B == HELD_OUT)]
+        self._refuse("are of the holdout", in_holdout_B, "It measures the accuracy, and only answers move its points.")
 
     @staticmethod
     def _refuse(fault: str, offenders_B: Tensor, remedy: str) -> None:

@@ -94,12 +94,25 @@ def train_loader_of(inner: LightningDataModule, *, begins_anew: bool) -> DataLoa
 
 
 def labelled_loader(
-    loader: DataLoader[Any], indices: Sequence[int], *, points_per_epoch: int | None, num_ranks: int
+    loader: DataLoader[Any],
+    indices: Sequence[int],
+    *,
+    points_per_epoch: int | None,
+    num_ranks: int,
+    dataset: Dataset[Any] | None = None,
 ) -> DataLoader[Any]:
-    """Return a loader over the labelled points alone, with all settings of the user's loader."""
+    """Return a loader over the labelled points alone, with all settings of the user's loader.
+
+    Args:
+        loader: The user's loader.
+        indices: Ids of the labelled points.
+        points_per_epoch: Number of draws per epoch; by default that of the user's loader.
+        num_ranks: Number of processes that share an epoch.
+        dataset: The loader's points with their labels, where people gave some; by default the loader's dataset.
+    """
     if len(indices) == 0:
         raise ValueError("No point is labelled, so there is nothing to train on. Label some, or draw an `initial` set.")
-    subset: Subset[Any] = Subset(loader.dataset, indices)
+    subset: Subset[Any] = Subset(loader.dataset if dataset is None else dataset, indices)
     sampler = _restricted_sampler(loader, subset, points_per_epoch)
     draws_per_rank = math.ceil(len(sampler) / num_ranks)  # type: ignore[arg-type] # all three kinds are sized
     if loader.drop_last and draws_per_rank < (loader.batch_size or 1):
@@ -117,6 +130,20 @@ def labelled_loader(
         persistent_workers=loader.persistent_workers,
         **kept_settings(loader),
     )
+
+
+class NothingToTrain(Dataset[Any]):
+    """Dataset in the place of the labelled points while there are none: nothing can be read from it."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> object:
+        """Refuse: a run asks for its first batch without a training."""
+        raise ValueError(
+            "No point is labelled, so there is nothing to train on. Label some (`datamodule.label`), begin with an "
+            "`initial` set, or let `active_fit` ask for a first batch: `ActiveLearning(oracle=AskPeople())`."
+        )
 
 
 def draws_per_rank(loader: DataLoader[Any], num_labelled: int, *, points_per_epoch: int | None, num_ranks: int) -> int:

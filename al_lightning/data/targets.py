@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Number
 from typing import Any
 
@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from al_lightning.data.items import (
+    ASK_PEOPLE,
     GIVE_TARGETS,
     KEYS,
-    NO_UNLABELLED_POOL,
     NUM_SHOWN,
     Array,
     Class,
@@ -23,6 +23,8 @@ from al_lightning.data.items import (
     class_of,
     classes_in,
     described,
+    has_no_target,
+    is_missing,
     is_multi_hot,
     is_number,
     parts_of,
@@ -109,6 +111,61 @@ def classes_of(dataset: Dataset[Any], indices: Sequence[int]) -> list[int | str]
     return found_N  # type: ignore[return-value] # none is a NoClass
 
 
+def known_targets_of(
+    dataset: Dataset[Any], indices: Sequence[int], numbers: Mapping[str, int], *, may_be_anything: bool
+) -> list[int | None]:
+    """Return the classes of some points as integers; None where the dataset has none yet.
+
+    Args:
+        dataset: A dataset with `__getitem__` and `__len__`.
+        indices: Ids of the points.
+        numbers: Number of each class by its name, and by names that it had before.
+        may_be_anything: Take an item in which nothing says where the target stands for one without a target.
+
+    Example:
+        >>> items = [("text", "dog"), ("text", None), "text", ("text", -1), ("text", 1)]
+        >>> known_targets_of(items, range(5), {"cat": 0, "dog": 1}, may_be_anything=False)
+        [1, None, None, None, 1]
+    """
+    found_N = _classes(dataset, indices, has_none=(lambda _: True) if may_be_anything else has_no_target)
+    if isinstance(found_N, Unclear):
+        raise ValueError(  # noqa: TRY004 - the item is at fault
+            f"An item of the training dataset is {found_N.seen}, and nothing says where its target stands or is to be "
+            "put. Give your data module a method `with_label(sample, label)` that returns the item with a label, and "
+            f"where some labels are known, {GIVE_TARGETS} (-1 where nobody knows)."
+        )
+    positions = set(numbers.values())
+    return [_known(index, found, numbers, positions) for index, found in zip(indices, found_N, strict=True)]
+
+
+def _known(index: int, found: Class, numbers: Mapping[str, int], positions: Collection[int]) -> int | None:
+    if is_missing(found):
+        return None
+    if isinstance(found, NoClass):
+        raise ValueError(  # noqa: TRY004 - the value is at fault
+            f"The target of point {index} is {described(found.value)}, and no class: {reason(found.value)}"
+        )
+    number = numbers.get(found) if isinstance(found, str) else found
+    if number is None or number not in positions:
+        raise ValueError(
+            f"The target of point {index} is {found!r}, but the classes are {shown_classes(numbers)}. In the dataset a "
+            "target is a name among `classes`, or its position from 0 on; -1 or None where nobody knows it. If it is "
+            "another name of a class, give `renamed={old: new}`."
+        )
+    return number
+
+
+def shown_classes(numbers: Mapping[str, int]) -> str:
+    """Return the first class names with their numbers, as an error shows them.
+
+    Example:
+        >>> shown_classes({"cat": 0, "dog": 1})
+        "0 = 'cat', 1 = 'dog'"
+    """
+    shown = ", ".join(f"{number} = {name!r}" for name, number in list(numbers.items())[:NUM_SHOWN])
+    return shown + ", ..." * (len(numbers) > NUM_SHOWN)
+
+
 def all_targets(dataset: Dataset[Any], num_points: int) -> list[int]:
     """Return the class of every point, or raise if nothing says where the dataset keeps them."""
     targets_N = targets_of(dataset, range(num_points))
@@ -119,7 +176,7 @@ def all_targets(dataset: Dataset[Any], num_points: int) -> list[int]:
             f"The targets of the training dataset ({type(dataset).__name__}) cannot be read, but `balanced=True` needs "
             f"them: point 0 is {seen}. Return items (input, class) or a dict with one of the keys {list(KEYS)}, or "
             f"{GIVE_TARGETS}. If each point has one class that only your model knows where to find, `balanced=False` "
-            f"draws without regard to classes, and `initial=[...]` names the ids to begin with. {NO_UNLABELLED_POOL}."
+            f"draws without regard to classes, and `initial=[...]` names the ids to begin with. {ASK_PEOPLE}."
         )
     return targets_N
 
@@ -176,8 +233,8 @@ def refuse_outside(target_of: Mapping[int, int], *, num_classes: int | None) -> 
     ways = []
     if any(target < 0 for _, target in wrong):
         ways.append(
-            f"A negative one is no label. {NO_UNLABELLED_POOL}: leave such points out of the training dataset, or "
-            "take them out of the pool with `datamodule.exclude(ids)`."
+            f"A negative one is no label. {ASK_PEOPLE}. If not, leave such points out of the training dataset, or take "
+            "them out of the pool with `datamodule.exclude(ids)`."
         )
     if any(target >= 0 for _, target in wrong):
         ways.append(
@@ -240,7 +297,14 @@ def refuse_visible(dataset: Dataset[Any], indices: Sequence[int], *, num_classes
             )
 
 
-def _classes(dataset: Dataset[Any], indices: Sequence[int]) -> Sequence[Class] | Unclear:
+def _never(_: object) -> bool:
+    return False
+
+
+def _classes(
+    dataset: Dataset[Any], indices: Sequence[int], has_none: Callable[[object], bool] = _never
+) -> Sequence[Class] | Unclear:
+    """Return the classes of points, `NoClass(None)` for an unclear item of which `has_none` is true."""
     if len(indices) == 0:
         return []
     column = _column(dataset)
@@ -248,27 +312,32 @@ def _classes(dataset: Dataset[Any], indices: Sequence[int]) -> Sequence[Class] |
         return classes_in(column, indices)
     if _is_plain(dataset, Subset):
         inner: Any = dataset
-        return _classes(inner.dataset, np.asarray(inner.indices)[np.asarray(indices)].tolist())
+        return _classes(inner.dataset, np.asarray(inner.indices)[np.asarray(indices)].tolist(), has_none)
     if _is_plain(dataset, ConcatDataset):
-        return _classes_of_parts(dataset, indices)  # type: ignore[arg-type]
+        return _classes_of_parts(dataset, indices, has_none)  # type: ignore[arg-type]
     found: list[Class] = []
     for index in indices:
         item = dataset[index]
         place = place_of(item)
-        if isinstance(place, Unclear):
+        if not isinstance(place, Unclear):
+            found.append(class_of(value_at(item, place)))
+        elif has_none(item):
+            found.append(NoClass(None))
+        else:
             return place
-        found.append(class_of(value_at(item, place)))
     return found
 
 
-def _classes_of_parts(dataset: ConcatDataset[Any], indices: Sequence[int]) -> Sequence[Class] | Unclear:
+def _classes_of_parts(
+    dataset: ConcatDataset[Any], indices: Sequence[int], has_none: Callable[[object], bool]
+) -> Sequence[Class] | Unclear:
     ends = dataset.cumulative_sizes
     part_of = [bisect_right(ends, index) for index in indices]
     found: list[Class] = [0] * len(indices)
     for number in Counter(part_of):
         positions = [position for position, part in enumerate(part_of) if part == number]
         start = ends[number] - len(dataset.datasets[number])  # type: ignore[arg-type]
-        classes = _classes(dataset.datasets[number], [indices[position] - start for position in positions])
+        classes = _classes(dataset.datasets[number], [indices[position] - start for position in positions], has_none)
         if isinstance(classes, Unclear):
             return classes
         for position, label in zip(positions, classes, strict=True):

@@ -1,9 +1,9 @@
 """Oracles: what gives the labels of a batch, the dataset or people."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from al_lightning.labelling.answers import read_answers
 from al_lightning.labelling.asked import ANSWERS, AskedBatch, write_asked
@@ -45,31 +45,39 @@ class Answers:
     unread: Sequence[str] = ()
 
 
-class Oracle(Protocol):
-    """What gives the labels of a batch. Neither method waits; a run polls `answers` for `wait` seconds."""
+class Oracle(ABC):
+    """What gives the labels of a batch. It never waits: a run asks again for `wait` seconds.
+
+    A base class only so that YAML can name its subclasses by short name.
+    """
 
     @property
-    def wait(self) -> float:
-        """Seconds for which a run waits before it ends, to be resumed by the same command."""
-        ...
+    def asks_people(self) -> bool:
+        """Tell whether labels come from outside of the dataset, and may take a while."""
+        return True
 
+    @property
+    def wait_s(self) -> float:
+        """Seconds for which a run waits for answers before it ends, to be resumed by the same command."""
+        return 0.0
+
+    @abstractmethod
     def ask(self, query: Query) -> None:
         """Ask for a batch; twice is once."""
-        ...
 
+    @abstractmethod
     def answers(self, query: Query) -> Answers:
         """Return the answers that are there."""
-        ...
 
 
 @dataclass(frozen=True)
-class DatasetLabels:
-    """The targets of the dataset, as in an experiment in which all labels are known."""
+class DatasetLabels(Oracle):
+    """Labels from the dataset, as in an experiment in which all of them are known."""
 
     @property
-    def wait(self) -> float:
-        """Nothing to wait for."""
-        return 0.0
+    def asks_people(self) -> bool:
+        """Tell that the dataset has all labels."""
+        return False
 
     def ask(self, query: Query) -> None:
         """Ask nobody."""
@@ -80,7 +88,7 @@ class DatasetLabels:
 
 
 @dataclass(frozen=True)
-class AskPeople:
+class AskPeople(Oracle):
     """People, who answer through files: `asked.json` in the run folder says for what, `answers/` takes what they say.
 
     `al-lightning label RUN` opens a page that does both. A spreadsheet, a script or a language model may write answers
@@ -106,6 +114,11 @@ class AskPeople:
         for name, value in (("min_answered", self.min_answered), ("answers_per_point", self.answers_per_point)):
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}, but must be at least 1.")
+
+    @property
+    def wait_s(self) -> float:
+        """Return `wait`."""
+        return self.wait
 
     def ask(self, query: Query) -> None:
         """Write what each point looks like, then `asked.json`."""

@@ -76,39 +76,53 @@ def take_up(
     Raises:
         ValueError: If somebody has answered a point that the user has excluded.
     """
+    of_dataset = [index for index in record.acquired if index in found and _is_the_datasets(found[index])]
+    if len(of_dataset) == len(found) == len(record.acquired):
+        return TakenUp(record.targets, [], [])
     numbers = {name: number for number, name in enumerate(classes)}
     position_of = {index: position for position, index in enumerate(record.acquired)}
     own = record.targets or [None] * len(record.acquired)
     targets: list[int | None] = [None] * len(record.acquired)
-    labelled, changes, rows = set[int](), list[Change](), list[AnswerRow]()
+    changes, rows = list[Change](), list[AnswerRow]()
     for index, point in sorted(found.items()):
         new = [row for answer in point.answers if key_of(row := row_of(answer, numbers)) not in before]
-        if point.answers and not new:
+        if (point.answers and not new) or _is_excluded_by_hand(index, point, known):
             continue
-        state = known.state_of.get(index, IN_POOL)
-        if state == EXCLUDED and index not in known.answered:
-            place = next((answer.place for answer in point.answers), "The oracle")
-            raise ValueError(
-                f"{place} answers point {index}, which was excluded from the pool. Take the answer out, or put the "
-                "point back with `datamodule.unlabel`."
-            )
         position = position_of.get(index)
-        target = own[position] if position is not None and point.label is None else numbers.get(point.label or "")
-        was = known.target_of.get(index)
+        target = _class_of(point, numbers, of_dataset=None if position is None else own[position])
+        state, was = known.state_of.get(index, IN_POOL), known.target_of.get(index)
         after = _state_after(point, state, is_reserved=index in reserve, next_round=record.round + 1)
-        if point.kind != "label":
-            target = None
         if position is not None and state == IN_POOL and point.kind == "label":
             targets[position] = target
-            labelled.add(index)
         elif (after, target) != (state, was):
             changes.append([index, after, target])
             new = [{**row, "was": was} if was is not None else row for row in new]
         rows += new
-    is_untold = record.targets is None and all(found[index].label is None for index in labelled)
-    if is_untold and len(labelled) == len(record.acquired):
-        return TakenUp(None, changes, rows)
     return TakenUp(targets, changes, rows)
+
+
+def _is_excluded_by_hand(index: int, point: Resolved, known: Recorded) -> bool:
+    """Return whether the user has excluded a point; an answer to it is an error."""
+    if known.state_of.get(index) != EXCLUDED or index in known.answered:
+        return False
+    if point.answers:
+        raise ValueError(
+            f"{point.answers[0].place} answers point {index}, which was excluded from the pool. Take the answer out, "
+            "or put the point back with `datamodule.unlabel`."
+        )
+    return True
+
+
+def _class_of(point: Resolved, numbers: Mapping[str, int], *, of_dataset: int | None) -> int | None:
+    """Return the class of a point as a number; None without a label."""
+    if point.kind != "label":
+        return None
+    return of_dataset if point.label is None else numbers[point.label]
+
+
+def _is_the_datasets(point: Resolved) -> bool:
+    """Return whether a point has the label that the dataset holds."""
+    return point.kind == "label" and point.label is None
 
 
 def _state_after(point: Resolved, state: int, *, is_reserved: bool, next_round: int) -> int:

@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -49,6 +50,7 @@ class Selection:
         kernel: Kernel that evaluated the gains of BatchBALD.
         predict_path: Description of MC dropout's K forward passes.
         warnings: Warnings by subject.
+        probs: Mean prediction for each point (B, C).
     """
 
     acquired: list[int]
@@ -62,6 +64,7 @@ class Selection:
     kernel: Literal["torch", "triton"] | None = None
     predict_path: str | None = None
     warnings: dict[str, str] = field(default_factory=dict)
+    probs: list[list[float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Chooser:
         screening: Screening of these points by few samples; None leaves all to the acquisition.
         storage: Place of the predictions.
         seed: Seed of all draws, together with the round.
+        labels_are_known: The dataset has the labels of the pool.
     """
 
     acquisition: Acquisition
@@ -88,6 +92,7 @@ class Chooser:
     screening: Screening | None
     storage: Storage
     seed: int
+    labels_are_known: bool = True
 
     def __post_init__(self) -> None:
         check_needs(self.acquisition)
@@ -125,7 +130,7 @@ class Chooser:
 
     def _try(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> None:
         num_classes = self._try_model(trainer, module, datamodule) if self._predicts else None
-        datamodule.check_targets_to_come(num_classes=num_classes)
+        datamodule.check_targets_to_come(num_classes=num_classes, pool_is_labelled=self.labels_are_known)
 
     def _try_model(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> int:
         """Predict a few points, and return the number of classes."""
@@ -149,10 +154,21 @@ class Chooser:
         *,
         round_index: int,
         batch_size: int,
+        left_out: Sequence[int] = (),
     ) -> Selection:
-        """Select the `batch_size` points to label after a round."""
+        """Select the `batch_size` points to label after a round.
+
+        Args:
+            trainer: The Trainer at the end of a fit.
+            module: The trained model.
+            datamodule: The data, whose pool is chosen from.
+            round_index: The round, of which all draws depend.
+            batch_size: How many points.
+            left_out: Points of the pool that are not to be chosen.
+        """
         ranks = Ranks(trainer)
-        indices_N = self._considered(datamodule.labels.pool_indices, round_index=round_index)
+        pool_indices_N = _without(datamodule.labels.pool_indices, left_out)
+        indices_N = self._considered(pool_indices_N, round_index=round_index)
         ranks.same("the pool, whose ids have this fingerprint", blake2b(indices_N.numpy().tobytes()).hexdigest())
         started = time.perf_counter()
         predictions, screened, path = Predictions(None, total=len(indices_N)), None, None
@@ -176,7 +192,7 @@ class Chooser:
         selection = Selection(
             acquired=chosen,
             scores=batch.scores.tolist(),
-            targets=datamodule.check_targets(chosen, num_classes=num_classes),
+            targets=datamodule.check_targets(chosen, num_classes=num_classes) if self.labels_are_known else None,
             seconds={"predict": predicted - started, "acquire": acquired - predicted},
         )
         if num_classes is None:
@@ -187,6 +203,23 @@ class Chooser:
             predict_path=ranks.first(path),
             warnings=self._warnings(batch, screened, num_points=len(indices_N)),
         )
+
+    def predicted_classes(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        datamodule: ActiveLearningDataModule,
+        indices: Sequence[int],
+        *,
+        round_index: int,
+    ) -> list[int]:
+        """Return the most probable class of some points by the mean prediction of the round's posterior samples."""
+        predict = Predictor.after_training(trainer, module, datamodule, self.posterior, self.storage)
+        draw = Draw(self.num_samples, derived_seed(self.seed, round_index, "posterior"))
+        predictions, _ = predict(torch.tensor(indices, dtype=torch.long), draw)
+        rows_B_K_C = predictions.rows(torch.arange(len(indices)), exchange=Ranks(trainer))
+        classes: list[int] = rows_B_K_C.logsumexp(dim=1).argmax(dim=1).tolist()
+        return classes
 
     def _considered(self, pool_indices_N: Tensor, *, round_index: int) -> Tensor:
         """Return the points to predict, in the order of the pool: all, or a random part, another in each round."""
@@ -218,6 +251,7 @@ class Chooser:
         return {
             "bald": mutual_information(rows_B_K_C).tolist(),
             "predicted": rows_B_K_C.logsumexp(dim=1).argmax(dim=1).tolist(),
+            "probs": None if self.labels_are_known else rows_B_K_C.exp().mean(dim=1).tolist(),
             "posterior": repr(self.posterior),
             "information": information,
             "kernel": None if batch.search is None else kernel,
@@ -235,3 +269,10 @@ class Chooser:
 
     def _generator(self, round_index: int, purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(derived_seed(self.seed, round_index, purpose))
+
+
+def _without(indices_N: Tensor, left_out: Sequence[int]) -> Tensor:
+    """Return ids without some, in their order."""
+    if len(left_out) == 0:
+        return indices_N
+    return indices_N[~torch.isin(indices_N, torch.tensor(list(left_out), dtype=indices_N.dtype))]

@@ -46,6 +46,13 @@ HEADER: Mapping[str, Setting] = {
     "seed": Setting(int | None),
     "fit_seed": Setting(int | None),
     "screening": Setting(Rule | None, compared="method"),
+    "oracle": Setting(Rule | None, "free"),
+    "asks_people": Setting(bool | None),
+    "classes": Setting(list[str] | None, "free"),
+    "renamed": Setting(dict[str, str] | None, "free"),
+    "holdout_share": Setting(float | None, compared="method"),
+    "reserved": Setting(list[int] | None, "first"),
+    "fingerprint": Setting(list[str] | None, "first"),
     "max_labelled": Setting(int | None, "free"),
     "max_rounds": Setting(int | None, "free"),
     "monitor": Setting(str | None, "free"),
@@ -60,6 +67,7 @@ HEADER: Mapping[str, Setting] = {
     "excluded": Setting(list[int], "first"),
     "hyper_parameters": Setting(dict[str, str], "first"),
     "first_weights": Setting(str | None),
+    "later_weights": Setting(dict[str, str] | None),
     "versions": Setting(dict[str, str], "free"),
 }
 """Every entry of a header, in the order in which it is written."""

@@ -39,6 +39,11 @@ class Recorded:
         """Count the points in the pool."""
         return self.num_points - len(self.state_of)
 
+    def apply(self, changes: Iterable[Change]) -> "Recorded":
+        """Apply further changes, and return this state."""
+        self._change(changes)
+        return self
+
     def _check_id(self, index: int) -> None:
         if not 0 <= index < self.num_points:
             raise ValueError(f"id {index} is out of range, the dataset has {self.num_points} points")
@@ -135,6 +140,18 @@ def _advance(found: Recorded, record: Round) -> None:
         found._end(record)
     except ValueError as error:
         raise ValueError(f"round {record.round}: {error}") from error
+
+
+def before_batch(header: Mapping[str, Any], rounds: Sequence[Round]) -> Recorded:
+    """Return the label state after the last of these rounds, but for the batch that it chose.
+
+    Example:
+        >>> header = {"num_points": 4, "initial": [3], "initial_targets": [0]}
+        >>> last = Round(0, 1, 3, acquired=[1], targets=[2], scores=[0.5], changed_after=[[0, -2, None]])
+        >>> before_batch(header, [last]).state_of
+        {3: 0, 0: -2}
+    """
+    return recorded(header, [*rounds[:-1], *(replace(last, acquired=[], targets=None) for last in rounds[-1:])])
 
 
 def trained_on(header: Mapping[str, Any], rounds: Sequence[Round]) -> Recorded:

@@ -26,6 +26,7 @@ class Round:
     Args:
         round: 0 for the fit on the initial labels.
         num_labelled: Labels when its batch was chosen: those that it trained on, unless some changed during the fit.
+            Those of the holdout are not among them.
         num_pool: Points of the pool when its batch was chosen.
         acquired: Ids chosen at its end, best first; they are labelled from the next round on.
         scores: The acquisition's score of each acquired point when it was chosen.
@@ -52,8 +53,10 @@ class Round:
             sampler of the user's own. All other points are counted once.
         answers: With people, the answers that the round has taken up, those to points of earlier rounds included.
         num_points: Points of the dataset, where some were appended since the run began.
-        held_out: Points of the holdout that the round has asked for.
-        holdout: Numbers of the accuracy on the holdout: points, right ones, accuracy, bounds of its interval.
+        asked_held_out: Points of the holdout that the round has asked for.
+        num_held_out: Labels of the holdout when its batch was chosen.
+        holdout: Accuracy on the holdout, with the labels that the round has taken up: points, right ones, share, and
+            the bounds of its interval.
     """
 
     round: int
@@ -79,7 +82,8 @@ class Round:
     repeated_points: dict[str, int] = field(default_factory=dict)
     answers: list[AnswerRow] = field(default_factory=list)
     num_points: int | None = None
-    held_out: list[int] = field(default_factory=list)
+    asked_held_out: list[int] = field(default_factory=list)
+    num_held_out: int = 0
     holdout: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -95,6 +99,16 @@ class Round:
         """
         joint, mean_bald = (self.information.get(name, 0.0) for name in ("joint_mi", "mean_bald_picked"))
         return len(self.acquired) * mean_bald / joint if joint > 0 and mean_bald > 0 else None
+
+    @property
+    def num_paid(self) -> int:
+        """Count the labels when the batch was chosen, those of the holdout included."""
+        return self.num_labelled + self.num_held_out
+
+    @property
+    def asked(self) -> list[int]:
+        """Return the points that the round has asked for, those of the holdout last."""
+        return [*self.acquired, *self.asked_held_out]
 
     @property
     def classes_acquired(self) -> list[int]:

@@ -17,8 +17,10 @@ from al_lightning._lightning import (
 from al_lightning.acquisition import Acquisition, Screening
 from al_lightning.data import wrapped_datamodule
 from al_lightning.distributed import Ranks
+from al_lightning.labelling import DatasetLabels, Oracle
 from al_lightning.posterior import MCDropout, Posterior
 from al_lightning.records.round import Round
+from al_lightning.rounds.asking import known_answers
 from al_lightning.rounds.batch_norm import BatchNormWatch, Coming, watch_batch_norm
 from al_lightning.rounds.checkpoints import (
     LabelsDue,
@@ -31,10 +33,10 @@ from al_lightning.rounds.checkpoints import (
 )
 from al_lightning.rounds.limits import Limits
 from al_lightning.rounds.metrics import Metrics
-from al_lightning.rounds.round_end import conclude_round, propose_round
+from al_lightning.rounds.round_end import choose_batch, conclude_round, propose_round
 from al_lightning.rounds.run import Run
 from al_lightning.rounds.settings import Settings
-from al_lightning.rounds.start import fit_of, is_driven, open_run
+from al_lightning.rounds.start import Fit, fit_of, is_driven, open_run
 from al_lightning.tracking import open_loggers
 
 
@@ -85,6 +87,12 @@ class ActiveLearning(Callback):
         seed: Of posterior samples and the acquisition's draws. By default that of `active_fit`, else 0.
         bars: Keep the progress bars that the Trainer makes by itself; by default `active_fit` shows one live line in
             their place. A bar that you give the Trainer of another class stays.
+        oracle: Gives the labels: by default the dataset. `AskPeople()` asks people, through files in the run folder;
+            the run ends while it waits, and the same command resumes it. Needs `folder` and `active_fit`.
+        holdout_share: Share of the labels that measures the accuracy and is never trained on, for those who have no
+            test set: that part of `max_labelled` is drawn at random before anything else. The records then have the
+            accuracy of the mean prediction with its 95 % interval; `monitor="holdout_acc"` compares `target` with its
+            lower bound.
 
     Attributes:
         settings: The arguments above.
@@ -111,6 +119,8 @@ class ActiveLearning(Callback):
         folder: str | Path | None = None,
         seed: int | None = None,
         bars: bool = False,
+        oracle: Oracle | None = None,
+        holdout_share: float | None = None,
     ) -> None:
         posterior = MCDropout() if posterior is None else posterior
         self.settings = Settings(
@@ -127,6 +137,8 @@ class ActiveLearning(Callback):
             folder=None if folder is None else Path(folder),
             seed=seed,
             bars=bars,
+            oracle=DatasetLabels() if oracle is None else oracle,
+            holdout_share=holdout_share,
         )
         self.run = Run(self.settings)
         self._fit_started, self._steps_before = 0.0, 0
@@ -136,6 +148,7 @@ class ActiveLearning(Callback):
         self._batch_norm: BatchNormWatch | None = None
         self._is_first_batch = False
         self._has_proposed = False
+        self._is_idle = False
         self._max_epochs: list[int | None] = []  # of the Trainer, while an ended run keeps it from training
 
     @property
@@ -147,6 +160,11 @@ class ActiveLearning(Callback):
     def stopped(self) -> str | None:
         """Return why the rounds have ended, or None."""
         return self.run.stopped
+
+    @property
+    def waiting_for(self) -> list[int]:
+        """The points whose answers the run waits for; none if it does not wait for people."""
+        return [] if self.run.waiting is None else list(self.run.waiting.missing)
 
     @property
     def posterior(self) -> Posterior:
@@ -166,6 +184,26 @@ class ActiveLearning(Callback):
         run, settings, fit = self.run, self.settings, fit_of(trainer)
         self._metrics_before = {}
         self._has_proposed = False
+        self._check_driver(trainer, fit)
+        open_run(trainer, pl_module, run)
+        run.begin_fit(fit.member)
+        labels = wrapped_datamodule(trainer.datamodule).labels  # type: ignore[attr-defined]
+        self._is_idle = run.ended_before or run.draft is not None or labels.num_labelled == 0
+        if self._is_idle:  # there is nothing to train
+            self._max_epochs = [trainer.max_epochs]
+            trainer.fit_loop.max_epochs = 0
+        if run.ended_before:
+            return
+        if not run.rounds:
+            counts = {"num_labelled": labels.num_labelled + labels.num_held_out, "num_pool": labels.num_pool}
+            settings.limits.check_start(settings.query_size, **counts)
+        self._labels_due = labels_due(labels, round_index=len(run.rounds))  # before Lightning loads a checkpoint's
+        if settings.weights == "best":
+            best_checkpoint(trainer)
+
+    def _check_driver(self, trainer: Trainer, fit: Fit) -> None:
+        """Refuse a plain fit where a round takes more, and where it would add to rounds of `active_fit`."""
+        run, settings = self.run, self.settings
         if settings.posterior.members is not None and fit.member is None:
             raise RuntimeError(
                 f"`posterior` is {settings.posterior!r}, whose members take a fit each, and `trainer.fit` is one. Call "
@@ -177,19 +215,11 @@ class ActiveLearning(Callback):
                 "`trainer.fit` cannot add one to them. To resume them start the same command again, with "
                 "`ActiveLearning(folder=...)`; for another fit give the Trainer a new callback, or none."
             )
-        open_run(trainer, pl_module, run)
-        if run.ended_before:  # by an earlier process: there is nothing to train
-            self._max_epochs = [trainer.max_epochs]
-            trainer.fit_loop.max_epochs = 0
-            return
-        run.begin_fit(fit.member)
-        labels = wrapped_datamodule(trainer.datamodule).labels  # type: ignore[attr-defined]
-        if not run.rounds:
-            counts = {"num_labelled": labels.num_labelled, "num_pool": labels.num_pool}
-            settings.limits.check_start(settings.query_size, **counts)
-        self._labels_due = labels_due(labels, round_index=len(run.rounds))  # before Lightning loads a checkpoint's
-        if settings.weights == "best":
-            best_checkpoint(trainer)
+        if settings.oracle.asks_people and not is_driven(trainer):
+            raise RuntimeError(
+                f"`oracle` is {settings.oracle!r}, which is asked between fits, and `trainer.fit` is one fit. Call "
+                "`active_fit(trainer, model, datamodule)`."
+            )
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Keep the metrics so far: a fit that resumes at its end measures none."""
@@ -241,24 +271,32 @@ class ActiveLearning(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Acquire here and not in `on_train_end`, which a fit resumed from its last checkpoint never reaches."""
-        run = self.run
-        if run.ended_before:
+        run, datamodule = self.run, wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
+        if run.ended_before or (run.draft is not None and not run.draft.needs_batch):
             return
+        if run.draft is not None:
+            self._warn_once(choose_batch(trainer, pl_module, datamodule, run, run.draft))
+            return
+        if not self._is_idle and not self._keep_fit(trainer, pl_module):
+            return
+        self._warn_once(propose_round(trainer, pl_module, datamodule, run))
+        self._has_proposed = True
+        if run.fit_seed is None and run.draft is not None:  # `active_fit` tests and asks first
+            conclude_round(trainer, datamodule, run, run.draft, known_answers(datamodule, run, run.draft))
+
+    def _keep_fit(self, trainer: Trainer, module: LightningModule) -> bool:
+        """Keep what the fit has made; return whether it was the last of its round."""
+        run = self.run
         check_stepped(trainer, self._steps_before)
         metrics = fit_metrics(trainer, before=self._metrics_before)
         if self.settings.weights == "best":
-            metrics |= load_best(trainer, pl_module)
+            metrics |= load_best(trainer, module)
         run.keep_fit(metrics, time.perf_counter() - self._fit_started)
         members, member = self.settings.posterior.members, self.member
-        if members is not None and member is not None:
-            run.keep_member(Ranks(trainer), pl_module, member)
-            if member < members.num - 1:
-                return
-        datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
-        self._warn_once(propose_round(trainer, pl_module, datamodule, run))
-        self._has_proposed = True
-        if run.fit_seed is None and run.draft is not None:  # `active_fit` tests first
-            conclude_round(trainer, datamodule, run, run.draft)
+        if members is None or member is None:
+            return True
+        run.keep_member(Ranks(trainer), module, member)
+        return member == members.num - 1
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """After a plain fit, let other objects and processes resume the run; `active_fit` releases it by itself.

@@ -54,6 +54,12 @@ class Live(Callback):
         """Count a new round."""
         self._round = round_index
 
+    def wait(self, record: Round) -> None:
+        """Show that people are asked."""
+        self._num_labelled = record.num_labelled
+        if self._is_shown:
+            self.clear()
+
     def clear(self) -> None:
         """Leave the line to others."""
         if self._is_shown:

@@ -20,16 +20,19 @@ from al_lightning._lightning import (
     spawns,
 )
 from al_lightning.data import ActiveLearningDataModule, wrapped_datamodule
+from al_lightning.distributed import Ranks
 from al_lightning.records.round import Round
+from al_lightning.rounds.asking import Closed, check_people, closed, wait_for_answers
 from al_lightning.rounds.callback import active_learning_callback
-from al_lightning.rounds.checkpoints import keeps_last, prefix_checkpoints, read_checkpoints_as_before
+from al_lightning.rounds.checkpoints import keeps_last, labels_due, prefix_checkpoints, read_checkpoints_as_before
 from al_lightning.rounds.console import Live, no_summary, quiet, round_line, table
+from al_lightning.rounds.draft import Draft
 from al_lightning.rounds.ending import Ending
 from al_lightning.rounds.fresh_start import FreshStart
 from al_lightning.rounds.metrics import Metrics
 from al_lightning.rounds.rewind import Rewind
-from al_lightning.rounds.round_end import conclude_round
-from al_lightning.rounds.run import Draft, Run
+from al_lightning.rounds.round_end import finish_round, with_tests
+from al_lightning.rounds.run import Run
 from al_lightning.rounds.start import Fit, Start
 
 SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
@@ -42,6 +45,7 @@ def active_fit(
     *,
     seed: int | None = None,
     ckpt_path: str | Path | None = None,
+    finish: bool = False,
 ) -> list[Round]:
     """Repeat `trainer.fit` until a limit of the Trainer's `ActiveLearning` callback is reached; return the records.
 
@@ -58,6 +62,9 @@ def active_fit(
     With a `DeepEnsemble` all this holds for every member: a round is one fit and one test of each, its metrics are
     their means, and the model ends as the last of them.
 
+    With `ActiveLearning(oracle=AskPeople())` it returns while people have not answered yet: with the finished rounds,
+    and the points that it waits for in `callback.waiting_for`. The same call resumes once the answers are there.
+
     SIGTERM ends the process, all its ranks included, with status 143 and a line that says how the run resumes.
 
     Args:
@@ -70,6 +77,7 @@ def active_fit(
         ckpt_path: A checkpoint that Lightning wrote inside the round that is due, for the first fit; or "last" for the
             last one, if there is any in the folder of a `ModelCheckpoint(dirpath=..., save_last=True)`. All processes
             must see it, and with "last" the run's folder. Not for an ensemble, of whose members it holds one.
+        finish: Close the batch that people are asked for with the answers that are there.
     """
     check_flavour("trainer", trainer, Trainer)
     check_flavour("model", model, LightningModule)
@@ -77,12 +85,18 @@ def active_fit(
     wrapped_datamodule(datamodule)
     _refuse_used(trainer, run, datamodule)
     _refuse_checkpoint_of_member(ckpt_path, run)
+    check_people(run.settings, datamodule, is_dev=bool(trainer.fast_dev_run))  # type: ignore[attr-defined]
+    if run.settings.num_reserved:
+        datamodule.reserve(run.settings.num_reserved)
     run.take_seed(_global_seed() if seed is None else seed)
     if spawns(trainer):
         _prepare_to_spawn(trainer, run)
     with quiet(trainer, bars=run.settings.bars):
-        _run(trainer, model, datamodule, run, ckpt_path=ckpt_path)
-    rank_zero_info(table(run.rounds))
+        _run(trainer, model, datamodule, run, ckpt_path=ckpt_path, finish=finish)
+    if run.rounds:
+        rank_zero_info(table(run.rounds))
+    if run.waiting is not None:
+        rank_zero_info(str(run.waiting))
     return run.rounds
 
 
@@ -109,23 +123,53 @@ class _Rounds:
     start: Start
     live: Live
     rewind: Rewind
+    finish: bool
 
-    def one(self, ckpt_path: str | Path | None) -> None:
-        """Run one round: fit and propose, test, commit, label and log."""
-        run, members, tests = self.run, self.run.settings.posterior.members, []
-        is_tested = is_overridden("test_dataloader", self.datamodule) and is_overridden("test_step", self.model)
-        for member in [None] if members is None else range(members.num):
-            self._fit(Fit(member, ckpt_path))  # proposes the round in its `on_fit_end`
-            if run.ended_before:
-                rank_zero_info(f"The run in {run.folder} ended before: {run.stopped}.")
-                return
-            if is_tested:
-                tests.append(self._test())
-        conclude_round(self.trainer, self.datamodule, run, self._draft(), tests=tests)
+    def one(self, ckpt_path: str | Path | None) -> bool:
+        """Run one round: fit and propose, test, ask, commit, label and log; return whether another one follows."""
+        run = self.run
+        self._fits(ckpt_path)
+        if run.ended_before:
+            rank_zero_info(f"The run in {run.folder} ended before: {run.stopped}.")
+            return False
+        while (batch := self._asked(self._draft())) is not None:
+            if batch.changes_training or not batch.draft.record.asked:
+                break
+            run.drop_batch(self.datamodule, batch.draft)  # without a label there is nothing to fit
+            self._fit(Fit())
+        if batch is None:
+            return False
+        finish_round(self.trainer, self.datamodule, run, batch.draft)
         if spawns(self.trainer):
             run.close()  # the next process opens it
         self.live.clear()
         rank_zero_info(round_line(run.rounds[-1], budget=run.settings.limits.max_labelled))
+        return run.stopped is None
+
+    def _fits(self, ckpt_path: str | Path | None) -> None:
+        """Fit and test the model, or each member; the last fit proposes the round in its `on_fit_end`."""
+        run, members, tests = self.run, self.run.settings.posterior.members, []
+        is_tested = is_overridden("test_dataloader", self.datamodule) and is_overridden("test_step", self.model)
+        for member in [None] if members is None else range(members.num):
+            self._fit(Fit(member, ckpt_path))
+            if run.ended_before:
+                return
+            if run.draft is not None and (run.draft.is_tested or run.draft.record.num_labelled == 0):
+                break  # nothing was trained
+            if is_tested:
+                tests.append(self._test())
+        with_tests(self.trainer, run, tests)
+
+    def _asked(self, draft: Draft) -> Closed | None:
+        """Ask for the batch of a draft, and return it with its answers; None if they are not there yet."""
+        trainer, datamodule, run = self.trainer, self.datamodule, self.run
+        Ranks(trainer).same("who is labelled", labels_due(datamodule.labels, round_index=draft.record.round))
+        self.live.wait(draft.record)
+        answers = wait_for_answers(trainer, datamodule, run, draft, is_finished=self.finish)
+        if not answers.is_closed:
+            self.live.clear()
+            return None
+        return closed(datamodule, run, self._draft(), answers)
 
     def _fit(self, fit: Fit) -> None:
         is_first = self.trainer.state.fn is None
@@ -166,6 +210,7 @@ def _run(
     run: Run,
     *,
     ckpt_path: str | Path | None,
+    finish: bool,
 ) -> None:
     """Run the rounds, and leave the Trainer with the user's own callbacks."""
     fresh = FreshStart(trainer, model, datamodule, lasting=[run])
@@ -174,12 +219,12 @@ def _run(
     keep = [active_learning_callback(trainer), *own]
     keep_weights = run.settings.warm_start and run.settings.posterior.members is None
     rewind = Rewind(trainer, model, datamodule, fresh=fresh, keep=keep, keep_weights=keep_weights)
-    rounds = _Rounds(trainer, model, datamodule, run, start, live, rewind)
+    rounds = _Rounds(trainer, model, datamodule, run, start, live, rewind, finish)
     try:
         with ending.listening(trainer), isolate_rng(), _seed_variables_kept():
-            rounds.one(_checkpoint_due(trainer, run, ckpt_path))
-            while run.stopped is None:
-                rounds.one(None)
+            goes_on = rounds.one(_checkpoint_due(trainer, run, ckpt_path))
+            while goes_on:
+                goes_on = rounds.one(None)
     finally:
         live.clear()
         run.end_call()

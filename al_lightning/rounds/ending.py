@@ -19,6 +19,7 @@ import torch.distributed
 from al_lightning._lightning import Callback, LightningModule, SIGTERMException, Trainer
 
 TERMINATED = 128 + signal.SIGTERM  # a shell's status of a process that SIGTERM has ended
+WAITING = 75  # EX_TEMPFAIL: the command ends, to be started again once people have answered
 RANKS_END_WITHIN_S = 20  # schedulers send SIGKILL after 30
 RANK_ZERO = "AL_LIGHTNING_RANK_ZERO"  # the process whose launcher starts the other ranks
 RANK_ZERO_LOOKED_FOR_EVERY_S = 0.5

@@ -22,6 +22,8 @@ SETTINGS_RECORDED = (
     "weights",
     "warm_start",
     "screening",
+    "oracle",
+    "holdout_share",
 )
 
 
@@ -45,6 +47,9 @@ def described(
     labels = datamodule.labels
     initial = labels.initial_indices.tolist() if before is None else before["initial"]
     excluded = labels.excluded_indices.tolist() if before is None else before["excluded"]
+    reserved = labels.reserved_indices.tolist() or None if before is None else before.get("reserved")
+    is_first = before is None and settings.oracle.asks_people
+    fingerprint = datamodule.fingerprint() if is_first else (before or {}).get("fingerprint")
     drawn = datamodule.initial_draw if before is None else before.get("initial_draw")
     header = {
         **{name: as_data(getattr(settings, name), argument=name) for name in SETTINGS_RECORDED},
@@ -56,6 +61,11 @@ def described(
         "initial_draw": drawn,
         "initial_targets": datamodule.targets_of(initial),
         "excluded": excluded,
+        "asks_people": settings.oracle.asks_people or None,
+        "classes": datamodule.classes,
+        "renamed": dict(datamodule.renamed) or None,
+        "reserved": reserved,
+        "fingerprint": fingerprint,
         "hyper_parameters": {
             **_hyper_parameters("model", module.hparams),
             **_hyper_parameters("datamodule", datamodule.inner.hparams),

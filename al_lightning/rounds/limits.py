@@ -6,6 +6,12 @@ from typing import Literal
 
 import numpy as np
 
+from al_lightning.records.intervals import LEVEL, lower_bound
+from al_lightning.records.round import Round
+
+HOLDOUT_ACC = "holdout_acc"
+"""Name of the accuracy on the holdout, whose lower bound a target is compared with."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -45,6 +51,23 @@ class Limits:
         if self.mode not in {"max", "min"}:
             raise ValueError(f"`mode` is {self.mode!r}, but must be 'max' or 'min'.")
 
+    def check_holdout(self, share: float | None) -> None:
+        """Refuse a share of the label budget that cannot be held out, and a monitor that there is none of."""
+        if share is None:
+            if self.monitor == HOLDOUT_ACC:
+                raise ValueError(
+                    f"`monitor` is {HOLDOUT_ACC!r}, but nothing is held out. Say which share of the labels is to "
+                    "measure the accuracy: `holdout_share=0.2`."
+                )
+            return
+        if not 0 < share < 1:
+            raise ValueError(f"`holdout_share` is {share}, but must lie between 0 and 1; None holds nothing out.")
+        if self.max_labelled is None:
+            raise ValueError(
+                f"`holdout_share` is {share}, the share of all labels that measures the accuracy, but `max_labelled` "
+                "is None. Say how many labels there are to be: `max_labelled=500`."
+            )
+
     def check_start(self, query_size: int, *, num_labelled: int, num_pool: int) -> None:
         """Refuse limits that the first round already exceeds."""
         if query_size > num_pool:
@@ -59,21 +82,50 @@ class Limits:
             )
 
     def reason(
-        self, *, num_labelled: int, num_pool: int, num_fits: int, metrics: Mapping[str, float | None]
+        self, *, num_labelled: int, num_pool: int, num_fits: int, metrics: Mapping[str, float | None] | None
     ) -> str | None:
-        """Return why no round follows a fit on `num_labelled` points, or None."""
+        """Return why no round follows a fit on `num_labelled` points, or None; `metrics` is None without a fit."""
         if self.max_labelled is not None and num_labelled >= self.max_labelled:
             return f"max_labelled={self.max_labelled} reached"
         if num_pool == 0:
             return "the pool is empty"
         if self.max_rounds is not None and num_fits >= self.max_rounds:
             return f"max_rounds={self.max_rounds} reached"
-        if self._reached(metrics):
+        if metrics is not None and self._reached(metrics):
             return f"{self.monitor} reached {self.target}"
         return None
 
+    def reason_after(self, record: Round) -> str | None:
+        """Return why no round follows a recorded one, or None."""
+        found = self.reason(
+            num_labelled=record.num_paid,
+            num_pool=record.num_pool,
+            num_fits=record.round + 1,
+            metrics=record.metrics if record.metrics else None,
+        )
+        return found or self.reason_by_holdout(record)
+
+    def reason_by_holdout(self, record: Round) -> str | None:
+        """Return why the accuracy on the holdout ends the rounds, or None.
+
+        With k of n points right after round r (from 1 on), the rounds end if the lower bound of Clopper and Pearson at
+        the level a / (r (r + 1)), a = 5 %, reaches the target. These levels add up to at most a, so that a run ends
+        below the target in at most 5 % of all runs, however many rounds it looks at.
+        """
+        if self.monitor != HOLDOUT_ACC or self.target is None or not record.holdout:
+            return None
+        number = record.round + 1
+        num_right, num_points = int(record.holdout["num_right"]), int(record.holdout["num"])
+        low = lower_bound(num_right, num_points, level=LEVEL / (number * (number + 1)))
+        if low < self.target:
+            return None
+        return (
+            f"{HOLDOUT_ACC} reached {self.target}: {num_right} of {num_points} points of the holdout are right, so it "
+            f"is at least {low:.4f}"
+        )
+
     def _reached(self, metrics: Mapping[str, float | None]) -> bool:
-        if self.monitor is None or self.target is None:
+        if self.monitor in {None, HOLDOUT_ACC} or self.target is None:
             return False
         if self.monitor not in metrics:
             raise ValueError(

@@ -3,12 +3,14 @@
 * `first_weights.pt`: the weights that every round starts from; another process initialises others.
 * `warm_weights-NNN.pt`: with `warm_start`, the weights at the end of round NNN; of the last three rounds, because two
   of them may be run again (see `still_finished`).
+* `asked_weights.pt`: with people, the weights with which the batch was chosen that they are asked for.
 * `last_weights.pt`: of an ended run, the model of its last round, or each member; the same command loads them again.
 * `.lock`: held by the process that writes; the system frees it when that process ends, however it ends.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from al_lightning.records.round import Round
 from al_lightning.records.weights import States
 from al_lightning.rounds.limits import Limits
 
-FIRST_WEIGHTS, LAST_WEIGHTS = "first_weights.pt", "last_weights.pt"
+FIRST_WEIGHTS, LAST_WEIGHTS, ASKED_WEIGHTS = "first_weights.pt", "last_weights.pt", "asked_weights.pt"
 
 
 def locked(folder: Path) -> FileLock:
@@ -131,12 +133,29 @@ def still_finished(rounds: Sequence[Round], limits: Limits, *, query_size: int) 
     """
 
     def stands(record: Round) -> bool:
-        sizes = {"num_labelled": record.num_labelled, "num_pool": record.num_pool}
         if record.stopped is None:
+            sizes = {"num_labelled": record.num_paid, "num_pool": record.num_pool}
             return len(record.acquired) >= limits.batch_size(query_size, **sizes)
-        return limits.reason(**sizes, num_fits=record.round + 1, metrics=record.metrics) is not None
+        return limits.reason_after(record) is not None
 
     return list(takewhile(stands, rounds))
+
+
+def still_paid(rounds: Sequence[Round], limits: Limits) -> list[Round]:
+    """Return the rounds on disk after which a run with people resumes: none that holds a label is withdrawn.
+
+    The last is run again where it ended without a batch, for a limit that has been raised since. One that ended with
+    labels is followed by further rounds then.
+
+    Example:
+        >>> ended = Round(round=0, num_labelled=4, num_pool=6, stopped="max_rounds=1 reached")
+        >>> [len(still_paid([ended], Limits(max_rounds=most))) for most in (1, 2)]
+        [1, 0]
+    """
+    if not rounds or rounds[-1].stopped is None or limits.reason_after(rounds[-1]) is not None:
+        return list(rounds)
+    last = rounds[-1]
+    return [*rounds[:-1], *([replace(last, stopped=None)] if last.asked or last.answers else [])]
 
 
 @contextmanager

@@ -4,16 +4,20 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 
 from al_lightning._lightning import LightningModule, Trainer, logged_steps
-from al_lightning.data import ActiveLearningDataModule, Labels
+from al_lightning.data import HELD_OUT, ActiveLearningDataModule, Labels
 from al_lightning.distributed import Ranks
+from al_lightning.labelling import Answers
 from al_lightning.pool.select import Selection
+from al_lightning.records.intervals import interval
 from al_lightning.records.journal import finite_or_none
-from al_lightning.records.replay import recorded
+from al_lightning.records.replay import Recorded, recorded
 from al_lightning.records.round import Round
+from al_lightning.rounds.asking import closed
 from al_lightning.rounds.checkpoints import labels_due
+from al_lightning.rounds.draft import Draft
 from al_lightning.rounds.limits import Limits
 from al_lightning.rounds.metrics import Metrics, mean_metrics, repeated_points, with_test
-from al_lightning.rounds.run import Draft, Run
+from al_lightning.rounds.run import Run
 from al_lightning.tracking import keep_images, log_last_round
 
 FAST_DEV_ROUNDS = 2  # enough to see a fit, an acquisition, and a fit on what was acquired
@@ -26,77 +30,171 @@ def propose_round(
     labels, ranks = datamodule.labels, Ranks(trainer)
     ranks.same("who is labelled", labels_due(labels, round_index=len(run.rounds)))
     known = recorded(run.header, run.rounds)
+    is_fitted = len(run.fits) > 0
     metrics = ranks.first(mean_metrics([metrics for metrics, _ in run.fits]))
-    limits = run.settings.limits
     record = Round(
         round=len(run.rounds),
         num_labelled=labels.num_labelled,
         num_pool=labels.num_pool,
+        num_held_out=labels.num_held_out,
+        num_points=len(labels) if len(labels) != known.num_points else None,
         metrics=metrics,
-        seconds={"fit": sum(seconds for _, seconds in run.fits)},
-        stopped=_reason_to_stop(trainer, limits, labels, num_fits=len(run.rounds) + 1, metrics=metrics),
+        seconds={"fit": sum(seconds for _, seconds in run.fits)} if is_fitted else {},
+        stopped=_reason_to_stop(
+            trainer, run.settings.limits, labels, num_fits=len(run.rounds) + 1, metrics=metrics if is_fitted else None
+        ),
         logged_steps=logged_steps(trainer),
         changed=datamodule.changes_since(known.state_of),
         corrections=datamodule.corrections_since(known.target_of),
-        repeated_points=repeated_points(ranks, val=(trainer.val_dataloaders, trainer.num_val_batches)),
+        repeated_points=repeated_points(ranks, val=(trainer.val_dataloaders, trainer.num_val_batches))
+        if is_fitted
+        else {},
     )
-    warnings = {}
+    return choose_batch(trainer, module, datamodule, run, Draft(record, None))
+
+
+def choose_batch(
+    trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule, run: Run, draft: Draft
+) -> dict[str, str]:
+    """Choose the batch of a draft, and keep it; return what to warn of.
+
+    A model without a label to train on does not choose: points are drawn at random then.
+    """
+    record, labels, limits = draft.record, datamodule.labels, run.settings.limits
+    is_fitted, warnings = record.num_labelled > 0, dict[str, str]()
+    chooser = run.chooser(is_fitted=is_fitted)
+    if record.stopped is None and labels.num_pool == 0:
+        record = replace(record, stopped="the pool is empty")
     if record.stopped is None:
-        counts = {"num_labelled": labels.num_labelled, "num_pool": labels.num_pool}
-        selection = run.chooser().select(
+        num_paid = labels.num_labelled + labels.num_held_out
+        held_out = _next_held_out(run, labels, query_size=run.settings.query_size)
+        num_left = limits.batch_size(
+            run.settings.query_size, num_labelled=num_paid + len(held_out), num_pool=labels.num_pool
+        )
+        selection = chooser.select(
             trainer,
             module,
             datamodule,
             round_index=record.round,
-            batch_size=limits.batch_size(run.settings.query_size, **counts),
+            batch_size=num_left,
+            left_out=_skipped(run, draft, labels),
         )
         record, warnings = with_selection(record, selection), selection.warnings
-    keep_images(trainer, run.folder, datamodule, record.acquired)
-    run.propose(record, module)
+        draft = replace(draft, record=replace(record, asked_held_out=held_out), probs=selection.probs)
+    else:
+        draft = replace(draft, record=record)
+    measured = [*labels.held_out_indices.tolist(), *draft.record.asked_held_out]
+    if is_fitted and measured:
+        predicted = chooser.predicted_classes(trainer, module, datamodule, measured, round_index=record.round)
+        draft = replace(draft, held_out_predicted=dict(zip(measured, predicted, strict=True)))
+    keep_images(trainer, run.folder, datamodule, draft.record.acquired)
+    run.propose(draft, module)
     return warnings
 
 
-def _reason_to_stop(trainer: Trainer, limits: Limits, labels: Labels, *, num_fits: int, metrics: Metrics) -> str | None:
-    """Return why no round follows the fit that has just ended, or None."""
+def _skipped(run: Run, draft: Draft, labels: Labels) -> list[int]:
+    """Return the points that everyone has skipped in the batch before; none if the pool holds no others.
+
+    Without this the same model would ask for the same points for ever.
+    """
+    rows = [*(run.rounds[-1].answers if run.rounds else []), *draft.record.answers]
+    pool = set(labels.pool_indices.tolist())
+    skipped = sorted({int(str(row["id"])) for row in rows if row["kind"] == "skip"} & pool)
+    return skipped if len(skipped) < len(pool) else []
+
+
+def _next_held_out(run: Run, labels: Labels, *, query_size: int) -> list[int]:
+    """Return the points of the holdout to ask for, so that they are `holdout_share` of all labels after the batch.
+
+    They come in the order in which they were drawn.
+    """
+    share, limits = run.settings.holdout_share, run.settings.limits
+    if share is None or limits.max_labelled is None:
+        return []
+    reserved = set(labels.reserved_indices.tolist())
+    due = [index for index in run.header.get("reserved") or [] if index in reserved]
+    num_paid = labels.num_labelled + labels.num_held_out
+    most = max(0, limits.max_labelled - num_paid - 1)  # the batch has at least one other point
+    number = next(
+        n
+        for n in range(len(due) + 1)
+        if n >= min(len(due), most) or labels.num_held_out + n >= share * (num_paid + query_size + n)
+    )
+    return due[:number]
+
+
+def _reason_to_stop(
+    trainer: Trainer, limits: Limits, labels: Labels, *, num_fits: int, metrics: Metrics | None
+) -> str | None:
+    """Return why no round follows the fit that has just ended, or None; `metrics` is None where there was no fit."""
     if trainer.fast_dev_run and num_fits >= FAST_DEV_ROUNDS:  # type: ignore[attr-defined]
         return f"fast_dev_run ends after {FAST_DEV_ROUNDS} rounds"
-    return limits.reason(num_labelled=labels.num_labelled, num_pool=labels.num_pool, num_fits=num_fits, metrics=metrics)
+    num_paid = labels.num_labelled + labels.num_held_out
+    return limits.reason(num_labelled=num_paid, num_pool=labels.num_pool, num_fits=num_fits, metrics=metrics)
 
 
 def with_selection(record: Round, selection: Selection) -> Round:
     """Add the selected points to the record of a round."""
-    found = {field.name: getattr(selection, field.name) for field in fields(selection) if field.name != "warnings"}
+    names = {field.name for field in fields(selection)} & {field.name for field in fields(Round)}
+    found = {name: getattr(selection, name) for name in names}
     return replace(record, **{**found, "seconds": {**record.seconds, **selection.seconds}})
 
 
 def conclude_round(
-    trainer: Trainer,
-    datamodule: ActiveLearningDataModule,
-    run: Run,
-    draft: Draft,
-    *,
-    tests: Sequence[tuple[Metrics, float]] = (),
+    trainer: Trainer, datamodule: ActiveLearningDataModule, run: Run, draft: Draft, answers: Answers
 ) -> None:
-    """Commit a round that has been proposed, label its batch and log it.
+    """Commit a round that has been proposed with the answers to its batch, label it and log the round."""
+    ranks = Ranks(trainer)
+    ranks.same("who is labelled", labels_due(datamodule.labels, round_index=draft.record.round))
+    finish_round(trainer, datamodule, run, closed(datamodule, run, draft, answers).draft)
+
+
+def finish_round(trainer: Trainer, datamodule: ActiveLearningDataModule, run: Run, draft: Draft) -> None:
+    """Commit a round whose answers are taken up, label its batch and log it."""
+    record, ranks = draft.record, Ranks(trainer)
+    if run.settings.oracle.asks_people:
+        record = _with_holdout(draft, recorded(run.header, [*run.rounds, record]), run.settings.limits)
+    run.commit(ranks, replace(draft, record=record))
+    if run.settings.oracle.asks_people:
+        now = recorded(run.header, run.rounds)
+        datamodule.restore(now.state_of, now.target_of, now.answers)
+    else:
+        moved = {index for index, *_ in record.changed_after}
+        datamodule.label([index for index in record.acquired if index not in moved], round=record.round + 1)
+    log_last_round(trainer, run.rounds, run.header, run.folder)
+
+
+def _with_holdout(draft: Draft, known: Recorded, limits: Limits) -> Round:
+    """Add the accuracy on the holdout to the record of a round, and end the run where it is high enough."""
+    predicted = draft.held_out_predicted
+    right = [
+        predicted[index] == known.target_of[index]
+        for index, state in known.state_of.items()
+        if state == HELD_OUT and index in predicted
+    ]
+    if not right:
+        return draft.record
+    low, high = interval(sum(right), len(right))
+    numbers = {"num": len(right), "num_right": sum(right), "acc": sum(right) / len(right), "low": low, "high": high}
+    record = replace(draft.record, holdout=numbers)
+    return replace(record, stopped=record.stopped or limits.reason_by_holdout(record))
+
+
+def with_tests(trainer: Trainer, run: Run, tests: Sequence[tuple[Metrics, float]]) -> None:
+    """Add the metrics of a round's tests to its draft.
 
     Args:
         trainer: The Trainer.
-        datamodule: Whose points are labelled.
         run: The run.
-        draft: The round.
         tests: Metrics and seconds of the test after each of its fits.
     """
-    ranks = Ranks(trainer)
-    ranks.same("who is labelled", labels_due(datamodule.labels, round_index=draft.record.round))
-    record = _with_tests(draft.record, tests)
+    if run.draft is None or run.draft.is_tested:
+        return
+    record = _with_tests(run.draft.record, tests)
     if tests:
-        repeated = repeated_points(ranks, test=(trainer.test_dataloaders, trainer.num_test_batches))
+        repeated = repeated_points(Ranks(trainer), test=(trainer.test_dataloaders, trainer.num_test_batches))
         record = replace(record, repeated_points={**record.repeated_points, **repeated})
-    changes = run.changes_since_choice(datamodule)
-    run.commit(ranks, replace(draft, record=replace(record, changed_after=changes)))
-    moved = {index for index, *_ in changes}
-    datamodule.label([index for index in record.acquired if index not in moved], round=record.round + 1)
-    log_last_round(trainer, run.rounds, run.header, run.folder)
+    run.keep_draft(replace(run.draft, record=record, is_tested=True))
 
 
 def _with_tests(record: Round, tests: Sequence[tuple[Metrics, float]]) -> Round:

@@ -1,7 +1,7 @@
 """State of a run: known to every rank, kept on disk by rank 0, found again by the next process."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,20 @@ from torch import nn
 from al_lightning._lightning import LightningModule, Trainer, set_logged_steps
 from al_lightning.data import EXCLUDED, IN_POOL, ActiveLearningDataModule
 from al_lightning.distributed import Ranks
+from al_lightning.labelling import Query
+from al_lightning.labelling.asked import ASKED, read_asked
 from al_lightning.pool.select import Chooser
 from al_lightning.posterior import Posterior, state_of
 from al_lightning.records.files import load_plain, replacing
 from al_lightning.records.journal import Journal, read_journal, run_folder
-from al_lightning.records.replay import Recorded, recorded, trained_on
+from al_lightning.records.replay import Recorded, before_batch, recorded, trained_on
 from al_lightning.records.round import Change, Round
 from al_lightning.records.weights import States, digest_of, read_states
+from al_lightning.rounds.draft import Draft, Waiting
 from al_lightning.rounds.header import described
 from al_lightning.rounds.metrics import Metrics
 from al_lightning.rounds.resuming import (
+    ASKED_WEIGHTS,
     FIRST_WEIGHTS,
     LAST_WEIGHTS,
     locked,
@@ -29,27 +33,16 @@ from al_lightning.rounds.resuming import (
     save_last_states,
     save_states,
     still_finished,
+    still_paid,
     writing_into,
 )
 from al_lightning.rounds.settings import Settings
 
 DRAFT = ".draft.pt"
+ASK_ANEW = f"delete {ASKED}: the round is then fitted anew and asks for the same points, whose answers are kept"
 START_AGAIN = "start again in another folder with `ActiveLearning(folder=...)`: the run cannot resume as it began"
 BEGIN_ANEW = "delete it: the model then has the weights that the run began with"
 NUM_WARM_KEPT = 3  # two rounds may be run again, and the first of them continues from the one before
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A round that has chosen its batch and is not committed.
-
-    Args:
-        record: The round.
-        states: The weights at its end, if they are kept: the run ends with it, or the next one continues from them.
-    """
-
-    record: Round
-    states: States | None
 
 
 class Run:
@@ -65,6 +58,7 @@ class Run:
         fit_seed: From which the seeds of the fits are derived; None where `active_fit` does not fit.
         rounds: The committed rounds; the same on every rank.
         draft: The round that is not committed yet.
+        waiting: What the draft waits for; None if it does not.
         member: The member of an ensemble that is fitted or tested; None if the posterior takes one fit a round.
         fits: Metrics and seconds of each fit of the running round.
         named_folder: Where the next process finds the run; None if that is not known before the fit.
@@ -80,6 +74,7 @@ class Run:
         self.fit_seed: int | None = None
         self.rounds: list[Round] = []
         self.draft: Draft | None = None
+        self.waiting: Waiting | None = None
         self.member: int | None = None
         self.fits: list[tuple[Metrics, float]] = []
         self.folder: Path | None = None
@@ -114,9 +109,10 @@ class Run:
         is_trained = members is not None and len(self._members) == members.num
         return self.settings.posterior.trained(self._members) if is_trained else self.settings.posterior
 
-    def chooser(self) -> Chooser:
-        """Return what selects the points to label."""
-        return self.settings.chooser(self.posterior, folder=self.folder, seed=self.seed or 0)
+    def chooser(self, *, is_fitted: bool = True) -> Chooser:
+        """Return what selects the points to label; without a fit at random."""
+        settings = self.settings if is_fitted else self.settings.for_no_labels()
+        return settings.chooser(self.posterior, folder=self.folder, seed=self.seed or 0)
 
     def take_seed(self, seed: int) -> None:
         """Take the seed of `active_fit`: of the fits, and where the settings name none of the draws."""
@@ -136,7 +132,10 @@ class Run:
         return self._still_finished(read_journal(self.named_folder)[1])
 
     def _still_finished(self, rounds: Sequence[Round]) -> list[Round]:
-        return still_finished(rounds, self.settings.limits, query_size=self.settings.query_size)
+        limits = self.settings.limits
+        if self.settings.oracle.asks_people:
+            return still_paid(rounds, limits)
+        return still_finished(rounds, limits, query_size=self.settings.query_size)
 
     def open(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> bool:
         """Begin the run or resume it; return False if this process has done so before.
@@ -154,15 +153,41 @@ class Run:
         self._open(Ranks(trainer), header, self._found_folder(trainer))
         on_disk = self.rounds
         self._resume_after(self._still_finished(on_disk))
-        base, now = recorded(self.header, []) if known is None else known, recorded(self.header, self.rounds)
+        self._take_draft(Ranks(trainer))
+        base, now = recorded(self.header, []) if known is None else known, self._state()
         moved = _moved_by_hand(datamodule, base, now, is_new_process=known is None)
         _restore_labels(datamodule, now, withdrawn=on_disk[len(self.rounds) :])
         _move(datamodule, moved, base=base, now=now)
-        if moved and self.rounds:  # the round that is due begins with them, even if it is run again
+        if moved and self.rounds and self.draft is None:  # the round that is due begins with them, even if run again
             self.add_changes(Ranks(trainer), moved)
         if self.rounds:
             set_logged_steps(trainer, self.rounds[-1].logged_steps)
         return True
+
+    def _state(self) -> Recorded:
+        """Return the label state now, without the batch that is not committed."""
+        return (recorded if self.draft is None else before_batch)(self.header, self._all_rounds())
+
+    def _take_draft(self, ranks: Ranks) -> None:
+        """Take the round that an earlier process has asked people for."""
+        if not self.settings.oracle.asks_people:
+            return
+
+        def left() -> Draft | None:
+            if self._journal is None or (batch := read_asked(self._journal.folder)) is None:
+                return None
+            path, number = self._journal.folder / ASKED, len(self.rounds)
+            if batch.round > number:
+                raise ValueError(
+                    f"{path} asks for round {batch.round}, but {self._journal.path} holds {number} rounds: it was cut, "
+                    "or they are of two runs. Restore both from one copy."
+                )
+            if batch.round < number:  # a process was killed right after the commit
+                path.unlink()
+                return None
+            return Draft.from_data(batch.draft)
+
+        self.draft = ranks.first(ranks.together(left))
 
     def _found_folder(self, trainer: Trainer) -> Callable[[], Path] | None:
         """Return a function that names the folder on rank 0; None for a run that leaves no records."""
@@ -195,7 +220,8 @@ class Run:
         """Begin a fit; the first of a round drops what an interrupted one has left."""
         self.member = member
         if not member:
-            self.fits, self.draft, self._trained = [], None, []
+            self.fits, self._trained = [], []
+            self.draft = self.draft if self.settings.oracle.asks_people else None
 
     def keep_fit(self, metrics: Metrics, seconds: float) -> None:
         """Keep the metrics and seconds of a fit of the running round."""
@@ -214,12 +240,52 @@ class Run:
         """Return the weights of a member in the last round that has trained all."""
         return self._members[member]
 
-    def propose(self, record: Round, module: nn.Module) -> None:
+    def propose(self, draft: Draft, module: nn.Module) -> None:
         """Keep a round that has chosen its batch, until it is committed."""
-        states = None
-        if self._journal is not None and (self.settings.warm_start or record.stopped is not None):
-            states = [state_of(module)] if self.settings.posterior.members is None else list(self._members)
-        self.draft = Draft(record, states)
+        settings, states = self.settings, None
+        is_kept = settings.warm_start or draft.record.stopped is not None or settings.oracle.asks_people
+        if self._journal is not None and is_kept:
+            states = [state_of(module)] if settings.posterior.members is None else list(self._members)
+        self.draft = replace(draft, states=states)
+
+    def wait_for(self, waiting: Waiting | None) -> None:
+        """Keep what is missing."""
+        self.waiting = waiting
+
+    def keep_draft(self, draft: Draft) -> None:
+        """Keep a draft with what has become known of the round."""
+        self.draft = draft
+
+    def drop_batch(self, datamodule: ActiveLearningDataModule, draft: Draft) -> None:
+        """Keep a round whose batch got no label, so that the next one is chosen from the same predictions."""
+        record = replace(draft.record, acquired=[], scores=[], targets=None, bald=None, predicted=None)
+        self.draft = replace(draft, record=replace(record, asked_held_out=[], information={}), probs=None)
+        state = self._state()
+        datamodule.restore(state.state_of, state.target_of, state.answers)
+
+    def ask(self, ranks: Ranks, query: Query) -> None:
+        """Keep the weights of the draft, and ask for its batch."""
+
+        def asked() -> Draft | None:
+            draft = self.draft
+            if ranks.rank != 0 or draft is None:
+                return None
+            if draft.states is not None and self._journal is not None:
+                with writing_into(self._journal.folder):
+                    save_states(self._journal.folder / ASKED_WEIGHTS, draft.states)
+                draft = replace(draft, weights=digest_of(draft.states))
+            batch = replace(query.batch, draft=draft.as_data())
+            self.settings.oracle.ask(replace(query, batch=batch))
+            return replace(draft, states=None)
+
+        first = ranks.first(ranks.together(asked))
+        if first is not None and self.draft is not None:
+            self.draft = replace(self.draft, weights=first.weights)
+
+    def asked_weights(self, ranks: Ranks) -> States | None:
+        """Read the weights of the draft, with which its batch was chosen."""
+        digest = None if self.draft is None else self.draft.weights
+        return self._read(ranks, ASKED_WEIGHTS, digest=digest, way_out=ASK_ANEW)
 
     def changes_since_choice(self, datamodule: ActiveLearningDataModule) -> list[Change]:
         """Return the label changes since the batch was chosen, whether or not the round is committed."""
@@ -233,11 +299,12 @@ class Run:
         """Commit a round: append it to the records on disk, then to those in memory."""
 
         def written() -> Round:
-            record, states = draft.record, draft.states
+            record = draft.record
             if self._journal is None:
                 return record
             number, last = len(self.rounds), self._journal.folder / LAST_WEIGHTS
             has_ended, is_warm = record.stopped is not None, self.settings.warm_start
+            states = self._states_of(draft) if has_ended or is_warm else None
             with writing_into(self._journal.folder):
                 if states is not None:
                     record = replace(record, weights=digest_of(states))
@@ -246,12 +313,20 @@ class Run:
                 if states is not None and has_ended:
                     save_last_states(last, states)
                 self._journal.write([*self.rounds, record])
+                for name in (ASKED, ASKED_WEIGHTS):
+                    (self._journal.folder / name).unlink(missing_ok=True)
             if is_warm and number >= NUM_WARM_KEPT:
                 self._warm_weights(number - NUM_WARM_KEPT).unlink(missing_ok=True)
             return record
 
         self.rounds = [*self.rounds, ranks.first(ranks.together(written))]
-        self.fits, self.draft = [], None
+        self.fits, self.draft, self.waiting = [], None, None
+
+    def _states_of(self, draft: Draft) -> States | None:
+        """Return the weights at the end of a draft, which another process may have kept on disk."""
+        if draft.states is not None or draft.weights is None or self._journal is None:
+            return draft.states
+        return read_states(self._journal.folder / ASKED_WEIGHTS, digest=draft.weights, way_out=ASK_ANEW)
 
     def add_changes(self, ranks: Ranks, changes: Sequence[Change]) -> None:
         """Add label changes to the last round that is committed."""
@@ -328,7 +403,7 @@ class Run:
             record = replace(self.draft.record, changed_after=self.changes_since_choice(datamodule))
             states = None if self.draft.states is None else [dict(state) for state in self.draft.states]
             with writing_into(self.folder), replacing(self.folder / DRAFT) as file:
-                torch.save({"record": asdict(record), "states": states}, file)
+                torch.save({"draft": replace(self.draft, record=record).as_data(), "states": states}, file)
 
     def receive(self, datamodule: ActiveLearningDataModule) -> None:
         """Read the draft that spawned processes have written, and bring the labels to it."""
@@ -340,12 +415,12 @@ class Run:
         self._journal = Journal(folder, self.header, rounds=on_disk)
         if (path := folder / DRAFT).exists():
             left = load_plain(path)
-            self.draft = Draft(Round(**left["record"]), left["states"])
+            self.draft = Draft.from_data(left["draft"], left["states"])
             path.unlink()
         if not datamodule.has_acquired:
             datamodule.setup("fit")
         state = (recorded if self.draft is None else trained_on)(self.header, self._all_rounds())
-        datamodule.restore(state.state_of, state.target_of)
+        datamodule.restore(state.state_of, state.target_of, state.answers)
         if self.draft is not None:
             datamodule.labels.replace({**state.state_of, **_states(self.draft.record.changed_after)})
 
@@ -368,7 +443,7 @@ class Run:
         self.release()
         self.member = None
         if not self.rounds:
-            vars(self).update(vars(Run(self.settings)))
+            vars(self).update({**vars(Run(self.settings)), "waiting": self.waiting})
 
     def close_if_named(self) -> None:
         """Close a run that this process finds again by the name of its folder, after a fit that no driver follows."""
@@ -386,7 +461,7 @@ def _restore_labels(datamodule: ActiveLearningDataModule, state: Recorded, *, wi
     """
     accepted = {index: new for record in withdrawn for index, _, new in record.corrections}
     expected = {index: accepted.get(index, target) for index, target in state.target_of.items()}
-    datamodule.restore(state.state_of, expected)
+    datamodule.restore(state.state_of, expected, state.answers)
 
 
 def _moved_by_hand(

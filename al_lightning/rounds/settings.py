@@ -1,10 +1,12 @@
 """Settings of a run."""
 
-from dataclasses import KW_ONLY, dataclass
+import math
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from al_lightning.acquisition import Acquisition, Screening
+from al_lightning.acquisition import Acquisition, Random, Screening
+from al_lightning.labelling import Oracle
 from al_lightning.pool.select import Chooser
 from al_lightning.pool.storage import Storage
 from al_lightning.posterior import Posterior
@@ -30,13 +32,26 @@ class Settings:
     folder: Path | None
     seed: int | None
     bars: bool
+    oracle: Oracle
+    holdout_share: float | None
 
     def __post_init__(self) -> None:
         self.chooser(self.posterior, folder=None, seed=0)  # refuses sizes that cannot be meant
-        for name in ("acquisition", "posterior", "screening"):
+        for name in ("acquisition", "posterior", "screening", "oracle"):
             as_data(getattr(self, name), argument=name)  # refuses what cannot be recorded
         if self.weights not in {"last", "best"}:
             raise ValueError(f"`weights` is {self.weights!r}, but must be 'last' or 'best'.")
+        self.limits.check_holdout(self.holdout_share)
+
+    def for_no_labels(self) -> "Settings":
+        """Return settings that choose without a trained model: at random."""
+        return replace(self, acquisition=Random(), screening=None)
+
+    @property
+    def num_reserved(self) -> int:
+        """Count the points that are reserved for the holdout."""
+        share, most = self.holdout_share, self.limits.max_labelled
+        return 0 if share is None or most is None else math.ceil(share * most)
 
     def chooser(self, posterior: Posterior, *, folder: Path | None, seed: int) -> Chooser:
         """Return the selector of the points to label.
@@ -55,4 +70,5 @@ class Settings:
             self.screening,
             Storage(self.predictions_budget_mib, folder),
             seed=seed,
+            labels_are_known=not self.oracle.asks_people,
         )

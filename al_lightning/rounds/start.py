@@ -92,6 +92,8 @@ class Start(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset what Lightning has built; seed once more where that may be the model, since some processes had it."""
         self._fresh.reset_built(trainer, pl_module)
+        if self._run.draft is not None and self._run.draft.needs_batch:
+            self._take_asked_weights(Ranks(trainer), pl_module)
         if may_be_unfinished(pl_module):
             self._set_seed(round_index=len(self._run.rounds))
             self._start_member(pl_module)
@@ -99,6 +101,20 @@ class Start(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Write the first weights, known by now even of a model that Lightning builds."""
         self._run.save_first_weights(Ranks(trainer), [self._fresh.weights.tensors])
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write them here too: a first batch may be asked for without a training."""
+        if not self._run.ended_before and "first_weights" not in self._run.header:
+            self.on_train_start(trainer, pl_module)
+
+    def _take_asked_weights(self, ranks: Ranks, module: LightningModule) -> None:
+        """Load the weights with which the batch was chosen that got no label: the next one is chosen by them too."""
+        states = self._run.asked_weights(ranks)
+        if states is None:
+            return
+        if self._run.settings.posterior.members is not None:
+            self._run.restore_members(states)
+        load_state(module, states[-1])
 
     def _set_seed(self, *, round_index: int) -> None:
         purpose = "fit" if self.fit.member is None else f"member {self.fit.member}"
@@ -127,7 +143,7 @@ class Start(Callback):
         if saved is not None and not run.rounds and not self._fresh.weights.has_shapes_of(saved):
             run.forget_first_weights()  # the model was corrected after an attempt that finished no round
         elif saved is not None:
-            if not run.rounds:
+            if not run.rounds and run.draft is None:
                 rank_zero_info(
                     f"The model begins with the weights in {run.folder}, as the first start of this run did. Delete "
                     "that folder to begin with those that it has now."

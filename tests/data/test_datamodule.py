@@ -265,7 +265,9 @@ def test_initial_labels_can_be_named():
 def test_unknown_targets_are_only_needed_for_balance(arguments):
     inner = Holding(TensorDataset(torch.zeros(12, 1)))
     assert ready(inner, **arguments).targets_of([0]) is None
-    with pytest.raises(ValueError, match="A truly unlabelled pool, whose targets nobody knows yet, is not supported"):
+    with pytest.raises(
+        ValueError, match=r"If people are to label such points, name the classes, .*classes=\[...\].*oracle=AskPeople"
+    ):
         ready(inner)
 
 
@@ -543,9 +545,9 @@ def test_wrapping_twice_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"initial": 0}, "`initial` is 0, but training needs at least one"),
-        ({"initial": -1}, "`initial` is -1, but training needs at least one"),
-        ({"initial": []}, r"`initial` is \[\], but training needs at least one"),
+        ({"initial": -1}, "`initial` is -1, but must be a number of points from 0 on"),
+        ({"initial": []}, r"`initial` is \[\], a list without ids. Give 0 to begin without labels"),
+        ({"initial": "given"}, r"`initial='given'` takes the points that have a label already, and without `classes="),
         ({"points_per_epoch": 0}, "`points_per_epoch` is 0, but must be at least 1, or None"),
         ({"pool_batch_size": 0}, "`pool_batch_size` is 0, but must be at least 1, or None"),
     ],
@@ -617,7 +619,7 @@ def test_initial_ids_may_be_any_sequence(initial):
 
 def test_an_initial_count_may_be_numpys():
     assert ActiveLearningDataModule(Plain(), initial=np.int64(6)).initial == 6
-    with pytest.raises(TypeError, match=r"`initial` is 6.5, but must be a number of points or a list of their ids"):
+    with pytest.raises(TypeError, match=r"`initial` is 6.5, but must be a number of points, a list of their ids, or"):
         ActiveLearningDataModule(Plain(), initial=6.5)
 
 

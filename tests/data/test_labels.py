@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from al_lightning.data.labels import EXCLUDED, IN_POOL, Labels
+from al_lightning.data.labels import EXCLUDED, HELD_OUT, IN_POOL, RESERVED, Labels
 
 IDS = st.lists(st.integers(-1, 4), max_size=2)
 
@@ -38,11 +38,33 @@ class LabelsAgainstADict(RuleBasedStateMachine):
 
     @rule(ids=IDS)
     def unlabel(self, ids):
-        self.attempt(ids, self.labels.unlabel, allowed=lambda s: s != "pool", becomes="pool")
+        self.attempt(ids, self.labels.unlabel, allowed=lambda s: s == "excluded" or isinstance(s, int), becomes="pool")
 
     @rule(ids=IDS)
     def exclude(self, ids):
         self.attempt(ids, self.labels.exclude, allowed=lambda s: s == "pool", becomes="excluded")
+
+    @rule(ids=IDS)
+    def reserve(self, ids):
+        self.attempt(ids, self.labels.reserve, allowed=lambda s: s in {"pool", "held out"}, becomes="reserved")
+
+    @rule(ids=IDS)
+    def hold_out(self, ids):
+        self.attempt(ids, self.labels.hold_out, allowed=lambda s: s == "reserved", becomes="held out")
+
+    @rule(num_more=st.integers(0, 1))
+    def grow(self, num_more):
+        self.labels.grow(len(self.labels) + num_more)
+        self.state.update(dict.fromkeys(range(len(self.state), len(self.labels)), "pool"))
+
+    @rule()
+    def replace_and_compare(self):
+        states = {i: s for i, s in enumerate(self.labels.round_of_N.tolist()) if s != IN_POOL}
+        other = Labels(len(self.labels))
+        assert other.differences(states) == dict.fromkeys(states, IN_POOL)
+        other.replace(states)
+        assert other.differences(states) == {}
+        assert other.round_of_N.tolist() == self.labels.round_of_N.tolist()
 
     @rule()
     def save_and_load(self):
@@ -61,6 +83,9 @@ class LabelsAgainstADict(RuleBasedStateMachine):
         assert self.labels.labelled_indices.tolist() == labelled
         assert self.labels.pool_indices.tolist() == pool
         assert self.labels.excluded_indices.tolist() == excluded
+        assert self.labels.reserved_indices.tolist() == [i for i, s in self.state.items() if s == "reserved"]
+        held_out = [i for i, s in self.state.items() if s == "held out"]
+        assert (self.labels.held_out_indices.tolist(), self.labels.num_held_out) == (held_out, len(held_out))
         assert (self.labels.num_labelled, self.labels.num_pool) == (len(labelled), len(pool))
         assert [self.labels.round_of_N[i].item() for i in labelled] == [self.state[i] for i in labelled]
 
@@ -173,7 +198,7 @@ def test_a_saved_state_does_not_follow_later_labels():
         (five().state_dict(), "is of 5 points, but the training dataset has 6"),
         ({"labels": torch.zeros(6)}, r"`state_dict` holds \['labels'\]"),
         ({"round_of": torch.zeros(6)}, "1-D int64 tensor"),
-        ({"round_of": torch.tensor([0, 0, 0, 0, 0, -3])}, "holds -3, but -2 is its lowest value"),
+        ({"round_of": torch.tensor([0, 0, 0, 0, 0, -5])}, "holds -5, but -4 is its lowest value"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused(state_dict, words):
@@ -188,3 +213,34 @@ def test_what_a_spawned_process_labels_is_labelled_there_alone():
     sent.label(sent.pool_indices[:1], round=7)
     assert labels.round_of_N.tolist() == before
     assert sent.round_of_N.tolist() != before
+
+
+def test_points_of_the_holdout_are_moved_by_answers_alone():
+    labels = five()
+    labels.reserve([0, 2])
+    labels.hold_out([2])
+    assert labels.round_of_N.tolist() == [RESERVED, 2, HELD_OUT, 2, EXCLUDED]
+    assert repr(labels).endswith("num_pool=0, num_excluded=1, num_reserved=1, num_held_out=1)")
+    for change in (lambda ids: labels.label(ids, round=3), labels.unlabel, labels.exclude):
+        with pytest.raises(ValueError, match=r"Points 0, 2 of `indices` are of the holdout.*only answers move"):
+            change([0, 2])
+    with pytest.raises(ValueError, match="Points 1 of `indices` are neither in the pool nor held out"):
+        labels.reserve([2, 1])
+    with pytest.raises(ValueError, match="Points 2, 4 of `indices` are not reserved"):
+        labels.hold_out([0, 2, 4])
+    assert labels.round_of_N.tolist() == [RESERVED, 2, HELD_OUT, 2, EXCLUDED]
+
+
+def test_points_are_appended_and_never_taken_away():
+    labels = five()
+    labels.grow(7)
+    assert labels.round_of_N.tolist() == [*five().round_of_N.tolist(), IN_POOL, IN_POOL]
+    with pytest.raises(ValueError, match="`num_points` is 6, but there are 7: points can only be appended"):
+        labels.grow(6)
+
+
+def test_a_state_below_the_lowest_replaces_nothing():
+    labels = five()
+    with pytest.raises(ValueError, match="`state_of` holds -5, but -4 is the lowest label state"):
+        labels.replace({0: 1, 1: -5})
+    assert labels.round_of_N.tolist() == five().round_of_N.tolist()

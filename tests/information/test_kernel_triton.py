@@ -181,6 +181,8 @@ def test_compiled_for_hopper_it_stores_nothing_but_one_sum_for_each_row(
 ):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     compiler = pytest.importorskip("triton.compiler")
+    if "constexprs" not in inspect.signature(compiler.ASTSource).parameters:
+        pytest.skip("Triton before 3.3 takes a kernel to compile without a GPU in another form")
     names = list(inspect.signature(kernel_triton._add_up_entropies).parameters)
     types = ["*fp64", "*fp32", "*fp32", "*fp32", "i32", "i32", "i32", "i32", *["constexpr"] * 4]
     blocks = (kernel_triton.BLOCK_ROWS, kernel_triton.BLOCK_CONFIGS, kernel_triton.BLOCK_SAMPLES, input_precision)

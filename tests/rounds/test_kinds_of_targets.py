@@ -157,7 +157,7 @@ NOT_CLASSIFIERS = {
     "missing": (
         Net(1, sigmoid_loss),
         TensorDataset(INPUTS, torch.where(torch.arange(NUM_TRAIN) < 20, BITS, torch.nan)),
-        "nan .*no label.*truly unlabelled pool",
+        "nan .*no label.*AskPeople",
     ),
     "masks": (
         Net(3, lambda outputs, targets: cross_entropy(outputs, targets[:, 0, 0])),

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from al_lightning.labelling.label_studio.client import Project
 from al_lightning.labelling.label_studio.sync import pull, push
-from al_lightning.labelling.oracle import Answers, AskPeople, Query, folder_of
+from al_lightning.labelling.oracle import Answers, AskPeople, Oracle, Query, folder_of
 
 
 @dataclass(frozen=True)
-class LabelStudio:
+class LabelStudio(Oracle):
     """People, who answer in a project of Label Studio. The token is in the environment, as LABEL_STUDIO_API_KEY.
 
     Answers through files count as well, as with `AskPeople`.
@@ -34,6 +34,11 @@ class LabelStudio:
     def __post_init__(self) -> None:
         self._people()
         self._project()
+
+    @property
+    def wait_s(self) -> float:
+        """Return `wait`."""
+        return self.wait
 
     def ask(self, query: Query) -> None:
         """Write what is asked into the run folder, and make tasks of it."""

@@ -1,0 +1,179 @@
+"""Asking for a batch, between its choice and its commit: the query, the answers, and what a round takes up of them."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from al_lightning._lightning import Trainer
+from al_lightning.data import ActiveLearningDataModule
+from al_lightning.distributed import Ranks
+from al_lightning.labelling import Answers, AskedBatch, AskedPoint, Query
+from al_lightning.labelling.asked import now
+from al_lightning.labelling.take_up import TakenUp, keys_of, take_up
+from al_lightning.randomness import derived_seed
+from al_lightning.records.replay import before_batch
+from al_lightning.records.round import Round
+from al_lightning.rounds.draft import Draft, Waiting
+from al_lightning.rounds.run import Run
+from al_lightning.rounds.settings import Settings
+
+POLL_S = 1.0
+"""Seconds between two looks at the answers, while a run waits."""
+
+
+def check_people(settings: Settings, datamodule: ActiveLearningDataModule, *, is_dev: bool) -> None:
+    """Refuse to ask people where the run could not be resumed, or nothing says what they may answer.
+
+    Args:
+        settings: What the user says.
+        datamodule: The data.
+        is_dev: The Trainer's `fast_dev_run`, which leaves no folder.
+    """
+    oracle, classes = settings.oracle, datamodule.classes
+    if not oracle.asks_people:
+        if settings.holdout_share is not None:
+            raise ValueError(
+                f"`holdout_share` is {settings.holdout_share}, but the dataset has all labels: keep a test set in the "
+                "data module. The holdout is for labels that people give, `oracle=AskPeople()`."
+            )
+        return
+    if classes is None:
+        raise ValueError(
+            f"`oracle` is {oracle!r}, but nothing says which answers there are. Name the classes in the data module: "
+            "`ActiveLearningDataModule(..., classes=['cat', 'dog'])`."
+        )
+    if settings.folder is None and not is_dev:
+        raise ValueError(
+            f"`oracle` is {oracle!r}, but `folder` is None, and the run must find its answers again when the same "
+            "command is started once more. Name it: `ActiveLearning(folder='runs/mine')`."
+        )
+
+
+def query_of(datamodule: ActiveLearningDataModule, run: Run, draft: Draft, *, is_finished: bool = False) -> Query:
+    """Return the query for the batch of a draft."""
+    record = draft.record
+    earlier = [number for number in run.rounds if number.round < record.round]
+    asked_before = {index: each.round for each in [*earlier, record] for index in _asked_in(each)}
+    asked = set(record.asked)
+    batch = AskedBatch(
+        round=record.round,
+        points=_points(datamodule.classes, draft, seed=run.seed or 0),
+        classes=datamodule.classes or [],
+        num_points=len(datamodule.labels),
+        asked_at=now(),
+        renamed=datamodule.renamed,
+        asked_before={index: number for index, number in asked_before.items() if index not in asked},
+        taken_up=[
+            (int(str(row["id"])), str(row["who"]), None if row["at"] is None else str(row["at"]))
+            for each in [*earlier, record]
+            for row in each.answers
+            if row["id"] in asked
+        ],
+        draft=draft.as_data(),
+    )
+    render = getattr(datamodule.inner, "render", None)
+    return Query(batch, run.folder, datamodule.pool_item, render, is_finished)
+
+
+def _asked_in(record: Round) -> list[int]:
+    """Return the points that a round has asked for, those of a batch without any label included."""
+    return [*record.asked, *(int(str(row["id"])) for row in record.answers)]
+
+
+def _points(classes: Sequence[str] | None, draft: Draft, *, seed: int) -> list[AskedPoint]:
+    """Return the points in the order in which they are shown: those of the holdout among the others."""
+    record, names = draft.record, list(classes or [])
+    points = []
+    for rank, (index, score) in enumerate(zip(record.acquired, record.scores, strict=True)):
+        predicted = None if record.predicted is None else record.predicted[rank]
+        probs = None if draft.probs is None else dict(zip(names, draft.probs[rank], strict=False))
+        name = names[predicted] if predicted is not None and predicted < len(names) else None
+        points.append(AskedPoint(index, rank, score, name, probs))
+    points += [AskedPoint(index) for index in record.asked_held_out]
+    if record.asked_held_out:
+        points.sort(key=lambda point: derived_seed(seed, point.id, "shown"))
+    return points
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A batch whose answers are taken up.
+
+    Args:
+        draft: The round with them.
+        taken: What it has taken up.
+    """
+
+    draft: Draft
+    taken: TakenUp
+
+    @property
+    def changes_training(self) -> bool:
+        """Return whether a further fit would train on other labels."""
+        targets, record = self.taken.targets, self.draft.record
+        is_labelled = bool(record.acquired) if targets is None else any(target is not None for target in targets)
+        return (
+            is_labelled
+            or any(row.get("was") is not None for row in self.taken.rows)
+            or any(state is not None and state >= 0 for _, state, _ in self.taken.changes)
+        )
+
+
+def closed(datamodule: ActiveLearningDataModule, run: Run, draft: Draft, answers: Answers) -> Closed:
+    """Return the draft with the answers that are there."""
+    record = draft.record
+    known = before_batch(run.header, [*run.rounds, record])
+    recorded_moves = {(index, state) for index, state, _ in record.changed_after}
+    by_hand = [each for each in run.changes_since_choice(datamodule) if (each[0], each[1]) not in recorded_moves]
+    taken = take_up(
+        answers.of,
+        record,
+        known=known.apply(by_hand),
+        classes=datamodule.classes or [],
+        reserve=run.header.get("reserved") or [],
+        before=keys_of([*run.rounds, record]),
+    )
+    after = replace(
+        record,
+        targets=taken.targets,
+        changed_after=[*record.changed_after, *by_hand, *taken.changes],
+        answers=[*record.answers, *taken.rows],
+    )
+    return Closed(replace(draft, record=after), taken)
+
+
+def wait_for_answers(
+    trainer: Trainer, datamodule: ActiveLearningDataModule, run: Run, draft: Draft, *, is_finished: bool
+) -> Answers:
+    """Ask for the batch of a draft, and return the answers: when it is closed, or when the oracle's wait is over.
+
+    On several ranks the first alone asks and reads, and all get what it has read.
+    """
+    ranks, oracle = Ranks(trainer), run.settings.oracle
+    query = query_of(datamodule, run, draft, is_finished=is_finished)
+    if draft.record.asked:
+        run.ask(ranks, query)
+    until = time.monotonic() + oracle.wait_s
+
+    def looked() -> tuple[Answers, bool] | None:
+        if ranks.rank != 0:
+            return None
+        answers = oracle.answers(query)
+        return answers, answers.is_closed or time.monotonic() >= until
+
+    while True:
+        found = ranks.first(ranks.together(looked))
+        if found is None:
+            raise RuntimeError("Rank 0 has read no answers.")
+        answers, is_over = found
+        missing = [index for index in query.batch.ids if index not in answers.of]
+        waiting = Waiting(draft.record.round, run.folder, missing, len(query.batch.ids), answers.unread)
+        run.wait_for(None if answers.is_closed else waiting)
+        if is_over:
+            return answers
+        time.sleep(POLL_S)
+
+
+def known_answers(datamodule: ActiveLearningDataModule, run: Run, draft: Draft) -> Answers:
+    """Return the answers of an oracle that needs no asking: after a plain fit."""
+    return run.settings.oracle.answers(query_of(datamodule, run, draft))

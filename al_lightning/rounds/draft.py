@@ -1,0 +1,86 @@
+"""A round that has chosen its batch and is not committed, and what it waits for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from al_lightning.records.round import Round
+from al_lightning.records.weights import States
+
+NUM_NAMED = 10
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A round that has chosen its batch and is not committed.
+
+    Args:
+        record: The round.
+        states: The weights at its end, if they are kept: the run ends with it, the next one continues from them, or
+            people are asked; None where another process has kept them.
+        weights: Hash of these weights, once they are on disk.
+        probs: Mean prediction for each acquired point, where people are asked.
+        held_out_predicted: The most probable class of each point of the holdout that has a label or is asked for.
+        is_tested: Whether its test metrics are in it.
+    """
+
+    record: Round
+    states: States | None
+    weights: str | None = None
+    probs: Sequence[Sequence[float]] | None = None
+    held_out_predicted: Mapping[int, int] = field(default_factory=dict)
+    is_tested: bool = False
+
+    @property
+    def needs_batch(self) -> bool:
+        """Return whether the next batch is due from the same predictions: the one before got no label."""
+        return not self.record.asked and self.record.stopped is None
+
+    def as_data(self) -> dict[str, Any]:
+        """Return it as JSON has it, without the weights."""
+        return {
+            "record": asdict(self.record),
+            "weights": self.weights,
+            "probs": self.probs,
+            "held_out_predicted": {str(index): label for index, label in self.held_out_predicted.items()},
+            "is_tested": self.is_tested,
+        }
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any], states: States | None = None) -> "Draft":
+        """Return a draft from `as_data`."""
+        predicted = {int(index): label for index, label in data["held_out_predicted"].items()}
+        return cls(
+            Round(**data["record"]), states, data["weights"], data["probs"], predicted, is_tested=data["is_tested"]
+        )
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What a run waits for.
+
+    Args:
+        round: The round.
+        folder: The run folder.
+        missing: Points without an answer.
+        num_asked: How many points the batch has.
+        unread: What is not read yet, with the reason.
+    """
+
+    round: int
+    folder: Path | None
+    missing: Sequence[int]
+    num_asked: int
+    unread: Sequence[str]
+
+    def __str__(self) -> str:
+        """Return what is missing and where to give it, for a person."""
+        few = ", ".join(map(str, self.missing[:NUM_NAMED])) + ", ..." * (len(self.missing) > NUM_NAMED)
+        lines = [
+            f"Round {self.round} asks for {self.num_asked} labels, and {len(self.missing)} are missing: points {few}.",
+            f"Answer them with `al-lightning label {self.folder}`, or write files in {self.folder}/answers, and start "
+            "the same command again.",
+            *(f"Not read: {reason}." for reason in self.unread),
+        ]
+        return "\n".join(lines)
