@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from al_lightning.labelling.label_studio.client import TOKEN, Project
-from al_lightning.labelling.label_studio.sync import PulledTo, Pushed, pull, push
+from al_lightning.labelling.label_studio.sync import PulledTo, Pushed, asked_by, pull, push
 from al_lightning.labelling.label_studio.tasks import MOST_SHOWN
 from al_lightning.records.foreign import printable
 
@@ -36,8 +36,11 @@ def main(command: Literal["push", "pull"], args: Sequence[str]) -> int:
     parser.add_argument("--project", type=int, required=True, metavar="ID", help="number of the project")
     asked = parser.parse_args(args)
     try:
-        project = Project(asked.url, asked.project)
-        lines = _pushed(push(asked.run, project), project) if command == "push" else _pulled(pull(asked.run, project))
+        project, batch = Project(asked.url, asked.project), asked_by(asked.run)
+        if command == "push":
+            lines = _pushed(push(asked.run, batch, project), project)
+        else:
+            lines = _pulled(pull(asked.run, batch, project))
     except (OSError, ValueError) as error:
         sys.stderr.write(printable(f"{parser.prog}: {error}\n"))
         return REFUSED

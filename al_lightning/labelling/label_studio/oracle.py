@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from al_lightning.labelling.label_studio.client import Project
-from al_lightning.labelling.label_studio.sync import pull, push
+from al_lightning.labelling.label_studio.sync import asked_by, pull, push, was_pushed
 from al_lightning.labelling.oracle import Answers, AskPeople, Oracle, Query, folder_of
 
 
@@ -43,11 +43,14 @@ class LabelStudio(Oracle):
     def ask(self, query: Query) -> None:
         """Write what is asked into the run folder, and make tasks of it."""
         self._people().ask(query)
-        push(folder_of(query), self._project())
+        folder = folder_of(query)
+        push(folder, asked_by(folder), self._project())
 
     def answers(self, query: Query) -> Answers:
         """Return the answers that are there, those of the project first brought into the run folder."""
-        pull(folder_of(query), self._project())
+        folder = folder_of(query)
+        if query.batch.points or was_pushed(folder):  # else nobody was asked yet
+            pull(folder, query.batch, self._project())
         return self._people().answers(query)
 
     def _people(self) -> AskPeople:

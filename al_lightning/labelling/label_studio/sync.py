@@ -57,21 +57,20 @@ class PulledTo:
     passed: Sequence[str]
 
 
-def push(folder: Path, project: Project) -> Pushed:
-    """Make a task of each point that a run asks for, unless the project has it already.
+def push(folder: Path, batch: AskedBatch, project: Project) -> Pushed:
+    """Make a task of each point of a batch, unless the project has it already.
 
     Killed or cut off at any moment, it is completed by the next call, which looks for what is there first.
 
     Raises:
-        ValueError: If nothing is asked, or cannot be shown.
+        ValueError: If a point cannot be shown, or the project asks something else.
         OSError: If the server or the folder fails.
     """
     with _alone(folder):
-        batch = _batch(folder)
         refuse_linked(folder)
         shown = shown_as(batch)
         contents = {point.id: _size(folder, point) for point in batch.points}
-        run = _identity(folder)
+        run = _identity(folder, is_new=not was_pushed(folder))
         config = project.label_config()
         if (grown := with_classes(config, batch.classes, shown)) != config:
             project.set_label_config(grown)
@@ -83,18 +82,18 @@ def push(folder: Path, project: Project) -> Pushed:
         return Pushed(len(missing), len(batch.points), twice)
 
 
-def pull(folder: Path, project: Project) -> PulledTo:
+def pull(folder: Path, batch: AskedBatch, project: Project) -> PulledTo:
     """Append the answers of a project that the run folder lacks; see `new_answers`.
 
     Raises:
-        ValueError: If nothing is asked, or an annotation is no answer of the run. Nothing is written then.
+        ValueError: If an annotation is no answer of the run. Nothing is written then.
         OSError: If the server or the folder fails.
     """
     path = file_of_project(folder, project)
     with _alone(folder):
-        batch = _batch(folder)
+        run = _identity(folder, is_new=False)
         tasks = project.tasks()
-        there = pulled(tasks, batch, run=_identity(folder), project=project.number, emails=project.emails())
+        there = pulled(tasks, batch, run=run, project=project.number, emails=project.emails())
         written = [
             answer
             for answer in read_answers(folder / ANSWERS, batch.allowed)[0]
@@ -112,7 +111,8 @@ def file_of_project(folder: Path, project: Project) -> Path:
     return folder / ANSWERS / f"label-studio-{project.number}_{server}.jsonl"
 
 
-def _batch(folder: Path) -> AskedBatch:
+def asked_by(folder: Path) -> AskedBatch:
+    """Return the batch that a run asks for; that it asks for none is a ValueError."""
     batch = read_asked(folder)
     if batch is None:
         raise ValueError(
@@ -138,11 +138,18 @@ def _alone(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _identity(folder: Path) -> str:
+def was_pushed(folder: Path) -> bool:
+    """Return whether a push of a run has begun, to whatever project."""
+    return os.path.lexists(folder / IDENTITY)
+
+
+def _identity(folder: Path, *, is_new: bool) -> str:
     """Return what tells the run's tasks from those of others; drawn once, before the first task is made."""
     path = folder / IDENTITY
-    if not os.path.lexists(path):
+    if is_new:
         write_atomically(path, json.dumps({"run": secrets.token_hex(16)}) + "\n")
+    if not path.exists():
+        raise ValueError(f"{folder} was never pushed, since it has no {IDENTITY}. `al-lightning push` comes first.")
     try:
         run = plain_json(path.read_text(encoding="utf-8"))["run"]
     except (ValueError, KeyError, TypeError):

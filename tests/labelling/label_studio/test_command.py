@@ -39,6 +39,7 @@ def test_tasks_that_are_there_twice_and_much_that_is_passed_over_are_told_briefl
 @pytest.mark.parametrize("command", [["push", "--to"], ["pull", "--from"]])
 def test_what_fails_is_one_line_and_status_2(studio, ask, capsys, monkeypatch, command):
     name, option = command
+    main("push", [str(ask()), "--to", studio.url, "--project", "1"])
     studio.before = [("GET", "", 0, (403, {"detail": "No \x1b[2J entry."}))]
     assert main(name, [str(ask()), option, studio.url, "--project", "1"]) == 2
     told = capsys.readouterr().err

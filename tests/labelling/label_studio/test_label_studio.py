@@ -13,7 +13,7 @@ import pytest
 
 from al_lightning.labelling import AskedBatch, AskedPoint, LabelStudio, Query
 from al_lightning.labelling.label_studio.client import Project
-from al_lightning.labelling.label_studio.sync import pull, push
+from al_lightning.labelling.label_studio.sync import asked_by, pull, push
 
 ENVIRONMENT = os.environ.get("AL_LIGHTNING_LABEL_STUDIO")
 MOST_SECONDS = 600  # for migrations on a loaded machine
@@ -120,7 +120,7 @@ def test_a_batch_goes_there_and_its_answers_come_back(server, project, tmp_path)
     assert found.is_closed
     assert {answer.who for each in found.of.values() for answer in each.answers} == {USER}
     assert found.of[7].answers[0].seconds == 1.5
-    assert pull(tmp_path, project).num_new == 0
+    assert pull(tmp_path, query.batch, project).num_new == 0
 
 
 def test_corrections_deletions_and_second_annotations_are_seen(server, project, tmp_path):
@@ -161,8 +161,8 @@ def test_a_picture_of_nearly_the_size_that_is_taken_is_taken(server, project, tm
     (tmp_path / "asked/1.png").write_bytes(os.urandom(4_900_000))
     number = called(server, "POST", "/api/projects/", {"title": "pictures"})["id"]
     pictures = Project(server["url"], number)
-    assert push(tmp_path, pictures).num_added == 1
-    assert push(tmp_path, pictures).num_added == 0
+    assert push(tmp_path, asked_by(tmp_path), pictures).num_added == 1
+    assert push(tmp_path, asked_by(tmp_path), pictures).num_added == 0
     assert len(pictures.tasks()[0]["data"]["image"]) > 4_900_000 * 4 / 3
 
 

@@ -2,7 +2,9 @@ import pickle
 
 import pytest
 
-from al_lightning.labelling import AskedBatch, AskedPoint, LabelStudio, Query
+from al_lightning import ActiveLearningDataModule, active_fit, read_journal
+from al_lightning.labelling import AskedBatch, AskedPoint, DatasetLabels, LabelStudio, Query
+from tests.conftest import NUM_CLASSES, TinyData
 
 BATCH = AskedBatch(0, [AskedPoint(3), AskedPoint(4)], ["cat", "dog"], 10)
 
@@ -70,3 +72,49 @@ def test_a_run_without_a_token_does_not_begin(studio, monkeypatch):
     monkeypatch.delenv("LABEL_STUDIO_API_KEY")
     with pytest.raises(ValueError, match="LABEL_STUDIO_API_KEY holds no token"):
         LabelStudio(studio.url, 1)
+
+
+class Shown(TinyData):
+    """Points that people see as a picture."""
+
+    def render(self, item):
+        return item[0].expand(4, 4)
+
+
+@pytest.mark.slow
+def test_a_run_that_asks_there_acquires_what_one_with_all_labels_does(
+    studio, make_callback, make_model, make_trainer, tmp_path
+):
+    names = ["ant", "bee", "cat"]
+
+    def started(oracle, folder):
+        callback = make_callback(oracle=oracle, folder=tmp_path / folder)
+        datamodule = ActiveLearningDataModule(Shown(), initial=6, classes=names)
+        active_fit(make_trainer(callback), make_model(), datamodule, seed=3)
+        return callback
+
+    started(DatasetLabels(), "known")
+    while started(LabelStudio(studio.url, 1), "asked").waiting_for:
+        answered = {each["task"] for each in studio.annotations.values()}
+        for number, task in studio.tasks.items():
+            if number not in answered:
+                point = task["data"]["point"]
+                studio.annotate(point, names[point % NUM_CLASSES], task=number)  # as `TinyData` has them
+    (_, known), (_, asked) = (read_journal(tmp_path / folder) for folder in ("known", "asked"))
+    assert len(known) == len(asked) == 3
+    for one, other in zip(known, asked, strict=True):
+        assert (one.acquired, one.scores, one.metrics) == (other.acquired, other.scores, other.metrics)
+        assert (one.targets or []) == (other.targets or [])
+    assert len(studio.tasks) == sum(len(each.acquired) for each in asked)
+
+
+def test_an_empty_batch_brings_what_earlier_ones_were_answered_and_asks_nobody(studio, query):
+    oracle, empty = (
+        LabelStudio(studio.url, 1),
+        Query(AskedBatch(1, [], ["cat", "dog"], 10, asked_before={3: 0}), query.folder, query.items),
+    )
+    assert oracle.answers(empty).is_closed
+    assert studio.requests == []
+    oracle.ask(query)
+    studio.annotate(3, "dog")
+    assert oracle.answers(empty).of[3].label == "dog"

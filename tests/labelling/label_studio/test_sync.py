@@ -12,8 +12,16 @@ from al_lightning.labelling.answers import read_answers
 from al_lightning.labelling.asked import read_asked
 from al_lightning.labelling.label_studio import sync
 from al_lightning.labelling.label_studio.client import Project
-from al_lightning.labelling.label_studio.sync import IDENTITY, MOST_BYTES, file_of_project, pull, push
+from al_lightning.labelling.label_studio.sync import IDENTITY, MOST_BYTES, asked_by, file_of_project
 from al_lightning.labelling.resolve import resolved
+
+
+def push(folder, project):
+    return sync.push(folder, asked_by(folder), project)
+
+
+def pull(folder, project):
+    return sync.pull(folder, asked_by(folder), project)
 
 
 def points_of(studio):
@@ -151,13 +159,21 @@ def test_a_damaged_identity_is_not_replaced(project, ask, text):
 
 
 @pytest.mark.parametrize("work", [push, pull])
-def test_a_folder_that_asks_for_nothing_is_named(project, ask, tmp_path, work):
-    with pytest.raises(ValueError, match="has no folder answers"):
-        work(tmp_path, project)
+def test_a_folder_that_asks_for_nothing_is_named(project, ask, work):
     folder = ask()
     (folder / "asked.json").unlink()
     with pytest.raises(ValueError, match=r"asks for nothing: it has no asked\.json"):
         work(folder, project)
+
+
+def test_what_was_never_pushed_is_not_pulled(studio, project, ask):
+    folder = ask()
+    with pytest.raises(ValueError, match=r"was never pushed, .* `al-lightning push` comes first"):
+        pull(folder, project)
+    (folder / "answers").rename(folder / "moved")
+    with pytest.raises(ValueError, match="has no folder answers"):
+        push(folder, project)
+    assert studio.requests == []
 
 
 def test_a_lock_that_is_none_and_one_that_is_held_are_named(project, ask, monkeypatch, tmp_path):
@@ -294,14 +310,14 @@ def test_servers_that_number_alike_have_files_of_their_own(studio, project, ask)
 KILLED = """
 import os, pathlib
 from al_lightning.labelling.label_studio.client import Project
-from al_lightning.labelling.label_studio.sync import pull, push
 from al_lightning.labelling.label_studio import sync
 sync.AT_ONCE = 1
 os.environ["LABEL_STUDIO_API_KEY"] = token
 os.environ["no_proxy"] = "*"
+run = pathlib.Path(folder)
 while True:
-    push(pathlib.Path(folder), Project(url, 1))
-    pull(pathlib.Path(folder), Project(url, 1))
+    sync.push(run, sync.asked_by(run), Project(url, 1))
+    sync.pull(run, sync.asked_by(run), Project(url, 1))
 """
 
 
