@@ -123,20 +123,25 @@ class _Rounds:
     start: Start
     live: Live
     rewind: Rewind
-    finish: bool
 
-    def one(self, ckpt_path: str | Path | None) -> bool:
-        """Run one round: fit and propose, test, ask, commit, label and log; return whether another one follows."""
+    def one(self, ckpt_path: str | Path | None, *, finish: bool) -> bool:
+        """Run one round: fit and propose, test, ask, commit, label and log; return whether another one follows.
+
+        Args:
+            ckpt_path: The checkpoint that its first fit resumes from.
+            finish: Close the batch that an earlier process has asked for, with the answers that are there.
+        """
         run = self.run
-        self._fits(ckpt_path)
+        finish = not self._fits(ckpt_path) and finish
         if run.ended_before:
             rank_zero_info(f"The run in {run.folder} ended before: {run.stopped}.")
             return False
-        while (batch := self._asked(self._draft())) is not None:
+        while (batch := self._asked(self._draft(), finish=finish)) is not None:
             if batch.changes_training or not batch.draft.record.asked:
                 break
             run.drop_batch(self.datamodule, batch.draft)  # without a label there is nothing to fit
             self._fit(Fit())
+            finish = False
         if batch is None:
             return False
         finish_round(self.trainer, self.datamodule, run, batch.draft)
@@ -146,26 +151,30 @@ class _Rounds:
         rank_zero_info(round_line(run.rounds[-1], budget=run.settings.limits.max_labelled))
         return run.stopped is None
 
-    def _fits(self, ckpt_path: str | Path | None) -> None:
-        """Fit and test the model, or each member; the last fit proposes the round in its `on_fit_end`."""
+    def _fits(self, ckpt_path: str | Path | None) -> bool:
+        """Fit and test the model, or each member; the last fit proposes the round in its `on_fit_end`.
+
+        Return False if nothing was due: the run has ended, or an earlier process has asked for the round's batch.
+        """
         run, members, tests = self.run, self.run.settings.posterior.members, []
         is_tested = is_overridden("test_dataloader", self.datamodule) and is_overridden("test_step", self.model)
         for member in [None] if members is None else range(members.num):
             self._fit(Fit(member, ckpt_path))
-            if run.ended_before:
-                return
-            if run.draft is not None and (run.draft.is_tested or run.draft.record.num_labelled == 0):
+            if run.ended_before or (run.draft is not None and run.draft.is_tested):
+                return False
+            if run.draft is not None and run.draft.record.num_labelled == 0:
                 break  # nothing was trained
             if is_tested:
                 tests.append(self._test())
         with_tests(self.trainer, run, tests)
+        return True
 
-    def _asked(self, draft: Draft) -> Closed | None:
+    def _asked(self, draft: Draft, *, finish: bool) -> Closed | None:
         """Ask for the batch of a draft, and return it with its answers; None if they are not there yet."""
         trainer, datamodule, run = self.trainer, self.datamodule, self.run
         Ranks(trainer).same("who is labelled", labels_due(datamodule.labels, round_index=draft.record.round))
         self.live.wait(draft.record)
-        answers = wait_for_answers(trainer, datamodule, run, draft, is_finished=self.finish)
+        answers = wait_for_answers(trainer, datamodule, run, draft, is_finished=finish)
         if not answers.is_closed:
             self.live.clear()
             return None
@@ -219,12 +228,12 @@ def _run(
     keep = [active_learning_callback(trainer), *own]
     keep_weights = run.settings.warm_start and run.settings.posterior.members is None
     rewind = Rewind(trainer, model, datamodule, fresh=fresh, keep=keep, keep_weights=keep_weights)
-    rounds = _Rounds(trainer, model, datamodule, run, start, live, rewind, finish)
+    rounds = _Rounds(trainer, model, datamodule, run, start, live, rewind)
     try:
         with ending.listening(trainer), isolate_rng(), _seed_variables_kept():
-            goes_on = rounds.one(_checkpoint_due(trainer, run, ckpt_path))
+            goes_on = rounds.one(_checkpoint_due(trainer, run, ckpt_path), finish=finish)
             while goes_on:
-                goes_on = rounds.one(None)
+                goes_on = rounds.one(None, finish=False)
     finally:
         live.clear()
         run.end_call()

@@ -64,6 +64,16 @@ class FirstWeights:
         """Return whether these have the names and shapes of all that is known, and may hold more."""
         return all(name in tensors and tensors[name].shape == tensor.shape for name, tensor in self._tensors.items())
 
+    def is_larger_than(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Return whether these are the same layers, some with more outputs."""
+        if self._tensors.keys() != tensors.keys():
+            return False
+        pairs = [(tensor.shape, tensors[name].shape) for name, tensor in self._tensors.items()]
+        grown = [(now, before) for now, before in pairs if now != before]
+        return len(grown) > 0 and all(
+            len(now) == len(before) and now[1:] == before[1:] and now[0] > before[0] for now, before in grown
+        )
+
     def replace(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the values with which an earlier process of this run began."""
         shapes, saved = (

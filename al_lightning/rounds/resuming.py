@@ -19,6 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from al_lightning._lightning import rank_zero_warn
+from al_lightning.labelling.asked import ANSWERS, ASKED
 from al_lightning.records.files import refuse_foreign_lock, replacing
 from al_lightning.records.header import names_of, what_differs
 from al_lightning.records.journal import Journal, read_journal
@@ -58,9 +59,9 @@ def opened(folder: Path, header: Mapping[str, Any]) -> tuple[Journal, list[Round
     if not (folder / "rounds.jsonl").exists():
         return Journal(folder, header), []
     before, rounds = read_journal(folder)
-    header = _as_drawn_before(header, before)
+    header = _as_before_growth(_as_drawn_before(header, before), before)
     is_current = before["version"] == SCHEMA_VERSION
-    if not rounds and (not is_current or what_differs(before, header)):
+    if not rounds and (not is_current or what_differs(before, header)) and not has_answers(folder):
         (folder / FIRST_WEIGHTS).unlink(missing_ok=True)
         return Journal(folder, header, rounds=[]), []
     if not is_current:
@@ -71,6 +72,7 @@ def opened(folder: Path, header: Mapping[str, Any]) -> tuple[Journal, list[Round
             "`ActiveLearning(folder=...)`."
         )
     refuse_other_run(before, header, folder)
+    refuse_other_classes(before, header, folder)
     if rounds:
         _warn_of_other_hyper_parameters(before, header, folder)
     has_weights = bool(rounds) or (folder / FIRST_WEIGHTS).exists()
@@ -87,6 +89,38 @@ def _as_drawn_before(header: Mapping[str, Any], before: Mapping[str, Any]) -> Ma
     """
     is_same_draw = before.get("initial_draw") is not None and before["initial_draw"] == header.get("initial_draw")
     return {**header, "initial": before["initial"]} if is_same_draw else header
+
+
+def _as_before_growth(header: Mapping[str, Any], before: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Take a run's number of points where people label and points were appended since; the rounds record how many."""
+    has_grown = header.get("asks_people") and header["num_points"] > before["num_points"]
+    return {**header, "num_points": before["num_points"]} if has_grown else header
+
+
+def has_answers(folder: Path) -> bool:
+    """Return whether people were asked, or have answered, in a run folder."""
+    return (folder / ASKED).exists() or any((folder / ANSWERS).glob("*"))
+
+
+def refuse_other_classes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Raise unless the classes are those of the run, renamed or with further ones at the end.
+
+    Example:
+        >>> before = {"classes": ["cat", "dog"]}
+        >>> refuse_other_classes(before, {"classes": ["kitty", "dog", "ant"], "renamed": {"cat": "kitty"}}, Path("a"))
+        >>> refuse_other_classes(before, {"classes": ["dog", "cat"]}, Path("a"))
+        Traceback (most recent call last):
+        ValueError: a holds a run with the classes cat, dog, but `classes` begins with dog, cat. ...
+    """
+    known, classes, renamed = before.get("classes") or [], now.get("classes") or [], now.get("renamed") or {}
+    expected = [renamed.get(name, name) for name in known]
+    if classes[: len(known)] != expected:
+        begins = ", ".join(classes[: len(known)]) or "nothing"
+        raise ValueError(
+            f"{folder} holds a run with the classes {', '.join(known)}, but `classes` begins with {begins}. Their "
+            "numbers are what the model has learned: append new ones at the end, and give a new name as "
+            "`renamed={'old': 'new'}`."
+        )
 
 
 def _warn_of_other_hyper_parameters(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:

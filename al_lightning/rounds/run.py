@@ -84,6 +84,8 @@ class Run:
         self.named_folder = settings.folder
         self._members: list[Mapping[str, torch.Tensor]] = []  # of the last round that has trained all
         self._trained: list[Mapping[str, torch.Tensor]] = []  # of the running round
+        self._num_checked = 0  # points of the data whose rows were compared
+        self._is_larger_model = False
         self._journal: Journal | None = None
         self._lock: FileLock | None = None
 
@@ -144,6 +146,7 @@ class Run:
         since (in a new process: excluded) stay so, if the records of another process do not contradict it.
         """
         if self.is_open:
+            self.check_rows(Ranks(trainer), datamodule)
             if self.fit_seed is None:  # a further plain fit: after the end there is nothing to train
                 self.ended_before = self.stopped is not None
             return False
@@ -153,6 +156,7 @@ class Run:
         self._open(Ranks(trainer), header, self._found_folder(trainer))
         on_disk = self.rounds
         self._resume_after(self._still_finished(on_disk))
+        self.check_rows(Ranks(trainer), datamodule)
         self._take_draft(Ranks(trainer))
         base, now = recorded(self.header, []) if known is None else known, self._state()
         moved = _moved_by_hand(datamodule, base, now, is_new_process=known is None)
@@ -163,6 +167,13 @@ class Run:
         if self.rounds:
             set_logged_steps(trainer, self.rounds[-1].logged_steps)
         return True
+
+    def check_rows(self, ranks: Ranks, datamodule: ActiveLearningDataModule) -> None:
+        """Refuse data that were reordered where points may be appended, at the start and whenever there are more."""
+        before, num_points = self.header.get("fingerprint"), self.header.get("num_points", 0)
+        if before is not None and len(datamodule.labels) != self._num_checked:
+            ranks.together(lambda: datamodule.refuse_other_rows(before, num_points))
+            self._num_checked = len(datamodule.labels)
 
     def _state(self) -> Recorded:
         """Return the label state now, without the batch that is not committed."""
@@ -245,7 +256,7 @@ class Run:
         settings, states = self.settings, None
         is_kept = settings.warm_start or draft.record.stopped is not None or settings.oracle.asks_people
         if self._journal is not None and is_kept:
-            states = [state_of(module)] if settings.posterior.members is None else list(self._members)
+            states = [state_of(module)] if settings.posterior.members is None else list(self._members) or None
         self.draft = replace(draft, states=states)
 
     def wait_for(self, waiting: Waiting | None) -> None:
@@ -342,20 +353,29 @@ class Run:
         self.rounds = rounds
 
     def save_first_weights(self, ranks: Ranks, states: States) -> None:
-        """Write the weights that every round starts from, once: first the file, then its hash into the header."""
+        """Write the weights that every round starts from, once: first the file, then its hash into the header.
 
-        def saved() -> str | None:
-            if (journal := self._journal) is None:
-                return None
-            digest: str | None = journal.header.get("first_weights")
-            if digest is None:
-                with writing_into(journal.folder):
-                    save_states(journal.folder / FIRST_WEIGHTS, states)
-                    digest = digest_of(states)
-                    journal.write_header({**journal.header, "first_weights": digest})
-            return digest
+        A larger model, for classes that were added, has first weights of its own from then on.
+        """
+        number = len(self.rounds)
 
-        self.header = {**self.header, "first_weights": ranks.first(ranks.together(saved))}
+        def saved() -> dict[str, Any]:
+            header = dict(self.header)
+            if (journal := self._journal) is None or (header.get("first_weights") and not self._is_larger_model):
+                return header
+            later = {**(header.get("later_weights") or {}), str(number): digest_of(states)}
+            with writing_into(journal.folder):
+                save_states(journal.folder / _first_weights_file(number if self._is_larger_model else None), states)
+                entry = {"later_weights": later} if self._is_larger_model else {"first_weights": digest_of(states)}
+                journal.write_header({**journal.header, **entry})
+            return {**header, **entry}
+
+        self.header = ranks.first(ranks.together(saved))
+        self._is_larger_model = False
+
+    def begin_larger_model(self) -> None:
+        """Begin with the weights that the model has now, since it has outputs for further classes."""
+        self._is_larger_model = True
 
     def forget_first_weights(self) -> None:
         """Drop the first weights of an attempt that finished no round: the model's own replace them."""
@@ -365,7 +385,10 @@ class Run:
 
     def first_weights(self, ranks: Ranks) -> States | None:
         """Read the weights that every round starts from; None if no process has kept them yet."""
-        return self._read(ranks, FIRST_WEIGHTS, digest=self.header.get("first_weights"))
+        later = self.header.get("later_weights") or {}
+        number = max(map(int, later), default=None)
+        digest = self.header.get("first_weights") if number is None else later[str(number)]
+        return self._read(ranks, _first_weights_file(number), digest=digest)
 
     def warm_weights(self, ranks: Ranks) -> States | None:
         """Read the weights that the next round continues from with `warm_start`; None before the first round."""
@@ -442,13 +465,18 @@ class Run:
         """
         self.release()
         self.member = None
-        if not self.rounds:
-            vars(self).update({**vars(Run(self.settings)), "waiting": self.waiting})
+        if not self.rounds and self.waiting is None:
+            vars(self).update(vars(Run(self.settings)))
 
     def close_if_named(self) -> None:
         """Close a run that this process finds again by the name of its folder, after a fit that no driver follows."""
         if self.fit_seed is None and self.settings.folder is not None:
             self.close()
+
+
+def _first_weights_file(number: int | None) -> str:
+    """Return the file of the first weights: of the run, or of the larger model that began with a round."""
+    return FIRST_WEIGHTS if number is None else f"first_weights-{number:03d}.pt"
 
 
 def _restore_labels(datamodule: ActiveLearningDataModule, state: Recorded, *, withdrawn: Sequence[Round]) -> None:

@@ -104,7 +104,7 @@ class Start(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write them here too: a first batch may be asked for without a training."""
-        if not self._run.ended_before and "first_weights" not in self._run.header:
+        if not self._run.ended_before:
             self.on_train_start(trainer, pl_module)
 
     def _take_asked_weights(self, ranks: Ranks, module: LightningModule) -> None:
@@ -142,6 +142,12 @@ class Start(Callback):
         saved, are_first = _saved(run, Ranks(trainer))
         if saved is not None and not run.rounds and not self._fresh.weights.has_shapes_of(saved):
             run.forget_first_weights()  # the model was corrected after an attempt that finished no round
+        elif saved is not None and run.settings.oracle.asks_people and self._fresh.weights.is_larger_than(saved):
+            run.begin_larger_model()
+            rank_zero_info(
+                f"The model has more outputs than the one of round {len(run.rounds) - 1}, for the classes that were "
+                "added: the rounds from now on start from its own weights, which are kept."
+            )
         elif saved is not None:
             if not run.rounds and run.draft is None:
                 rank_zero_info(

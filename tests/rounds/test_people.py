@@ -1,0 +1,519 @@
+"""Rounds whose labels come from people, through files: nothing is lost, and each answer is in exactly one record."""
+
+import itertools
+import json
+import threading
+import time
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from al_lightning import BALD, ActiveLearning, ActiveLearningDataModule, AskPeople, DeepEnsemble, active_fit, read_journal
+from al_lightning.labelling.asked import read_asked
+from al_lightning.records.replay import recorded
+from tests.conftest import TinyData, TinyModule
+
+CLASSES = ["ant", "bee", "cat"]
+NUM = 60
+
+
+class Inputs(Dataset):
+    """Points without any label."""
+
+    def __init__(self, inputs):
+        self.inputs = inputs
+
+    def __len__(self):
+        return len(self.inputs)
+
+    def __getitem__(self, index):
+        return self.inputs[index]
+
+
+class Unlabelled(TinyData):
+    """The training points without their labels; the test set has some."""
+
+    def __init__(self, num=NUM, order=None, tail=()):
+        super().__init__(num)
+        self.order, self.tail = order, tail
+
+    def train_dataloader(self):
+        inputs = self._part(NUM, 0).tensors[0]
+        inputs = torch.cat([inputs, self._part(90, 0).tensors[0][NUM : self.num_train]])
+        return DataLoader(Inputs(inputs if self.order is None else inputs[self.order]), batch_size=8, shuffle=True)
+
+
+TRUE = [index % 3 for index in range(90)]
+
+
+def name_of(index):
+    return CLASSES[TRUE[index]]
+
+
+def write(folder, answers, who="ann"):
+    with (folder / "answers" / f"{who}.jsonl").open("a") as file:
+        for answer in answers:
+            file.write(json.dumps(answer) + "\n")
+
+
+@pytest.fixture
+def start(make_trainer, make_model, tmp_path):
+    """One process of a run: everything is new but the folder."""
+
+    def start(*, oracle="people", data=None, classes=CLASSES, initial=0, model=None, finish=False, epochs=2, **settings):
+        oracle = AskPeople() if oracle == "people" else oracle
+        chosen = {"query_size": 4, "num_samples": 8, "max_labelled": 12, "folder": tmp_path / "run", **settings}
+        callback = ActiveLearning(chosen.pop("acquisition", BALD()), oracle=oracle, **chosen)
+        trainer = make_trainer(callback, max_epochs=epochs)
+        module = ActiveLearningDataModule(
+            Unlabelled() if data is None else data,
+            initial=initial,
+            classes=classes,
+            renamed=chosen.pop("renamed", None) if False else None,
+        )
+        model = make_model() if model is None else model
+        active_fit(trainer, model, module, seed=1, finish=finish)
+        callback.datamodule, callback.model = module, model
+        return callback
+
+    return start
+
+
+def with_all_labels(start, folder, **settings):
+    """What the same run acquires where the dataset has all labels."""
+    return start(oracle=None, data=TinyData(NUM), folder=folder, **settings)
+
+
+def answered_to_the_end(start, answer=name_of, **settings):
+    """Start the same command until the run ends, and answer between; the callback, and how often it was started."""
+    for number in itertools.count(1):
+        assert number < 20
+        callback = start(**settings)
+        if not callback.waiting_for:
+            return callback, number
+        folder = callback.run.folder
+        write(folder, [{"id": index, "label": answer(index)} for index in callback.waiting_for])
+
+
+def test_a_run_through_files_acquires_what_one_with_all_labels_does(start, tmp_path):
+    expected = with_all_labels(start, tmp_path / "all")
+    callback, num_starts = answered_to_the_end(start)
+    assert num_starts == 4  # three batches are waited for
+    assert [record.acquired for record in callback.rounds] == [record.acquired for record in expected.rounds]
+    assert [record.targets for record in callback.rounds] == [record.targets for record in expected.rounds]
+    assert [record.metrics for record in callback.rounds] == [record.metrics for record in expected.rounds]
+    for ours, theirs in zip(callback.model.parameters(), expected.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert not (tmp_path / "run" / "asked.json").exists()
+
+
+def test_the_first_round_has_no_labels_no_metrics_and_the_first_weights(start, make_model):
+    callback = start()
+    assert (callback.rounds, len(callback.waiting_for), callback.stopped) == ([], 4, None)
+    write(callback.run.folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for])
+    first = start().rounds[0]
+    assert (first.num_labelled, first.num_pool, first.metrics, first.posterior) == (0, NUM, {}, None)
+    saved = torch.load(callback.run.folder / "first_weights.pt", weights_only=True)[0]
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in make_model().state_dict().items())
+
+
+def test_people_may_answer_while_the_run_waits(start, tmp_path):
+    expected = with_all_labels(start, tmp_path / "all")
+    folder, given = tmp_path / "run", set()
+
+    def answer():
+        until = time.monotonic() + 60
+        while time.monotonic() < until and len(given) < 12:
+            batch = read_asked(folder) if folder.exists() else None
+            for index in [] if batch is None else [index for index in batch.ids if index not in given]:
+                write(folder, [{"id": index, "label": name_of(index)}], who="bob")
+                given.add(index)
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    callback = start(oracle=AskPeople(wait=60))
+    thread.join()
+    assert not callback.waiting_for
+    assert [record.acquired for record in callback.rounds] == [record.acquired for record in expected.rounds]
+
+
+def test_what_is_asked_says_what_each_point_is_about(start, tmp_path):
+    callback = start()
+    folder = callback.run.folder
+    write(folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for])
+    callback = start()
+    batch = read_asked(folder)
+    assert batch.ids == callback.waiting_for
+    assert batch.classes == CLASSES
+    assert [point.rank for point in batch.points] == [0, 1, 2, 3]
+    for point in batch.points:
+        assert sum(point.probabilities.values()) == pytest.approx(1)
+        assert max(point.probabilities, key=point.probabilities.get) == point.predicted
+    assert set(batch.asked_before) == set(read_journal(folder)[1][0].acquired)
+
+
+def test_nothing_but_answers_is_needed_to_go_on_and_starting_in_vain_changes_nothing(start):
+    folder = start().run.folder
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert len(start().waiting_for) == 4
+    after = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    for name in before.keys() - {"asked.json"}:  # which says when it was asked
+        assert before[name] == after[name], name
+    write(folder, [{"id": start().waiting_for[0], "label": "ant"}])
+    assert len(start().waiting_for) == 3
+
+
+def test_skipped_points_go_back_to_the_pool_and_are_not_asked_in_the_next_round(start):
+    callback = start()
+    first, *others = callback.waiting_for
+    folder = callback.run.folder
+    write(folder, [{"id": first, "kind": "skip"}, *({"id": index, "label": name_of(index)} for index in others)])
+    callback = start()
+    record = callback.rounds[0]
+    assert record.targets == [None, *(TRUE[index] for index in others)]
+    assert recorded(callback.run.header, callback.rounds).state_of == dict.fromkeys(others, 1)
+    assert first not in callback.waiting_for
+    write(folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for])
+    callback = start(max_labelled=60, query_size=4)
+    batches = [callback.waiting_for]
+    while first not in batches[-1] and len(batches) < 16:
+        write(folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for])
+        callback = start(max_labelled=60)
+        batches.append(callback.waiting_for)
+    assert first in batches[-1]  # some later round asks again, and the old skip does not answer
+    
+
+def test_a_point_is_skipped_only_by_all_who_take_part(start):
+    callback = start()
+    folder = callback.run.folder
+    first, *others = callback.waiting_for
+    write(folder, [{"id": first, "kind": "skip"}, {"id": others[0], "label": "ant"}])
+    write(folder, [{"id": index, "label": "bee"} for index in others[1:]], who="bob")
+    assert start().waiting_for == [first]  # bob may know
+    write(folder, [{"id": first, "label": "cat"}], who="bob")
+    assert start().rounds[0].targets[0] == 2
+
+
+def test_unsure_and_rejected_points_leave_the_pool_and_are_recorded(start):
+    callback = start()
+    folder = callback.run.folder
+    unsure, rejected, *others = callback.waiting_for
+    write(folder, [{"id": unsure, "kind": "unsure", "seconds": 3.5}, {"id": rejected, "kind": "reject"}])
+    write(folder, [{"id": index, "label": name_of(index)} for index in others])
+    callback = start()
+    record = callback.rounds[0]
+    assert record.targets == [None, None, *(TRUE[index] for index in others)]
+    assert sorted(record.changed_after) == sorted([[unsure, -2, None], [rejected, -2, None]])
+    rows = {row["id"]: row for row in record.answers}
+    assert (rows[unsure]["kind"], rows[unsure]["seconds"], rows[unsure]["who"]) == ("unsure", 3.5, "ann")
+    assert set(callback.datamodule.labels.excluded_indices.tolist()) == {unsure, rejected}
+    write(folder, [{"id": unsure, "label": "bee"}])  # somebody has looked again: a correction
+    write(folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for])
+    assert recorded(*_records(start)).target_of[unsure] == 1
+
+
+def _records(start):
+    callback = start()
+    return callback.run.header, callback.rounds
+
+
+def test_a_batch_without_a_label_makes_no_fit_and_the_next_is_asked_from_the_same_predictions(start, tmp_path):
+    settings = {"initial": 0, "acquisition": BALD()}
+    callback = start(**settings)
+    folder = callback.run.folder
+    write(folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for])
+    wide = tmp_path / "wide"
+    (wide / "answers").mkdir(parents=True)
+    for name in ("first_weights.pt",):
+        assert (folder / name).exists()
+    callback = start(**settings)
+    first = read_asked(folder)
+    scores = {point.id: point.score for point in first.points}
+    fits_before = callback.rounds
+    write(folder, [{"id": index, "kind": kind} for index, kind in zip(first.ids, ["skip", "unsure", "reject", "skip"])])
+    callback = start(**settings)
+    assert callback.rounds == fits_before  # nothing is committed without a label
+    second = read_asked(folder)
+    assert not set(second.ids) & set(first.ids)
+    assert second.round == first.round
+    assert max(point.score for point in second.points) <= min(scores.values())  # the next best of the same scores
+    assert set(second.draft["record"]["metrics"]) == set(first.draft["record"]["metrics"])
+    write(folder, [{"id": index, "label": name_of(index)} for index in second.ids])
+    callback = start(**settings)
+    record = callback.rounds[1]
+    assert record.acquired == second.ids
+    assert sorted(row["kind"] for row in record.answers) == ["label"] * 4 + ["reject", "skip", "skip", "unsure"]
+    assert {index for index, state, _ in record.changed_after if state == -2} == {first.ids[1], first.ids[2]}
+
+
+def test_the_scores_after_a_batch_without_a_label_are_those_of_one_wide_batch(start, tmp_path):
+    """The eight best of one fit, asked for at once, are the four best and, without any label, the four after them."""
+
+    def second_round(folder, query_size):
+        callback = start(folder=folder, query_size=4, initial=0, max_labelled=40)
+        write(folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for])
+        callback = start(folder=folder, query_size=4, initial=0, max_labelled=40)
+        return {point.id: point.score for point in read_asked(folder).points}
+
+    narrow = second_round(tmp_path / "a", 4)
+    write(tmp_path / "a", [{"id": index, "kind": "reject"} for index in narrow])
+    start(folder=tmp_path / "a", query_size=4, initial=0, max_labelled=40)
+    further = {point.id: point.score for point in read_asked(tmp_path / "a").points}
+    initial = read_journal(tmp_path / "a")[1][0].acquired
+    expected = start(
+        oracle=None, data=TinyData(NUM), folder=tmp_path / "b", initial=0, query_size=4, max_rounds=1, max_labelled=40
+    )
+    assert expected.rounds[0].acquired == initial
+    both = {**narrow, **further}
+    assert list(both.values()) == sorted(both.values(), reverse=True)
+    assert len(both) == 8
+
+
+def test_a_part_of_the_batch_may_do_and_late_answers_are_labelled_with_the_next(start):
+    oracle = AskPeople(min_answered=3)
+    callback = start(oracle=oracle)
+    folder = callback.run.folder
+    late, *early = callback.waiting_for
+    write(folder, [{"id": index, "label": name_of(index)} for index in early[:2]])
+    assert start(oracle=oracle).waiting_for == [late, early[2]]
+    write(folder, [{"id": early[2], "label": name_of(early[2])}])
+    callback = start(oracle=oracle)
+    assert callback.rounds[0].targets == [None, *(TRUE[index] for index in early)]
+    write(folder, [{"id": late, "label": name_of(late)}])
+    write(folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for if index != late])
+    callback = start(oracle=oracle)
+    known = recorded(callback.run.header, callback.rounds)
+    assert (known.state_of[late], known.target_of[late]) == (2, TRUE[late])
+    assert [[late, 2, TRUE[late]]] == callback.rounds[1].changed_after or late in callback.rounds[1].acquired
+
+
+def test_finish_closes_a_batch_with_what_is_there(start):
+    callback = start()
+    folder = callback.run.folder
+    first, *others = callback.waiting_for
+    write(folder, [{"id": first, "label": name_of(first)}])
+    callback = start(finish=True)
+    assert [record.targets for record in callback.rounds] == [[TRUE[first], None, None, None]]
+    assert len(callback.waiting_for) == 4  # the next batch is asked for, and is not closed by the same word
+
+
+def test_several_people_vote_and_a_tie_is_asked_again(start):
+    oracle = AskPeople(answers_per_point=2)
+    callback = start(oracle=oracle)
+    folder = callback.run.folder
+    first, *others = callback.waiting_for
+    for who in ("ann", "bob"):
+        write(folder, [{"id": index, "label": name_of(index)} for index in others], who=who)
+    write(folder, [{"id": first, "label": "ant"}])
+    assert start(oracle=oracle).waiting_for == [first]
+    write(folder, [{"id": first, "label": "bee"}], who="bob")
+    assert start(oracle=oracle).waiting_for == [first]  # a tie
+    write(folder, [{"id": first, "label": "bee"}], who="eve")
+    record = start(oracle=oracle).rounds[0]
+    assert record.targets[0] == 1
+    assert len([row for row in record.answers if row["id"] == first]) == 3
+
+
+def test_an_undo_and_a_correction_of_a_committed_answer_take_effect_with_the_next_commit(start):
+    callback = start()
+    folder = callback.run.folder
+    undone, corrected, *others = callback.waiting_for
+    wrong = CLASSES[(TRUE[corrected] + 1) % 3]
+    write(folder, [{"id": index, "label": name_of(index), "at": "2026-01-01T00:00:00Z"} for index in [undone, *others]])
+    write(folder, [{"id": corrected, "label": wrong, "at": "2026-01-01T00:00:00Z"}])
+    callback = start()
+    before = (folder / "rounds.jsonl").read_bytes()
+    write(folder, [{"id": undone, "kind": "undo", "at": "2026-01-02T00:00:00Z"}])
+    write(folder, [{"id": corrected, "label": name_of(corrected), "at": "2026-01-02T00:00:00Z"}])
+    write(folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for])
+    callback = start()
+    assert (folder / "rounds.jsonl").read_bytes().startswith(before)  # past records stay as they were
+    known = recorded(callback.run.header, callback.rounds)
+    assert undone not in known.state_of
+    assert (known.state_of[corrected], known.target_of[corrected]) == (1, TRUE[corrected])
+    rows = {row["id"]: row for row in callback.rounds[1].answers}
+    assert (rows[corrected]["was"], rows[corrected]["label"]) == (CLASSES.index(wrong), TRUE[corrected])
+    assert (rows[undone]["kind"], rows[undone]["was"]) == ("undo", TRUE[undone])
+    assert corrected in callback.datamodule.labels.labelled_indices
+    assert callback.datamodule.targets_of([corrected]) == [TRUE[corrected]]
+
+
+def test_each_resolved_label_is_in_exactly_one_record(start):
+    callback, _ = answered_to_the_end(start)
+    ids = [row["id"] for record in callback.rounds for row in record.answers]
+    assert len(ids) == len(set(ids)) == 12
+
+
+def test_members_of_an_ensemble_and_a_warm_start_outlive_the_waiting(start, tmp_path):
+    settings = {"acquisition": BALD(), "posterior": DeepEnsemble(2), "num_samples": 2, "warm_start": True}
+    expected = with_all_labels(start, tmp_path / "all", **settings)
+    callback, _ = answered_to_the_end(start, **settings)
+    assert [record.acquired for record in callback.rounds] == [record.acquired for record in expected.rounds]
+    assert [record.metrics for record in callback.rounds] == [record.metrics for record in expected.rounds]
+    assert [record.weights for record in callback.rounds[1:]] == [record.weights for record in expected.rounds[1:]]
+
+
+def test_a_raised_budget_asks_for_further_points_and_withdraws_none(start):
+    callback, _ = answered_to_the_end(start, max_labelled=6)  # the second batch is cut to two
+    assert [len(record.acquired) for record in callback.rounds] == [4, 2, 0]
+    before = read_journal(callback.run.folder)[1]
+    callback, _ = answered_to_the_end(start, max_labelled=12)
+    after = read_journal(callback.run.folder)[1]
+    assert after[:2] == before[:2]
+    assert [len(record.acquired) for record in after] == [4, 2, 4, 2, 0]
+
+
+BAD = {
+    "a label outside the classes": ('{"id": ID, "label": "dog"}\n', r"bad\.jsonl:1 answers point \d+ with the label 'dog', but the classes are 'ant', 'bee', 'cat'"),
+    "an id nobody asked for": ('{"id": OTHER, "label": "ant"}\n', r"bad\.jsonl:1 answers point \d+, for which no batch has asked"),
+    "an id that there is not": ('{"id": 60, "label": "ant"}\n', r"bad\.jsonl:1 answers point 60, but ids run from 0 to 59"),
+    "a torn line in the middle": ('{"id": ID, "la\n{"id": ID, "label": "ant"}\n', r"bad\.jsonl:1 is no answer"),
+    "another key": ('{"id": ID, "label": "ant", "sure": 1}\n', r"bad\.jsonl:1 has 'sure', but an answer has id, kind"),
+    "no label": ('{"id": ID}\n', r"bad\.jsonl:1 answers point \d+ with no label"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named_by_file_line_and_id_and_nothing_is_lost(start, case):
+    callback = start()
+    folder, asked = callback.run.folder, callback.waiting_for
+    other = next(index for index in range(NUM) if index not in asked)
+    text, message = BAD[case]
+    write(folder, [{"id": index, "label": name_of(index)} for index in asked[:3]])
+    bad = folder / "answers" / "bad.jsonl"
+    bad.write_text(text.replace("ID", str(asked[3])).replace("OTHER", str(other)))
+    with pytest.raises(ValueError, match=message):
+        start()
+    bad.unlink()
+    assert start().waiting_for == [asked[3]]
+
+
+def test_an_answer_for_a_point_that_the_user_has_excluded_is_refused(start, make_trainer, make_model, tmp_path):
+    callback = start()
+    folder, asked = callback.run.folder, callback.waiting_for
+    write(folder, [{"id": index, "label": name_of(index)} for index in asked])
+    module = ActiveLearningDataModule(Unlabelled(), initial=0, classes=CLASSES)
+    module.setup("fit")
+    module.exclude([asked[0]])
+    again = ActiveLearning(BALD(), query_size=4, num_samples=8, max_labelled=12, folder=folder, oracle=AskPeople())
+    with pytest.raises(ValueError, match=rf"answers point {asked[0]}, which was excluded from the pool. Take the answer"):
+        active_fit(make_trainer(again), make_model(), module, seed=1)
+
+
+def test_appended_points_enter_the_pool_and_reordered_ones_are_refused(start):
+    callback = start()
+    folder = callback.run.folder
+    write(folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for])
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match="reordered"):
+        start(data=Unlabelled(order=torch.randperm(NUM)))
+    callback = start(data=Unlabelled(90))
+    assert callback.rounds[0].num_pool == NUM
+    assert callback.datamodule.labels.num_pool == 90 - 4
+    write(folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for])
+    callback = start(data=Unlabelled(90))
+    assert (callback.rounds[1].num_points, callback.rounds[1].num_pool) == (90, 86)
+    with pytest.raises(ValueError, match="points"):
+        start(data=Unlabelled())
+
+
+class Wide(TinyModule):
+    """A model with outputs for classes to come."""
+
+    def __init__(self, num_outputs):
+        super().__init__()
+        self.net[3] = torch.nn.Linear(16, num_outputs)
+
+
+def test_classes_are_appended_and_neither_dropped_nor_reordered(start):
+    model = lambda num: (torch.manual_seed(0), Wide(num))[1]  # noqa: E731
+    callback = start(classes=CLASSES[:2], model=model(3))
+    folder = callback.run.folder
+    write(folder, [{"id": index, "label": "ant"} for index in callback.waiting_for[:3]])
+    with pytest.raises(ValueError, match="the classes ant, bee, but `classes` begins with bee, ant"):
+        start(classes=["bee", "ant"], model=model(3))
+    with pytest.raises(ValueError, match="the classes ant, bee"):
+        start(classes=["ant", "dog"], model=model(3))
+    write(folder, [{"id": callback.waiting_for[3], "label": "cat"}])
+    with pytest.raises(ValueError, match="with the label 'cat', but the classes are 'ant', 'bee'"):
+        start(classes=CLASSES[:2], model=model(3))
+    callback = start(classes=CLASSES, model=model(3))
+    assert callback.rounds[0].targets == [0, 0, 0, 2]
+
+
+def test_more_classes_than_outputs_are_refused_and_a_larger_model_goes_on(start):
+    model = lambda num: (torch.manual_seed(num), Wide(num))[1]  # noqa: E731
+    callback = start(classes=CLASSES[:2], model=model(2))
+    folder = callback.run.folder
+    write(folder, [{"id": index, "label": "ant"} for index in callback.waiting_for])
+    callback = start(classes=CLASSES[:2], model=model(2))
+    write(folder, [{"id": index, "label": "bee"} for index in callback.waiting_for])
+    with pytest.raises(ValueError, match="3 outputs"):
+        start(classes=CLASSES, model=model(2))
+    callback = start(classes=CLASSES, model=model(3))
+    assert len(callback.rounds) == 2
+    assert (folder / "first_weights-001.pt").exists() or (folder / "first_weights-002.pt").exists()
+    write(folder, [{"id": index, "label": "cat"} for index in callback.waiting_for])
+    torch.manual_seed(9)
+    callback = start(classes=CLASSES, model=Wide(3))  # other weights, which are not used
+    assert len(callback.rounds) == 4 or callback.rounds[-1].stopped
+
+
+REFUSED = {
+    "no classes": ({"classes": None, "initial": 4, "data": TinyData(NUM)}, "Name the classes"),
+    "no folder": ({"folder": None}, "Name it: `ActiveLearning\\(folder="),
+    "a holdout of nothing": ({"holdout_share": 0.2, "max_labelled": None, "max_rounds": 2}, "`max_labelled` is None"),
+    "a share of all": ({"holdout_share": 1.0}, "must lie between 0 and 1"),
+    "no holdout to monitor": ({"monitor": "holdout_acc", "target": 0.9}, "nothing is held out"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_asked_is_refused_before_anything_is_written(start, case, tmp_path):
+    settings, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        start(**settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plain_fit_cannot_ask(make_trainer, make_model, tmp_path):
+    callback = ActiveLearning(BALD(), folder=tmp_path / "run", oracle=AskPeople())
+    with pytest.raises(RuntimeError, match="asked between fits"):
+        make_trainer(callback).fit(
+            make_model(), datamodule=ActiveLearningDataModule(Unlabelled(), initial=0, classes=CLASSES)
+        )
+
+
+def test_another_script_cannot_take_over_a_folder_in_which_people_have_answered(start):
+    start()
+    with pytest.raises(ValueError, match="holds another run"):
+        start(query_size=5)
+
+
+def test_the_holdout_is_drawn_first_never_acquired_and_measures_the_mean_prediction(start):
+    callback, _ = answered_to_the_end(start, holdout_share=0.25, max_labelled=20)
+    header, rounds = callback.run.header, callback.rounds
+    reserved = header["reserved"]
+    assert len(reserved) == 5
+    assert not {index for record in rounds for index in record.acquired} & set(reserved)
+    asked = [index for record in rounds for index in record.asked_held_out]
+    assert asked == reserved[: len(asked)]
+    known = recorded(header, rounds)
+    assert known.num_labelled + len(asked) == 20
+    for number, record in enumerate(rounds[1:], 1):
+        answered = [index for earlier in rounds[: number + 1] for index in earlier.asked_held_out]
+        assert record.holdout["num"] == len(answered)
+        assert record.holdout["low"] <= record.holdout["acc"] <= record.holdout["high"]
+        assert record.numbers()["holdout_acc"] == record.holdout["acc"]
+    assert all(state == -4 for index, state in known.state_of.items() if index in asked)
+
+
+def test_a_target_on_the_holdout_stops_by_its_lower_bound_and_says_so(start):
+    settings = {"holdout_share": 0.5, "max_labelled": 60, "monitor": "holdout_acc", "target": 0.4}
+    callback, _ = answered_to_the_end(start, **settings)
+    assert callback.stopped.startswith("holdout_acc reached 0.4: ")
+    assert all(record.stopped is None for record in callback.rounds[:-1])
+    callback, _ = answered_to_the_end(start, **{**settings, "target": 0.97, "max_labelled": 60})
+    assert callback.stopped != "holdout_acc reached 0.4: "
