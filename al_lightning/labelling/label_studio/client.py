@@ -7,7 +7,8 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import UnionType
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from al_lightning.records.foreign import plain_json
@@ -17,6 +18,15 @@ TIMEOUT = 60.0  # seconds for connecting and for each part of an answer
 PAGE = 25  # tasks a page, each with its picture
 TRIES = 5  # of a listing during which tasks come or go
 MOST_QUOTED = 300  # letters of what the server says in an error
+
+ANNOTATION: Mapping[str, type | UnionType] = {
+    "id": int,
+    "result": list | None,
+    "was_cancelled": bool,
+    "completed_by": int | None,
+    "updated_at": str,
+}
+"""What is read of an annotation."""
 
 Task = Mapping[str, Any]
 
@@ -115,16 +125,16 @@ class Project:
         A listing has pages. Where tasks come or go meanwhile one could be missed, so it begins anew.
         """
         for _ in range(TRIES):
-            found, totals, page = dict[int, Task](), set[int](), 0
-            while page == 0 or page * PAGE < max(totals):
+            found, totals, page = dict[int, Task](), list[int](), 0
+            while page == 0 or page * PAGE < totals[-1]:
                 page += 1
                 answer = self._call(
                     "GET",
                     f"/api/tasks?project={self.number}&fields=all&resolve_uri=false&page={page}&page_size={PAGE}",
                 )
-                totals.add(self._field(answer, "total", int))
-                found |= {self._field(task, "id", int): task for task in self._field(answer, "tasks", list)}
-            if totals == {len(found)}:
+                totals.append(self._field(answer, "total", int))
+                found |= {task["id"]: task for task in map(self._task, self._field(answer, "tasks", list))}
+            if set(totals) == {len(found)}:
                 return [found[number] for number in sorted(found)]
         raise ConnectionError(
             f"Tasks of project {self.number} come or go while they are listed. Start the same command again."
@@ -135,7 +145,16 @@ class Project:
         users = self._call("GET", "/api/users/")
         return {self._field(user, "id", int): self._field(user, "email", str) for user in users}
 
-    def _field(self, answer: object, name: str, kind: type) -> Any:  # noqa: ANN401 - of that kind
+    def _task(self, task: object) -> Task:
+        """Return a task that has all that is read of one."""
+        self._field(task, "id", int)
+        self._field(task, "created_at", str)
+        for annotation in self._field(task, "annotations", list):
+            for name, kind in ANNOTATION.items():
+                self._field(annotation, name, kind)
+        return cast("Task", task)
+
+    def _field(self, answer: object, name: str, kind: type | UnionType) -> Any:  # noqa: ANN401 - of that kind
         """Return a value out of an answer."""
         value = answer.get(name) if isinstance(answer, dict) else None
         if not isinstance(value, kind):

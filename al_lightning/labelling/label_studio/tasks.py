@@ -177,7 +177,7 @@ def _said(annotation: Mapping[str, Any], batch: AskedBatch) -> tuple[Kind, str |
         return "skip", None
     chosen = [
         name
-        for result in annotation["result"]
+        for result in annotation["result"] or []
         if result.get("from_name") == CONTROL
         for name in (result.get("value") or {}).get("choices") or []
     ]

@@ -171,11 +171,29 @@ def test_a_listing_has_all_pages(studio, project, num_tasks):
     assert [task["data"]["point"] for task in project.tasks()] == list(range(num_tasks))
 
 
-def test_a_listing_begins_anew_where_a_task_goes_meanwhile(studio, project):
-    for point in range(2 * PAGE):
+@pytest.mark.parametrize("num_tasks", [2 * PAGE, 2 * PAGE + 1])
+def test_a_listing_begins_anew_where_a_task_goes_meanwhile(studio, project, num_tasks):
+    for point in range(num_tasks):
         studio.add({"point": point})
     studio.before = [("GET", "/api/tasks", 1, lambda: studio.tasks.pop(3) and None)]
-    assert [task["data"]["point"] for task in project.tasks()] == [p for p in range(2 * PAGE) if p != 2]
+    assert [task["data"]["point"] for task in project.tasks()] == [p for p in range(num_tasks) if p != 2]
+
+
+@pytest.mark.parametrize("name", ["id", "created_at", "annotations"])
+def test_a_task_in_another_form_is_an_error(studio, project, name):
+    studio.add({})
+    task = {each: value for each, value in studio.listed(studio.tasks[1]).items() if each != name}
+    studio.before = [("GET", "/api/tasks", 0, (200, {"total": 1, "tasks": [task]}))]
+    with pytest.raises(ValueError, match=rf"does not answer as Label Studio does \(its answer has no {name}\)"):
+        project.tasks()
+
+
+@pytest.mark.parametrize("name", client.ANNOTATION)
+def test_an_annotation_in_another_form_is_an_error(studio, project, name):
+    studio.add({"point": 3})
+    studio.annotations[studio.annotate(3, "cat")][name] = {"of": "another version"}
+    with pytest.raises(ValueError, match=rf"its answer has no {name}"):
+        project.tasks()
 
 
 def test_a_listing_that_never_rests_is_an_error(studio, project):

@@ -54,6 +54,11 @@ def test_an_annotation_is_an_answer(given, kind, label):
     assert answer.place == "project 1, task 1, annotation 1"
 
 
+def test_an_annotation_may_hold_no_result_at_all():
+    assert said({**annotation(), "result": None}).passed == ["project 1, task 1, annotation 1 is empty"]
+    assert [each.kind for each in said({**annotation(skip=True), "result": None}).answers] == ["skip"]
+
+
 def test_what_is_no_control_of_ours_says_nothing():
     other = {"from_name": "comment", "type": "textarea", "value": {"text": ["hm"]}}
     mixed = annotation("dog")
