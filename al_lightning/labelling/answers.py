@@ -246,6 +246,10 @@ def _label(value: object, kind: str, what: str, allowed: Allowed) -> str | None:
 def _who(value: object, place: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{place} has `who` {value!r}, but must have a name.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{place} has `who` {value!r}, which is not UTF-8, but must have a name.") from error
     return value.strip()
 
 
