@@ -16,6 +16,7 @@ from al_lightning.records.foreign import printable
 
 REFUSED = 2  # the exit code of a command that was called wrongly
 LOOPBACK = "127.0.0.1"
+MOST_PORTS = 65535
 
 
 def main(args: Sequence[str]) -> int:
@@ -96,15 +97,18 @@ def listening(host: str, port: int) -> socket.socket:
     """Return a socket that listens.
 
     Raises:
+        ValueError: If there is no such port.
         OSError: If it cannot, with the way out.
     """
+    if not 0 <= port <= MOST_PORTS:
+        raise ValueError(f"`--port` is {port}, but must be 0, for a free one, to {MOST_PORTS}.")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise OSError(
-            f"Cannot listen on port {port} of {host} ({error}). Give another port, as in `--port {port % 65535 + 1}`, "
-            "or `--port 0` for a free one."
+            f"Cannot listen on port {port} of {host} ({error}). Give another port, as in "
+            f"`--port {port % MOST_PORTS + 1}`, or `--port 0` for a free one."
         ) from error
 
 

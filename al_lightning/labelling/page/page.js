@@ -119,6 +119,8 @@ async function send() {
       queue.shift();
       answered.push({ ...answer, savedAt: performance.now() });
       [failures, away] = [0, ""];
+      const next = current === null ? "" : ` Now point ${current.id}.`;
+      say(answer.kind === "undo" ? `Taken back: the answer to point ${answer.id}.${next}` : `Saved: ${words(answer)} for point ${answer.id}.${next}`);
     } else if (status === 409) {
       return restart();
     } else if (status >= 400 && status < 500) {
@@ -149,7 +151,6 @@ function answer(kind, label = null) {
   current = null;
   refused = "";
   advance(false);
-  say(`${label ?? kind} for point ${before.id}.`);
   render();
   if (before.isCorrection || document.activeElement === document.body || document.activeElement === $("filter")) $("title").focus();
 }
@@ -161,7 +162,6 @@ function undo() {
   put({ id: last.id, kind: "undo" });
   current = null;
   if (pointOf(last.id) === undefined) advance(false); else show(last.id, false);
-  say(`Undone: ${words(last)} for point ${last.id}.`);
   render();
 }
 
