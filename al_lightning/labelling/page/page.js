@@ -84,8 +84,11 @@ function take(content, began) {
   if (content.who !== who) return;
   const isFirst = state === null;
   state = content;
-  if (state.batch === null) { if (!current?.isCorrection) current = null; return; }
-  if (current !== null && !current.isCorrection && pointOf(current.id) === undefined) current = null;
+  if (current !== null && (state.batch === null || !current.isCorrection && pointOf(current.id) === undefined)) {
+    current = null;
+    delete document.body.dataset.shown;
+  }
+  if (state.batch === null) return;
   if (current === null) advance(!isFirst);
 }
 
@@ -143,7 +146,7 @@ const keep = () => sessionStorage.setItem(`queue ${state?.run ?? queue[0]?.run}`
 
 function answer(kind, label = null) {
   if (current === null) return;
-  if (!current.isShown || performance.now() < guardedUntil) return say("Not taken: this point has only just come into sight.");
+  if (!current.isTaking) return say("Not taken: this point has only just come into sight.");
   if (kind === "skip" && pointOf(current.id) === undefined) return say("A point of an earlier batch cannot be skipped.");
   pause();
   put({ id: current.id, kind, ...(label === null ? {} : { label }), seconds: Math.round(current.seen) / 1000 });
@@ -203,18 +206,25 @@ function advance(isGuarded) {
 }
 
 function show(id, isCorrection) {
-  current = { id, isCorrection, seen: 0, since: null, isShown: false };
+  current = { id, isCorrection, seen: 0, since: null, isPlaced: false, isTaking: false };
   const mark = current;
   const content = prepare(id);
   const place = () => {
     if (current !== mark) return;
     $("item").replaceChildren(content.element);
     content.element.scrollTop = 0;
-    current.isShown = true;
+    current.isPlaced = true;
     resume();
-    document.body.dataset.shown = id;
+    const wait = guardedUntil - performance.now();
+    if (wait > 0) setTimeout(take_keys, wait); else take_keys();
     for (const point of openPoints().slice(0, NUM_PREPARED)) prepare(point.id);
   };
+  const take_keys = () => {
+    if (current !== mark) return;
+    current.isTaking = true;
+    document.body.dataset.shown = id;
+  };
+  delete document.body.dataset.shown;
   if (content.isReady) return place();
   $("item").replaceChildren(element("p", "none", "Loading ..."));
   content.ready.then(place);
@@ -267,7 +277,7 @@ function pause() {
 }
 
 function resume() {
-  if (current?.isShown && current.since === null && !document.hidden) current.since = performance.now();
+  if (current?.isPlaced && current.since === null && !document.hidden) current.since = performance.now();
 }
 
 // ---- what is on the page ----
@@ -371,7 +381,7 @@ function renderLast() {
     const button = element("button", "", "");
     button.type = "button";
     button.append(element("bdi", "", `${each.id}: ${words(each)}`), element("span", "state", each.state === "pending" ? "saving ..." : "saved"));
-    button.setAttribute("aria-label", `Correct point ${each.id}, ${words(each)}, ${each.state === "pending" ? "not saved yet" : "saved"}`);
+    button.title = "Correct this answer";
     button.addEventListener("click", () => correct(each.id));
     item.append(button);
     return item;
@@ -437,7 +447,9 @@ $("filter").addEventListener("input", () => filter($("filter").value));
 $("who").addEventListener("change", () => {
   who = $("who").value.trim();
   if (state !== null) for (const storage of [sessionStorage, localStorage]) storage.setItem(`who ${state.run}`, who);
-  [state.batch, state.who, answered, current] = [null, null, [], null];
+  [answered, current] = [[], null];
+  if (state !== null) [state.batch, state.who] = [null, null];
+  delete document.body.dataset.shown;
   render();
 });
 document.addEventListener("visibilitychange", () => (document.hidden ? pause() : resume()));
