@@ -3,10 +3,11 @@
     python benchmarks/reliability/killed_people.py --runs 200
     python benchmarks/reliability/killed_people.py --runs 5 --seed 3
 
-Each run asks for four batches of four points. Until it ends, one of these is done in turn, drawn at random: the same fit
-is started again, a script writes answers to some of the missing points, a page is served and answers are posted to it,
-or tasks are pushed to a server that stands for Label Studio, annotated there and pulled. Every second of them is killed:
-at a random moment, or at a random call or return in this package. Sometimes the script writes while the fit waits.
+Each run asks for four batches of four points. Until it ends, one of these is done in turn, drawn at random: the same
+fit is started again, a script writes answers to some of the missing points, a page is served and answers are posted to
+it, or tasks are pushed to a server that stands for Label Studio, annotated there and pulled. Every second of them is
+killed: at a random moment, or at a random call or return in this package. Sometimes the script writes while the fit
+waits.
 
 What must hold: the batches, their scores, labels and every metric are those of the run whose dataset has all labels;
 each answer on disk stands in exactly one record; what the page has acknowledged is on disk after a kill; no task is
@@ -141,8 +142,7 @@ def answers_on_disk(folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted((folder / ANSWERS).glob("*.jsonl")):
         text = path.read_bytes().decode()
-        for line in text[: text.rfind("\n") + 1].splitlines():
-            found.append(json.loads(line))
+        found += [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     return found
 
 
@@ -228,15 +228,13 @@ class World:
         self.problems += [f"the page acknowledged {lost}, which are not on disk"] if lost else []
 
     def _post(self, port: int, ids: list[int]) -> list[int]:
-        run, acknowledged = None, []
+        acknowledged: list[int] = []
         until = time.monotonic() + 20
-        while run is None and time.monotonic() < until:
-            try:
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-                connection.request("GET", "/state")
-                run = json.loads(connection.getresponse().read())["run"]
-            except OSError:
-                time.sleep(0.02)
+        while not is_listening(port) and time.monotonic() < until:
+            time.sleep(0.02)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("GET", "/state")
+        run = json.loads(connection.getresponse().read())["run"]
         for index in ids:
             answer = {"run": run, "id": index, "kind": "label", "label": truth(index), "who": "eve", "at": now()}
             headers = {"Content-Type": "application/json", "Origin": f"http://127.0.0.1:{port}"}
@@ -306,6 +304,12 @@ def write(folder: Path, ids: list[int], *, who: str, pause_s: float) -> None:
                 file.write(part)
                 file.flush()
                 time.sleep(pause_s / 2)
+
+
+def is_listening(port: int) -> bool:
+    """Return whether a server answers."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def compared(folder: Path) -> list[dict[str, Any]]:
