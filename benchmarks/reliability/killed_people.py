@@ -188,6 +188,8 @@ class World:
     def fits_while_a_script_writes(self) -> None:
         """Start the command, which waits, while answers come."""
         ids = missing(self.folder)
+        if not ids:
+            return
         writer = os.fork()
         if writer == 0:
             try:
@@ -201,6 +203,8 @@ class World:
     def scripts(self) -> None:
         """Answer some of the missing points."""
         ids = missing(self.folder)
+        if not ids:
+            return
         some = self.chance.sample(ids, self.chance.randint(0, len(ids)))
         self.child("script", partial(write, self.folder, some, who=self.chance.choice(["ann", "bob"]), pause_s=0.01))
 

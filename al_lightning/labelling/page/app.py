@@ -21,9 +21,10 @@ from al_lightning.labelling.asked import AskedBatch, now
 from al_lightning.labelling.page.files import RunFiles
 from al_lightning.labelling.page.guard import Guard, Guarded
 from al_lightning.labelling.page.view import kind_of_file, view
-from al_lightning.labelling.shown import FOLDER, refuse_linked
+from al_lightning.labelling.shown import refuse_linked
 from al_lightning.labelling.write import append_answer
 from al_lightning.records.foreign import plain_json
+from al_lightning.records.images import ASKED_FOLDER as FOLDER
 
 MOST_BYTES = 65536  # of an answer
 STATIC = {"": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
