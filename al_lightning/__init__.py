@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         ImageFolderDataModule,
         UnlabelledImagesDataModule,
     )
-    from al_lightning.labelling import AskPeople, DatasetLabels, Oracle
+    from al_lightning.labelling import AskPeople, DatasetLabels, LabelStudio, Oracle
     from al_lightning.posterior import DeepEnsemble, LastLayerLaplace, MCDropConnect, MCDropout, Posterior
     from al_lightning.records import Round, read_journal
     from al_lightning.rounds import ActiveLearning, MeanPrediction, active_fit
@@ -54,6 +54,7 @@ __all__ = [
     "Oracle",
     "DatasetLabels",
     "AskPeople",
+    "LabelStudio",
     "DeepEnsemble",
     "LastLayerLaplace",
     "MCDropConnect",

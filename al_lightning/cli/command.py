@@ -1,6 +1,7 @@
 """Command line: LightningCLI, whose `fit` runs the rounds if the Trainer has an `ActiveLearning` callback.
 
-`report` and `compare` are dispatched before LightningCLI, whose subcommands must be methods of the Trainer.
+`label`, `status`, `push`, `pull`, `report` and `compare` are dispatched before LightningCLI, whose subcommands must be
+methods of the Trainer.
 """
 
 import importlib
@@ -28,6 +29,9 @@ from al_lightning._lightning import (
 )
 from al_lightning.cli.suggestions import explained
 from al_lightning.data import wrapped_datamodule
+from al_lightning.labelling.label_studio.command import main as label_studio
+from al_lightning.labelling.page.command import main as label
+from al_lightning.labelling.status import main as status
 from al_lightning.report.command import main as report
 from al_lightning.report.compare.command import main as compare
 from al_lightning.rounds.callback import ActiveLearning
@@ -36,7 +40,9 @@ from al_lightning.rounds.ending import TERMINATED, WAITING
 
 RECORD_COMMANDS = (
     "From run folders: `al-lightning report RUN...` writes pictures and tables, `al-lightning compare RUN...` pairs "
-    "acquisitions by seed."
+    "acquisitions by seed. For people: `al-lightning label RUN` opens the page on which they label, `al-lightning "
+    "status RUN` says what they are asked for, `al-lightning push RUN --to URL --project ID` asks them in Label "
+    "Studio, and `al-lightning pull RUN --from URL --project ID` brings their answers."
 )
 
 MAY_BE_NAMED = (
@@ -256,6 +262,12 @@ def main() -> None:
             sys.exit(compare(args))
         case ["report", *args]:
             sys.exit(report(args))
+        case ["label", *args]:
+            sys.exit(label(args))
+        case ["status", *args]:
+            sys.exit(status(args))
+        case [("push" | "pull") as command, *args]:
+            sys.exit(label_studio(command, args))
         case _:
             if str(Path.cwd()) not in sys.path:
                 sys.path.append(

@@ -2,6 +2,7 @@
 
 from al_lightning.labelling.answers import Answer
 from al_lightning.labelling.asked import AskedBatch, AskedPoint
+from al_lightning.labelling.label_studio import LabelStudio
 from al_lightning.labelling.oracle import Answers, AskPeople, DatasetLabels, Oracle, Query
 from al_lightning.labelling.resolve import Resolved
 
@@ -9,6 +10,7 @@ __all__ = [
     "Oracle",
     "DatasetLabels",
     "AskPeople",
+    "LabelStudio",
     "Query",
     "Answers",
     "Answer",

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from al_lightning.records.files import write_atomically
+from al_lightning.records.images import ASKED_FOLDER as FOLDER
 from al_lightning.records.images import first_image, pixels_of, png
 
-FOLDER = "asked"
 MAX_SIDE = 2048
 
 

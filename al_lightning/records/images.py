@@ -19,14 +19,17 @@ from al_lightning.records.files import write_atomically
 
 Pixels = npt.NDArray[np.uint8]
 
-FOLDER = "acquired"
+FOLDER, ASKED_FOLDER = "acquired", "asked"
 MIN_SIDE, MAX_SIDE = 4, 256
 
 
 def thumbnails_of(folder: Path, indices: Iterable[int]) -> dict[int, Path]:
-    """Return the paths of the pictures that a run folder holds of these points, by id."""
-    paths = {index: folder / FOLDER / f"{index}.png" for index in indices}
-    return {index: path for index, path in paths.items() if path.is_file()}
+    """Return the paths of the pictures that a run folder holds of these points, by id.
+
+    With people they are those that people have seen.
+    """
+    paths = [(index, folder / name / f"{index}.png") for index in indices for name in (ASKED_FOLDER, FOLDER)]
+    return {index: path for index, path in paths if path.is_file()}
 
 
 def refuse_linked(folder: Path) -> None:
@@ -112,7 +115,8 @@ def png(pixels: Pixels) -> bytes:
 def rendered(sample: Any, datamodule: object) -> Pixels | None:  # noqa: ANN401 - whatever the user's dataset holds
     """Return the picture of an item, if it has one: as the user's data module renders it, or the first image in it."""
     if hasattr(datamodule, "render"):
-        return pixels_of(datamodule.render(sample))
+        seen = datamodule.render(sample)
+        return None if isinstance(seen, str) else pixels_of(seen)
     image = first_image(sample)
     # What was found and not rendered may be no picture at all, as a series with gaps: then there is none to show.
     return None if image is None or not bool(torch.isfinite(image).all()) else pixels_of(image)

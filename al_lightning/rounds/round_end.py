@@ -87,7 +87,8 @@ def choose_batch(
     if is_fitted and measured:
         predicted = chooser.predicted_classes(trainer, module, datamodule, measured, round_index=record.round)
         draft = replace(draft, held_out_predicted=dict(zip(measured, predicted, strict=True)))
-    keep_images(trainer, run.folder, datamodule, draft.record.acquired)
+    if not run.settings.oracle.asks_people:  # who keeps what they see, the only copies of data
+        keep_images(trainer, run.folder, datamodule, draft.record.acquired)
     run.propose(draft, module)
     return warnings
 
