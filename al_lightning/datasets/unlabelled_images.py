@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from al_lightning._lightning import LightningDataModule
-from al_lightning.data.items import MISSING
 from al_lightning.datasets.image_folder import Images
 
 IDS, LOCK = "ids.jsonl", ".ids.lock"
 MOST_BYTES = 255
+NO_LABEL = -1
 
 
 def number_images(root: Path) -> list[str]:
@@ -129,7 +129,7 @@ class UnlabelledImagesDataModule(LightningDataModule):
         """List the images for a fit, new ones included."""
         if stage == "fit":
             paths = [Path(self.root) / file for file in read_numbered(Path(self.root))]
-            self._images = Images(paths=paths, targets=[MISSING] * len(paths), mean=self.mean, std=self.std)
+            self._images = Images(paths=paths, targets=[NO_LABEL] * len(paths), mean=self.mean, std=self.std)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return a shuffled loader of the images."""
