@@ -95,7 +95,14 @@ def resolved(
         >>> resolved([Answer(3, "skip", None, "ann"), Answer(4, "label", "cat", "bob")], asked_now=[3, 4]).keys()
         dict_keys([4])
     """
-    last = counted(answers, asked_now=asked_now, taken_up=taken_up)
+    of = counted(answers, asked_now=asked_now, taken_up=taken_up)
+    return resolved_of(of, asked_now=asked_now, answers_per_point=answers_per_point)
+
+
+def resolved_of(
+    last: Mapping[int, Mapping[str, Answer]], *, asked_now: Collection[int], answers_per_point: int = 1
+) -> dict[int, Resolved]:
+    """Return what each answered point is by the answers that count, as `counted` returns them."""
     took_part = {who for index in asked_now for who in last.get(index, {})}
     found = {}
     for index, of_point in last.items():
@@ -145,6 +152,8 @@ def _counts(answer: Answer, *, running: Collection[int], earlier: Collection[Tak
 
 def winner(votes: Sequence[Answer]) -> Answer | None:
     """Return a vote for what most have voted; None for a tie, and without votes."""
+    if len(votes) == 1:
+        return votes[0]
     counts = Counter((vote.kind, vote.label) for vote in votes).most_common(2)
     if not counts or (len(counts) == 2 and counts[0][1] == counts[1][1]):  # noqa: PLR2004
         return None

@@ -39,8 +39,8 @@ function mine() {
 
 function isOpen(point, known) {
   const answer = known.get(point.id);
-  if (answer === undefined || answer.kind === "undo") return !point.is_settled;
-  return point.is_again && !answer.isLocal;
+  if (answer === undefined || answer.kind === "undo") return !state.batch.settled.includes(point.id);
+  return !answer.isLocal && state.batch.again.includes(point.id);
 }
 
 const pointOf = (id) => state.batch.points.find((point) => point.id === id);
@@ -331,7 +331,7 @@ function renderPoint() {
   put_text("title", current.isCorrection && isAnswered ? `Correct point ${current.id}, answered: ${words(before)}` : `Point ${current.id}`);
   $("leave").hidden = !current.isCorrection;
   const notes = [];
-  if (point?.is_again && !current.isCorrection && isAnswered) notes.push(`Somebody else has answered differently. Your answer was ${words(before)}: please look again.`);
+  if (state.batch.again.includes(current.id) && !current.isCorrection && isAnswered) notes.push(`Somebody else has answered differently. Your answer was ${words(before)}: please look again.`);
   if (point?.predicted != null) notes.push(`Prediction: ${point.predicted}${point.probability == null ? "" : ` (${Math.round(100 * point.probability)} %)`}`);
   if (state.batch.is_closed && !current.isCorrection) notes.push("The run has enough answers to go on; further ones count too.");
   put_text("note", notes.join(" "));

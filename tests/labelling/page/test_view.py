@@ -33,7 +33,8 @@ def seen(of: AskedBatch, answers: list[Answer], who: str = "ann") -> dict:
 def open_ids(state: dict) -> list[int]:
     """What the page makes of a state."""
     mine = {answer["id"] for answer in state["mine"]}
-    return [p["id"] for p in state["points"] if (p["is_again"] if p["id"] in mine else not p["is_settled"])]
+    ids = [point["id"] for point in state["points"]]
+    return [index for index in ids if (index in state["again"] if index in mine else index not in state["settled"])]
 
 
 def test_points_are_in_the_order_of_the_batch():
