@@ -118,6 +118,35 @@ def as_data(value: Any, *, argument: str) -> Any:  # noqa: ANN401 - whatever the
     return _name_as_data(value, argument=argument)
 
 
+def check_object(value: object, kind: type, *, argument: str, example: str) -> None:
+    """Refuse what is no object of a kind: its class, its name, or anything else.
+
+    Args:
+        value: What the user gave.
+        kind: Class of which it must be.
+        argument: Its name for the error.
+        example: A call that makes one.
+
+    Example:
+        >>> check_object(Setting(int), Setting, argument="setting", example="Setting(int)")
+        >>> check_object(Setting, Setting, argument="setting", example="Setting(int)")
+        Traceback (most recent call last):
+        TypeError: `setting` is the class Setting, but must be an object of it: write `Setting()`.
+        >>> check_object("Setting", Setting, argument="setting", example="Setting(int)")
+        Traceback (most recent call last):
+        TypeError: `setting` is 'Setting', but must be an object of a Setting class, as `Setting(int)` makes one.
+    """
+    if isinstance(value, kind):
+        return
+    if isinstance(value, type) and issubclass(value, kind):
+        name = value.__name__
+        raise TypeError(f"`{argument}` is the class {name}, but must be an object of it: write `{name}()`.")
+    raise TypeError(
+        f"`{argument}` is {short(repr(value))}, but must be an object of a {kind.__name__} class, as `{example}` makes "
+        "one."
+    )
+
+
 def _is_made_by_its_fields(kind: type) -> bool:
     """Return whether the arguments of a class are its fields: not if a subclass has an `__init__` with its own."""
     owner = next(base for base in kind.__mro__ if "__init__" in vars(base))

@@ -5,7 +5,7 @@ A run folder holds three files:
 * `rounds.jsonl`: the first line is the header (what ran: schema version, acquisition, posterior, seed, initial ids),
   each further line one `Round`, appended when it is committed.
 * `rounds.csv`: a row per round with its numbers; a column per metric.
-* `acquisitions.csv`: a row per acquired sample: round, rank within the batch, id, score, target, BALD, prediction.
+* `acquisitions.csv`: a row per acquired point: round, rank within the batch, id, score, target, BALD, prediction.
 
 The tables are written from the first file: after a crash they may lack its last round, and never know more.
 """
