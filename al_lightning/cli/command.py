@@ -17,7 +17,7 @@ import yaml
 from torch import nn
 
 import al_lightning.datasets
-import al_lightning.models  # noqa: F401 - like `datasets`: only classes that are imported have short names
+import al_lightning.models  # like `datasets`: only classes that are imported have short names
 from al_lightning._lightning import (
     FLAVOUR,
     Callback,
@@ -244,7 +244,7 @@ def run(args: "ArgsType" = None) -> ActiveLearningCLI:
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,  # the same command gives the same run
-        parser_kwargs={"epilog": RECORD_COMMANDS},
+        parser_kwargs={"epilog": RECORD_COMMANDS, "prog": "al-lightning", "version": al_lightning.__version__},
         save_config_kwargs={"overwrite": True},  # a command that resumes its run finds the file that it wrote
         args=args,
     )

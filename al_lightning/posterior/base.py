@@ -12,12 +12,21 @@ from al_lightning.posterior.ensemble.members import Members
 
 USUAL_NUM_SAMPLES = 100
 
-THE_POSTERIORS = "`MCDropout()`, `LastLayerLaplace()`, `DeepEnsemble(5)` or `MCDropConnect(0.1)`"
-ANOTHER_POSTERIOR = f"choose another posterior, `ActiveLearning(..., posterior=...)` with {THE_POSTERIORS}"
-"""The way out where a posterior cannot sample a model."""
+POSTERIORS = ("MCDropout()", "LastLayerLaplace()", "DeepEnsemble(5)", "MCDropConnect(0.1)")
 
 Predict = Callable[[Any], Tensor]
 """A batch of the pool loader -> `log_probs_B_K_C`; `Posterior` says of what kind."""
+
+
+def another_posterior(refused: str) -> str:
+    """Return the way out where a posterior cannot sample a model: the others.
+
+    Example:
+        >>> another_posterior("MCDropout").partition(" with ")[2]
+        '`LastLayerLaplace()`, `DeepEnsemble(5)` or `MCDropConnect(0.1)`'
+    """
+    *others, last = [f"`{call}`" for call in POSTERIORS if call.partition("(")[0] != refused]
+    return f"choose another posterior, `ActiveLearning(..., posterior=...)` with {', '.join(others)} or {last}"
 
 
 class Posterior(ABC):

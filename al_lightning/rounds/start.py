@@ -10,6 +10,7 @@ from al_lightning._lightning import Callback, LightningModule, Trainer, callback
 from al_lightning.data import wrapped_datamodule
 from al_lightning.distributed import Ranks
 from al_lightning.posterior import Members, load_state
+from al_lightning.posterior.ensemble.members import last_learning
 from al_lightning.randomness import derived_seed
 from al_lightning.rounds.checkpoints import prefix_checkpoints, read_plain_checkpoints
 from al_lightning.rounds.console import Live, header_line
@@ -150,7 +151,7 @@ class Start(Callback):
                 )
             self._fresh.take(module, saved, are_first=are_first)
         elif members is not None:
-            _say_whose_weights(members)
+            _say_whose_weights(members, module)
 
 
 def _saved(run: Run, ranks: Ranks) -> tuple[Mapping[str, Tensor] | None, bool]:
@@ -174,10 +175,11 @@ def _saved(run: Run, ranks: Ranks) -> tuple[Mapping[str, Tensor] | None, bool]:
     return None if first is None else first[0], True
 
 
-def _say_whose_weights(members: Members) -> None:
+def _say_whose_weights(members: Members, module: LightningModule) -> None:
     if members.replaces_all_weights:
+        last = last_learning(module)
+        example = "" if last is None else f", as in `DeepEnsemble({members.num}, fresh=[{last!r}])`"
         rank_zero_info(
             f"Each of the {members.num} members starts with new weights; those that the model came with, pretrained "
-            "ones too, are not used. To keep them, name the parts that are to start afresh: "
-            "`DeepEnsemble(5, fresh=['head'])`."
+            f"ones too, are not used. To keep them, name in `fresh` the parts that are to start afresh{example}."
         )

@@ -72,7 +72,7 @@ def check_acquisition(acquisition: Acquisition, *, seed: int = 0) -> None:
 def _check_pointwise(acquisition: Pointwise, pool: Tensor) -> None:
     """Check that the score of a point is the same beside other points and alone."""
     together_N = acquisition.score(pool.double()).float()
-    alone_N = torch.cat([acquisition.score(row).float() for row in pool.double().split(1)])
+    alone_N = torch.cat([acquisition.score(row[None]).float() for row in pool.double()])
     differs_N = ~torch.isclose(together_N, alone_N, rtol=TOLERANCE, atol=TOLERANCE)
     if differs_N.any():
         point = int(differs_N.nonzero()[0])
