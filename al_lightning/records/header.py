@@ -15,6 +15,9 @@ from torch import Tensor
 Rule = dict[str, object] | str
 """An object by `class_path` and `init_args`, as in YAML; a text is what version 1 recorded of it."""
 UNKNOWN = "not recorded"
+RECORDED_LATER = ("trainer.", "data.")
+"""Beginnings of hyper-parameters that older run folders lack: their absence tells nothing."""
+MISSING = "missing"
 MOST_SHOWN = 100  # letters of a value in an error
 
 
@@ -249,6 +252,25 @@ def what_differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     equal = [name for name in plain if name not in HEADER or HEADER[name].on_restart == "equal"]
     pairs = [each for name in equal for each in _differences(name, before.get(name), plain[name])]
     return "; ".join(f"its `{name}` is {short(one)}, and this run's is {short(other)}" for name, one, other in pairs)
+
+
+def other_hyper_parameters(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return the hyper-parameters in which two headers differ, with both values.
+
+    Those of the Trainer and of the training loader count only where both headers have them: older ones do not.
+
+    Example:
+        >>> one, other = {"trainer.max_epochs": "3", "model.lr": "0.1"}, {"model.lr": "0.2", "data.batch_size": "8"}
+        >>> other_hyper_parameters({"hyper_parameters": one}, {"hyper_parameters": other})
+        {'model.lr': ('0.1', '0.2')}
+    """
+    ones, others = (header.get("hyper_parameters", {}) for header in (before, now))
+    return {
+        name: (ones.get(name, MISSING), others.get(name, MISSING))
+        for name in dict.fromkeys([*ones, *others])
+        if ones.get(name) != others.get(name)
+        and not (name.startswith(RECORDED_LATER) and (name not in ones or name not in others))
+    }
 
 
 def _differences(name: str, one: object, other: object) -> list[tuple[str, str, str]]:
