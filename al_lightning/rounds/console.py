@@ -156,16 +156,17 @@ def header_line(header: Mapping[str, Any], folder: Path | None) -> str:
     Example:
         >>> header_line({"acquisition": "BALD()", "query_size": 5, "max_labelled": 20, "posterior": "MCDropout()",
         ...     "num_samples": 9, "seed": 0, "fit_seed": 1}, Path("runs/a"))
-        'BALD | 5 labels a round up to 20 | MCDropout, 9 samples | seed 0, of the fits 1 | runs/a'
+        'BALD | 5 labels a round up to 20 | MCDropout, 9 samples | seed 0 of draws, 1 of fits | runs/a'
     """
     budget = "" if header["max_labelled"] is None else f" up to {header['max_labelled']}"
-    of_fits = "" if header["fit_seed"] in {None, header["seed"]} else f", of the fits {header['fit_seed']}"
+    of_both = header["fit_seed"] == header["seed"]
+    of_fits = "" if of_both or header["fit_seed"] is None else f", {header['fit_seed']} of fits"
     acquisition, posterior = (name_of(header[name]) for name in ("acquisition", "posterior"))
     parts = [
         acquisition,
         f"{header['query_size']} labels a round{budget}",
         f"{posterior}, {header['num_samples']} samples",
-        f"seed {header['seed']}{of_fits}",
+        f"seed {header['seed']} of draws{' and fits' if of_both else of_fits}",
         "no folder" if folder is None else str(folder),
     ]
     return " | ".join(parts)
