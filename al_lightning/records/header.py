@@ -137,7 +137,7 @@ def check_object(value: object, kind: type, *, argument: str, example: str) -> N
         TypeError: `setting` is the class Setting, but must be an object of it: write `Setting()`.
         >>> check_object("Setting", Setting, argument="setting", example="Setting(int)")
         Traceback (most recent call last):
-        TypeError: `setting` is 'Setting', but must be an object of a Setting class, as `Setting(int)` makes one.
+        TypeError: `setting` is 'Setting', but must be an object of the kind Setting, such as `Setting(int)`.
     """
     if isinstance(value, kind):
         return
@@ -145,8 +145,7 @@ def check_object(value: object, kind: type, *, argument: str, example: str) -> N
         name = value.__name__
         raise TypeError(f"`{argument}` is the class {name}, but must be an object of it: write `{name}()`.")
     raise TypeError(
-        f"`{argument}` is {short(repr(value))}, but must be an object of a {kind.__name__} class, as `{example}` makes "
-        "one."
+        f"`{argument}` is {short(repr(value))}, but must be an object of the kind {kind.__name__}, such as `{example}`."
     )
 
 

@@ -46,6 +46,6 @@ def test_a_class_without_brackets_is_refused_in_the_constructor(argument, kind):
 @pytest.mark.parametrize("value", ["BatchBALD", 3, MCDropConnect(0.1), Margin()], ids=str)
 def test_what_is_no_object_of_the_kind_is_refused_by_argument_value_and_an_example(argument, value, example):
     value = 3 if (argument, value) in {("acquisition", Margin()), ("posterior", MCDropConnect(0.1))} else value
-    words = f"`{argument}` is {value!r}, but must be an object of a"
-    with pytest.raises(TypeError, match=f"{re.escape(words)} .* as {re.escape(example)} makes one"):
+    words = f"`{argument}` is {value!r}, but must be an object of the kind"
+    with pytest.raises(TypeError, match=f"{re.escape(words)} .*, such as {re.escape(example)}"):
         ActiveLearning(**{"acquisition": BALD(), argument: value})
