@@ -249,7 +249,7 @@ def run(args: "ArgsType" = None) -> ActiveLearningCLI:
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,  # the same command gives the same run
-        parser_kwargs={"epilog": RECORD_COMMANDS},
+        parser_kwargs={"epilog": RECORD_COMMANDS, "prog": "al-lightning", "version": al_lightning.__version__},
         save_config_kwargs={"overwrite": True},  # a command that resumes its run finds the file that it wrote
         args=args,
     )

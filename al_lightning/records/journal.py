@@ -5,7 +5,7 @@ A run folder holds three files:
 * `rounds.jsonl`: the first line is the header (what ran: schema version, acquisition, posterior, seed, initial ids),
   each further line one `Round`, appended when it is committed.
 * `rounds.csv`: a row per round with its numbers; a column per metric.
-* `acquisitions.csv`: a row per acquired sample: round, rank within the batch, id, score, target, BALD, prediction.
+* `acquisitions.csv`: a row per acquired point: round, rank within the batch, id, score, target, BALD, prediction.
 
 The tables are written from the first file: after a crash they may lack its last round, and never know more.
 """
@@ -25,6 +25,7 @@ from al_lightning.records.lines import SCHEMA, SCHEMA_VERSION, decoded, encoded,
 from al_lightning.records.round import PICK_COLUMNS, Round
 
 TABLES = ("rounds.csv", "acquisitions.csv")
+NUM_NAMED = 3  # folders in an error
 LEFT_WITH_A_JOURNAL = (*TABLES, "first_weights.pt", "last_weights.pt", "warm_weights-*.pt")
 
 
@@ -136,7 +137,7 @@ def read_journal(folder: str | Path) -> tuple[dict[str, Any], list[Round]]:
     """
     path = Path(folder) / "rounds.jsonl"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no run folder: it has no {path.name}.")
+        raise FileNotFoundError(f"{folder} is no run folder: it has no {path.name}.{_runs_inside(Path(folder))}")
     num_in_tables = _num_in_tables(path.parent)  # before the journal, for a run that is going on writes it first
     try:
         content = path.read_bytes()
@@ -154,6 +155,15 @@ def read_journal(folder: str | Path) -> tuple[dict[str, Any], list[Round]]:
             "written from it."
         )
     return header, rounds
+
+
+def _runs_inside(folder: Path) -> str:
+    """Return where run folders lie in a folder that holds several, for an error; an empty text where none does."""
+    for pattern in ("*", "*/*"):
+        if found := sorted(path.parent for path in folder.glob(f"{pattern}/rounds.jsonl")):
+            few = ", ".join(map(str, found[:NUM_NAMED])) + ", ..." * (len(found) > NUM_NAMED)
+            return f" Run folders lie in it: name {folder / pattern} ({few})."
+    return ""
 
 
 def _num_in_tables(folder: Path) -> int:

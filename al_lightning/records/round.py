@@ -57,6 +57,8 @@ class Round:
         num_held_out: Labels of the holdout when its batch was chosen.
         holdout: Accuracy on the holdout, with the labels that the round has taken up: points, right ones, share, and
             the bounds of its interval.
+        hyper_parameters: Those with which the round was fitted, as far as they are not the ones in the header, with
+            which the run began: its process was started with others.
     """
 
     round: int
@@ -85,6 +87,7 @@ class Round:
     asked_held_out: list[int] = field(default_factory=list)
     num_held_out: int = 0
     holdout: dict[str, float] = field(default_factory=dict)
+    hyper_parameters: dict[str, str] = field(default_factory=dict)
 
     @property
     def redundancy(self) -> float | None:

@@ -156,19 +156,55 @@ def header_line(header: Mapping[str, Any], folder: Path | None) -> str:
     Example:
         >>> header_line({"acquisition": "BALD()", "query_size": 5, "max_labelled": 20, "posterior": "MCDropout()",
         ...     "num_samples": 9, "seed": 0, "fit_seed": 1}, Path("runs/a"))
-        'BALD | 5 labels a round up to 20 | MCDropout, 9 samples | seed 0, of the fits 1 | runs/a'
+        'BALD | 5 labels a round up to 20 | MCDropout, 9 samples | seed 0 of draws, 1 of fits | runs/a'
     """
     budget = "" if header["max_labelled"] is None else f" up to {header['max_labelled']}"
-    of_fits = "" if header["fit_seed"] in {None, header["seed"]} else f", of the fits {header['fit_seed']}"
+    of_both = header["fit_seed"] == header["seed"]
+    of_fits = "" if of_both or header["fit_seed"] is None else f", {header['fit_seed']} of fits"
     acquisition, posterior = (name_of(header[name]) for name in ("acquisition", "posterior"))
     parts = [
         acquisition,
         f"{header['query_size']} labels a round{budget}",
         f"{posterior}, {header['num_samples']} samples",
-        f"seed {header['seed']}{of_fits}",
+        f"seed {header['seed']} of draws{' and fits' if of_both else of_fits}",
         "no folder" if folder is None else str(folder),
     ]
     return " | ".join(parts)
+
+
+def resumes_line(rounds: Sequence[Round], found: Sequence[Round], *, num_labelled: int) -> str:
+    """Return after which round a run resumes, and what is run again and why; an empty text for a run that begins.
+
+    Args:
+        rounds: The rounds that stand.
+        found: The rounds on disk.
+        num_labelled: Labels at the start of the round that is due.
+
+    Example:
+        >>> first, second = Round(0, 20, 80, acquired=[3], scores=[0.5]), Round(1, 21, 79, acquired=[4], scores=[0.5])
+        >>> resumes_line([first, second], [first, second], num_labelled=22)
+        'The run resumes after round 1 with 22 labels; round 2 starts again.'
+        >>> ended = Round(2, 22, 78, stopped="max_rounds=3 reached")
+        >>> resumes_line([first, second], [first, second, ended], num_labelled=22).partition(": ")[2]
+        'it ended the run without a batch (max_rounds=3 reached), and the limits of this start do not.'
+    """
+    if not found:
+        return ""
+    number, again = len(rounds), found[len(rounds) :]
+    after = f" after round {number - 1}" if rounds else ""
+    line = f"The run resumes{after} with {num_labelled} labels; "
+    last, is_over = found[-1], found[-1].stopped is not None
+    if not again:
+        return f"{line}round {number} starts{'' if is_over else ' again'}."
+    line += f"round {number} starts again" if len(again) == 1 else f"rounds {number} and {number + 1} start again"
+    reasons = [f"round {last.round} ended" if len(again) > 1 else "it ended"] if is_over else []
+    reasons = [
+        f"{each} the run without a batch ({last.stopped}), and the limits of this start do not" for each in reasons
+    ]
+    if again[0].stopped is None:
+        limit = "that limit" if is_over else "a limit that is higher now"
+        reasons.append(f"the batch of round {number} was cut by {limit}")
+    return f"{line}: {'; '.join(reasons)}."
 
 
 def round_line(record: Round, *, budget: int | None) -> str:

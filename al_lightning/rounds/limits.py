@@ -105,6 +105,21 @@ class Limits:
         )
         return found or self.reason_by_holdout(record)
 
+    def without_effect(self, record: Round) -> str | None:
+        """Return a sentence on limits below what a run has reached with its last round, or None.
+
+        Example:
+            >>> Limits(max_labelled=30).without_effect(Round(4, 50, 10, stopped="max_labelled=50 reached"))
+            '`max_labelled` is 30, but the run has 50 labels: a limit below what a run has reached has no effect.'
+        """
+        reached = {"max_labelled": (record.num_paid, "labels"), "max_rounds": (record.round + 1, "rounds")}
+        lower = [
+            f"`{name}` is {limit}, but the run has {number} {what}"
+            for name, (number, what) in reached.items()
+            if (limit := getattr(self, name)) is not None and limit < number
+        ]
+        return f"{', and '.join(lower)}: a limit below what a run has reached has no effect." if lower else None
+
     def reason_by_holdout(self, record: Round) -> str | None:
         """Return why the accuracy on the holdout ends the rounds, or None.
 

@@ -1,5 +1,6 @@
 import csv
 import io
+from dataclasses import replace
 
 from al_lightning.report.tables import details_of, groups_table, rounds_csv, runs_table, shown
 
@@ -28,6 +29,14 @@ def test_the_details_hold_settings_versions_and_every_round(make_run):
     assert ["initial", "4, 7"] in details.settings.rows
     assert details.versions.startswith("al-lightning")
     assert ["2", "14", "46", "0", "0.9", "", "", "", "1.5"] in details.rounds.rows
+
+
+def test_the_details_name_the_rounds_that_ran_with_other_hyper_parameters(make_run):
+    run = make_run("a")
+    rounds = [run.rounds[0], replace(run.rounds[1], hyper_parameters={"trainer.max_epochs": "3"}), *run.rounds[2:]]
+    rows = details_of(replace(run, rounds=rounds)).settings.rows
+    assert ["hyper_parameters in round 1, unlike those above", "trainer.max_epochs 3"] in rows
+    assert len(rows) == len(details_of(run).settings.rows) + 1
 
 
 def test_the_csv_has_a_row_for_each_round_with_what_it_belongs_to(make_run):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from al_lightning.records.curves import is_rising
-from al_lightning.records.header import as_call, names_of
+from al_lightning.records.header import as_call, names_of, other_hyper_parameters, short
 from al_lightning.records.journal import read_journal
 from al_lightning.records.round import Round
 
@@ -157,7 +157,13 @@ def _pair(seed: int, run: Run, baseline: Run, *, metric: str) -> Pair:
 
 def caveats(runs: Sequence[Run], pairs: Sequence[Pair], *, metric: str) -> list[str]:
     """Describe runs that were cut short, left out, or differ in more than their acquisition."""
-    return [*_cut_short(pairs, metric=metric), *_left_out(runs, pairs), *_differences(runs, pairs)]
+    return [
+        *_cut_short(pairs, metric=metric),
+        *_left_out(runs, pairs),
+        *_differences(runs, pairs),
+        *_other_hyper_parameters(pairs),
+        *_changed_on_the_way(pairs),
+    ]
 
 
 def _cut_short(pairs: Sequence[Pair], *, metric: str) -> list[str]:
@@ -170,8 +176,12 @@ def _cut_short(pairs: Sequence[Pair], *, metric: str) -> list[str]:
     ]
 
 
+def _folders(pairs: Sequence[Pair]) -> dict[str, Run]:
+    return {run.folder: run for pair in pairs for run in (pair.run, pair.baseline)}
+
+
 def _left_out(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[str]:
-    paired = {run.folder for pair in pairs for run in (pair.run, pair.baseline)}
+    paired = _folders(pairs)
     return [
         f"{run.folder} is left out: no run to pair it with has its seed, {run.setting('seed')}."
         for run in runs
@@ -191,4 +201,33 @@ def _differences(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[str]:
     ]
     if unlike:
         notes.append(f"Not the same initial labels in both runs of a pair: seeds {', '.join(dict.fromkeys(unlike))}.")
+    return notes
+
+
+def _other_hyper_parameters(pairs: Sequence[Pair]) -> list[str]:
+    """Name the hyper-parameters in which the runs of a pair differ, and the pairs."""
+    seeds: dict[tuple[str, str, str, str, str], list[int]] = {}
+    for pair in pairs:
+        of_pair = other_hyper_parameters(pair.run.header, pair.baseline.header)
+        for name, values in of_pair.items():
+            key = (name, pair.run.acquisition, short(values[0]), pair.baseline.acquisition, short(values[1]))
+            seeds.setdefault(key, []).append(pair.seed)
+    return [
+        f"The runs of a pair differ in the hyper-parameter `{name}` too ({value} with {acquisition}, {other} with "
+        f"{baseline}; {'seed' if len(own) == 1 else 'seeds'} {', '.join(map(str, own))}), which may be what made a "
+        "difference."
+        for (name, acquisition, value, baseline, other), own in seeds.items()
+    ]
+
+
+def _changed_on_the_way(pairs: Sequence[Pair]) -> list[str]:
+    """Name the runs that were resumed with other hyper-parameters than they began with."""
+    notes = []
+    for folder, run in _folders(pairs).items():
+        if others := {entry.round: entry.hyper_parameters for entry in run.rounds if entry.hyper_parameters}:
+            names = dict.fromkeys(name for each in others.values() for name in each)
+            notes.append(
+                f"{folder} was resumed with other hyper-parameters ({', '.join(names)}): in "
+                f"{len(others)} of {len(run.rounds)} rounds they are not those that it began with."
+            )
     return notes

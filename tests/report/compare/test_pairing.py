@@ -1,7 +1,9 @@
 import json
+from dataclasses import replace
 
 import pytest
 
+from al_lightning.records.journal import Journal, read_journal
 from al_lightning.report.compare.pairing import caveats, only_accuracy, pairs_by_acquisition, read_runs
 
 SHORT = [0.5, 0.6]
@@ -86,6 +88,33 @@ def test_what_else_differs_between_the_runs_is_said(make_run):
         "The runs differ in `num_samples` as well (100, 20), which may be what made a difference.",
         "The runs differ in `screening` as well (None, {'num_points': 9}), which may be what made a difference.",
         "Not the same initial labels in both runs of a pair: seeds 0.",
+    ]
+
+
+def test_what_was_trained_otherwise_is_said_and_not_refused(make_run):
+    def run(name, seed, epochs, acquisition="BALD()", **others):
+        found = {} if epochs is None else {"trainer.max_epochs": str(epochs)}
+        return make_run(name, SHORT, seed=seed, acquisition=acquisition, hyper_parameters={**found, **others})
+
+    folders = [run("a", 0, 30), run("b", 0, 3, "Random()"), run("c", 1, 30), run("d", 1, 3, "Random()")]
+    assert caveats_of(folders) == [
+        "The runs of a pair differ in the hyper-parameter `trainer.max_epochs` too (3 with Random(), 30 with BALD(); "
+        "seeds 0, 1), which may be what made a difference.",
+    ]
+    older = run("e", 0, None, "Random()")  # from before the Trainer's settings were recorded
+    assert caveats_of([folders[0], older]) == []
+    seeded = [run("f", 0, 3, **{"model.seed": "1"}), run("g", 0, 3, "Random()", **{"model.rate": "2"})]
+    assert [words.split("`")[1] for words in caveats_of(seeded)] == ["model.rate", "model.seed"]
+
+
+def test_a_run_that_was_resumed_with_other_hyper_parameters_is_named(make_run):
+    folders = [make_run("a", SHORT), make_run("b", SHORT, acquisition="Random()")]
+    header, rounds = read_journal(folders[1])
+    rounds[1] = replace(rounds[1], hyper_parameters={"trainer.max_epochs": "3"})
+    Journal(folders[1], header, rounds=rounds)
+    assert caveats_of(folders) == [
+        f"{folders[1]} was resumed with other hyper-parameters (trainer.max_epochs): in 1 of {len(SHORT)} rounds they "
+        "are not those that it began with.",
     ]
 
 
