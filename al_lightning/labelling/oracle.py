@@ -61,6 +61,11 @@ class Oracle(ABC):
         """Seconds for which a run waits for answers before it ends, to be resumed by the same command."""
         return 0.0
 
+    @property
+    def poll_s(self) -> float:
+        """Seconds between two looks at the answers, while a run waits."""
+        return 1.0
+
     @abstractmethod
     def ask(self, query: Query) -> None:
         """Ask for a batch; twice is once."""

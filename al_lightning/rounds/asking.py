@@ -17,9 +17,6 @@ from al_lightning.rounds.draft import Draft, Waiting
 from al_lightning.rounds.run import Run
 from al_lightning.rounds.settings import Settings
 
-POLL_S = 1.0
-"""Seconds between two looks at the answers, while a run waits."""
-
 
 def check_people(settings: Settings, datamodule: ActiveLearningDataModule, *, is_dev: bool) -> None:
     """Refuse to ask people where the run could not be resumed, or nothing says what they may answer.
@@ -171,7 +168,7 @@ def wait_for_answers(
         run.wait_for(None if answers.is_closed else waiting)
         if is_over:
             return answers
-        time.sleep(POLL_S)
+        time.sleep(oracle.poll_s)
 
 
 def known_answers(datamodule: ActiveLearningDataModule, run: Run, draft: Draft) -> Answers:

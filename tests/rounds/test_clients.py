@@ -1,4 +1,4 @@
-"""An annotator who knows all labels gives the picks of a dataset that has them, through each client and on two ranks."""
+"""An annotator who knows all labels gives the picks of a dataset that has them: through each client, on two ranks."""
 
 import http.client
 import importlib.util
@@ -65,6 +65,7 @@ def by_page(folder, batch):
             reply = connection.getresponse()
             assert reply.status == http.client.OK, reply.read()
             reply.read()
+        connection.close()
     finally:
         server.kill()
         server.communicate()
