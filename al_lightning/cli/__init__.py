@@ -1,4 +1,4 @@
-"""The command line: `al-lightning fit`, `report` and `compare`."""
+"""The command line: `al-lightning fit`, `label`, `status`, `report` and `compare`."""
 
 import os
 

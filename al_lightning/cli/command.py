@@ -1,6 +1,7 @@
 """Command line: LightningCLI, whose `fit` runs the rounds if the Trainer has an `ActiveLearning` callback.
 
-`report` and `compare` are dispatched before LightningCLI, whose subcommands must be methods of the Trainer.
+`label`, `status`, `report` and `compare` are dispatched before LightningCLI, whose subcommands must be methods of the
+Trainer.
 """
 
 import importlib
@@ -28,6 +29,8 @@ from al_lightning._lightning import (
 )
 from al_lightning.cli.suggestions import explained
 from al_lightning.data import wrapped_datamodule
+from al_lightning.labelling.page.command import main as label
+from al_lightning.labelling.status import main as status
 from al_lightning.report.command import main as report
 from al_lightning.report.compare.command import main as compare
 from al_lightning.rounds.callback import ActiveLearning
@@ -36,13 +39,14 @@ from al_lightning.rounds.ending import TERMINATED, WAITING
 
 RECORD_COMMANDS = (
     "From run folders: `al-lightning report RUN...` writes pictures and tables, `al-lightning compare RUN...` pairs "
-    "acquisitions by seed."
+    "acquisitions by seed, `al-lightning label RUN` opens the page on which people label, `al-lightning status RUN` "
+    "says what they are asked for."
 )
 
 MAY_BE_NAMED = (
-    Acquisition,
-    Posterior,
-    Oracle,
+    al_lightning.Acquisition,
+    al_lightning.Posterior,
+    al_lightning.Oracle,
     LightningModule,
     LightningDataModule,
     Callback,
@@ -256,6 +260,10 @@ def main() -> None:
             sys.exit(compare(args))
         case ["report", *args]:
             sys.exit(report(args))
+        case ["label", *args]:
+            sys.exit(label(args))
+        case ["status", *args]:
+            sys.exit(status(args))
         case _:
             if str(Path.cwd()) not in sys.path:
                 sys.path.append(

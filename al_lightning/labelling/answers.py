@@ -68,15 +68,30 @@ def read_answers(folder: Path, allowed: Allowed) -> tuple[list[Answer], list[str
     """
     answers: list[Answer] = []
     unread: list[str] = []
-    if not folder.is_dir():
-        return answers, unread
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.suffix not in {".jsonl", ".csv"} or not path.is_file():
-            continue
-        rows, torn = _rows(path)
-        unread += [f"{path}:{torn} has no end of line, so it may be half an answer"] if torn else []
-        answers += [_answer(row, f"{path}:{line}", allowed, default_who=path.stem) for line, row in rows]
+    for path in files_in(folder):
+        found, torn = answers_in(path.read_bytes(), path, allowed)
+        unread += [torn_words(path, torn)] if torn else []
+        answers += found
     return answers, unread
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Return the files of answers in a folder, by name; none of a missing one."""
+    if not folder.is_dir():
+        return []
+    names = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return [path for path in names if path.suffix in {".jsonl", ".csv"} and path.is_file()]
+
+
+def answers_in(data: bytes, path: Path, allowed: Allowed, *, first: int = 1) -> tuple[list[Answer], int | None]:
+    """Return the answers in a file, or in its lines from number `first` on, and the number of a torn last line."""
+    rows, torn = _rows(data, path, first)
+    return [answer_of(row, f"{path}:{line}", allowed, default_who=path.stem) for line, row in rows], torn
+
+
+def torn_words(path: Path, line: int) -> str:
+    """Say that a last line is not read yet."""
+    return f"{path}:{line} has no end of line, so it may be half an answer"
 
 
 def normal_time(text: str) -> str:
@@ -91,35 +106,36 @@ def normal_time(text: str) -> str:
     return time.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
-def _rows(path: Path) -> tuple[list[tuple[int, Mapping[str, Any]]], int | None]:
+def _rows(data: bytes, path: Path, first: int) -> tuple[list[tuple[int, Mapping[str, Any]]], int | None]:
     """Return the lines of a file as (line number, values), and the number of a torn last line."""
     try:
-        text = path.read_bytes().decode("utf-8-sig", errors="strict" if path.suffix == ".csv" else "surrogateescape")
+        text = data.decode("utf-8-sig", errors="strict" if path.suffix == ".csv" else "surrogateescape")
     except UnicodeDecodeError as error:
-        whole = path.read_bytes()[: error.start]
+        whole = data[: error.start]
         raise ValueError(
             f"{path}:{whole.count(10) + 1} is not UTF-8 ({error.reason}). Save the file as UTF-8."
         ) from error
     text = text.replace("\r\n", "\n")
-    return (_csv_rows if path.suffix == ".csv" else _json_rows)(text, path)
+    return _csv_rows(text, path) if path.suffix == ".csv" else _json_rows(text, path, first)
 
 
-def _json_rows(text: str, path: Path) -> tuple[list[tuple[int, Mapping[str, Any]]], int | None]:
+def _json_rows(text: str, path: Path, first: int) -> tuple[list[tuple[int, Mapping[str, Any]]], int | None]:
     rows: list[tuple[int, Mapping[str, Any]]] = []
     lines = text.split("\n")
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines, start=first):
         if not line.strip():
             continue
         try:
-            rows.append((number, _entry(line)))
+            rows.append((number, entry_of(line)))
         except ValueError as error:
-            if number == len(lines):
+            if number == first + len(lines) - 1:
                 return rows, number
             raise ValueError(f'{path}:{number} is no answer ({error}). Write {{"id": 17, "label": "cat"}}.') from error
     return rows, None
 
 
-def _entry(line: str) -> Mapping[str, Any]:
+def entry_of(line: str) -> Mapping[str, Any]:
+    """Return the values in a line of JSON; anything but an object is a ValueError."""
     try:
         line.encode()
     except UnicodeEncodeError:
@@ -172,7 +188,12 @@ def _unescaped(cell: str) -> str:
     return cell[1:] if cell[:1] == "'" and cell[1:].lstrip()[:1] in tuple(FORMULA_STARTS) else cell
 
 
-def _answer(row: Mapping[str, Any], place: str, allowed: Allowed, *, default_who: str) -> Answer:
+def answer_of(row: Mapping[str, Any], place: str, allowed: Allowed, *, default_who: str) -> Answer:
+    """Return values as an answer.
+
+    Raises:
+        ValueError: If they are none, with place, id, value and what is allowed.
+    """
     given = {name: value for name, value in row.items() if value is not None}
     if unknown := [name for name in given if name not in COLUMNS]:
         raise ValueError(f"{place} has {', '.join(map(repr, unknown))}, but an answer has {', '.join(COLUMNS)}.")
@@ -225,6 +246,10 @@ def _label(value: object, kind: str, what: str, allowed: Allowed) -> str | None:
 def _who(value: object, place: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{place} has `who` {value!r}, but must have a name.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{place} has `who` {value!r}, which is not UTF-8, but must have a name.") from error
     return value.strip()
 
 

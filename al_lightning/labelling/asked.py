@@ -90,6 +90,14 @@ def write_asked(folder: Path, batch: AskedBatch) -> None:
     (folder / ANSWERS).mkdir(exist_ok=True)
 
 
+def refuse_other_folders(folder: Path) -> None:
+    """Refuse a path that is no run folder."""
+    if not any((folder / name).exists() for name in (ASKED, "rounds.jsonl")):
+        raise FileNotFoundError(
+            f"{folder} holds neither {ASKED} nor rounds.jsonl, so it is no run folder. Give the `folder=` of the run."
+        )
+
+
 def read_asked(folder: Path) -> AskedBatch | None:
     """Return the batch that a run asks for; None if it asks for none.
 

@@ -95,24 +95,45 @@ def resolved(
         >>> resolved([Answer(3, "skip", None, "ann"), Answer(4, "label", "cat", "bob")], asked_now=[3, 4]).keys()
         dict_keys([4])
     """
+    last = counted(answers, asked_now=asked_now, taken_up=taken_up)
+    took_part = {who for index in asked_now for who in last.get(index, {})}
+    found = {}
+    for index, of_point in last.items():
+        by_name = tuple(of_point[who] for who in sorted(of_point))
+        votes = votes_of(by_name)
+        kinds = {answer.kind for answer in by_name}
+        if kinds == {"skip"} and took_part == of_point.keys():
+            found[index] = Resolved("skip", None, by_name)
+        elif kinds == {"undo"}:
+            found[index] = Resolved("undo", None, by_name)
+        elif len(votes) >= answers_per_point and (wins := winner(votes)) is not None:
+            found[index] = Resolved(wins.kind, wins.label, by_name)
+    return found
+
+
+def counted(
+    answers: Iterable[Answer], *, asked_now: Collection[int], taken_up: Collection[Taken] = ()
+) -> dict[int, dict[str, Answer]]:
+    """Return the answers that count, by point and person.
+
+    Of the running batch they are all but those taken back and those that earlier batches have taken up; of points of
+    earlier batches all but skips.
+
+    Example:
+        >>> answers = [Answer(3, "skip", None, "ann"), Answer(4, "skip", None, "ann"), Answer(4, "unsure", None, "bob")]
+        >>> {index: list(of_point) for index, of_point in counted(answers, asked_now=[3]).items()}
+        {3: ['ann'], 4: ['bob']}
+    """
     earlier, running = set(taken_up), set(asked_now)
-    last = {
+    return {
         index: {who: each for who, each in of_point.items() if _counts(each, running=running, earlier=earlier)}
         for index, of_point in last_of_each(answers).items()
     }
-    took_part = {who for index in running for who in last.get(index, {})}
-    found = {}
-    for index, of_point in last.items():
-        votes = [answer for answer in of_point.values() if answer.kind not in {"skip", "undo"}]
-        counted = tuple(of_point[who] for who in sorted(of_point))
-        kinds = {answer.kind for answer in counted}
-        if kinds == {"skip"} and took_part == of_point.keys():
-            found[index] = Resolved("skip", None, counted)
-        elif kinds == {"undo"}:
-            found[index] = Resolved("undo", None, counted)
-        elif len(votes) >= answers_per_point and (winner := _winner(votes)) is not None:
-            found[index] = Resolved(winner.kind, winner.label, counted)
-    return found
+
+
+def votes_of(answers: Iterable[Answer]) -> list[Answer]:
+    """Return the answers that say what a point is: labels, unsure and reject."""
+    return [answer for answer in answers if answer.kind not in {"skip", "undo"}]
 
 
 def _counts(answer: Answer, *, running: Collection[int], earlier: Collection[Taken]) -> bool:
@@ -122,10 +143,10 @@ def _counts(answer: Answer, *, running: Collection[int], earlier: Collection[Tak
     return answer.kind != "skip"
 
 
-def _winner(votes: Sequence[Answer]) -> Answer | None:
-    """Return a vote for what most have voted; None for a tie."""
+def winner(votes: Sequence[Answer]) -> Answer | None:
+    """Return a vote for what most have voted; None for a tie, and without votes."""
     counts = Counter((vote.kind, vote.label) for vote in votes).most_common(2)
-    if len(counts) == 2 and counts[0][1] == counts[1][1]:  # noqa: PLR2004
+    if not counts or (len(counts) == 2 and counts[0][1] == counts[1][1]):  # noqa: PLR2004
         return None
     return next(vote for vote in votes if (vote.kind, vote.label) == counts[0][0])
 

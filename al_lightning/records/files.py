@@ -43,7 +43,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -188,7 +188,7 @@ def _refuse_another(temporary: Path, file: BinaryIO, *, path: Path) -> None:
         raise FileExistsError(f"Another process writes {path} at the same time. Let one of them end first.")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Sync a folder, so that the new name of a file survives a crash of the machine, where the system can."""
     if not hasattr(os, "O_DIRECTORY"):  # Windows
         return

@@ -1,0 +1,1 @@
+"""The page on which people label: a small server of one run folder, and what the browser shows."""
