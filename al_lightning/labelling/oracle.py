@@ -114,6 +114,10 @@ class AskPeople(Oracle):
     answers_from: Sequence[str | Path] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.answers_from, str | Path):
+            raise TypeError(
+                f"`answers_from` is {self.answers_from!r}, but must be a list: [{str(self.answers_from)!r}]."
+            )
         if not self.wait >= 0:
             raise ValueError(f"`wait` is {self.wait}, but must be a number of seconds from 0 on.")
         for name, value in (("min_answered", self.min_answered), ("answers_per_point", self.answers_per_point)):
@@ -139,13 +143,13 @@ class AskPeople(Oracle):
 
     def answers(self, query: Query) -> Answers:
         """Return what the answers say that are there."""
-        folder, batch = folder_of(query), query.batch
-        found, unread = read_answers(folder / ANSWERS, batch.allowed)
+        folder, batch, allowed = folder_of(query), query.batch, query.batch.allowed
+        found, unread = read_answers(folder / ANSWERS, allowed)
         for other in map(Path, self.answers_from):
             if not other.is_dir():
                 raise ValueError(f"`answers_from` names {other}, but there is no such folder.")
-            more, unread_there = read_answers(other, replace(batch.allowed, asked=None))
-            found += [answer for answer in more if answer.id in (batch.allowed.asked or ())]
+            more, unread_there = read_answers(other, replace(allowed, asked=None))
+            found += [answer for answer in more if answer.id in (allowed.asked or ())]
             unread += unread_there
         of = resolved(
             found,

@@ -9,7 +9,7 @@ from al_lightning.data import ActiveLearningDataModule
 from al_lightning.distributed import Ranks
 from al_lightning.labelling import Answers, AskedBatch, AskedPoint, Query
 from al_lightning.labelling.asked import now
-from al_lightning.labelling.take_up import TakenUp, keys_of, take_up
+from al_lightning.labelling.take_up import TakenUp, take_up, taken_up
 from al_lightning.randomness import derived_seed
 from al_lightning.records.replay import before_batch
 from al_lightning.records.round import Round
@@ -60,12 +60,7 @@ def query_of(datamodule: ActiveLearningDataModule, run: Run, draft: Draft, *, is
         asked_at=now(),
         renamed=datamodule.renamed,
         asked_before={index: number for index, number in asked_before.items() if index not in asked},
-        taken_up=[
-            (int(str(row["id"])), str(row["who"]), None if row["at"] is None else str(row["at"]))
-            for each in [*earlier, record]
-            for row in each.answers
-            if row["id"] in asked
-        ],
+        taken_up=[each for each in taken_up([*earlier, record], datamodule.classes or []) if each[0] in asked],
         draft=draft.as_data(),
     )
     render = getattr(datamodule.inner, "render", None)
@@ -128,7 +123,7 @@ def closed(datamodule: ActiveLearningDataModule, run: Run, draft: Draft, answers
         known=known.apply(by_hand),
         classes=datamodule.classes or [],
         reserve=run.header.get("reserved") or [],
-        before=keys_of([*run.rounds, record]),
+        before=taken_up([*run.rounds, record], datamodule.classes or []),
     )
     after = replace(
         record,

@@ -50,6 +50,11 @@ class Limits:
             )
         if self.mode not in {"max", "min"}:
             raise ValueError(f"`mode` is {self.mode!r}, but must be 'max' or 'min'.")
+        if self.monitor == HOLDOUT_ACC and self.target is not None and not (0 < self.target < 1 and self.mode == "max"):
+            raise ValueError(
+                f"`target` is {self.target} and `mode` is {self.mode!r}, but the lower bound of {HOLDOUT_ACC} rises "
+                "and is always below 1. Give a share, as in `target=0.9`."
+            )
 
     def check_holdout(self, share: float | None) -> None:
         """Refuse a share of the label budget that cannot be held out, and a monitor that there is none of."""

@@ -60,7 +60,7 @@ def test_what_i_have_answered_is_not_asked_again_and_what_i_took_back_is(kind):
 
 def test_a_skip_that_an_earlier_batch_took_up_is_asked_again():
     skip = Answer(3, "skip", None, "ann", at(0))
-    assert open_ids(seen(batch(3, taken_up=[(3, "ann", at(0))]), [skip])) == [3]
+    assert open_ids(seen(batch(3, taken_up=[(3, "skip", None, "ann", at(0))]), [skip])) == [3]
 
 
 def test_a_tie_is_asked_again_of_who_voted_first_and_of_people_who_have_not():
