@@ -40,9 +40,9 @@ RECORD_COMMANDS = (
 )
 
 MAY_BE_NAMED = (
-    Acquisition,
-    Posterior,
-    Oracle,
+    al_lightning.Acquisition,
+    al_lightning.Posterior,
+    al_lightning.Oracle,
     LightningModule,
     LightningDataModule,
     Callback,
