@@ -1,4 +1,4 @@
-"""The command line: `al-lightning fit`, `report` and `compare`."""
+"""The command line: `al-lightning fit`, `report`, `compare` and `export`."""
 
 import os
 

@@ -1,6 +1,6 @@
 """Command line: LightningCLI, whose `fit` runs the rounds if the Trainer has an `ActiveLearning` callback.
 
-`report` and `compare` are dispatched before LightningCLI, whose subcommands must be methods of the Trainer.
+`report`, `compare` and `export` are dispatched before LightningCLI, whose subcommands must be methods of the Trainer.
 """
 
 import importlib
@@ -28,6 +28,7 @@ from al_lightning._lightning import (
 )
 from al_lightning.cli.suggestions import explained
 from al_lightning.data import wrapped_datamodule
+from al_lightning.labelling.export import main as export
 from al_lightning.report.command import main as report
 from al_lightning.report.compare.command import main as compare
 from al_lightning.rounds.callback import ActiveLearning
@@ -36,7 +37,7 @@ from al_lightning.rounds.ending import TERMINATED, WAITING
 
 RECORD_COMMANDS = (
     "From run folders: `al-lightning report RUN...` writes pictures and tables, `al-lightning compare RUN...` pairs "
-    "acquisitions by seed."
+    "acquisitions by seed, `al-lightning export RUN` writes the labels as a CSV."
 )
 
 MAY_BE_NAMED = (
@@ -254,6 +255,8 @@ def main() -> None:
     match sys.argv[1:]:
         case ["compare", *args]:
             sys.exit(compare(args))
+        case ["export", *args]:
+            sys.exit(export(args))
         case ["report", *args]:
             sys.exit(report(args))
         case _:
