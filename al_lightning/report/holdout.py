@@ -56,6 +56,7 @@ def holdout_accuracy(runs: Sequence[Run]) -> "Figure":
                 fontsize=8,
                 color=line.colour,
             )
+    axes.margins(x=0.12)  # room for the last number of points
     axes.set(xlabel="labels", ylabel="accuracy on the holdout", ylim=(-0.02, 1.02))
     legend_below(figure)
     return figure

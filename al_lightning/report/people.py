@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from al_lightning.records.agreement import agreement, alpha
-from al_lightning.records.answers import AskedOnce, asked_points, class_name, id_of, total_seconds, vote_of
+from al_lightning.records.answers import AskedOnce, asked_points, id_of, total_seconds, vote_of
 from al_lightning.records.round import AnswerRow
 from al_lightning.report.runs import Run
 from al_lightning.report.tables import Table, shown
@@ -201,7 +201,7 @@ def _words(run: Run, row: AnswerRow) -> str:
 
 
 def _class(run: Run, number: int | None) -> str:
-    return shown(class_name(run.header.get("classes"), number))
+    return shown(run.class_name(number))
 
 
 SKIP_HEAD = ("run", "round", "id", "who")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from al_lightning.records.answers import class_name
 from al_lightning.records.curves import is_rising, labels_to_target
 from al_lightning.records.header import UNKNOWN, arguments_of, as_call, name_of, names_of
 from al_lightning.records.journal import read_journal
@@ -59,6 +60,13 @@ class Run:
         if not self.rounds:
             return "no round finished"
         return self.rounds[-1].stopped or f"unfinished: {len(self.rounds)} rounds so far"
+
+    def class_name(self, number: int | None) -> str | int | None:
+        """Return the name of a class, its number if the run names none; a class without a name is a ValueError."""
+        try:
+            return class_name(self.header.get("classes"), number)
+        except ValueError as error:
+            raise ValueError(f"{self.name} cannot be used: {error}. Restore its rounds.jsonl from a copy.") from error
 
     def curve(self, metric: str) -> dict[int, float]:
         """The metric at each number of labels; rounds in which it was not measured are left out.
