@@ -16,7 +16,6 @@ from al_lightning.tracking.numbers import PREFIX, X_AXIS
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import WandbLogger
 
-TARGET = PICK_COLUMNS.index("target")
 TABLE, IMAGES = f"{PREFIX}acquired", f"{PREFIX}images"
 NOT_IN_CONFIG = frozenset(
     {
@@ -114,9 +113,8 @@ def picks_with_names(record: Round, classes: Sequence[str] | None) -> list[list[
         [[0, 0, 4, 0.5, 'dog', None, 'cat'], [0, 1, 7, 0.4, None, None, 'dog']]
     """
     return [
-        [*pick[:TARGET], class_name(classes, pick[TARGET]), bald, _name_if_any(classes, predicted)]
-        for pick in record.picks()
-        for bald, predicted in [pick[TARGET + 1 :]]
+        [number, rank, index, score, class_name(classes, target), bald, _name_if_any(classes, predicted)]
+        for number, rank, index, score, target, bald, predicted in record.picks()
     ]
 
 
