@@ -218,7 +218,7 @@ def _set_aside(run: Run, points: Sequence[AskedOnce]) -> list[Shown]:
 
 def _shown(run: Run, point: AskedOnce) -> Shown:
     kind = "unsure" if _is(point, "unsure") else "rejected"
-    caption = f"{run.name}: point {point.id}, {kind} by {point.who}, round {point.round}"
+    caption = f"{run.name}: point {point.id}, {kind} in round {point.round} by {point.who}"
     for path in (run.folder / "asked" / f"{point.id}.png", run.folder / "acquired" / f"{point.id}.png"):
         if _is_own(run, path):
             try:
