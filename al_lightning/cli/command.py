@@ -1,7 +1,7 @@
 """Command line: LightningCLI, whose `fit` runs the rounds if the Trainer has an `ActiveLearning` callback.
 
-`label`, `status`, `push`, `pull`, `report` and `compare` are dispatched before LightningCLI, whose subcommands must be
-methods of the Trainer.
+`label`, `status`, `push`, `pull`, `export`, `report` and `compare` are dispatched before LightningCLI, whose subcommands
+must be methods of the Trainer.
 """
 
 import importlib
@@ -29,6 +29,7 @@ from al_lightning._lightning import (
 )
 from al_lightning.cli.suggestions import explained
 from al_lightning.data import wrapped_datamodule
+from al_lightning.labelling.export import main as export
 from al_lightning.labelling.label_studio.command import main as label_studio
 from al_lightning.labelling.page.command import main as label
 from al_lightning.labelling.status import main as status
@@ -42,7 +43,8 @@ RECORD_COMMANDS = (
     "From run folders: `al-lightning report RUN...` writes pictures and tables, `al-lightning compare RUN...` pairs "
     "acquisitions by seed. For people: `al-lightning label RUN` opens the page on which they label, `al-lightning "
     "status RUN` says what they are asked for, `al-lightning push RUN --to URL --project ID` asks them in Label "
-    "Studio, and `al-lightning pull RUN --from URL --project ID` brings their answers."
+    "Studio, and `al-lightning pull RUN --from URL --project ID` brings their answers; `al-lightning export RUN` "
+    "writes the labels as a CSV."
 )
 
 MAY_BE_NAMED = (
@@ -260,6 +262,8 @@ def main() -> None:
     match sys.argv[1:]:
         case ["compare", *args]:
             sys.exit(compare(args))
+        case ["export", *args]:
+            sys.exit(export(args))
         case ["report", *args]:
             sys.exit(report(args))
         case ["label", *args]:

@@ -1,6 +1,5 @@
 """Resolution of answers: what a point is, by the last answer of each person; pure functions."""
 
-import itertools
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -199,20 +198,3 @@ def is_closed(found: Mapping[int, Resolved], *, asked_now: Sequence[int], min_an
         return True
     num_answered = sum(index in found and found[index].kind != "skip" for index in asked_now)
     return min_answered is not None and num_answered >= min_answered
-
-
-def agreement(answers_of_points: Iterable[Iterable[Answer]]) -> float | None:
-    """Return the share of pairs of people who gave a point the same answer; None where no point has two votes.
-
-    Example:
-        >>> votes = [Answer(3, "label", name, who) for name, who in (("cat", "ann"), ("cat", "bob"), ("dog", "eve"))]
-        >>> agreement([votes])
-        0.3333333333333333
-    """
-    num_pairs = num_same = 0
-    for answers in answers_of_points:
-        votes = [(answer.kind, answer.label) for answer in answers if answer.kind in {"label", "unsure", "reject"}]
-        pairs = list(itertools.combinations(votes, 2))
-        num_pairs += len(pairs)
-        num_same += sum(one == other for one, other in pairs)
-    return num_same / num_pairs if num_pairs else None

@@ -22,6 +22,16 @@ NEEDED = ("num_points", "initial")
 LARGEST = 2**53  # beyond it JSON's numbers are not exact for every reader
 SEEDS = frozenset({"seed", "fit_seed"})  # which may have 64 bits, as those of torch
 LISTS_OF_A_BATCH = ("scores", "targets", "bald", "predicted")
+ANSWER: Mapping[str, Any] = {
+    "id": int,
+    "kind": Literal["label", "skip", "unsure", "reject", "undo"],
+    "label": int | None,
+    "who": str,
+    "at": str | None,
+    "seconds": float | None,
+    "was": int | None,
+}
+"""Types of what a round records of an answer."""
 AFTER_CHECK = '"}\n'
 END_OF_LINE = "0123456789abcdef" + AFTER_CHECK
 CHECKED = re.compile(r'(?P<body>\{.+), "check": "(?P<check>[0-9a-f]{16})"\}', re.DOTALL)
@@ -195,6 +205,10 @@ def _check_round(record: Round, position: int, place: str, *, is_last: bool) -> 
     edits: list[Sequence[int | None]] = [*record.changed, *record.changed_after, *record.corrections]
     if any(len(edit) != 3 for edit in edits):  # noqa: PLR2004
         raise ValueError(f"{place} has a change or correction that is no list of three, which no run writes")
+    if any(not _fits(row.get(name), hint) for row in record.answers for name, hint in ANSWER.items()):
+        raise ValueError(
+            f"{place} has an answer without its point, kind or person, or of other types than a run writes"
+        )
     if any(len(getattr(record, name) or record.acquired) != len(record.acquired) for name in LISTS_OF_A_BATCH):
         raise ValueError(f"{place} has lists of other lengths than the {len(record.acquired)} ids that it acquired")
     if not is_last and record.stopped is not None:

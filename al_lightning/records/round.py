@@ -104,6 +104,16 @@ class Round:
         return len(self.acquired) * mean_bald / joint if joint > 0 and mean_bald > 0 else None
 
     @property
+    def measured(self) -> dict[str, float | None]:
+        """Return the metrics of the round, and the accuracy on the holdout as `holdout_acc` where there is one.
+
+        Example:
+            >>> Round(1, 9, 9, metrics={"loss": 0.5}, holdout={"num": 4, "acc": 0.75}).measured
+            {'loss': 0.5, 'holdout_acc': 0.75}
+        """
+        return {**self.metrics, **({"holdout_acc": self.holdout["acc"]} if self.holdout else {})}
+
+    @property
     def num_paid(self) -> int:
         """Count the labels when the batch was chosen, those of the holdout included."""
         return self.num_labelled + self.num_held_out

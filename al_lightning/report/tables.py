@@ -25,7 +25,7 @@ class Details(NamedTuple):
     rounds: Table
 
 
-DROPPED = ("schema", "version", "versions")  # of a header: the page names versions apart
+DROPPED = ("schema", "version", "versions", "fingerprint")  # of a header: the page names versions apart
 
 
 def shown(value: object) -> str:

@@ -209,13 +209,30 @@ def resumes_line(rounds: Sequence[Round], found: Sequence[Round], *, num_labelle
 
 def round_line(record: Round, *, budget: int | None) -> str:
     """Return a round as one line: labels, test metrics, information of the batch, seconds."""
-    parts = [f"round {record.round}", _labels_bar(record.num_labelled, budget)]
+    parts = [f"round {record.round}", _labels_bar(record.num_paid, budget) + _of_holdout(record)]
     parts += [f"{name} {value:.3g}" for name, value in _shown_metrics(record).items() if value is not None]
+    if record.holdout:
+        parts.append(f"holdout_acc {record.holdout['acc']:.2f} {_interval(record)}")
     if "joint_mi" in record.information:
         joint, share = record.information["joint_mi"], record.information["joint_mi_over_log_k"]
         parts.append(f"batch tells {joint:.2f} nats ({share:.0%} of log K)")
-    parts.append(", ".join(f"{name} {value:.1f} s" for name, value in record.seconds.items()))
+    if record.seconds:
+        parts.append(", ".join(f"{name} {value:.1f} s" for name, value in record.seconds.items()))
     return " | ".join(parts + ([record.stopped] if record.stopped else []))
+
+
+def _of_holdout(record: Round) -> str:
+    return f", {record.num_held_out} of the holdout" if record.num_held_out else ""
+
+
+def _interval(record: Round) -> str:
+    """Return the interval of the accuracy on the holdout.
+
+    Example:
+        >>> _interval(Round(1, 9, 9, holdout={"num": 4, "acc": 0.75, "low": 0.194, "high": 0.994}))
+        '[0.19, 0.99]'
+    """
+    return f"[{record.holdout['low']:.2f}, {record.holdout['high']:.2f}]"
 
 
 def _labels_bar(num_labelled: int, budget: int | None) -> str:
@@ -234,13 +251,20 @@ def _shown_metrics(record: Round) -> dict[str, float | None]:
 
 
 def table(rounds: Sequence[Round]) -> str:
-    """All rounds under each other, a column per number."""
-    return as_aligned([{"round": str(r.round), "labels": str(r.num_labelled), **_cells(r)} for r in rounds])
+    """All rounds under each other, a column per number; the seconds are the last columns."""
+    numbers = [{"round": str(r.round), "labels": str(r.num_labelled), **_cells(r)} for r in rounds]
+    seconds = [{f"{name} s": f"{value:.2f}" for name, value in r.seconds.items()} for r in rounds]
+    names = dict.fromkeys(name for row in [*numbers, *seconds] for name in row)
+    rows = [{**own, **times} for own, times in zip(numbers, seconds, strict=True)]
+    return as_aligned([{name: row.get(name, "") for name in names} for row in rows])
 
 
 def _cells(record: Round) -> dict[str, str]:
     cells = {name: "" if value is None else f"{value:.4g}" for name, value in _shown_metrics(record).items()}
+    if record.holdout:
+        cells["held out"] = f"{record.holdout['num']:g}"
+        cells["holdout_acc"] = f"{record.holdout['acc']:.2f} {_interval(record)}"
     if "joint_mi" in record.information:
         cells["joint MI"] = f"{record.information['joint_mi']:.2f}"
         cells["of log K"] = f"{record.information['joint_mi_over_log_k']:.0%}"
-    return cells | {f"{name} s": f"{value:.2f}" for name, value in record.seconds.items()}
+    return cells

@@ -275,7 +275,7 @@ def test_what_is_taken_back_or_taken_up_does_not_count_in_the_running_batch():
     undo = Answer(3, "undo", None, "ann", "2026-01-03")
     assert counted([CAT, DOG], asked_now=[3]) == {3: {"ann": CAT, "bob": DOG}}
     assert counted([CAT, DOG, undo], asked_now=[3]) == {3: {"bob": DOG}}
-    assert counted([CAT, DOG], asked_now=[3], taken_up=[(3, "bob", "2026-01-02")]) == {3: {"ann": CAT}}
+    assert counted([CAT, DOG], asked_now=[3], taken_up=[(3, "label", "dog", "bob", "2026-01-02")]) == {3: {"ann": CAT}}
 
 
 def test_answers_are_resolved_by_those_that_count():

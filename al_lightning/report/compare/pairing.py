@@ -44,11 +44,21 @@ class Run:
     @property
     def metrics(self) -> dict[str, None]:
         """The names of what any round measured, in the order of their appearance."""
-        return dict.fromkeys(name for entry in self.rounds for name in entry.metrics)
+        return dict.fromkeys(name for entry in self.rounds for name in entry.measured)
 
     def curve(self, metric: str) -> Curve:
-        """The metric by number of labels, as far as it was measured: a killed run may lack the last test."""
-        points = [(entry.num_labelled, entry.metrics.get(metric)) for entry in self.rounds]
+        """The metric by number of labels, as far as it was measured: a killed run may lack the last test.
+
+        A round without any label has not trained, and is no point of the curve. Where people have only corrected
+        labels, the later of two rounds counts.
+        """
+        points = [(entry.num_labelled, entry.measured.get(metric)) for entry in self.rounds if entry.num_labelled > 0]
+        if self.header.get("asks_people"):
+            points = [
+                point
+                for point, after in zip(points, [*points[1:], None], strict=True)
+                if point[:1] != (after or ())[:1]
+            ]
         if not is_rising([number for number, _ in points]) and points:
             raise ValueError(
                 f"{self.folder} takes labels back (it has {', '.join(str(number) for number, _ in points)} labels), so "
