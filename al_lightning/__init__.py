@@ -23,7 +23,12 @@ if TYPE_CHECKING:
         VariationRatios,
     )
     from al_lightning.data import ActiveLearningDataModule
-    from al_lightning.datasets import DigitsDataModule, IDXDataModule, ImageFolderDataModule
+    from al_lightning.datasets import (
+        DigitsDataModule,
+        IDXDataModule,
+        ImageFolderDataModule,
+        UnlabelledImagesDataModule,
+    )
     from al_lightning.labelling import AskPeople, DatasetLabels, LabelStudio, Oracle
     from al_lightning.posterior import DeepEnsemble, LastLayerLaplace, MCDropConnect, MCDropout, Posterior
     from al_lightning.records import Round, read_journal
@@ -58,6 +63,7 @@ __all__ = [
     "DigitsDataModule",
     "IDXDataModule",
     "ImageFolderDataModule",
+    "UnlabelledImagesDataModule",
     "MeanPrediction",
     "Round",
     "read_journal",

@@ -12,6 +12,7 @@ ROOMS = {
     "data": "Data",
     "datasets": "Datasets",
     "acquisition": "Acquisitions",
+    "labelling": "Labelling",
     "posterior": "Posteriors",
     "records": "Records",
     "models": "Models",

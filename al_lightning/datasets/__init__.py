@@ -4,5 +4,14 @@ from al_lightning.datasets.digits import DigitsDataModule
 from al_lightning.datasets.idx import IDXDataModule, read_idx
 from al_lightning.datasets.image_folder import ImageFolderDataModule, read_image
 from al_lightning.datasets.repeated import Repeated
+from al_lightning.datasets.unlabelled_images import UnlabelledImagesDataModule
 
-__all__ = ["DigitsDataModule", "IDXDataModule", "ImageFolderDataModule", "Repeated", "read_idx", "read_image"]
+__all__ = [
+    "DigitsDataModule",
+    "IDXDataModule",
+    "ImageFolderDataModule",
+    "Repeated",
+    "UnlabelledImagesDataModule",
+    "read_idx",
+    "read_image",
+]

@@ -280,6 +280,7 @@ class ActiveLearning(Callback):
             return
         if run.draft is not None:
             self._warn_once(choose_batch(trainer, pl_module, datamodule, run, run.draft))
+            self._has_proposed = True
             return
         if not self._is_idle and not self._keep_fit(trainer, pl_module):
             return

@@ -140,6 +140,8 @@ class _Rounds:
             if batch.changes_training or not batch.draft.record.asked:
                 break
             run.drop_batch(self.datamodule, batch.draft)  # without a label there is nothing to fit
+            if spawns(self.trainer):
+                run.close()
             self._fit(Fit())
             finish = False
         if batch is None:

@@ -193,25 +193,25 @@ class Run:
         return (recorded if self.draft is None else before_batch)(self.header, self._all_rounds())
 
     def _take_draft(self, ranks: Ranks) -> None:
-        """Take the round that an earlier process has asked people for."""
-        if not self.settings.oracle.asks_people:
-            return
+        """Take the round that an earlier process has asked people for; not where its next batch is due."""
+        is_due = self.draft is not None and self.draft.needs_batch  # a spawned process, which is to choose it
+        if self.settings.oracle.asks_people and not is_due:
+            self.draft = ranks.first(ranks.together(self._left_draft))
 
-        def left() -> Draft | None:
-            if self._journal is None or (batch := read_asked(self._journal.folder)) is None:
-                return None
-            path, number = self._journal.folder / ASKED, len(self.rounds)
-            if batch.round > number:
-                raise ValueError(
-                    f"{path} asks for round {batch.round}, but {self._journal.path} holds {number} rounds: it was cut, "
-                    "or they are of two runs. Restore both from one copy."
-                )
-            if batch.round < number:  # a process was killed right after the commit
-                path.unlink()
-                return None
-            return Draft.from_data(batch.draft)
-
-        self.draft = ranks.first(ranks.together(left))
+    def _left_draft(self) -> Draft | None:
+        """Return the round that an earlier process has asked people for."""
+        if self._journal is None or (batch := read_asked(self._journal.folder)) is None:
+            return None
+        path, number = self._journal.folder / ASKED, len(self.rounds)
+        if batch.round > number:
+            raise ValueError(
+                f"{path} asks for round {batch.round}, but {self._journal.path} holds {number} rounds: it was cut, "
+                "or they are of two runs. Restore both from one copy."
+            )
+        if batch.round < number:  # a process was killed right after the commit
+            path.unlink()
+            return None
+        return Draft.from_data(batch.draft)
 
     def _found_folder(self, trainer: Trainer) -> Callable[[], Path] | None:
         """Return a function that names the folder on rank 0; None for a run that leaves no records."""
@@ -455,6 +455,8 @@ class Run:
             left = load_plain(path)
             self.draft = Draft.from_data(left["draft"], left["states"])
             path.unlink()
+        elif self.settings.oracle.asks_people:
+            self.draft = self._left_draft()
         if not datamodule.has_acquired:
             datamodule.setup("fit")
         state = (recorded if self.draft is None else trained_on)(self.header, self._all_rounds())
