@@ -1,13 +1,12 @@
 """Command line: LightningCLI, whose `fit` runs the rounds if the Trainer has an `ActiveLearning` callback.
 
-`label`, `status`, `push`, `pull`, `export`, `report` and `compare` are dispatched before LightningCLI, whose subcommands
-must be methods of the Trainer.
+The commands on run folders are dispatched before LightningCLI, whose subcommands must be methods of the Trainer.
 """
 
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -257,27 +256,26 @@ def run(args: "ArgsType" = None) -> ActiveLearningCLI:
     )
 
 
+OF_RUN_FOLDERS: Mapping[str, Callable[[list[str]], int]] = {
+    "label": label,
+    "status": status,
+    "push": partial(label_studio, "push"),
+    "pull": partial(label_studio, "pull"),
+    "export": export,
+    "report": report,
+    "compare": compare,
+}
+"""Commands that read a run folder, by name."""
+
+
 def main() -> None:
     """Run `al-lightning` or `python -m al_lightning`."""
-    match sys.argv[1:]:
-        case ["compare", *args]:
-            sys.exit(compare(args))
-        case ["export", *args]:
-            sys.exit(export(args))
-        case ["report", *args]:
-            sys.exit(report(args))
-        case ["label", *args]:
-            sys.exit(label(args))
-        case ["status", *args]:
-            sys.exit(status(args))
-        case [("push" | "pull") as command, *args]:
-            sys.exit(label_studio(command, args))
-        case _:
-            if str(Path.cwd()) not in sys.path:
-                sys.path.append(
-                    str(Path.cwd())
-                )  # for the user's own classes; last, so that no file there hides a package
-            try:
-                run()
-            except SIGTERMException:  # of a fit, validation, test or prediction without rounds
-                sys.exit(TERMINATED)
+    name, *args = sys.argv[1:] or [""]
+    if name in OF_RUN_FOLDERS:
+        sys.exit(OF_RUN_FOLDERS[name](args))
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # for the user's own classes; last, so that no file there hides a package
+    try:
+        run()
+    except SIGTERMException:  # of a fit, validation, test or prediction without rounds
+        sys.exit(TERMINATED)

@@ -205,7 +205,7 @@ def _check_round(record: Round, position: int, place: str, *, is_last: bool) -> 
     edits: list[Sequence[int | None]] = [*record.changed, *record.changed_after, *record.corrections]
     if any(len(edit) != 3 for edit in edits):  # noqa: PLR2004
         raise ValueError(f"{place} has a change or correction that is no list of three, which no run writes")
-    if any(not _fits(row.get(name), hint) for row in record.answers for name, hint in ANSWER.items()):
+    if any(not fits(row.get(name), hint) for row in record.answers for name, hint in ANSWER.items()):
         raise ValueError(
             f"{place} has an answer without its point, kind or person, or of other types than a run writes"
         )
