@@ -7,7 +7,7 @@ from pathlib import Path
 
 from al_lightning.labelling.answers import read_answers
 from al_lightning.labelling.asked import ANSWERS, AskedBatch, write_asked
-from al_lightning.labelling.resolve import Resolved, is_closed, resolved
+from al_lightning.labelling.resolve import Resolved, is_closed, resolved, skipped_at_last
 from al_lightning.labelling.shown import show
 
 
@@ -158,6 +158,8 @@ class AskPeople(Oracle):
             taken_up=batch.taken_up,
         )
         is_done = query.is_finished or is_closed(of, asked_now=batch.ids, min_answered=self.min_answered)
+        if is_done:
+            of |= skipped_at_last(found, of, asked_now=batch.ids, taken_up=batch.taken_up)
         return Answers(of, is_done, unread)
 
 

@@ -145,6 +145,28 @@ def counted(
     }
 
 
+def skipped_at_last(
+    answers: Iterable[Answer], found: Mapping[int, Resolved], *, asked_now: Collection[int], taken_up: Collection[Taken]
+) -> dict[int, Resolved]:
+    """Return the points that somebody has skipped of those that are left without an answer when a batch is closed.
+
+    They are recorded, so that these skips do not count when the point is asked for again.
+
+    Example:
+        >>> answers = [Answer(3, "skip", None, "ann"), Answer(4, "label", "cat", "bob")]
+        >>> found = resolved(answers, asked_now=[3, 4])
+        >>> skipped_at_last(answers, found, asked_now=[3, 4], taken_up=[])[3].kind
+        'skip'
+    """
+    last = counted(answers, asked_now=asked_now, taken_up=taken_up)
+    skips = {
+        index: tuple(last[index][who] for who in sorted(last[index]) if last[index][who].kind == "skip")
+        for index in asked_now
+        if index in last and index not in found
+    }
+    return {index: Resolved("skip", None, of_point) for index, of_point in skips.items() if of_point}
+
+
 def votes_of(answers: Iterable[Answer]) -> list[Answer]:
     """Return the answers that say what a point is: labels, unsure and reject."""
     return [answer for answer in answers if answer.kind not in {"skip", "undo"}]
@@ -153,11 +175,15 @@ def votes_of(answers: Iterable[Answer]) -> list[Answer]:
 def is_new(answer: Answer, taken: Taken | None) -> bool:
     """Return whether an answer is a further one than the last that was taken up of this person for this point.
 
+    An undo is new only if a vote was taken up.
+
     Example:
         >>> again = Answer(3, "label", "cat", "ann")
         >>> is_new(again, (3, "label", "cat", "ann", None)), is_new(again, (3, "skip", None, "ann", None))
         (False, True)
     """
+    if answer.kind == "undo" and (taken is None or taken[1] == "skip"):
+        return False
     if taken is None:
         return True
     is_older = (answer.at or "") < (taken[4] or "")  # as if a file is missing

@@ -65,7 +65,7 @@ def copied_at_will(draw):
     return answers, files
 
 
-def model(answers, *, asked, wanted):
+def model(answers, *, asked, wanted, points=POINTS):
     """The rules of PEOPLE.md, one after the other, on answers in the order in which they were given."""
     last = {(answer.id, answer.who): answer for answer in answers}
     of = {
@@ -74,10 +74,10 @@ def model(answers, *, asked, wanted):
             for (of_point, _), answer in last.items()
             if of_point == index and answer.kind != ("undo" if index in asked else "skip")
         ]
-        for index in POINTS
+        for index in points
     }
     took_part = {answer.who for index in asked for answer in of[index]}
-    found = {index: verdict(of[index], took_part, wanted=wanted, is_asked=index in asked) for index in POINTS}
+    found = {index: verdict(of[index], took_part, wanted=wanted, is_asked=index in asked) for index in points}
     return {index: point for index, point in found.items() if point is not None}
 
 
