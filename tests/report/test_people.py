@@ -34,7 +34,7 @@ def test_agreement_is_of_the_points_with_several_votes(section):
     found = cells(section.runs)
     assert found["points with several votes"] == "3"
     assert found["agreement"] == "0.6"  # one pair, one pair, one of three
-    assert found["alpha"] == "0.25"  # 1 - 6 (2 + 2) / 2 / 24 of the votes 00, 11, 101: n_0 = 3, n_1 = 4
+    assert found["alpha"] == "0.5"  # 1 - (7 - 1) (4 / 2) / (2 * 3 * 4): of the votes 00, 11 and 101 three are 0, four 1
 
 
 def test_each_person_has_a_row(section):

@@ -49,3 +49,12 @@ def test_the_csv_has_a_row_for_each_round_with_what_it_belongs_to(make_run):
 
 def test_numbers_are_shown_with_four_digits_and_ids_in_full():
     assert [shown(value) for value in (123456, 0.123456, None)] == ["123456", "0.1235", ""]
+
+
+def test_tables_of_a_run_whose_first_round_has_no_label_and_no_metric(make_people):
+    run = make_people()
+    (row,) = groups_table([run], metric="val_acc", target=0.7).rows
+    assert row == ["BatchBALD", "1", "0.75 (0.75 to 0.75) at 3 labels", "3 labels to 0.7", "3"]
+    assert runs_table([run], metric="val_acc").rows[0][3:6] == ["3", "3", "0.75"]
+    assert "holdout_acc" in details_of(run).rounds.head
+    assert len(list(csv.DictReader(io.StringIO(rounds_csv([run]))))) == 3

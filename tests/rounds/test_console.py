@@ -89,3 +89,27 @@ def test_the_table_has_a_column_for_each_number_of_any_round_and_blanks_for_the_
     assert first.split() == ["0", "10", "0.5123", "1.23", "46%", "1.26", "0.04"]
     assert last.split() == ["1", "20", "1"]
     assert len({len(line) for line in (header, rule, first, last)}) == 1
+
+
+HELD_OUT = replace(
+    LAST,
+    num_held_out=5,
+    seconds={"fit": 1.0},
+    holdout={"num": 6, "num_right": 5, "acc": 5 / 6, "low": 0.3588, "high": 0.9958},
+)
+
+
+def test_the_holdout_is_shown_with_its_interval_and_counts_in_the_budget():
+    line = round_line(HELD_OUT, budget=50)
+    assert "| ███████░░░░░░░░ 25/50 labels, 5 of the holdout | test_acc 1 | holdout_acc 0.83 [0.36, 1.00] | fit" in line
+
+
+def test_a_round_that_trained_nothing_has_a_line_without_gaps():
+    assert round_line(Round(0, 0, 9), budget=None) == "round 0 | 0 labels"
+
+
+def test_seconds_are_the_last_columns_although_the_first_round_measured_nothing_else():
+    header, _, first, last = table([Round(0, 0, 9, seconds={"predict": 0.0}), HELD_OUT]).splitlines()
+    assert header.split() == ["round", "labels", "test_acc", "held", "out", "holdout_acc", "predict", "s", "fit", "s"]
+    assert first.split() == ["0", "0", "0.00"]
+    assert last.split() == ["1", "20", "1", "6", "0.83", "[0.36,", "1.00]", "1.00"]

@@ -203,3 +203,17 @@ def test_the_metric_is_the_only_test_accuracy_and_else_must_be_named(make_run):
     neither = [make_run("e", SHORT, metric="acc"), make_run("f", SHORT, metric="acc", acquisition="Random()")]
     with pytest.raises(ValueError, match=r"^0 of the runs' .*`--metric`: val_loss, acc\."):
         only_accuracy(read_runs(neither))
+
+
+def test_a_round_without_labels_is_no_point_and_one_of_corrections_replaces_the_one_before():
+    rounds = [
+        Round(0, 0, 9),
+        Round(1, 4, 5, metrics={"test_acc": 0.5}),
+        Round(2, 4, 5, metrics={"test_acc": 0.6}),
+        Round(3, 8, 1, metrics={"test_acc": 0.7}, holdout={"acc": 0.9}),
+    ]
+    run = Run("mine", {"asks_people": True}, rounds)
+    assert run.curve("test_acc") == [(4, 0.6), (8, 0.7)]
+    assert list(run.metrics) == ["test_acc", "holdout_acc"]
+    with pytest.raises(ValueError, match=r"takes labels back \(it has 4, 4, 8 labels\)"):
+        Run("mine", {}, rounds).curve("test_acc")
