@@ -42,6 +42,12 @@ def digits(tmp_path):
     write_digits(tmp_path / "digits")
 
 
+@pytest.fixture
+def few_digits(digits):
+    for path in sorted(Path("digits/images").iterdir())[100:]:
+        path.unlink()
+
+
 def fit(*flags):
     """The status of the command, and what it has made."""
     cli = None
@@ -86,7 +92,7 @@ no_validation = pytest.mark.filterwarnings("ignore:You defined a `validation_ste
 
 @pytest.mark.slow
 @no_validation
-def test_the_command_ends_with_75_while_it_waits_and_with_0_at_the_end_and_finish_closes_a_batch_once(digits):
+def test_the_command_ends_with_75_while_it_waits_and_with_0_at_the_end_and_finish_closes_a_batch_once(few_digits):
     assert fit()[0] == 75
     answer(*["one"] * 10)
     assert fit()[0] == 75
@@ -124,7 +130,7 @@ def test_the_loop_of_the_readme_with_a_script_acquires_what_known_labels_acquire
 
 @pytest.mark.slow
 @no_validation
-def test_a_list_of_labels_that_exists_already_answers_at_once(digits):
+def test_a_list_of_labels_that_exists_already_answers_at_once(few_digits):
     status, cli = fit("--trainer.callbacks.oracle.answers_from=[digits/answers]")
     assert status == 0
     assert [record.acquired for record in cli.trainer.callbacks[0].rounds] == known_picks()

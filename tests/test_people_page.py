@@ -1,0 +1,167 @@
+"""Each block of docs/people.md, run; the sections of the labelling page and of Label Studio have tests of their own."""
+
+import json
+import re
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning import LightningDataModule, LightningModule
+from torch.utils.data import DataLoader
+
+import al_lightning
+from al_lightning import ActiveLearning, AskPeople, BatchBALD
+from al_lightning.labelling.answers import COLUMNS, KINDS, Allowed, read_answers
+from al_lightning.labelling.asked import read_asked
+from tests.conftest import TinyModule
+
+PAGE = (Path(__file__).parents[1] / "docs" / "people.md").read_text()
+README = (Path(__file__).parents[1] / "README.md").read_text()
+CONFIG = "configs/unlabelled_images.yaml"
+ELSEWHERE = {"The page", "Label Studio"}
+SECTIONS = dict(part.split("\n", 1) for part in PAGE.split("\n## ")[1:])
+NAMES = {name: getattr(al_lightning, name) for name in al_lightning.__all__}
+
+
+def blocks(section, language):
+    return re.findall(rf"```{language}\n(.*?)```", SECTIONS[section], re.DOTALL)
+
+
+def test_each_block_has_a_test():
+    tested = {
+        "In your own script": ["python"],
+        "On the command line": ["bash"],
+        "Status 75": ["bash", "bash"],
+        "The files": ["json", "csv"],
+        "An accuracy without a test set": ["python"],
+        "Several runs, one set of answers": ["python"],
+    }
+    found = {title: re.findall(r"```(\w+)\n.*?```", text, re.DOTALL) for title, text in SECTIONS.items()}
+    assert {title: each for title, each in found.items() if each and title not in ELSEWHERE} == tested
+    assert set(SECTIONS) >= ELSEWHERE
+
+
+class Unlabelled(LightningDataModule):
+    """What a user without labels has."""
+
+    def train_dataloader(self):
+        generator = torch.Generator().manual_seed(0)
+        return DataLoader(torch.randn(40, 4, generator=generator), batch_size=8, shuffle=True)
+
+
+class Plain(TinyModule):
+    """A model that neither validates nor tests."""
+
+    validation_step, test_step = LightningModule.validation_step, LightningModule.test_step
+
+
+def test_five_lines_of_a_script_change_and_it_asks_for_its_first_batch(tmp_path, monkeypatch):
+    (script,) = blocks("In your own script", "python")
+    assert re.findall(r"# (\d)", script) == ["1", "2", "3", "4", "5"]
+    monkeypatch.chdir(tmp_path)
+    names = {"MyModule": Plain, "MyDataModule": Unlabelled}
+    quiet = "max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator='cpu'"
+    assert "max_epochs=30" in script
+    lines = script.replace("max_epochs=30", quiet).replace('"dog"]', '"dog", "emu"]')  # the model has three outputs
+    for number in range(2):
+        exec(lines, names)  # noqa: S102 - of this repository
+        assert len(names["rounds"]) == number
+        batch = read_asked(Path("runs/mine"))
+        assert batch.ids == names["trainer"].callbacks[0].waiting_for
+        assert (len(batch.ids), batch.classes) == (10, ["cat", "dog", "emu"])
+        with Path("runs/mine/answers/ann.jsonl").open("a") as file:
+            file.writelines(f'{{"id": {index}, "label": "cat"}}\n' for index in batch.ids)
+
+
+def in_shell(script, folder, **commands):
+    """Run lines with stand-ins for the commands in them, each a shell script; the status and what was called."""
+    for name, body in commands.items():
+        path = folder / name.replace("_", "-")
+        path.write_text(f'#!/bin/bash\necho "{path.name} $*" >> {folder}/called\n{body}\n')
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    done = subprocess.run(["/bin/bash", "-c", script], env={"PATH": f"{folder}:/usr/bin:/bin"}, cwd=folder, check=False)
+    called = folder / "called"
+    return done.returncode, called.read_text().splitlines() if called.exists() else []
+
+
+@pytest.mark.parametrize(("status", "expected"), [(0, 0), (75, 0), (1, 1), (143, 1)])
+def test_a_scheduler_sees_no_failure_in_waiting_alone(tmp_path, status, expected):
+    _, line = blocks("Status 75", "bash")
+    assert in_shell(line, tmp_path, al_lightning=f"exit {status}") == (
+        expected,
+        [f"al-lightning fit --config {CONFIG}"],
+    )
+
+
+def loop_of(text):
+    (loop,) = re.findall(r"```bash\n(until al-lightning fit .*?)```", text, re.DOTALL)
+    return loop
+
+
+@pytest.mark.parametrize("last", [0, 1, 143])
+def test_the_loop_annotates_while_the_run_waits_and_ends_as_it_does(tmp_path, last):
+    loop = loop_of(PAGE)
+    assert loop == loop_of(README)  # which tests/cli/test_people.py runs with real commands
+    fit = f'[ "$(grep -c al-lightning called)" -lt 3 ] && exit 75\nexit {last}'
+    status, called = in_shell(loop, tmp_path, al_lightning=fit, python="")
+    assert status == last
+    both = [f"al-lightning fit --config {CONFIG}", "python examples/annotate.py runs/unlabelled_images"]
+    assert called == [*both * 2, both[0]]
+
+
+def test_the_loop_ends_if_the_annotator_fails(tmp_path):
+    status, called = in_shell(loop_of(PAGE), tmp_path, al_lightning="exit 75", python="exit 3")
+    assert (status, len(called)) == (3, 2)
+
+
+def test_the_commands_are_those_of_the_readme_and_each_is_known():
+    (commands,) = blocks("On the command line", "bash")
+    (readme,) = re.findall(r"```bash\n(python -m al_lightning\.datasets\.digit_images .*?)```", README, re.DOTALL)
+    without_comments = [line.partition("  #")[0].rstrip() for line in readme.splitlines()]
+    assert commands.splitlines() == without_comments
+    make, *fit_label_fit = commands.splitlines()
+    assert make == "python -m al_lightning.datasets.digit_images digits"
+    fit = f"al-lightning fit --config {CONFIG}"
+    assert fit_label_fit == [fit, "al-lightning label runs/unlabelled_images", fit]
+
+
+def test_answers_are_read_as_the_page_writes_them(tmp_path):
+    (lines,), (table,) = blocks("The files", "json"), blocks("The files", "csv")
+    allowed = Allowed(["cat", "dog"], {}, 50, {17, 40, 41})
+    for name, text, expected in (
+        ("bob.jsonl", lines, [(17, "label", "cat", "bob", None), (40, "skip", None, "ann", 2.4)]),
+        ("eve.csv", table, [(17, "label", "cat", "ann", None), (40, "unsure", None, "ann", None)]),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text(text)
+        answers, unread = read_answers(folder, allowed)
+        assert [(each.id, each.kind, each.label, each.who, each.seconds) for each in answers] == expected
+        assert unread == []
+
+
+def keys_of_tables(section):
+    """The words in code in the first column of each table."""
+    rows = re.findall(r"^\| ([^|]*) \|", SECTIONS[section], re.MULTILINE)
+    return [word for row in rows for word in re.findall(r"`([\w]+)`", row)]
+
+
+def test_the_tables_name_each_key_of_the_files(tmp_path, make_trainer):
+    callback = ActiveLearning(BatchBALD(), query_size=3, folder=tmp_path / "run", oracle=AskPeople())
+    data = al_lightning.ActiveLearningDataModule(Unlabelled(), initial=0, classes=["cat", "dog", "emu"])
+    al_lightning.active_fit(make_trainer(callback), Plain(), data)
+    asked = json.loads((tmp_path / "run" / "asked.json").read_text())
+    assert {*asked} | {*COLUMNS} == {*keys_of_tables("The files")}
+    (row,) = [line for line in SECTIONS["The files"].splitlines() if line.startswith("| `points`")]
+    assert {*asked["points"][0]} <= {*re.findall(r"`(\w+)`", row)}
+    assert all(f"`{kind}`" in SECTIONS["The files"] for kind in KINDS)
+
+
+def test_the_other_examples_are_settings_that_are_taken():
+    (holdout,) = blocks("An accuracy without a test set", "python")
+    (shared,) = blocks("Several runs, one set of answers", "python")
+    callback = eval(holdout, dict(NAMES))  # noqa: S307 - of this repository
+    assert (callback.settings.num_reserved, callback.settings.holdout_share) == (100, 0.2)
+    assert eval(shared, dict(NAMES)) == AskPeople(answers_from=["labels"])  # noqa: S307
