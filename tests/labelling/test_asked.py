@@ -5,7 +5,7 @@ from al_lightning.labelling.asked import AskedBatch, AskedPoint, read_asked, ref
 
 def test_a_batch_is_read_as_it_was_written(tmp_path):
     point = AskedPoint(3, 0, 0.5, "cat", {"cat": 0.9}, "asked/3.png")
-    batch = AskedBatch(1, [point], ["cat"], 9, asked_before={4: 0}, taken_up=[(3, "ann", None)])
+    batch = AskedBatch(1, [point], ["cat"], 9, asked_before={4: 0}, taken_up=[(3, "skip", None, "ann", None)])
     write_asked(tmp_path, batch)
     assert read_asked(tmp_path) == batch
 

@@ -1,4 +1,3 @@
-import itertools
 from collections import Counter
 from dataclasses import replace
 
@@ -9,7 +8,6 @@ from hypothesis import strategies as st
 from al_lightning.labelling.answers import Answer
 from al_lightning.labelling.resolve import (
     Resolved,
-    agreement,
     counted,
     is_closed,
     last_of_each,
@@ -253,14 +251,6 @@ def test_a_batch_is_closed_if_all_points_are_answered_or_skipped_or_enough_are_a
 
 def test_a_batch_of_no_points_waits_for_nothing():
     assert is_closed({}, asked_now=[], min_answered=None)
-
-
-@given(st.lists(st.lists(st.sampled_from(SAID), max_size=4), max_size=4))
-def test_agreement_is_the_share_of_pairs_that_say_the_same(points):
-    votes = [[what for what in point if what not in {"skip", "undo"}] for point in points]
-    pairs = [one == other for point in votes for one, other in itertools.combinations(point, 2)]
-    expected = sum(pairs) / len(pairs) if pairs else None
-    assert agreement([[said(0, what) for what in point] for point in points]) == expected
 
 
 def test_the_answers_behind_a_point_come_by_name():
