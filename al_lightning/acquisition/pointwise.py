@@ -53,7 +53,7 @@ def variation_ratios(log_probs_N_K_C: Tensor) -> Tensor:
     """Return 1 - (share of the modal class among the K predicted classes), the disagreement of the votes (N).
 
     Freeman 1965, as in Gal's thesis (2016, section 3.3). Papers on active learning often mean `least_confidence` by it.
-    A sample that is undecided between classes votes for the first.
+    A posterior sample that is undecided between classes votes for the first.
 
     Example:
         >>> variation_ratios(torch.tensor([[[0.9, 0.1], [0.6, 0.4], [0.0, 1.0], [0.8, 0.2]]]).log())

@@ -1,4 +1,4 @@
-"""The command line: `al-lightning fit`, `label`, `status`, `push`, `pull`, `report` and `compare`."""
+"""The command line: `al-lightning fit`, `label`, `status`, `push`, `pull`, `export`, `report` and `compare`."""
 
 import os
 

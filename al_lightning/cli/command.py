@@ -1,13 +1,12 @@
 """Command line: LightningCLI, whose `fit` runs the rounds if the Trainer has an `ActiveLearning` callback.
 
-`label`, `status`, `push`, `pull`, `report` and `compare` are dispatched before LightningCLI, whose subcommands must be
-methods of the Trainer.
+The commands on run folders are dispatched before LightningCLI, whose subcommands must be methods of the Trainer.
 """
 
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from al_lightning._lightning import (
 )
 from al_lightning.cli.suggestions import explained
 from al_lightning.data import wrapped_datamodule
+from al_lightning.labelling.export import main as export
 from al_lightning.labelling.label_studio.command import main as label_studio
 from al_lightning.labelling.page.command import main as label
 from al_lightning.labelling.status import main as status
@@ -42,7 +42,8 @@ RECORD_COMMANDS = (
     "From run folders: `al-lightning report RUN...` writes pictures and tables, `al-lightning compare RUN...` pairs "
     "acquisitions by seed. For people: `al-lightning label RUN` opens the page on which they label, `al-lightning "
     "status RUN` says what they are asked for, `al-lightning push RUN --to URL --project ID` asks them in Label "
-    "Studio, and `al-lightning pull RUN --from URL --project ID` brings their answers."
+    "Studio, and `al-lightning pull RUN --from URL --project ID` brings their answers; `al-lightning export RUN` "
+    "writes the labels as a CSV."
 )
 
 MAY_BE_NAMED = (
@@ -249,31 +250,32 @@ def run(args: "ArgsType" = None) -> ActiveLearningCLI:
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,  # the same command gives the same run
-        parser_kwargs={"epilog": RECORD_COMMANDS},
+        parser_kwargs={"epilog": RECORD_COMMANDS, "prog": "al-lightning", "version": al_lightning.__version__},
         save_config_kwargs={"overwrite": True},  # a command that resumes its run finds the file that it wrote
         args=args,
     )
 
 
+OF_RUN_FOLDERS: Mapping[str, Callable[[list[str]], int]] = {
+    "label": label,
+    "status": status,
+    "push": partial(label_studio, "push"),
+    "pull": partial(label_studio, "pull"),
+    "export": export,
+    "report": report,
+    "compare": compare,
+}
+"""Commands that read a run folder, by name."""
+
+
 def main() -> None:
     """Run `al-lightning` or `python -m al_lightning`."""
-    match sys.argv[1:]:
-        case ["compare", *args]:
-            sys.exit(compare(args))
-        case ["report", *args]:
-            sys.exit(report(args))
-        case ["label", *args]:
-            sys.exit(label(args))
-        case ["status", *args]:
-            sys.exit(status(args))
-        case [("push" | "pull") as command, *args]:
-            sys.exit(label_studio(command, args))
-        case _:
-            if str(Path.cwd()) not in sys.path:
-                sys.path.append(
-                    str(Path.cwd())
-                )  # for the user's own classes; last, so that no file there hides a package
-            try:
-                run()
-            except SIGTERMException:  # of a fit, validation, test or prediction without rounds
-                sys.exit(TERMINATED)
+    name, *args = sys.argv[1:] or [""]
+    if name in OF_RUN_FOLDERS:
+        sys.exit(OF_RUN_FOLDERS[name](args))
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # for the user's own classes; last, so that no file there hides a package
+    try:
+        run()
+    except SIGTERMException:  # of a fit, validation, test or prediction without rounds
+        sys.exit(TERMINATED)

@@ -409,6 +409,11 @@ class ActiveLearningDataModule(LightningDataModule):
             self._refuse_other_length(num_points_in(self._train_loader.dataset))
             self._refuse_other_points(self._known_targets, self.corrected)
 
+    @property
+    def batch_size_of_training(self) -> int | None:
+        """Return the batch size of the training loader as it is now; None for a loader without batches."""
+        return self._fit_loader().batch_size
+
     def draws_per_epoch(self, num_labelled: int, *, num_ranks: int) -> int:
         """Count the points of an epoch on each rank when `num_labelled` points are labelled."""
         return draws_per_rank(

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from al_lightning.records.foreign import FORMULA_STARTS, plain_json
+from al_lightning.records.header import short
 
 Kind = Literal["label", "skip", "unsure", "reject", "undo"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 COLUMNS = ("id", "kind", "label", "who", "at", "seconds")
 MOST_SHOWN = 10  # classes named in an error
+MOST_DIGITS = 20  # of an id: more fit into no number of 64 bits
+END_IN_QUOTES = "unexpected end of data"  # the words of `csv`, which has no error of its own for it
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,13 @@ def read_answers(folder: Path, allowed: Allowed) -> tuple[list[Answer], list[str
         ValueError: If a line is no answer, with file, line, id, value and what is allowed.
     """
     answers: list[Answer] = []
-    unread: list[str] = []
+    unread = [f"{path} is no file, or a link to none" for path in _named_in(folder) if not path.is_file()]
     for path in files_in(folder):
-        found, torn = answers_in(path.read_bytes(), path, allowed)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:  # deleted since: as if it had been before
+            continue
+        found, torn = answers_in(data, path, allowed)
         unread += [torn_words(path, torn)] if torn else []
         answers += found
     return answers, unread
@@ -77,10 +84,15 @@ def read_answers(folder: Path, allowed: Allowed) -> tuple[list[Answer], list[str
 
 def files_in(folder: Path) -> list[Path]:
     """Return the files of answers in a folder, by name; none of a missing one."""
+    return [path for path in _named_in(folder) if path.is_file()]
+
+
+def _named_in(folder: Path) -> list[Path]:
+    """Return what has the name of a file of answers in a folder."""
     if not folder.is_dir():
         return []
     names = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    return [path for path in names if path.suffix in {".jsonl", ".csv"} and path.is_file()]
+    return [path for path in names if path.suffix in {".jsonl", ".csv"}]
 
 
 def answers_in(data: bytes, path: Path, allowed: Allowed, *, first: int = 1) -> tuple[list[Answer], int | None]:
@@ -91,7 +103,7 @@ def answers_in(data: bytes, path: Path, allowed: Allowed, *, first: int = 1) -> 
 
 def torn_words(path: Path, line: int) -> str:
     """Say that a last line is not read yet."""
-    return f"{path}:{line} has no end of line, so it may be half an answer"
+    return f"{path}:{line} has no end of line, or an open quote, so it may be half an answer"
 
 
 def normal_time(text: str) -> str:
@@ -108,15 +120,19 @@ def normal_time(text: str) -> str:
 
 def _rows(data: bytes, path: Path, first: int) -> tuple[list[tuple[int, Mapping[str, Any]]], int | None]:
     """Return the lines of a file as (line number, values), and the number of a torn last line."""
+    if path.suffix != ".csv":
+        return _json_rows(_plain(data.decode("utf-8-sig", errors="surrogateescape")), path, first)
+    whole, torn = data[: data.rfind(b"\n") + 1], data[data.rfind(b"\n") + 1 :]
     try:
-        text = data.decode("utf-8-sig", errors="strict" if path.suffix == ".csv" else "surrogateescape")
+        rows, opened = _csv_rows(_plain(whole.decode("utf-8-sig")), path)
     except UnicodeDecodeError as error:
-        whole = data[: error.start]
-        raise ValueError(
-            f"{path}:{whole.count(10) + 1} is not UTF-8 ({error.reason}). Save the file as UTF-8."
-        ) from error
-    text = text.replace("\r\n", "\n")
-    return _csv_rows(text, path) if path.suffix == ".csv" else _json_rows(text, path, first)
+        number = whole[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}:{number} is not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
+    return rows, whole.count(b"\n") + 1 if opened is None and torn.strip() else opened
+
+
+def _plain(text: str) -> str:
+    return text.replace("\r\n", "\n")
 
 
 def _json_rows(text: str, path: Path, first: int) -> tuple[list[tuple[int, Mapping[str, Any]]], int | None]:
@@ -147,8 +163,8 @@ def entry_of(line: str) -> Mapping[str, Any]:
 
 
 def _csv_rows(text: str, path: Path) -> tuple[list[tuple[int, Mapping[str, Any]]], int | None]:
-    whole, torn = text[: text.rfind("\n") + 1], text[text.rfind("\n") + 1 :]
-    reader = csv.reader(io.StringIO(whole), strict=True)
+    """Return the lines of a table, and the number of a last one that has an open quote."""
+    reader = csv.reader(io.StringIO(text), strict=True)
     rows: list[tuple[int, Mapping[str, Any]]] = []
     columns: list[str] | None = None
     begins = 1
@@ -166,8 +182,10 @@ def _csv_rows(text: str, path: Path) -> tuple[list[tuple[int, Mapping[str, Any]]
             if "label" in row or "kind" in row:  # else nobody has answered yet
                 rows.append((line, row))
     except csv.Error as error:
+        if str(error) == END_IN_QUOTES:
+            return rows, begins
         raise ValueError(f"{path}:{reader.line_num} is no CSV ({error}).") from error
-    return rows, whole.count("\n") + 1 if torn.strip() else None
+    return rows, None
 
 
 def _columns(cells: Sequence[str], place: str) -> list[str]:
@@ -177,7 +195,7 @@ def _columns(cells: Sequence[str], place: str) -> list[str]:
         return names
     separated = " Separate the columns with commas." if any(mark in "".join(names) for mark in ";\t") else ""
     raise ValueError(
-        f"{place} has the columns {', '.join(names)}, but must have `id` and `label`, and may have "
+        f"{place} has the columns {short(', '.join(names))}, but must have `id` and `label`, and may have "
         f"{', '.join(name for name in COLUMNS if name not in {'id', 'label'})}, each once.{separated}"
     )
 
@@ -196,11 +214,14 @@ def answer_of(row: Mapping[str, Any], place: str, allowed: Allowed, *, default_w
     """
     given = {name: value for name, value in row.items() if value is not None}
     if unknown := [name for name in given if name not in COLUMNS]:
-        raise ValueError(f"{place} has {', '.join(map(repr, unknown))}, but an answer has {', '.join(COLUMNS)}.")
+        raise ValueError(f"{place} has {short(', '.join(map(repr, unknown)))}, but an answer has {', '.join(COLUMNS)}.")
     index = _id(given.get("id"), place, allowed)
     kind = given.get("kind", "label")
     if kind not in KINDS:
-        raise ValueError(f"{place} answers point {index} with the kind {kind!r}, but it must be {', '.join(KINDS)}.")
+        raise ValueError(
+            f"{place} answers point {index} with the kind {short(repr(kind))}, but it must be one of "
+            f"{', '.join(KINDS)}."
+        )
     return Answer(
         index,
         kind,
@@ -214,9 +235,9 @@ def answer_of(row: Mapping[str, Any], place: str, allowed: Allowed, *, default_w
 
 def _id(value: object, place: str, allowed: Allowed) -> int:
     text = value.strip() if isinstance(value, str) else value
-    is_digits = isinstance(text, str) and text.isascii() and text.isdigit()
+    is_digits = isinstance(text, str) and text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
     if not is_digits and (not isinstance(text, int) or isinstance(text, bool)):
-        raise ValueError(f"{place} has the id {value!r}, but must have that of a point, a whole number.")
+        raise ValueError(f"{place} has the id {short(repr(value))}, but must have that of a point, a whole number.")
     index = int(str(text))
     if not 0 <= index < allowed.num_points:
         raise ValueError(f"{place} answers point {index}, but ids run from 0 to {allowed.num_points - 1}.")
@@ -231,7 +252,9 @@ def _id(value: object, place: str, allowed: Allowed) -> int:
 def _label(value: object, kind: str, what: str, allowed: Allowed) -> str | None:
     if kind != "label":
         if value is not None:
-            raise ValueError(f"{what} with the kind {kind!r} and the label {value!r}. Leave one of them out.")
+            raise ValueError(
+                f"{what} with the kind {kind!r} and the label {short(repr(value))}. Leave one of them out."
+            )
         return None
     if value is None:
         raise ValueError(f"{what} with no label. Give a class name, or one of the kinds {', '.join(KINDS[1:])}.")
@@ -239,17 +262,19 @@ def _label(value: object, kind: str, what: str, allowed: Allowed) -> str | None:
     if name not in allowed.classes:
         shown = ", ".join(map(repr, allowed.classes[:MOST_SHOWN])) + (", ..." * (len(allowed.classes) > MOST_SHOWN))
         text = " Class names are texts, in quotes." if not isinstance(value, str) else ""
-        raise ValueError(f"{what} with the label {value!r}, but the classes are {shown}.{text}")
+        raise ValueError(f"{what} with the label {short(repr(value))}, but the classes are {shown}.{text}")
     return name
 
 
 def _who(value: object, place: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{place} has `who` {value!r}, but must have a name.")
+        raise ValueError(f"{place} has `who` {short(repr(value))}, but must have a name.")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{place} has `who` {value!r}, which is not UTF-8, but must have a name.") from error
+        raise ValueError(
+            f"{place} has `who` {short(repr(value))}, which is not UTF-8, but must have a name."
+        ) from error
     return value.strip()
 
 
@@ -259,7 +284,9 @@ def _time(value: object, place: str) -> str | None:
     try:
         return normal_time(value)  # type: ignore[arg-type] # anything else fails
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{place} has `at` {value!r}, but must have a time like 2026-11-28T10:00:00Z.") from error
+        raise ValueError(
+            f"{place} has `at` {short(repr(value))}, but must have a time like 2026-11-28T10:00:00Z."
+        ) from error
 
 
 def _seconds(value: object, place: str) -> float | None:
@@ -270,7 +297,7 @@ def _seconds(value: object, place: str) -> float | None:
     except (ValueError, TypeError):
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds >= 0):
-        raise ValueError(f"{place} has `seconds` {value!r}, but must have a number from 0 on.")
+        raise ValueError(f"{place} has `seconds` {short(repr(value))}, but must have a number from 0 on.")
     return seconds
 
 

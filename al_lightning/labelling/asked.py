@@ -5,15 +5,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 from al_lightning.labelling.answers import Allowed, normal_time
 from al_lightning.labelling.resolve import Taken
 from al_lightning.records.files import write_atomically
 from al_lightning.records.foreign import plain_json
+from al_lightning.records.header import short
+from al_lightning.records.lines import fits
 
 SCHEMA, SCHEMA_VERSION = "al_lightning.asked", 1
 ASKED, ANSWERS = "asked.json", "answers"
+Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,8 @@ def now() -> str:
 def write_asked(folder: Path, batch: AskedBatch) -> None:
     """Write a batch, so that either the one before or the whole new one survives a crash."""
     entry = {"schema": SCHEMA, "version": SCHEMA_VERSION, **asdict(batch)}
+    (folder / ANSWERS).mkdir(exist_ok=True)  # first: who sees what is asked may answer at once
     write_atomically(folder / ASKED, json.dumps(entry, allow_nan=False, indent=1) + "\n")
-    (folder / ANSWERS).mkdir(exist_ok=True)
 
 
 def refuse_other_folders(folder: Path) -> None:
@@ -129,7 +132,20 @@ def _batch(entry: Any) -> AskedBatch:  # noqa: ANN401 - whatever JSON holds
         raise ValueError(f"it is no {SCHEMA} of version {SCHEMA_VERSION}")
     known = {each.name for each in fields(AskedBatch)}
     values = {name: value for name, value in entry.items() if name in known}
-    values["points"] = [AskedPoint(**point) for point in values["points"]]
-    values["asked_before"] = {int(index): number for index, number in values["asked_before"].items()}
-    values["taken_up"] = [(index, who, at) for index, who, at in values["taken_up"]]
-    return AskedBatch(**values)
+    values["points"] = [_checked(AskedPoint(**point)) for point in values["points"]]
+    values["asked_before"] = {int(index): number for index, number in dict(values["asked_before"]).items()}
+    values["taken_up"] = list(map(tuple, values["taken_up"]))
+    batch = _checked(AskedBatch(**values))
+    if wrong := [index for index in batch.ids if not 0 <= index < batch.num_points]:
+        raise ValueError(f"it asks for point {wrong[0]} of {batch.num_points}")
+    if len(set(batch.ids)) < len(batch.ids):
+        raise ValueError("it asks for a point twice")
+    return batch
+
+
+def _checked(value: Parsed) -> Parsed:
+    """Return what was parsed, or raise if a field is not of its type."""
+    for name, hint in get_type_hints(type(value)).items():
+        if not fits(found := getattr(value, name), hint):
+            raise ValueError(f"it has `{name}` = {short(repr(found))}")
+    return value

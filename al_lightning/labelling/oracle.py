@@ -7,7 +7,7 @@ from pathlib import Path
 
 from al_lightning.labelling.answers import read_answers
 from al_lightning.labelling.asked import ANSWERS, AskedBatch, write_asked
-from al_lightning.labelling.resolve import Resolved, is_closed, resolved
+from al_lightning.labelling.resolve import Resolved, is_closed, resolved, skipped_at_last
 from al_lightning.labelling.shown import show
 
 
@@ -61,6 +61,11 @@ class Oracle(ABC):
         """Seconds for which a run waits for answers before it ends, to be resumed by the same command."""
         return 0.0
 
+    @property
+    def poll_s(self) -> float:
+        """Seconds between two looks at the answers, while a run waits."""
+        return 1.0
+
     @abstractmethod
     def ask(self, query: Query) -> None:
         """Ask for a batch; twice is once."""
@@ -109,6 +114,10 @@ class AskPeople(Oracle):
     answers_from: Sequence[str | Path] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.answers_from, str | Path):
+            raise TypeError(
+                f"`answers_from` is {self.answers_from!r}, but must be a list: [{str(self.answers_from)!r}]."
+            )
         if not self.wait >= 0:
             raise ValueError(f"`wait` is {self.wait}, but must be a number of seconds from 0 on.")
         for name, value in (("min_answered", self.min_answered), ("answers_per_point", self.answers_per_point)):
@@ -134,13 +143,13 @@ class AskPeople(Oracle):
 
     def answers(self, query: Query) -> Answers:
         """Return what the answers say that are there."""
-        folder, batch = folder_of(query), query.batch
-        found, unread = read_answers(folder / ANSWERS, batch.allowed)
+        folder, batch, allowed = folder_of(query), query.batch, query.batch.allowed
+        found, unread = read_answers(folder / ANSWERS, allowed)
         for other in map(Path, self.answers_from):
             if not other.is_dir():
                 raise ValueError(f"`answers_from` names {other}, but there is no such folder.")
-            more, unread_there = read_answers(other, replace(batch.allowed, asked=None))
-            found += [answer for answer in more if answer.id in (batch.allowed.asked or ())]
+            more, unread_there = read_answers(other, replace(allowed, asked=None))
+            found += [answer for answer in more if answer.id in (allowed.asked or ())]
             unread += unread_there
         of = resolved(
             found,
@@ -149,6 +158,8 @@ class AskPeople(Oracle):
             taken_up=batch.taken_up,
         )
         is_done = query.is_finished or is_closed(of, asked_now=batch.ids, min_answered=self.min_answered)
+        if is_done:
+            of |= skipped_at_last(found, of, asked_now=batch.ids, taken_up=batch.taken_up)
         return Answers(of, is_done, unread)
 
 

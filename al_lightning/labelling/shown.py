@@ -4,6 +4,8 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
+
 from al_lightning.records.files import write_atomically
 from al_lightning.records.images import ASKED_FOLDER as FOLDER
 from al_lightning.records.images import first_image, pixels_of, png
@@ -33,9 +35,16 @@ def show(folder: Path, index: int, item: object, render: Callable[[object], obje
 
 
 def seen_of(item: object) -> object:
-    """Return the first image in an item, else the first text; None if there is neither."""
+    """Return the first image in an item, else the first text; None if there is neither.
+
+    What has gaps is no image, as a series of measurements.
+
+    Example:
+        >>> seen_of((torch.full((4, 4), torch.nan), "a series"))
+        'a series'
+    """
     image = first_image(item)
-    return first_text(item) if image is None else image
+    return first_text(item) if image is None or not bool(torch.isfinite(image).all()) else image
 
 
 def first_text(item: object) -> str | None:

@@ -6,11 +6,9 @@ from typing import Any
 
 from al_lightning.data.labels import EXCLUDED, HELD_OUT, IN_POOL, RESERVED
 from al_lightning.labelling.answers import Answer
-from al_lightning.labelling.resolve import Resolved
+from al_lightning.labelling.resolve import Resolved, Taken, is_new
 from al_lightning.records.replay import Recorded
 from al_lightning.records.round import AnswerRow, Change, Round
-
-Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -28,14 +26,14 @@ class TakenUp:
     rows: list[AnswerRow]
 
 
-def key_of(row: Mapping[str, Any]) -> Key:
-    """Return what identifies an answer in the records."""
-    return tuple(row.get(name) for name in ("id", "kind", "label", "who", "at"))
+def taken_up(rounds: Iterable[Round], classes: Sequence[str]) -> list[Taken]:
+    """Return the answers that rounds have taken up, in their order, with the names that the classes have now."""
+    return [_taken(row, classes) for record in rounds for row in record.answers]
 
 
-def keys_of(rounds: Iterable[Round]) -> set[Key]:
-    """Return the answers that rounds have taken up."""
-    return {key_of(row) for record in rounds for row in record.answers}
+def _taken(row: Mapping[str, Any], classes: Sequence[str]) -> Taken:
+    label = None if row["label"] is None else classes[row["label"]]
+    return row["id"], row["kind"], label, row["who"], row["at"]
 
 
 def row_of(answer: Answer, numbers: Mapping[str, int]) -> AnswerRow:
@@ -58,12 +56,13 @@ def take_up(
     known: Recorded,
     classes: Sequence[str],
     reserve: Collection[int],
-    before: Collection[Key],
+    before: Iterable[Taken],
 ) -> TakenUp:
     """Return what a round takes up of the answers that are there.
 
-    A point of an earlier round counts only if there is an answer that no record has. One that was labelled keeps the
-    round of its label and gets the new class.
+    A point counts only if there is an answer that no record has. One that was labelled keeps the round of its label and
+    gets the new class; without votes enough, or with a tie, it loses its label and goes back to where it was chosen
+    from.
 
     Args:
         found: What the answers say, by id.
@@ -71,7 +70,7 @@ def take_up(
         known: Label state now.
         classes: Class names.
         reserve: Points that were reserved for the holdout.
-        before: Answers that earlier rounds have taken up.
+        before: Answers that the records have taken up, in their order.
 
     Raises:
         ValueError: If somebody has answered a point that the user has excluded.
@@ -80,13 +79,14 @@ def take_up(
     if len(of_dataset) == len(found) == len(record.acquired):
         return TakenUp(record.targets, [], [])
     numbers = {name: number for number, name in enumerate(classes)}
+    last_taken = {(each[0], each[3]): each for each in before}
     position_of = {index: position for position, index in enumerate(record.acquired)}
     own = record.targets or [None] * len(record.acquired)
     targets: list[int | None] = [None] * len(record.acquired)
     changes, rows = list[Change](), list[AnswerRow]()
     for index, point in sorted(found.items()):
-        new = [row for answer in point.answers if key_of(row := row_of(answer, numbers)) not in before]
-        if (point.answers and not new) or _is_excluded_by_hand(index, point, known):
+        new = [row_of(each, numbers) for each in point.answers if is_new(each, last_taken.get((index, each.who)))]
+        if (point.answers and not new) or _is_open(index, point, known) or _is_excluded_by_hand(index, point, known):
             continue
         position = position_of.get(index)
         target = _class_of(point, numbers, of_dataset=None if position is None else own[position])
@@ -99,6 +99,11 @@ def take_up(
             new = [{**row, "was": was} if was is not None else row for row in new]
         rows += new
     return TakenUp(targets if record.acquired else record.targets, changes, rows)
+
+
+def _is_open(index: int, point: Resolved, known: Recorded) -> bool:
+    """Return whether answers give a point nothing and have given it nothing: its votes count once it is asked again."""
+    return point.kind == "undo" and index not in known.answered
 
 
 def _is_excluded_by_hand(index: int, point: Resolved, known: Recorded) -> bool:

@@ -1,5 +1,6 @@
 """Uncertainty about the weights, as a function from a batch to the predictions of K networks."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -11,19 +12,93 @@ from al_lightning.posterior.ensemble.members import Members
 
 USUAL_NUM_SAMPLES = 100
 
-THE_POSTERIORS = "`MCDropout()`, `LastLayerLaplace()`, `DeepEnsemble(5)` or `MCDropConnect(0.1)`"
-ANOTHER_POSTERIOR = f"choose another posterior, `ActiveLearning(..., posterior=...)` with {THE_POSTERIORS}"
-"""The way out where a posterior cannot sample a model."""
+POSTERIORS = ("MCDropout()", "LastLayerLaplace()", "DeepEnsemble(5)", "MCDropConnect(0.1)")
 
 Predict = Callable[[Any], Tensor]
-"""A batch of the pool loader -> `log_probs_B_K_C`: normalised, float32, no gradient, rows in the order of the batch."""
+"""A batch of the pool loader -> `log_probs_B_K_C`; `Posterior` says of what kind."""
+
+
+def another_posterior(refused: str) -> str:
+    """Return the way out where a posterior cannot sample a model: the others.
+
+    Example:
+        >>> another_posterior("MCDropout").partition(" with ")[2]
+        '`LastLayerLaplace()`, `DeepEnsemble(5)` or `MCDropConnect(0.1)`'
+    """
+    *others, last = [f"`{call}`" for call in POSTERIORS if call.partition("(")[0] != refused]
+    return f"choose another posterior, `ActiveLearning(..., posterior=...)` with {', '.join(others)} or {last}"
 
 
 class Posterior(ABC):
     """Samples of the weights of a trained model.
 
+    For one of your own write `preview` and `sample`, and make the class a frozen dataclass: YAML sets its fields, and a
+    run records them. `al_lightning.testing.check_posterior` says which part of the contract it breaks. Within the block
+    of `sample`, `predict(batch)` returns log-probabilities of shape (B, K, C): of B points in the order of the batch,
+    K networks and C classes; normalised (their exponentials sum to 1 over the classes), float32, without a gradient.
+
+    The posterior itself, and not its caller, sees to all else: it takes the inputs out of a batch, which comes as the
+    pool loader yields it, often as (x, y); it calls the model in evaluation mode and under `torch.no_grad()`, whatever
+    mode it is given in; and it leaves every module in the mode that it had.
+
     A base class only so that YAML can name its subclasses by short name.
+
+    Example:
+        >>> from contextlib import contextmanager
+        >>> from dataclasses import dataclass
+        >>> import torch
+        >>> from torch.func import functional_call
+        >>> @dataclass(frozen=True)
+        ... class NoisyWeights(Posterior):
+        ...     std: float = 0.1
+        ...
+        ...     def preview(self, model, batch, *, smaller=None):
+        ...         if not list(model.parameters()):
+        ...             raise ValueError("The model has no weights to add noise to. Choose another posterior.")
+        ...         with self.sample(model, 2, seed=0) as predict:
+        ...             return predict(batch)[:, 0]
+        ...
+        ...     @contextmanager
+        ...     def sample(self, model, num_samples, *, seed):
+        ...         generator = torch.Generator().manual_seed(seed)
+        ...         networks = [
+        ...             {
+        ...                 name: weight.detach() + self.std * torch.randn(weight.shape, generator=generator).to(weight)
+        ...                 for name, weight in model.named_parameters()
+        ...             }
+        ...             for _ in range(num_samples)
+        ...         ]
+        ...
+        ...         @torch.no_grad()
+        ...         def predict(batch):
+        ...             inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+        ...             logits = [functional_call(model, weights, (inputs,)) for weights in networks]
+        ...             return torch.stack(logits, dim=1).float().log_softmax(dim=2)
+        ...
+        ...         modes = [(module, module.training) for module in model.modules()]
+        ...         model.eval()
+        ...         try:
+        ...             yield predict
+        ...         finally:
+        ...             for module, is_training in modes:
+        ...                 module.training = is_training
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3))
+        >>> x, y = torch.rand(5, 4), torch.zeros(5)
+        >>> with NoisyWeights(std=0.2).sample(model, 6, seed=0) as predict:
+        ...     predict((x, y)).shape
+        torch.Size([5, 6, 3])
+        >>> from al_lightning.testing import check_posterior
+        >>> check_posterior(NoisyWeights(), model, (x, y), num_samples=6)
     """
+
+    def __init_subclass__(cls) -> None:
+        """Refuse a `sample` that yields `predict` and is no context manager: a run would meet it after a training."""
+        super().__init_subclass__()
+        if inspect.isgeneratorfunction(cls.sample):
+            raise TypeError(
+                f"`sample` of {cls.__name__} yields, but is no context manager. Write `@contextmanager` above it: "
+                "`from contextlib import contextmanager`."
+            )
 
     @property
     def members(self) -> Members | None:
@@ -57,11 +132,18 @@ class Posterior(ABC):
         Calls the model about ten times; the model and the global random generators are left as they were. `sample`
         checks what only a trained model shows, for example that the samples differ.
 
+        Whatever it raises ends the run before the training: a ValueError where the model cannot be sampled, a TypeError
+        where the batch is of a kind that it cannot take. Say in it what to change.
+
         Args:
-            model: The model, on its device.
+            model: The model, on its device, in any mode.
             batch: Some points of the pool.
             smaller: A batch of fewer points from the same loader, for batches that cannot be cut by rows: two batch
                 sizes show which axis is that of the points.
+
+        Raises:
+            ValueError: The model cannot be sampled.
+            TypeError: The batch is of a kind that the posterior cannot take.
         """
 
     def fit(self, model: nn.Module, batches: Iterable[object]) -> "Posterior":  # noqa: ARG002 - of those that learn
@@ -79,12 +161,15 @@ class Posterior(ABC):
     def sample(self, model: nn.Module, num_samples: int, *, seed: int) -> AbstractContextManager[Predict]:
         """Draw K networks; all batches and ranks are predicted by the same K networks.
 
+        A context manager (`@contextmanager`), which yields `predict`: a function from a batch of the pool loader, such
+        as x or (x, y), to normalised log-probabilities (B, K, C), computed in evaluation mode and without a gradient.
+
         The same seed gives the same K networks for every batch, batch size, position in a batch, device and rank. The
         model is left as it was, also after an error. The caller includes in `seed` whatever else is to give other draws
         (the round), and chooses device and precision around the calls.
 
         Args:
-            model: A trained model, on its device.
+            model: A trained model, on its device, in any mode.
             num_samples: K, at least 2: a single network cannot disagree with itself.
             seed: Determines the K networks, together with the model.
         """

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from al_lightning.posterior.base import ANOTHER_POSTERIOR
+from al_lightning.posterior.base import another_posterior
 from al_lightning.posterior.dropout.function_mode import LayerMasks
 from al_lightning.posterior.dropout.masks import named
 from al_lightning.posterior.model import has_rows, log_probs_of, map_tensors, refuse_probabilities
@@ -30,7 +30,7 @@ def refuse_no_masks(model: nn.Module, masks: Mapping[tuple[str, int], LayerMasks
     raise ValueError(
         f"MCDropout drew no mask in a forward pass of {type(model).__name__}, whose dropout layers are: "
         f"{', '.join(layers) or 'none'}. Add nn.Dropout with 0 < p < 1 to `forward` and train with it (called with "
-        f"`training=False` it never drops), or {ANOTHER_POSTERIOR}."
+        f"`training=False` it never drops), or {another_posterior('MCDropout')}."
     )
 
 
@@ -40,7 +40,7 @@ def refuse_dropout_without_effect(outputs_B_3_C: Tensor, masks: Mapping[tuple[st
         layers = ", ".join(f"{named(layer)} (p={found.p})" for (layer, _), found in masks.items())
         raise ValueError(
             f"Dropout changes nothing of what the model predicts, whatever it drops: {layers}. Look whether what is "
-            f"dropped reaches the output and is not all zero, or {ANOTHER_POSTERIOR}."
+            f"dropped reaches the output and is not all zero, or {another_posterior('MCDropout')}."
         )
 
 

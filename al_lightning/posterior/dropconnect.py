@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from al_lightning.posterior.base import ANOTHER_POSTERIOR, Posterior, Predict
+from al_lightning.posterior.base import Posterior, Predict, another_posterior
 from al_lightning.posterior.checks import fill_zeros, halves, learning
 from al_lightning.posterior.dropout.masks import dropout_mask, masked, named
 from al_lightning.posterior.ensemble.members import State
@@ -91,7 +91,8 @@ class MCDropConnect(Posterior):
         if unknown or not found:
             raise ValueError(
                 f"`layers` is {self.layers}, and the linear and convolutional layers of {type(model).__name__} are: "
-                f"{', '.join(map(named, found)) or 'none'}. Name some of these, or {ANOTHER_POSTERIOR}."
+                f"{', '.join(map(named, found)) or 'none'}. Name some of these, or "
+                f"{another_posterior('MCDropConnect')}."
             )
         names = found if self.layers is None else self.layers
         parameters = {id(tensor): name for name, tensor in model.named_parameters()}

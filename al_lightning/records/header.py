@@ -15,6 +15,9 @@ from torch import Tensor
 Rule = dict[str, object] | str
 """An object by `class_path` and `init_args`, as in YAML; a text is what version 1 recorded of it."""
 UNKNOWN = "not recorded"
+RECORDED_LATER = ("trainer.", "data.")
+"""Beginnings of hyper-parameters that older run folders lack: their absence tells nothing."""
+MISSING = "missing"
 MOST_SHOWN = 100  # letters of a value in an error
 
 
@@ -116,6 +119,34 @@ def as_data(value: Any, *, argument: str) -> Any:  # noqa: ANN401 - whatever the
         given = {name: as_data(each, argument=f"{argument}.{name}") for name, each in arguments.items()}
         return {"class_path": _path_of(type(value)), "init_args": given}
     return _name_as_data(value, argument=argument)
+
+
+def check_object(value: object, kind: type, *, argument: str, example: str) -> None:
+    """Refuse what is no object of a kind: its class, its name, or anything else.
+
+    Args:
+        value: What the user gave.
+        kind: Class of which it must be.
+        argument: Its name for the error.
+        example: A call that makes one.
+
+    Example:
+        >>> check_object(Setting(int), Setting, argument="setting", example="Setting(int)")
+        >>> check_object(Setting, Setting, argument="setting", example="Setting(int)")
+        Traceback (most recent call last):
+        TypeError: `setting` is the class Setting, but must be an object of it: write `Setting()`.
+        >>> check_object("Setting", Setting, argument="setting", example="Setting(int)")
+        Traceback (most recent call last):
+        TypeError: `setting` is 'Setting', but must be an object of the kind Setting, such as `Setting(int)`.
+    """
+    if isinstance(value, kind):
+        return
+    if isinstance(value, type) and issubclass(value, kind):
+        name = value.__name__
+        raise TypeError(f"`{argument}` is the class {name}, but must be an object of it: write `{name}()`.")
+    raise TypeError(
+        f"`{argument}` is {short(repr(value))}, but must be an object of the kind {kind.__name__}, such as `{example}`."
+    )
 
 
 def _is_made_by_its_fields(kind: type) -> bool:
@@ -220,6 +251,25 @@ def what_differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     equal = [name for name in plain if name not in HEADER or HEADER[name].on_restart == "equal"]
     pairs = [each for name in equal for each in _differences(name, before.get(name), plain[name])]
     return "; ".join(f"its `{name}` is {short(one)}, and this run's is {short(other)}" for name, one, other in pairs)
+
+
+def other_hyper_parameters(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return the hyper-parameters in which two headers differ, with both values.
+
+    Those of the Trainer and of the training loader count only where both headers have them: older ones do not.
+
+    Example:
+        >>> one, other = {"trainer.max_epochs": "3", "model.lr": "0.1"}, {"model.lr": "0.2", "data.batch_size": "8"}
+        >>> other_hyper_parameters({"hyper_parameters": one}, {"hyper_parameters": other})
+        {'model.lr': ('0.1', '0.2')}
+    """
+    ones, others = (header.get("hyper_parameters", {}) for header in (before, now))
+    return {
+        name: (ones.get(name, MISSING), others.get(name, MISSING))
+        for name in dict.fromkeys([*ones, *others])
+        if ones.get(name) != others.get(name)
+        and not (name.startswith(RECORDED_LATER) and (name not in ones or name not in others))
+    }
 
 
 def _differences(name: str, one: object, other: object) -> list[tuple[str, str, str]]:

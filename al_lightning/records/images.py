@@ -49,7 +49,7 @@ def write_thumbnail(folder: Path, index: int, pixels: Pixels) -> None:
     write_atomically(path, png(pixels))
 
 
-def first_image(sample: object) -> Tensor | None:
+def first_image(item: object) -> Tensor | None:
     """Return the first image of an item: a tensor or array (H, W), (1, H, W) or (3, H, W), H and W at least 4.
 
     Example:
@@ -58,11 +58,11 @@ def first_image(sample: object) -> Tensor | None:
         >>> first_image((torch.zeros(4, 3), 7)) is None  # rows of a table
         True
     """
-    if isinstance(sample, np.ndarray) and sample.dtype.kind in "biuf":
-        sample = torch.from_numpy(sample)
-    if isinstance(sample, Tensor):
-        return sample if _is_image(sample.shape) and not sample.is_complex() else None
-    parts = sample.values() if isinstance(sample, Mapping) else sample if isinstance(sample, (tuple, list)) else ()
+    if isinstance(item, np.ndarray) and item.dtype.kind in "biuf":
+        item = torch.from_numpy(item)
+    if isinstance(item, Tensor):
+        return item if _is_image(item.shape) and not item.is_complex() else None
+    parts = item.values() if isinstance(item, Mapping) else item if isinstance(item, (tuple, list)) else ()
     return next((image for part in parts if (image := first_image(part)) is not None), None)
 
 
@@ -112,11 +112,11 @@ def png(pixels: Pixels) -> bytes:
     return buffer.getvalue()
 
 
-def rendered(sample: Any, datamodule: object) -> Pixels | None:  # noqa: ANN401 - whatever the user's dataset holds
+def rendered(item: Any, datamodule: object) -> Pixels | None:  # noqa: ANN401 - whatever the user's dataset holds
     """Return the picture of an item, if it has one: as the user's data module renders it, or the first image in it."""
     if hasattr(datamodule, "render"):
-        seen = datamodule.render(sample)
+        seen = datamodule.render(item)
         return None if isinstance(seen, str) else pixels_of(seen)
-    image = first_image(sample)
+    image = first_image(item)
     # What was found and not rendered may be no picture at all, as a series with gaps: then there is none to show.
     return None if image is None or not bool(torch.isfinite(image).all()) else pixels_of(image)

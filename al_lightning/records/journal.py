@@ -5,7 +5,8 @@ A run folder holds three files:
 * `rounds.jsonl`: the first line is the header (what ran: schema version, acquisition, posterior, seed, initial ids),
   each further line one `Round`, appended when it is committed.
 * `rounds.csv`: a row per round with its numbers; a column per metric.
-* `acquisitions.csv`: a row per acquired sample: round, rank within the batch, id, score, target, BALD, prediction.
+* `acquisitions.csv`: a row per acquired point: round, rank within the batch, id, score, target, BALD, prediction; with
+  people also a row per point of the holdout, and for each point its answer, who gave it, when, and in how many seconds.
 
 The tables are written from the first file: after a crash they may lack its last round, and never know more.
 """
@@ -19,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from al_lightning._lightning import FLAVOUR, Trainer
+from al_lightning.records.answers import ANSWER_COLUMNS, asked_points
 from al_lightning.records.files import append, write_atomically
 from al_lightning.records.foreign import as_csv
 from al_lightning.records.lines import SCHEMA, SCHEMA_VERSION, decoded, encoded, encoded_next
 from al_lightning.records.round import PICK_COLUMNS, Round
 
 TABLES = ("rounds.csv", "acquisitions.csv")
+NUM_NAMED = 3  # folders in an error
 LEFT_WITH_A_JOURNAL = (*TABLES, "first_weights.pt", "last_weights.pt", "warm_weights-*.pt")
 
 
@@ -107,9 +110,19 @@ class Journal:
     def _write_tables(self, rounds: Sequence[Round]) -> None:
         numbers = [entry.numbers() for entry in rounds]
         columns = list(dict.fromkeys(name for row in numbers for name in row))
-        rows = [dict(zip(PICK_COLUMNS, row, strict=True)) for entry in rounds for row in entry.picks()]
-        for name, content in zip(TABLES, (as_csv(columns, numbers), as_csv(PICK_COLUMNS, rows)), strict=True):
+        acquired = acquisitions_csv(rounds, asks_people=bool(self.header.get("asks_people")))
+        for name, content in zip(TABLES, (as_csv(columns, numbers), acquired), strict=True):
             write_atomically(self.folder / name, content)
+
+
+def acquisitions_csv(rounds: Sequence[Round], *, asks_people: bool) -> str:
+    """Return a CSV row for each acquired point; with people also its answers, and rows for points of the holdout.
+
+    Answers are filled in whenever they came. A point that two rounds have asked for has two rows.
+    """
+    if asks_people:
+        return as_csv((*PICK_COLUMNS, *ANSWER_COLUMNS), [point.columns for point in asked_points(rounds)])
+    return as_csv(PICK_COLUMNS, [dict(zip(PICK_COLUMNS, row, strict=True)) for each in rounds for row in each.picks()])
 
 
 def _refuse_records(folder: Path) -> None:
@@ -136,7 +149,7 @@ def read_journal(folder: str | Path) -> tuple[dict[str, Any], list[Round]]:
     """
     path = Path(folder) / "rounds.jsonl"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no run folder: it has no {path.name}.")
+        raise FileNotFoundError(f"{folder} is no run folder: it has no {path.name}.{_runs_inside(Path(folder))}")
     num_in_tables = _num_in_tables(path.parent)  # before the journal, for a run that is going on writes it first
     try:
         content = path.read_bytes()
@@ -154,6 +167,15 @@ def read_journal(folder: str | Path) -> tuple[dict[str, Any], list[Round]]:
             "written from it."
         )
     return header, rounds
+
+
+def _runs_inside(folder: Path) -> str:
+    """Return where run folders lie in a folder that holds several, for an error; an empty text where none does."""
+    for pattern in ("*", "*/*"):
+        if found := sorted(path.parent for path in folder.glob(f"{pattern}/rounds.jsonl")):
+            few = ", ".join(map(str, found[:NUM_NAMED])) + ", ..." * (len(found) > NUM_NAMED)
+            return f" Run folders lie in it: name {folder / pattern} ({few})."
+    return ""
 
 
 def _num_in_tables(folder: Path) -> int:

@@ -22,6 +22,16 @@ NEEDED = ("num_points", "initial")
 LARGEST = 2**53  # beyond it JSON's numbers are not exact for every reader
 SEEDS = frozenset({"seed", "fit_seed"})  # which may have 64 bits, as those of torch
 LISTS_OF_A_BATCH = ("scores", "targets", "bald", "predicted")
+ANSWER: Mapping[str, Any] = {
+    "id": int,
+    "kind": Literal["label", "skip", "unsure", "reject", "undo"],
+    "label": int | None,
+    "who": str,
+    "at": str | None,
+    "seconds": float | None,
+    "was": int | None,
+}
+"""Types of what a round records of an answer."""
 AFTER_CHECK = '"}\n'
 END_OF_LINE = "0123456789abcdef" + AFTER_CHECK
 CHECKED = re.compile(r'(?P<body>\{.+), "check": "(?P<check>[0-9a-f]{16})"\}', re.DOTALL)
@@ -136,7 +146,7 @@ def _current(entries: Sequence[dict[str, Any]], version: int) -> Iterator[dict[s
     before: set[int] = set()
     for entry in entries:
         kept = {name: value for name, value in entry.items() if name != "check"}
-        if version == 1 and _fits(excluded := kept.pop("set_aside", []), list[int]):
+        if version == 1 and fits(excluded := kept.pop("set_aside", []), list[int]):
             kept["changed"] = [[index, EXCLUDED, None] for index in excluded if index not in before]
             before.update(excluded)
         if isinstance(numbers := kept.get("information"), dict):
@@ -165,7 +175,7 @@ def misfits(header: Mapping[str, Any]) -> list[str]:
 def _is_as_written(name: str, value: object) -> bool:
     if name in SEEDS and isinstance(value, int) and not isinstance(value, bool):
         return -(2**63) <= value < 2**64
-    return _fits(value, HEADER[name].kind)
+    return fits(value, HEADER[name].kind)
 
 
 def _round(entry: dict[str, Any], position: int, *, is_last: bool) -> Round:
@@ -180,7 +190,7 @@ def _round(entry: dict[str, Any], position: int, *, is_last: bool) -> Round:
             "a newer one wrote it, so read it with that one"
         )
     for name, value in entry.items():
-        if not _fits(value, hints[name]):
+        if not fits(value, hints[name]):
             raise ValueError(f"{place} has `{name}` = {short(repr(value))}, which no run writes")
     record = Round(**entry)
     _check_round(record, position, place, is_last=is_last)
@@ -195,28 +205,33 @@ def _check_round(record: Round, position: int, place: str, *, is_last: bool) -> 
     edits: list[Sequence[int | None]] = [*record.changed, *record.changed_after, *record.corrections]
     if any(len(edit) != 3 for edit in edits):  # noqa: PLR2004
         raise ValueError(f"{place} has a change or correction that is no list of three, which no run writes")
+    if any(not fits(row.get(name), hint) for row in record.answers for name, hint in ANSWER.items()):
+        raise ValueError(
+            f"{place} has an answer without its point, kind or person, or of other types than a run writes"
+        )
     if any(len(getattr(record, name) or record.acquired) != len(record.acquired) for name in LISTS_OF_A_BATCH):
         raise ValueError(f"{place} has lists of other lengths than the {len(record.acquired)} ids that it acquired")
     if not is_last and record.stopped is not None:
         raise ValueError(f"{place} is the end of a run, but further rounds follow it")
 
 
-def _fits(value: object, hint: Any) -> bool:  # noqa: ANN401 - a type as annotations have it
+def fits(value: object, hint: Any) -> bool:  # noqa: ANN401 - a type as annotations have it
     """Return whether a value read from JSON is of an annotated type; every number must be finite.
 
     Example:
-        >>> _fits([1, 2], list[int]), _fits([1, True], list[int]), _fits(None, float | None), _fits(1e999, float)
+        >>> fits([1, 2], list[int]), fits([1, True], list[int]), fits(None, float | None), fits(1e999, float)
         (True, False, True, False)
     """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in {Union, UnionType}:
-        return any(_fits(value, each) for each in arguments)
-    if origin is Literal:
-        return value in arguments
-    if origin is list:
-        return isinstance(value, list) and all(_fits(each, arguments[0]) for each in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(each, arguments[1]) for each in value.values())
+        return any(fits(value, each) for each in arguments)
+    if origin is Literal or hint is Any:
+        return hint is Any or value in arguments
+    if origin in {list, dict, Mapping}:
+        inner = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
+        return isinstance(value, list if origin is list else dict) and all(fits(each, arguments[-1]) for each in inner)
+    if origin is tuple:
+        return isinstance(value, tuple) and len(value) == len(arguments) and all(map(fits, value, arguments))
     if hint in {int, float}:
         is_number = isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
         return is_number and (abs(value) < LARGEST or isinstance(value, float)) and math.isfinite(value)  # type: ignore[arg-type]

@@ -97,8 +97,10 @@ class Recorded:
         """Apply a round's batch, its answers and the changes after it was chosen."""
         self._label(record.acquired, record.targets, round_index=record.round + 1)
         self._change(record.changed_after)
-        answered = {index for row in record.answers if isinstance(index := row.get("id"), int)}
-        self.answered |= {index for index in answered if index in self.state_of}
+        voted = {
+            index for row in record.answers if isinstance(index := row.get("id"), int) and row.get("kind") != "skip"
+        }
+        self.answered |= {index for index in voted if self.state_of.get(index, RESERVED) != RESERVED}
 
 
 def _first(header: Mapping[str, Any]) -> Recorded:

@@ -57,6 +57,8 @@ class Round:
         num_held_out: Labels of the holdout when its batch was chosen.
         holdout: Accuracy on the holdout, with the labels that the round has taken up: points, right ones, share, and
             the bounds of its interval.
+        hyper_parameters: Those with which the round was fitted, as far as they are not the ones in the header, with
+            which the run began: its process was started with others.
     """
 
     round: int
@@ -85,6 +87,7 @@ class Round:
     asked_held_out: list[int] = field(default_factory=list)
     num_held_out: int = 0
     holdout: dict[str, float] = field(default_factory=dict)
+    hyper_parameters: dict[str, str] = field(default_factory=dict)
 
     @property
     def redundancy(self) -> float | None:
@@ -99,6 +102,16 @@ class Round:
         """
         joint, mean_bald = (self.information.get(name, 0.0) for name in ("joint_mi", "mean_bald_picked"))
         return len(self.acquired) * mean_bald / joint if joint > 0 and mean_bald > 0 else None
+
+    @property
+    def measured(self) -> dict[str, float | None]:
+        """Return the metrics of the round, and the accuracy on the holdout as `holdout_acc` where there is one.
+
+        Example:
+            >>> Round(1, 9, 9, metrics={"loss": 0.5}, holdout={"num": 4, "acc": 0.75}).measured
+            {'loss': 0.5, 'holdout_acc': 0.75}
+        """
+        return {**self.metrics, **({"holdout_acc": self.holdout["acc"]} if self.holdout else {})}
 
     @property
     def num_paid(self) -> int:

@@ -5,6 +5,7 @@ The pictures are `matplotlib.figure.Figure` objects: `label_efficiency(read_runs
 
 from al_lightning.report.batches import class_balance, joint_information
 from al_lightning.report.efficiency import label_efficiency
+from al_lightning.report.holdout import holdout_accuracy
 from al_lightning.report.images import acquired_images
 from al_lightning.report.page import write_report
 from al_lightning.report.reference import paper_curves
@@ -18,6 +19,7 @@ __all__ = [
     "label_efficiency",
     "joint_information",
     "class_balance",
+    "holdout_accuracy",
     "acquired_images",
     "toy_acquisitions",
     "paper_curves",

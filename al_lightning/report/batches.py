@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from al_lightning.records.round import Round
-from al_lightning.report.runs import Group, Run, grouped
+from al_lightning.report.runs import Group, Run, grouped, shortened
 from al_lightning.report.style import (
     FAINT,
     INK,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MOST_LETTERS = 20  # of the name of a class
 GAINS_AS_SCORES = "BatchBALD"  # its scores are what each pick adds, so that they add up to joint information
 
 
@@ -131,6 +132,7 @@ def class_balance(runs: Sequence[Run]) -> "Figure":
     groups = [group for group in grouped(runs) if unclassed(group.runs) is None]
     classes = sorted({target for run in runs for entry in run.rounds for target in entry.classes_acquired})
     counts = [_counts(group, classes) for group in groups]
+    names = _class_names(runs, classes)
     most = max(float(np.nanmax(counts_C_R)) for counts_C_R in counts)
     each = min(3.2, 0.7 + 0.16 * len(classes))
     figure, all_axes = panels(len(groups), 1, height=each * len(groups) + 0.4)
@@ -142,7 +144,7 @@ def class_balance(runs: Sequence[Run]) -> "Figure":
         axes.set_title(plain(group.label), loc="left", fontsize=LETTERS, color=INK)
         axes.set(ylabel="class", xlim=(-0.5, num_rounds - 0.5))
         step = max(1, len(classes) // 10)
-        axes.set_yticks(range(0, len(classes), step), [str(label) for label in classes[::step]])
+        axes.set_yticks(range(0, len(classes), step), [names[label] for label in classes[::step]])
         whole_numbers(axes)
         axes.set_facecolor("#eeeeee")  # rounds that nobody has come to, unlike rounds without the class
     all_axes[-1].set_xlabel("round")
@@ -151,6 +153,16 @@ def class_balance(runs: Sequence[Run]) -> "Figure":
     bar.ax.tick_params(labelsize=SMALL_LETTERS, colors=INK)
     bar.outline.set_edgecolor(FAINT)
     return figure
+
+
+def _class_names(runs: Sequence[Run], classes: Sequence[int]) -> dict[int, str]:
+    """Return what stands at a row: the name of the class where all runs name it alike, else its number."""
+    found = {label: str(label) for label in classes}
+    for label in classes:
+        names = {run.class_name(label) for run in runs}
+        if len(names) == 1:
+            found[label] = plain(shortened(str(*names), MOST_LETTERS))
+    return found
 
 
 def _counts(group: Group, classes: Sequence[int]) -> NDArray[np.float64]:

@@ -1,6 +1,6 @@
 """The images that runs acquired, side by side, with the repeats framed.
 
-The records hold the ids of samples and not their images, so a caller says how to find an image: `Dataset.__getitem__`
+The records hold the ids of points and not their images, so a caller says how to find an image: `Dataset.__getitem__`
 of the training data will usually do.
 """
 
@@ -38,10 +38,10 @@ def acquired_images(
 
     Args:
         rounds_of: The rounds of each run, by the name to print above it.
-        image_of: The image of a sample id: (H, W), (1, H, W) or (3, H, W). Grey ones are drawn from
+        image_of: The image of a point id: (H, W), (1, H, W) or (3, H, W). Grey ones are drawn from
             their darkest to their brightest, coloured ones are from 0 to 1.
         same_as: Ids for which this is equal are copies of one another, `lambda id: id % data.num_originals` for
-            `Repeated` data. By default only samples with equal pixels are.
+            `Repeated` data. By default only points with equal pixels are.
         num_rounds: How many batches to draw.
 
     Raises:

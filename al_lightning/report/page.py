@@ -9,10 +9,12 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from al_lightning.records.files import write_atomically
+from al_lightning.report.people import PeopleSection, people_section
 from al_lightning.report.pictures import (
     Drawn,
     classes_picture,
     efficiency_picture,
+    holdout_pictures,
     information_picture,
     method_picture,
     stored_pictures,
@@ -32,6 +34,7 @@ class Section:
     pictures: Sequence[Drawn]
     runs: Table
     details: Sequence[Details]
+    people: PeopleSection | None
 
 
 def write_report(
@@ -55,12 +58,13 @@ def write_report(
 
     Raises:
         ModuleNotFoundError: Without matplotlib, before anything is written.
-        ValueError: If no round records the metric although rounds record others, or a reference is asked for beside
-            runs of several datasets.
+        ValueError: If no round records the metric although rounds record others and no people are asked, or a
+            reference is asked for beside runs of several datasets.
     """
     require_matplotlib()
     datasets = by_dataset(runs)
-    if metrics_of(runs) and (reason := unmeasured(runs, metric)) is not None:
+    asks_people = any(run.asks_people for run in runs)  # who has no test set reports without its metric
+    if metrics_of(runs) and not asks_people and (reason := unmeasured(runs, metric)) is not None:
         raise ValueError(reason)
     if reference is not None and len(datasets) > 1:
         raise ValueError(
@@ -76,11 +80,13 @@ def write_report(
             efficiency_picture(part, metric=metric, target=target, reference=curves),
             information_picture(part),
             classes_picture(part),
+            *holdout_pictures(part),
             *stored_pictures(part),
         ]
         drawn = [picture.drawn(folder, prefixes[dataset]) for picture in pictures]
         groups, each = groups_table(part, metric=metric, target=target), runs_table(part, metric=metric)
-        sections.append(Section(dataset, groups, drawn, each, [details_of(run) for run in part]))
+        details = [details_of(run) for run in part]
+        sections.append(Section(dataset, groups, drawn, each, details, people_section(part)))
     write_atomically(folder / "report.csv", rounds_csv(runs))
     write_atomically(folder / "report.html", page_of(sections, method_picture().drawn(folder, ""), num_runs=len(runs)))
     return folder / "report.html"

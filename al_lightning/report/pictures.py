@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from al_lightning.records.files import write_atomically
 from al_lightning.report.batches import class_balance, joint_information, unclassed, uninformed
 from al_lightning.report.efficiency import label_efficiency
+from al_lightning.report.holdout import holdout_accuracy, unheld
 from al_lightning.report.images import acquired_images, read_stored, stored_files
+from al_lightning.report.people import set_aside_in_holdout
 from al_lightning.report.reference import PaperCurve, paper_source
 from al_lightning.report.runs import Run, grouped, unmeasured
 from al_lightning.report.style import png
@@ -81,6 +83,25 @@ def classes_picture(runs: Sequence[Run]) -> Picture:
         lambda: class_balance(runs),
         unclassed(runs),
     )
+
+
+def holdout_pictures(runs: Sequence[Run]) -> list[Picture]:
+    """See `holdout_accuracy`; none where nothing is held out."""
+    held_out = [run for run in runs if run.header.get("reserved")]
+    if not held_out:
+        return []
+    num_left_out = sum(map(set_aside_in_holdout, held_out))
+    left_out = f" Left out: {num_left_out} that people were unsure of or rejected." if num_left_out else ""
+    return [
+        Picture(
+            "holdout",
+            "Accuracy on the holdout against labels",
+            "Points drawn at random before the first round, never trained on; n: those with a label at the end. Bars: "
+            f"the 95 % interval of each round (Clopper and Pearson).{left_out}",
+            lambda: holdout_accuracy(held_out),
+            unheld(held_out),
+        )
+    ]
 
 
 def stored_pictures(runs: Sequence[Run]) -> list[Picture]:

@@ -1,12 +1,14 @@
 """The runs of a report, read from their folders and grouped by what they are compared for."""
 
 import hashlib
+import itertools
 import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from al_lightning.records.answers import class_name
 from al_lightning.records.curves import is_rising, labels_to_target
 from al_lightning.records.header import UNKNOWN, arguments_of, as_call, name_of, names_of
 from al_lightning.records.journal import read_journal
@@ -33,6 +35,11 @@ class Run:
         return as_call(self.header.get(name, None if name in MAY_BE_ABSENT else UNKNOWN))
 
     @property
+    def asks_people(self) -> bool:
+        """Tell whether people gave the labels."""
+        return bool(self.header.get("asks_people"))
+
+    @property
     def dataset(self) -> str:
         """The data module and its size: runs are compared only where both agree."""
         return f"{self.header.get('datamodule', UNKNOWN)}, {self.header.get('num_points', UNKNOWN)} points"
@@ -54,15 +61,36 @@ class Run:
             return "no round finished"
         return self.rounds[-1].stopped or f"unfinished: {len(self.rounds)} rounds so far"
 
+    def class_name(self, number: int | None) -> str | int | None:
+        """Return the name of a class, its number if the run names none; a class without a name is a ValueError."""
+        try:
+            return class_name(self.header.get("classes"), number)
+        except ValueError as error:
+            raise ValueError(f"{self.name} cannot be used: {error}. Restore its rounds.jsonl from a copy.") from error
+
     def curve(self, metric: str) -> dict[int, float]:
         """The metric at each number of labels; rounds in which it was not measured are left out.
 
-        There is none where labels were taken back: it would not be a curve of the labels bought.
+        There is none where labels were taken back: it would not be a curve of the labels bought. Where people have only
+        corrected labels, the later of two rounds counts.
         """
-        if not is_rising([entry.num_labelled for entry in self.rounds]):
+        if not self.rises:
             return {}
-        values = {entry.num_labelled: entry.metrics.get(metric) for entry in self.rounds}
+        values = {entry.num_labelled: entry.measured.get(metric) for entry in self.rounds}
         return {labels: value for labels, value in values.items() if value is not None}
+
+    @property
+    def rises(self) -> bool:
+        """Return whether each round has more labels than the one before; with people, as many if some were corrected.
+
+        Example:
+            >>> from al_lightning.records.round import Round
+            >>> rounds = [Round(0, 0, 9), Round(1, 4, 5), Round(2, 4, 5)]
+            >>> [Run("a", Path("a"), header, rounds).rises for header in ({}, {"asks_people": True})]
+            [False, True]
+        """
+        labels = [entry.num_labelled for entry in self.rounds]
+        return is_rising([number for number, _ in itertools.groupby(labels)] if self.asks_people else labels)
 
     def labels_to(self, target: float, metric: str) -> int | None:
         """The fewest labels at which the metric was at least the target; None if it never was."""
@@ -179,14 +207,14 @@ def shortened(name: str, most: int = MAX_SHOWN) -> str:
 
 def metrics_of(runs: Iterable[Run]) -> list[str]:
     """Every metric that a round recorded."""
-    return sorted({name for run in runs for entry in run.rounds for name in entry.metrics})
+    return sorted({name for run in runs for entry in run.rounds for name in entry.measured})
 
 
 def unmeasured(runs: Sequence[Run], metric: str) -> str | None:
     """Return why there is no curve of the metric, or None."""
     if any(run.curve(metric) for run in runs):
         return None
-    falling = [run.name for run in runs if run.rounds and not is_rising([each.num_labelled for each in run.rounds])]
+    falling = [run.name for run in runs if run.rounds and not run.rises]
     if falling:
         return f"{', '.join(falling)} took labels back, so there is no curve of the labels bought."
     if metrics := metrics_of(runs):

@@ -25,7 +25,7 @@ class Details(NamedTuple):
     rounds: Table
 
 
-DROPPED = ("schema", "version", "versions")  # of a header: the page names versions apart
+DROPPED = ("schema", "version", "versions", "fingerprint")  # of a header: the page names versions apart
 
 
 def shown(value: object) -> str:
@@ -91,6 +91,11 @@ def runs_table(runs: Sequence[Run], *, metric: str) -> Table:
 def details_of(run: Run) -> Details:
     """Return the settings of a run, its versions and every number of its rounds."""
     settings = [[name, _setting(value)] for name, value in run.header.items() if name not in DROPPED]
+    settings += [
+        [f"hyper_parameters in round {entry.round}, unlike those above", _setting(entry.hyper_parameters)]
+        for entry in run.rounds
+        if entry.hyper_parameters
+    ]
     numbers = [entry.numbers() for entry in run.rounds]
     columns = list(dict.fromkeys(name for row in numbers for name in row))
     rounds = Table(columns, [[shown(row.get(name)) for name in columns] for row in numbers])

@@ -9,16 +9,13 @@ from al_lightning.data import ActiveLearningDataModule
 from al_lightning.distributed import Ranks
 from al_lightning.labelling import Answers, AskedBatch, AskedPoint, Query
 from al_lightning.labelling.asked import now
-from al_lightning.labelling.take_up import TakenUp, keys_of, take_up
+from al_lightning.labelling.take_up import TakenUp, take_up, taken_up
 from al_lightning.randomness import derived_seed
 from al_lightning.records.replay import before_batch
 from al_lightning.records.round import Round
 from al_lightning.rounds.draft import Draft, Waiting
 from al_lightning.rounds.run import Run
 from al_lightning.rounds.settings import Settings
-
-POLL_S = 1.0
-"""Seconds between two looks at the answers, while a run waits."""
 
 
 def check_people(settings: Settings, datamodule: ActiveLearningDataModule, *, is_dev: bool) -> None:
@@ -63,12 +60,7 @@ def query_of(datamodule: ActiveLearningDataModule, run: Run, draft: Draft, *, is
         asked_at=now(),
         renamed=datamodule.renamed,
         asked_before={index: number for index, number in asked_before.items() if index not in asked},
-        taken_up=[
-            (int(str(row["id"])), str(row["who"]), None if row["at"] is None else str(row["at"]))
-            for each in [*earlier, record]
-            for row in each.answers
-            if row["id"] in asked
-        ],
+        taken_up=[each for each in taken_up([*earlier, record], datamodule.classes or []) if each[0] in asked],
         draft=draft.as_data(),
     )
     render = getattr(datamodule.inner, "render", None)
@@ -131,7 +123,7 @@ def closed(datamodule: ActiveLearningDataModule, run: Run, draft: Draft, answers
         known=known.apply(by_hand),
         classes=datamodule.classes or [],
         reserve=run.header.get("reserved") or [],
-        before=keys_of([*run.rounds, record]),
+        before=taken_up([*run.rounds, record], datamodule.classes or []),
     )
     after = replace(
         record,
@@ -171,7 +163,7 @@ def wait_for_answers(
         run.wait_for(None if answers.is_closed else waiting)
         if is_over:
             return answers
-        time.sleep(POLL_S)
+        time.sleep(oracle.poll_s)
 
 
 def known_answers(datamodule: ActiveLearningDataModule, run: Run, draft: Draft) -> Answers:

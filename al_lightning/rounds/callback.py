@@ -35,7 +35,7 @@ from al_lightning.rounds.limits import Limits
 from al_lightning.rounds.metrics import Metrics
 from al_lightning.rounds.round_end import choose_batch, conclude_round, propose_round
 from al_lightning.rounds.run import Run
-from al_lightning.rounds.settings import Settings
+from al_lightning.rounds.settings import Settings, check_objects
 from al_lightning.rounds.start import Fit, fit_of, is_driven, open_run
 from al_lightning.tracking import open_loggers
 
@@ -57,12 +57,12 @@ class ActiveLearning(Callback):
     """Chooses the next batch to label at the end of a fit; `active_fit` repeats the fit until a limit is reached.
 
     A round is one complete fit, or one for each member of an ensemble. It ends with predictions of the pool by
-    `num_samples` draws of the posterior, from which the acquisition chooses `query_size` samples; they are labelled
+    `num_samples` draws of the posterior, from which the acquisition chooses `query_size` points; they are labelled
     from the next round on. The last round acquires nothing. Without any of `max_labelled`, `max_rounds` and `target`
     the rounds end when the pool is empty.
 
     Args:
-        acquisition: Whom to label: `BatchBALD()`, `BALD()`, `Random()`, ...
+        acquisition: Which points to label: `BatchBALD()`, `BALD()`, `Random()`, ...
         query_size: Labels per round; the last batches may be smaller, at the budget's or the pool's end.
         posterior: What draws networks from a trained model.
         num_samples: K, the number of posterior samples: by default 100, or the number of an ensemble's members. A batch
@@ -123,6 +123,8 @@ class ActiveLearning(Callback):
         holdout_share: float | None = None,
     ) -> None:
         posterior = MCDropout() if posterior is None else posterior
+        oracle = DatasetLabels() if oracle is None else oracle
+        check_objects(acquisition, posterior, screening, oracle)
         self.settings = Settings(
             acquisition,
             query_size=query_size,
@@ -137,7 +139,7 @@ class ActiveLearning(Callback):
             folder=None if folder is None else Path(folder),
             seed=seed,
             bars=bars,
-            oracle=DatasetLabels() if oracle is None else oracle,
+            oracle=oracle,
             holdout_share=holdout_share,
         )
         self.run = Run(self.settings)

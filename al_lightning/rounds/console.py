@@ -156,30 +156,83 @@ def header_line(header: Mapping[str, Any], folder: Path | None) -> str:
     Example:
         >>> header_line({"acquisition": "BALD()", "query_size": 5, "max_labelled": 20, "posterior": "MCDropout()",
         ...     "num_samples": 9, "seed": 0, "fit_seed": 1}, Path("runs/a"))
-        'BALD | 5 labels a round up to 20 | MCDropout, 9 samples | seed 0, of the fits 1 | runs/a'
+        'BALD | 5 labels a round up to 20 | MCDropout, 9 samples | seed 0 of draws, 1 of fits | runs/a'
     """
     budget = "" if header["max_labelled"] is None else f" up to {header['max_labelled']}"
-    of_fits = "" if header["fit_seed"] in {None, header["seed"]} else f", of the fits {header['fit_seed']}"
+    of_both = header["fit_seed"] == header["seed"]
+    of_fits = "" if of_both or header["fit_seed"] is None else f", {header['fit_seed']} of fits"
     acquisition, posterior = (name_of(header[name]) for name in ("acquisition", "posterior"))
     parts = [
         acquisition,
         f"{header['query_size']} labels a round{budget}",
         f"{posterior}, {header['num_samples']} samples",
-        f"seed {header['seed']}{of_fits}",
+        f"seed {header['seed']} of draws{' and fits' if of_both else of_fits}",
         "no folder" if folder is None else str(folder),
     ]
     return " | ".join(parts)
 
 
+def resumes_line(rounds: Sequence[Round], found: Sequence[Round], *, num_labelled: int) -> str:
+    """Return after which round a run resumes, and what is run again and why; an empty text for a run that begins.
+
+    Args:
+        rounds: The rounds that stand.
+        found: The rounds on disk.
+        num_labelled: Labels at the start of the round that is due.
+
+    Example:
+        >>> first, second = Round(0, 20, 80, acquired=[3], scores=[0.5]), Round(1, 21, 79, acquired=[4], scores=[0.5])
+        >>> resumes_line([first, second], [first, second], num_labelled=22)
+        'The run resumes after round 1 with 22 labels; round 2 starts again.'
+        >>> ended = Round(2, 22, 78, stopped="max_rounds=3 reached")
+        >>> resumes_line([first, second], [first, second, ended], num_labelled=22).partition(": ")[2]
+        'it ended the run without a batch (max_rounds=3 reached), and the limits of this start do not.'
+    """
+    if not found:
+        return ""
+    number, again = len(rounds), found[len(rounds) :]
+    after = f" after round {number - 1}" if rounds else ""
+    line = f"The run resumes{after} with {num_labelled} labels; "
+    last, is_over = found[-1], found[-1].stopped is not None
+    if not again:
+        return f"{line}round {number} starts{'' if is_over else ' again'}."
+    line += f"round {number} starts again" if len(again) == 1 else f"rounds {number} and {number + 1} start again"
+    reasons = [f"round {last.round} ended" if len(again) > 1 else "it ended"] if is_over else []
+    reasons = [
+        f"{each} the run without a batch ({last.stopped}), and the limits of this start do not" for each in reasons
+    ]
+    if again[0].stopped is None:
+        limit = "that limit" if is_over else "a limit that is higher now"
+        reasons.append(f"the batch of round {number} was cut by {limit}")
+    return f"{line}: {'; '.join(reasons)}."
+
+
 def round_line(record: Round, *, budget: int | None) -> str:
     """Return a round as one line: labels, test metrics, information of the batch, seconds."""
-    parts = [f"round {record.round}", _labels_bar(record.num_labelled, budget)]
+    parts = [f"round {record.round}", _labels_bar(record.num_paid, budget) + _of_holdout(record)]
     parts += [f"{name} {value:.3g}" for name, value in _shown_metrics(record).items() if value is not None]
+    if record.holdout:
+        parts.append(f"holdout_acc {record.holdout['acc']:.2f} {_interval(record)}")
     if "joint_mi" in record.information:
         joint, share = record.information["joint_mi"], record.information["joint_mi_over_log_k"]
         parts.append(f"batch tells {joint:.2f} nats ({share:.0%} of log K)")
-    parts.append(", ".join(f"{name} {value:.1f} s" for name, value in record.seconds.items()))
+    if record.seconds:
+        parts.append(", ".join(f"{name} {value:.1f} s" for name, value in record.seconds.items()))
     return " | ".join(parts + ([record.stopped] if record.stopped else []))
+
+
+def _of_holdout(record: Round) -> str:
+    return f", {record.num_held_out} of the holdout" if record.num_held_out else ""
+
+
+def _interval(record: Round) -> str:
+    """Return the interval of the accuracy on the holdout.
+
+    Example:
+        >>> _interval(Round(1, 9, 9, holdout={"num": 4, "acc": 0.75, "low": 0.194, "high": 0.994}))
+        '[0.19, 0.99]'
+    """
+    return f"[{record.holdout['low']:.2f}, {record.holdout['high']:.2f}]"
 
 
 def _labels_bar(num_labelled: int, budget: int | None) -> str:
@@ -198,13 +251,20 @@ def _shown_metrics(record: Round) -> dict[str, float | None]:
 
 
 def table(rounds: Sequence[Round]) -> str:
-    """All rounds under each other, a column per number."""
-    return as_aligned([{"round": str(r.round), "labels": str(r.num_labelled), **_cells(r)} for r in rounds])
+    """All rounds under each other, a column per number; the seconds are the last columns."""
+    numbers = [{"round": str(r.round), "labels": str(r.num_labelled), **_cells(r)} for r in rounds]
+    seconds = [{f"{name} s": f"{value:.2f}" for name, value in r.seconds.items()} for r in rounds]
+    names = dict.fromkeys(name for row in [*numbers, *seconds] for name in row)
+    rows = [{**own, **times} for own, times in zip(numbers, seconds, strict=True)]
+    return as_aligned([{name: row.get(name, "") for name in names} for row in rows])
 
 
 def _cells(record: Round) -> dict[str, str]:
     cells = {name: "" if value is None else f"{value:.4g}" for name, value in _shown_metrics(record).items()}
+    if record.holdout:
+        cells["held out"] = f"{record.holdout['num']:g}"
+        cells["holdout_acc"] = f"{record.holdout['acc']:.2f} {_interval(record)}"
     if "joint_mi" in record.information:
         cells["joint MI"] = f"{record.information['joint_mi']:.2f}"
         cells["of log K"] = f"{record.information['joint_mi_over_log_k']:.0%}"
-    return cells | {f"{name} s": f"{value:.2f}" for name, value in record.seconds.items()}
+    return cells

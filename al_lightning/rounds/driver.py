@@ -70,10 +70,10 @@ def active_fit(
     Args:
         trainer: A Trainer that has not trained yet, with one `ActiveLearning` callback; a `Tuner` may have used it.
         model: Its weights at the call are those that every round starts from (unless `warm_start`, or an ensemble's
-            members start with new ones).
+            members start with new ones). They were drawn when it was made: call `seed_everything` before that.
         datamodule: What is labelled and what is pool.
-        seed: Of everything drawn in the rounds, each round's training included: by default what `seed_everything` has
-            set, else 0. Initial labels have the data module's.
+        seed: Of everything drawn in the rounds, each round's training included, but not of the weights that the model
+            comes with: by default what `seed_everything` has set, else 0. Initial labels have the data module's.
         ckpt_path: A checkpoint that Lightning wrote inside the round that is due, for the first fit; or "last" for the
             last one, if there is any in the folder of a `ModelCheckpoint(dirpath=..., save_last=True)`. All processes
             must see it, and with "last" the run's folder. Not for an ensemble, of whose members it holds one.

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from hashlib import blake2b
 from typing import Any
 
-from al_lightning._lightning import LightningModule
+from al_lightning._lightning import LightningModule, Trainer
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.records.header import HEADER, as_data
 from al_lightning.records.lines import misfits
@@ -27,9 +27,25 @@ SETTINGS_RECORDED = (
 )
 
 
+TRAINER_RECORDED = (
+    "max_epochs",
+    "min_epochs",
+    "max_steps",
+    "min_steps",
+    "limit_train_batches",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "precision",
+    "world_size",
+)
+"""Attributes of the Trainer that change what a fit trains."""
+
+
 def described(
     settings: Settings,
     seeds: Mapping[str, int | None],
+    trainer: Trainer,
     module: LightningModule,
     datamodule: ActiveLearningDataModule,
     *,
@@ -40,6 +56,7 @@ def described(
     Args:
         settings: What the user says.
         seeds: Of the draws and of the fits.
+        trainer: The Trainer, before it fits: a fit may change its settings.
         module: The model, identified by its class.
         datamodule: The data, identified by the initial labels.
         before: The header of this run, if it has begun and the labels have moved on.
@@ -69,6 +86,8 @@ def described(
         "hyper_parameters": {
             **_hyper_parameters("model", module.hparams),
             **_hyper_parameters("datamodule", datamodule.inner.hparams),
+            **_hyper_parameters("trainer", {name: getattr(trainer, name) for name in TRAINER_RECORDED}),
+            **_hyper_parameters("data", {"batch_size": datamodule.batch_size_of_training}),
         },
     }
     header = {name: header[name] for name in HEADER if name in header}

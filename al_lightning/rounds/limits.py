@@ -50,6 +50,11 @@ class Limits:
             )
         if self.mode not in {"max", "min"}:
             raise ValueError(f"`mode` is {self.mode!r}, but must be 'max' or 'min'.")
+        if self.monitor == HOLDOUT_ACC and self.target is not None and not (0 < self.target < 1 and self.mode == "max"):
+            raise ValueError(
+                f"`target` is {self.target} and `mode` is {self.mode!r}, but the lower bound of {HOLDOUT_ACC} rises "
+                "and is always below 1. Give a share, as in `target=0.9`."
+            )
 
     def check_holdout(self, share: float | None) -> None:
         """Refuse a share of the label budget that cannot be held out, and a monitor that there is none of."""
@@ -104,6 +109,21 @@ class Limits:
             metrics=record.metrics if record.metrics else None,
         )
         return found or self.reason_by_holdout(record)
+
+    def without_effect(self, record: Round) -> str | None:
+        """Return a sentence on limits below what a run has reached with its last round, or None.
+
+        Example:
+            >>> Limits(max_labelled=30).without_effect(Round(4, 50, 10, stopped="max_labelled=50 reached"))
+            '`max_labelled` is 30, but the run has 50 labels: a limit below what a run has reached has no effect.'
+        """
+        reached = {"max_labelled": (record.num_paid, "labels"), "max_rounds": (record.round + 1, "rounds")}
+        lower = [
+            f"`{name}` is {limit}, but the run has {number} {what}"
+            for name, (number, what) in reached.items()
+            if (limit := getattr(self, name)) is not None and limit < number
+        ]
+        return f"{', and '.join(lower)}: a limit below what a run has reached has no effect." if lower else None
 
     def reason_by_holdout(self, record: Round) -> str | None:
         """Return why the accuracy on the holdout ends the rounds, or None.

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from al_lightning._lightning import rank_zero_warn
 from al_lightning.labelling.asked import ANSWERS, ASKED
 from al_lightning.records.files import refuse_foreign_lock, replacing
-from al_lightning.records.header import names_of, what_differs
+from al_lightning.records.header import names_of, other_hyper_parameters, what_differs
 from al_lightning.records.journal import Journal, read_journal
 from al_lightning.records.lines import SCHEMA_VERSION
 from al_lightning.records.round import Round
@@ -126,16 +126,12 @@ def refuse_other_classes(before: Mapping[str, Any], now: Mapping[str, Any], fold
 
 
 def _warn_of_other_hyper_parameters(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    pairs = [(some.get("hyper_parameters", {})) for some in (before, now)]
-    different = [
-        f"{name} was {pairs[0].get(name, 'missing')}, and is {pairs[1].get(name, 'missing')} now"
-        for name in dict.fromkeys([*pairs[0], *pairs[1]])
-        if pairs[0].get(name) != pairs[1].get(name)
-    ]
-    if different:
+    pairs = other_hyper_parameters(before, now).items()
+    if different := [f"{name} was {one}, and is {other} now" for name, (one, other) in pairs]:
         rank_zero_warn(
             f"The run in {folder} resumes with other hyper-parameters than it began with: {'; '.join(different)}. Its "
-            "rounds are then not of one experiment. Set them back, or start anew in another folder."
+            "rounds are then not of one experiment, and the records of those that follow say so. Set them back, or "
+            "start anew in another folder."
         )
 
 

@@ -46,6 +46,7 @@ def propose_round(
         logged_steps=logged_steps(trainer),
         changed=datamodule.changes_since(known.state_of),
         corrections=datamodule.corrections_since(known.target_of),
+        hyper_parameters=dict(run.other_hyper_parameters) if is_fitted else {},
         repeated_points=repeated_points(ranks, val=(trainer.val_dataloaders, trainer.num_val_batches))
         if is_fitted
         else {},

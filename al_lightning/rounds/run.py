@@ -17,6 +17,7 @@ from al_lightning.labelling.asked import ASKED, read_asked
 from al_lightning.pool.select import Chooser
 from al_lightning.posterior import Posterior, state_of
 from al_lightning.records.files import load_plain, replacing
+from al_lightning.records.header import other_hyper_parameters
 from al_lightning.records.journal import Journal, read_journal, run_folder
 from al_lightning.records.replay import Recorded, before_batch, recorded, trained_on
 from al_lightning.records.round import Change, Round
@@ -57,6 +58,7 @@ class Run:
         seed: Of posterior samples and the acquisition's draws; None for 0.
         fit_seed: From which the seeds of the fits are derived; None where `active_fit` does not fit.
         rounds: The committed rounds; the same on every rank.
+        found: The rounds that were on disk when the run was opened, those included that are to be run again.
         draft: The round that is not committed yet.
         waiting: What the draft waits for; None if it does not.
         member: The member of an ensemble that is fitted or tested; None if the posterior takes one fit a round.
@@ -64,6 +66,7 @@ class Run:
         named_folder: Where the next process finds the run; None if that is not known before the fit.
         folder: Where the records are kept; None before `open`, and for a run that leaves none.
         header: What runs; empty before `open`.
+        other_hyper_parameters: Those of this process, as far as they are not the ones in the header.
         is_open: Whether this process has looked for earlier rounds.
         ended_before: Whether those that it found are all.
     """
@@ -73,12 +76,14 @@ class Run:
         self.seed = settings.seed
         self.fit_seed: int | None = None
         self.rounds: list[Round] = []
+        self.found: list[Round] = []
         self.draft: Draft | None = None
         self.waiting: Waiting | None = None
         self.member: int | None = None
         self.fits: list[tuple[Metrics, float]] = []
         self.folder: Path | None = None
         self.header: Mapping[str, Any] = {}
+        self.other_hyper_parameters: Mapping[str, str] = {}
         self.is_open = False
         self.ended_before = False
         self.named_folder = settings.folder
@@ -152,9 +157,11 @@ class Run:
             return False
         known = recorded(self.header, self.rounds) if self.header else None
         seeds = {"seed": self.seed, "fit_seed": self.fit_seed}
-        header = described(self.settings, seeds, module, datamodule, before=self.header or None)
+        header = described(self.settings, seeds, trainer, module, datamodule, before=self.header or None)
         self._open(Ranks(trainer), header, self._found_folder(trainer))
-        on_disk = self.rounds
+        others = other_hyper_parameters(self.header, header)
+        self.other_hyper_parameters = {name: value for name, (_, value) in others.items()}
+        self.found = on_disk = self.rounds
         self._resume_after(self._still_finished(on_disk))
         self.check_rows(Ranks(trainer), datamodule)
         self._take_draft(Ranks(trainer))

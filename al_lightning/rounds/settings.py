@@ -10,8 +10,17 @@ from al_lightning.labelling import Oracle
 from al_lightning.pool.select import Chooser
 from al_lightning.pool.storage import Storage
 from al_lightning.posterior import Posterior
-from al_lightning.records.header import as_data
+from al_lightning.records.header import as_data, check_object
 from al_lightning.rounds.limits import Limits
+
+
+def check_objects(acquisition: Acquisition, posterior: Posterior, screening: Screening | None, oracle: Oracle) -> None:
+    """Refuse a class or a text in the place of an object."""
+    check_object(acquisition, Acquisition, argument="acquisition", example="BatchBALD()")
+    check_object(posterior, Posterior, argument="posterior", example="MCDropout()")
+    check_object(oracle, Oracle, argument="oracle", example="AskPeople()")
+    if screening is not None:
+        check_object(screening, Screening, argument="screening", example="Screening(num_points=2000)")
 
 
 @dataclass(frozen=True)

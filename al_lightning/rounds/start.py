@@ -10,11 +10,13 @@ from al_lightning._lightning import Callback, LightningModule, Trainer, callback
 from al_lightning.data import wrapped_datamodule
 from al_lightning.distributed import Ranks
 from al_lightning.posterior import Members, load_state
+from al_lightning.posterior.ensemble.members import last_learning
 from al_lightning.randomness import derived_seed
 from al_lightning.rounds.checkpoints import prefix_checkpoints, read_plain_checkpoints
-from al_lightning.rounds.console import Live, header_line
+from al_lightning.rounds.console import Live, header_line, resumes_line
 from al_lightning.rounds.ending import Ending
 from al_lightning.rounds.fresh_start import FreshStart, may_be_unfinished
+from al_lightning.rounds.resuming import FIRST_WEIGHTS
 from al_lightning.rounds.run import Run
 from al_lightning.tracking import begin_tracking
 
@@ -78,8 +80,11 @@ class Start(Callback):
         if stage != "fit":
             return
         read_plain_checkpoints(trainer)
+        is_first = not self._run.header  # not so in the processes that a strategy spawns for later fits
         if open_run(trainer, pl_module, self._run):
             rank_zero_info(header_line(self._run.header, self._run.folder))
+            if is_first:
+                self._say_how_it_resumes(trainer)
             self._take_weights(trainer, pl_module)
         prefix_checkpoints(trainer, len(self._run.rounds), self.fit.member)
         ours = (Start, Ending, Live)
@@ -131,6 +136,21 @@ class Start(Callback):
         else:
             members.start(module)
 
+    def _say_how_it_resumes(self, trainer: Trainer) -> None:
+        """Say after which round the run resumes; of an ended run, that lower limits have no effect."""
+        run = self._run
+        if run.ended_before:
+            if (words := run.settings.limits.without_effect(run.rounds[-1])) is not None:
+                rank_zero_info(words)
+        elif run.draft is not None:
+            rank_zero_info(f"The run resumes with round {run.draft.record.round}, which has asked for its batch.")
+        elif self.fit.ckpt_path is not None:
+            rank_zero_info(f"The run resumes with round {len(run.rounds)}, from {self.fit.ckpt_path}.")
+        else:
+            num_labelled = wrapped_datamodule(trainer.datamodule).labels.num_labelled  # type: ignore[attr-defined]
+            if line := resumes_line(run.rounds, run.found, num_labelled=num_labelled):
+                rank_zero_info(line)
+
     def _take_weights(self, trainer: Trainer, module: LightningModule) -> None:
         """Load the weights from which an earlier process of this run would have continued."""
         run, members = self._run, self._run.settings.posterior.members
@@ -151,12 +171,12 @@ class Start(Callback):
         elif saved is not None:
             if not run.rounds and run.draft is None:
                 rank_zero_info(
-                    f"The model begins with the weights in {run.folder}, as the first start of this run did. Delete "
-                    "that folder to begin with those that it has now."
+                    f"The model gets the weights that this run began with ({run.folder}/{FIRST_WEIGHTS}). That is "
+                    "right for a restart: nothing is to be done. Other weights are another run, in another folder."
                 )
             self._fresh.take(module, saved, are_first=are_first)
         elif members is not None:
-            _say_whose_weights(members)
+            _say_whose_weights(members, module)
 
 
 def _saved(run: Run, ranks: Ranks) -> tuple[Mapping[str, Tensor] | None, bool]:
@@ -180,10 +200,11 @@ def _saved(run: Run, ranks: Ranks) -> tuple[Mapping[str, Tensor] | None, bool]:
     return None if first is None else first[0], True
 
 
-def _say_whose_weights(members: Members) -> None:
+def _say_whose_weights(members: Members, module: LightningModule) -> None:
     if members.replaces_all_weights:
+        last = last_learning(module)
+        example = "" if last is None else f", as in `DeepEnsemble({members.num}, fresh=[{last!r}])`"
         rank_zero_info(
             f"Each of the {members.num} members starts with new weights; those that the model came with, pretrained "
-            "ones too, are not used. To keep them, name the parts that are to start afresh: "
-            "`DeepEnsemble(5, fresh=['head'])`."
+            f"ones too, are not used. To keep them, name in `fresh` the parts that are to start afresh{example}."
         )

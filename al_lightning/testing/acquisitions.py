@@ -8,11 +8,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from al_lightning.acquisition import Acquisition, Batch, Exchange, Predictions
+from al_lightning.acquisition import Acquisition, Batch, Exchange, Pointwise, Predictions
 from al_lightning.acquisition.base import check_batch, check_needs
+from al_lightning.records.header import as_data, check_object
 
 NUM_POINTS, NUM_SAMPLES, NUM_CLASSES = 23, 5, 4
 SECONDS_TO_WAIT = 30
+TOLERANCE = 1e-5
+"""Difference of two scores, computed in double precision, that rounding may cause."""
 
 Result = TypeVar("Result")
 
@@ -21,7 +24,8 @@ def check_acquisition(acquisition: Acquisition, *, seed: int = 0) -> None:
     """Raise an AssertionError that says which part of the contract of an acquisition is broken.
 
     It is called with predictions of 23 points, among them copies and one that is certain: for batches of 1, 6 and all
-    points, twice with one generator state, and on two and three ranks, which are threads here.
+    points, twice with one generator state, and on two and three ranks, which are threads here. A `Pointwise` is also
+    asked for the score of each point alone.
 
     Args:
         acquisition: Yours.
@@ -32,8 +36,10 @@ def check_acquisition(acquisition: Acquisition, *, seed: int = 0) -> None:
         >>> check_acquisition(BALD())
     """
     try:
+        check_object(acquisition, Acquisition, argument="acquisition", example="BatchBALD()")
         check_needs(acquisition)
-    except ValueError as error:
+        as_data(acquisition, argument="acquisition")  # or a run would refuse it
+    except (TypeError, ValueError) as error:
         raise AssertionError(str(error)) from error
     pool = _pool(seed)
     whole = Predictions(pool)
@@ -52,6 +58,8 @@ def check_acquisition(acquisition: Acquisition, *, seed: int = 0) -> None:
     )
     alone, again = (acquisition(whole, 6, generator=_generator(seed)) for _ in range(2))
     _expect(_are_equal(alone, again), acquisition, "gives two batches for one state of the `generator`")
+    if isinstance(acquisition, Pointwise):
+        _check_pointwise(acquisition, pool)
     for cuts in ((11,), (0, 9)):
         for batch in _on_ranks(acquisition, pool, cuts, seed=seed):
             _expect(
@@ -59,6 +67,21 @@ def check_acquisition(acquisition: Acquisition, *, seed: int = 0) -> None:
                 acquisition,
                 f"chooses another batch where {len(cuts) + 1} ranks hold parts of the pool: agree by `exchange.gather`",
             )
+
+
+def _check_pointwise(acquisition: Pointwise, pool: Tensor) -> None:
+    """Check that the score of a point is the same beside other points and alone."""
+    together_N = acquisition.score(pool.double()).float()
+    alone_N = torch.cat([acquisition.score(row[None]).float() for row in pool.double()])
+    differs_N = ~torch.isclose(together_N, alone_N, rtol=TOLERANCE, atol=TOLERANCE)
+    if differs_N.any():
+        point = int(differs_N.nonzero()[0])
+        raise AssertionError(
+            f"`score` of {acquisition!r} gives one point {together_N[point]:.4g} together with {NUM_POINTS - 1} other "
+            f"points and {alone_N[point]:.4g} alone. A `Pointwise` is asked for the scores of a few points at a time, "
+            "so each must follow from the predictions of that point: no mean, rank or normalisation over the points "
+            "that it is given. If the choice of a point is to depend on the others, write a subclass of `Acquisition`."
+        )
 
 
 def _expect(holds: bool, acquisition: Acquisition, broken: str) -> None:  # noqa: FBT001 - reads as a sentence

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import numpy as np
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from al_lightning.information import check_log_probs
 from al_lightning.posterior import Posterior, Predict
 from al_lightning.posterior.checks import rounding_tolerance
+from al_lightning.posterior.ensemble.deep_ensemble import TrainedEnsemble
 from al_lightning.posterior.model import leaves, map_tensors, num_rows_of
 from al_lightning.posterior.model_state import ModelState, handed_back, seed_generators
+from al_lightning.records.header import as_data, check_object
 
 NUM_NAMED = 3
 """Changes of a model that an error names at most."""
@@ -24,8 +26,8 @@ def check_posterior(
     """Raise an AssertionError that says which part of the contract of a posterior is broken.
 
     The posterior is fitted to the batch, previewed and sampled: twice with one seed, once with another, for the whole
-    batch, for its points one by one and in reverse. After each, and after an error of the caller's, the model and the
-    global random generators must be what they were.
+    batch, for its points one by one and in reverse, and from a model in training and in evaluation mode. After each,
+    and after an error of the caller's, the model and the global random generators must be what they were.
 
     Args:
         posterior: Yours; an ensemble with its members.
@@ -40,12 +42,22 @@ def check_posterior(
     """
     if num_rows_of(batch) is None:
         raise ValueError("`batch` has no rows that could be taken one by one. Pass tensors of one row for each point.")
+    try:
+        check_object(posterior, Posterior, argument="posterior", example="MCDropout()")
+        if not isinstance(posterior, TrainedEnsemble):  # whose members are no settings
+            as_data(posterior, argument="posterior")  # or a run would refuse it
+    except (TypeError, ValueError) as error:
+        raise AssertionError(str(error)) from error
     check = _Check(posterior, model, batch, posterior.checked_num_samples(num_samples))
     check.preview()
     once_B_K_C = check.predictions(seed)
     check.same_networks(once_B_K_C, seed=seed)
     check.other_networks(once_B_K_C, seed=seed)
     check.error(seed=seed)
+    for mode in ("training", "evaluation"):
+        with handed_back(model):
+            model.train(mode == "training")
+            _Check(posterior, model, batch, check.num_samples).same_mode(once_B_K_C, seed=seed, mode=mode)
 
 
 class _Stopped(Exception):  # noqa: N818 - never leaves this file
@@ -72,10 +84,7 @@ class _Check:
 
     def predictions(self, seed: int, *batches: object) -> Tensor:
         """Predict the batch, or some, by K networks, and check shape and values."""
-        with (
-            self.handing_back("`sample`"),
-            self.fitted.sample(self.model, self.num_samples, seed=seed) as predict,
-        ):
+        with self.handing_back("`sample`"), self._sampled(seed) as predict:
             return torch.cat([self._predicted(predict, batch) for batch in batches or (self.batch,)])
 
     def same_networks(self, once_B_K_C: Tensor, *, seed: int) -> None:
@@ -103,6 +112,16 @@ class _Check:
         else:
             self._expect(are_equal, "draws other networks for another seed: declare `draws_anew` True")
 
+    def same_mode(self, once_B_K_C: Tensor, *, seed: int, mode: str) -> None:
+        """Check that a model in this mode is predicted as before."""
+        self.preview()
+        difference = (self.predictions(seed).exp() - once_B_K_C.exp()).abs().max().item()
+        self._expect(
+            difference <= rounding_tolerance(once_B_K_C, self.model, at_least=0.0),
+            f"predicts otherwise when the model comes in {mode} mode (probabilities differ by up to {difference:.2g}): "
+            "call it in evaluation mode always",
+        )
+
     def error(self, *, seed: int) -> None:
         """Check that an error of the caller's passes, and leaves nothing behind."""
         with self.handing_back("`sample` and an error in its block"), suppress(_Stopped):
@@ -110,9 +129,17 @@ class _Check:
             raise AssertionError(f"`posterior` {self.posterior!r} swallows an error in the block of `sample`.")
 
     def _stop(self, seed: int) -> None:
-        with self.fitted.sample(self.model, self.num_samples, seed=seed) as predict:
+        with self._sampled(seed) as predict:
             predict(self.batch)
             raise _Stopped
+
+    def _sampled(self, seed: int) -> AbstractContextManager[Predict]:
+        sampled = self.fitted.sample(self.model, self.num_samples, seed=seed)
+        self._expect(
+            hasattr(sampled, "__enter__"),
+            f"returns a {type(sampled).__name__} from `sample`: write `@contextmanager` above it, and `yield predict`",
+        )
+        return sampled
 
     @contextmanager
     def handing_back(self, after: str) -> Iterator[None]:

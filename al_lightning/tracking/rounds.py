@@ -86,7 +86,7 @@ def _log(
         everything = dict(numbers)
         if logger in wandb_loggers(trainer):
             define_axis(logger, numbers)
-            everything |= media_of(rounds[-1], folder)
+            everything |= media_of(rounds[-1], header, folder)
             log_labelled_set(logger, rounds, header)
         logger.log_metrics(everything, step=rounds[-1].logged_steps)
         logger.save()

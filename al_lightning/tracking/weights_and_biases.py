@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from al_lightning._lightning import Trainer, pl
+from al_lightning.records.answers import class_name
 from al_lightning.records.foreign import as_csv
 from al_lightning.records.header import as_call, is_call
 from al_lightning.records.images import thumbnails_of
@@ -17,7 +18,17 @@ if TYPE_CHECKING:
 
 TABLE, IMAGES = f"{PREFIX}acquired", f"{PREFIX}images"
 NOT_IN_CONFIG = frozenset(
-    {"initial", "initial_draw", "initial_targets", "excluded", "first_weights", "hyper_parameters", "versions"}
+    {
+        "initial",
+        "initial_draw",
+        "initial_targets",
+        "excluded",
+        "reserved",
+        "fingerprint",
+        "first_weights",
+        "hyper_parameters",
+        "versions",
+    }
 )
 
 
@@ -73,20 +84,48 @@ def _prefixed(logger: "WandbLogger", name: str) -> str:
     return f"{logger._prefix}{logger.LOGGER_JOIN_CHAR}{name}" if logger._prefix else name
 
 
-def media_of(record: Round, folder: Path | None) -> dict[str, Any]:
-    """Return a table of the points that a round acquired, and the pictures of those that have one."""
+def media_of(record: Round, header: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
+    """Return a table of the points that a round acquired, and the pictures of those that have one.
+
+    Classes have their names where the run names them.
+    """
     import wandb  # noqa: PLC0415 - only for those who log to it
 
     if not record.acquired:
         return {}
-    table = wandb.Table(columns=list(PICK_COLUMNS), data=[list(pick) for pick in record.picks()])
+    picks = picks_with_names(record, header.get("classes"))
+    table = wandb.Table(columns=list(PICK_COLUMNS), data=picks)
     paths = {} if folder is None else thumbnails_of(folder, record.acquired)
     images = [
-        wandb.Image(str(paths[index]), caption=f"{rank}: class {target}, score {score:.3f}, id {index}")
-        for _, rank, index, score, target, *_ in record.picks()
+        wandb.Image(str(paths[index]), caption=f"{rank}: {_label(target)}, score {score:.3f}, id {index}")
+        for _, rank, index, score, target, *_ in picks
         if index in paths
     ]
     return {TABLE: table, **({IMAGES: images} if images else {})}
+
+
+def picks_with_names(record: Round, classes: Sequence[str] | None) -> list[list[Any]]:
+    """Return the acquired points with names of classes in place of numbers.
+
+    Example:
+        >>> record = Round(0, 9, 9, acquired=[4, 7], scores=[0.5, 0.4], targets=[1, None], predicted=[0, 1])
+        >>> picks_with_names(record, ["cat", "dog"])
+        [[0, 0, 4, 0.5, 'dog', None, 'cat'], [0, 1, 7, 0.4, None, None, 'dog']]
+    """
+    return [
+        [number, rank, index, score, class_name(classes, target), bald, _name_if_any(classes, predicted)]
+        for number, rank, index, score, target, bald, predicted in record.picks()
+    ]
+
+
+def _name_if_any(classes: Sequence[str] | None, predicted: int | None) -> str | int | None:
+    """Return a predicted class: one of the outputs for classes to come has no name yet."""
+    is_named = classes is None or predicted is None or predicted < len(classes)
+    return class_name(classes, predicted) if is_named else predicted
+
+
+def _label(target: str | int | None) -> str:
+    return "no label" if target is None else f"class {target}"
 
 
 def log_labelled_set(logger: "WandbLogger", rounds: Sequence[Round], header: Mapping[str, Any]) -> None:
@@ -103,15 +142,22 @@ def log_labelled_set(logger: "WandbLogger", rounds: Sequence[Round], header: Map
 def labelled_csv(rounds: Sequence[Round], header: Mapping[str, Any]) -> str:
     """Return a CSV row for each label that the last of these rounds trained on: id, first round to use it, class.
 
+    Where the run names its classes the name is a further column, `label`.
+
     Example:
         >>> rounds = [Round(0, 1, 9, acquired=[7], targets=[2], scores=[0.5]), Round(1, 2, 8)]
         >>> labelled_csv(rounds, {"num_points": 10, "initial": [3], "initial_targets": [0]}).split()
         ['id,round,target', '3,0,0', '7,1,2']
+        >>> header = {"num_points": 10, "initial": [3], "initial_targets": [0], "classes": ["ant", "bee", "cat"]}
+        >>> labelled_csv(rounds, header).split()
+        ['id,round,target,label', '3,0,0,ant', '7,1,2,cat']
     """
     found = trained_on(header, rounds)
+    classes = header.get("classes")
     rows = [
-        {"id": index, "round": state, "target": found.target_of.get(index)}
+        {"id": index, "round": state, "target": target, "label": class_name(classes, target)}
         for index, state in found.state_of.items()
+        for target in [found.target_of.get(index)]
         if state >= 0
     ]
-    return as_csv(("id", "round", "target"), rows)
+    return as_csv(("id", "round", "target", *(["label"] if classes else [])), rows)

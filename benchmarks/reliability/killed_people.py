@@ -45,7 +45,7 @@ from al_lightning import ActiveLearning, ActiveLearningDataModule, AskPeople, Ba
 from al_lightning.labelling.answers import normal_time
 from al_lightning.labelling.asked import ANSWERS, now, read_asked
 from al_lightning.labelling.label_studio.client import Project
-from al_lightning.labelling.label_studio.sync import asked_by, pull, push
+from al_lightning.labelling.label_studio.sync import asked_by, pull, push, was_pushed
 from al_lightning.labelling.page.command import serve
 from al_lightning.labelling.take_up import key_of
 
@@ -261,7 +261,8 @@ class World:
         for task in self.chance.sample(due, self.chance.randint(0, len(due))):
             point = task["data"]["point"]
             self.studio.annotate(point, truth(point), task=task["id"], seconds=1.0)
-        self.child("pull", lambda: pull(self.folder, asked_by(self.folder), project) and None)
+        if was_pushed(self.folder):
+            self.child("pull", lambda: pull(self.folder, asked_by(self.folder), project) and None)
         of_point = Counter((task["data"]["point"], task["data"].get("round")) for task in self.studio.tasks.values())
         twice = [place for place, count in of_point.items() if count > 1]
         self.problems += [f"tasks are there twice: {twice}"] if twice else []

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from pytorch_lightning.cli import LightningCLI
 
+import al_lightning
 from al_lightning import BatchBALD, read_journal
 from al_lightning.cli.command import ActiveLearningCLI, WithOwnParameters, main, modules_in, run
 from al_lightning.records.header import as_call
@@ -55,6 +56,13 @@ def run_folder(name="repeated_digits"):
 
 def first_callback(cli):
     return next(callback for callback in cli.trainer.callbacks if hasattr(callback, "rounds"))
+
+
+def test_the_version_is_printed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["al-lightning", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"al-lightning {al_lightning.__version__}\n")
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -91,10 +92,20 @@ def test_a_folder_that_cannot_be_written_is_refused_by_its_path(tmp_path):
 
 
 def test_a_folder_that_is_no_run_and_a_version_from_the_future_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"is no run folder: it has no rounds\.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"is no run folder: it has no rounds\.jsonl\.$"):
         read_journal(tmp_path)
     (tmp_path / "rounds.jsonl").write_text('{"schema": "al_lightning.rounds", "version": 99}\n')
     with pytest.raises(ValueError, match="version 99, but this version of al_lightning reads"):
+        read_journal(tmp_path)
+
+
+@pytest.mark.parametrize(("inside", "pattern"), [("run-{}", "*"), ("run-{}/version_0", "*/*")])
+def test_a_folder_of_run_folders_is_refused_with_their_names(tmp_path, inside, pattern):
+    for number in range(4):
+        Journal(tmp_path / inside.format(number), HEADER)
+    named = ", ".join(str(tmp_path / inside.format(number)) for number in range(3))
+    words = f"{tmp_path} is no run folder: it has no rounds.jsonl. Run folders lie in it: name {tmp_path / pattern}"
+    with pytest.raises(FileNotFoundError, match=re.escape(f"{words} ({named}, ...).")):
         read_journal(tmp_path)
 
 

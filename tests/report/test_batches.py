@@ -88,3 +88,12 @@ def test_both_pictures_of_several_groups_can_be_drawn():
 def test_batches_of_equal_information_can_be_drawn_although_their_mean_is_rounded(make_run):
     runs = [make_run(name, ended=False, seed=seed) for seed, name in enumerate("ab")]  # six times 0.7
     assert joint_information(runs).axes
+
+
+def test_classes_have_their_names_where_all_runs_name_them_alike(make_people):
+    def names(*runs):
+        return [label.get_text() for label in class_balance(runs).axes[0].get_yticklabels()]
+
+    first, other = make_people("a"), make_people("b", classes=["ant", "wasp"], seed=1)
+    assert names(first) == ["ant", "bee"]
+    assert names(first, other) == ["ant", "1"]

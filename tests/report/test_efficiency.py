@@ -46,3 +46,8 @@ def test_the_curves_of_the_paper_are_drawn_behind(make_run):
 def test_runs_that_measured_nothing_are_refused(make_run):
     with pytest.raises(ValueError, match="No round has recorded a metric yet"):
         label_efficiency([make_run("empty", ())])
+
+
+def test_the_curve_of_a_run_without_initial_labels_begins_after_its_first_round(make_people):
+    axes = label_efficiency([make_people()], metric="val_acc").axes[0]
+    assert axes.lines[0].get_xydata().tolist() == [[2, 0.5], [3, 0.75]]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from al_lightning import Random, active_fit
 from al_lightning.report.page import Section, page_of, write_report
+from al_lightning.report.people import PeopleSection, Shown
 from al_lightning.report.pictures import Drawn, Picture
 from al_lightning.report.runs import read_runs
 from al_lightning.report.tables import Details, Table
@@ -71,7 +72,9 @@ def page_with(text):
     missing = Drawn(Picture(text, text, text, draw=None, reason=text), None)
     drawn = Drawn(Picture(text, text, text, draw=None), "AAAA")
     details = Details(text, table, text, table)
-    return page_of([Section(text, table, [drawn, missing], table, [details])], drawn, num_runs=1)
+    points = [Shown(text, image="AAAA"), Shown(text, text=text), Shown(text)]
+    people = PeopleSection(table, table, table, table, points, [text])
+    return page_of([Section(text, table, [drawn, missing], table, [details], people)], drawn, num_runs=1)
 
 
 @settings(max_examples=50, deadline=None)
@@ -81,7 +84,7 @@ def page_with(text):
 def test_any_text_is_read_back_as_text_and_never_as_markup(text):
     plain, checked = Checked(page_with("VALUE")), Checked(page_with(text))
     assert checked.tags == plain.tags
-    assert [image["alt"] for image in checked.images] == [text, text]
+    assert [image["alt"] for image in checked.images] == [text, text, text]
     assert checked.text == plain.text.replace("VALUE", text)
 
 
@@ -161,9 +164,28 @@ def test_a_real_run_is_reported(make_trainer, make_data, make_callback, make_mod
     assert "max_rounds=3" in text
 
 
+@pytest.mark.slow
+def test_a_run_with_people_has_a_section_of_theirs_and_needs_no_test_metric(make_people, tmp_path):
+    evil = "<script>alert('1')</script>\"&"
+    run = make_people(classes=[evil, "bee"], who=evil)
+    page = write_report([run], tmp_path / "report")
+    checked = Checked(page.read_text())
+    assert "`metric` is 'test_acc', but no round has a number of that name" in checked.text
+    assert "1 point of the holdout is unsure or rejected: it is left out of its accuracy." in checked.text
+    assert checked.text.count(evil) > 3
+    assert (page.parent / "Digits-20-points-holdout.png").is_file()
+
+
+@pytest.mark.slow
+def test_a_run_without_people_has_no_section_of_theirs(make_run, tmp_path):
+    page = write_report([make_run("a")], tmp_path / "report")
+    assert "<h3>People</h3>" not in page.read_text()
+
+
 @needs_browser
-def test_a_browser_shows_every_picture_without_scrolling_sideways_on_a_phone(runs, tmp_path):
-    page = write_report(runs, tmp_path / "report")
+def test_a_browser_shows_every_picture_without_scrolling_sideways_on_a_phone(runs, make_people, tmp_path):
+    hostile = "<img src=x onerror=console.log(1)>" + "w" * 300
+    page = write_report([*runs, make_people(classes=[hostile, "bee"], who=hostile)], tmp_path / "report")
     (tmp_path / "phone.html").write_text(PHONE)
     flags = [
         "--headless",
@@ -174,7 +196,7 @@ def test_a_browser_shows_every_picture_without_scrolling_sideways_on_a_phone(run
     ]
     flags += ["--enable-logging=stderr", "--allow-file-access-from-files", "--virtual-time-budget=5000"]
     for url, found in {
-        tmp_path / "phone.html": '<p id="found">4 of 4 images, 0 pixels too wide</p>',
+        tmp_path / "phone.html": '<p id="found">7 of 7 images, 0 pixels too wide</p>',
         page: "Active learning report</h1>",
     }.items():
         command = [BROWSER, *flags, "--dump-dom", url.as_uri()]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from al_lightning.report.runs import by_dataset, grouped, metrics_of, read_runs, unmeasured
@@ -107,3 +109,18 @@ def test_a_metric_that_nobody_recorded_is_named_beside_those_recorded(make_run):
         unmeasured([run], "acc") == "`metric` is 'acc', but no round has a number of that name; recorded are test_acc."
     )
     assert unmeasured([make_run("empty", ())], "acc") == "No round has recorded a metric yet."
+
+
+def test_a_round_without_labels_and_metrics_is_no_point_of_the_curve(make_people):
+    run = make_people()
+    assert run.curve("val_acc") == {2: 0.5, 3: 0.75}
+    assert run.curve("holdout_acc") == {2: 1.0}
+    assert unmeasured([run], "val_acc") is None
+
+
+def test_a_round_in_which_people_only_corrected_replaces_the_one_before(make_people):
+    run = make_people()
+    corrected = replace(run.rounds[-1], num_labelled=2)
+    assert replace(run, rounds=[*run.rounds[:-1], corrected]).curve("val_acc") == {2: 0.75}
+    header = {**run.header, "asks_people": None}
+    assert replace(run, rounds=[*run.rounds[:-1], corrected], header=header).curve("val_acc") == {}

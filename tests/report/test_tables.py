@@ -1,5 +1,6 @@
 import csv
 import io
+from dataclasses import replace
 
 from al_lightning.report.tables import details_of, groups_table, rounds_csv, runs_table, shown
 
@@ -30,6 +31,14 @@ def test_the_details_hold_settings_versions_and_every_round(make_run):
     assert ["2", "14", "46", "0", "0.9", "", "", "", "1.5"] in details.rounds.rows
 
 
+def test_the_details_name_the_rounds_that_ran_with_other_hyper_parameters(make_run):
+    run = make_run("a")
+    rounds = [run.rounds[0], replace(run.rounds[1], hyper_parameters={"trainer.max_epochs": "3"}), *run.rounds[2:]]
+    rows = details_of(replace(run, rounds=rounds)).settings.rows
+    assert ["hyper_parameters in round 1, unlike those above", "trainer.max_epochs 3"] in rows
+    assert len(rows) == len(details_of(run).settings.rows) + 1
+
+
 def test_the_csv_has_a_row_for_each_round_with_what_it_belongs_to(make_run):
     runs = [make_run("a"), make_run("b", (0.25,), acquisition="BALD(), a,b", seed=3)]
     rows = list(csv.DictReader(io.StringIO(rounds_csv(runs))))
@@ -40,3 +49,12 @@ def test_the_csv_has_a_row_for_each_round_with_what_it_belongs_to(make_run):
 
 def test_numbers_are_shown_with_four_digits_and_ids_in_full():
     assert [shown(value) for value in (123456, 0.123456, None)] == ["123456", "0.1235", ""]
+
+
+def test_tables_of_a_run_whose_first_round_has_no_label_and_no_metric(make_people):
+    run = make_people()
+    (row,) = groups_table([run], metric="val_acc", target=0.7).rows
+    assert row == ["BatchBALD", "1", "0.75 (0.75 to 0.75) at 3 labels", "3 labels to 0.7", "3"]
+    assert runs_table([run], metric="val_acc").rows[0][3:6] == ["3", "3", "0.75"]
+    assert "holdout_acc" in details_of(run).rounds.head
+    assert len(list(csv.DictReader(io.StringIO(rounds_csv([run]))))) == 3

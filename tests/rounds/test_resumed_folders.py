@@ -3,13 +3,16 @@
 import json
 import random
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule
+from torch.utils.data import DataLoader
 
 from al_lightning import BALD, Random, active_fit, read_journal
+from al_lightning.records.journal import Journal
 from al_lightning.records.lines import decoded
 
 
@@ -105,6 +108,41 @@ def test_other_hyper_parameters_of_a_run_that_goes_on_are_told_once(start, tmp_p
     assert told() == told() == []
     (words,) = told(rate=0.5)
     assert "model.rate was 0.1, and is 0.5 now" in words
+
+
+def test_rounds_that_were_trained_otherwise_say_so_in_their_records(
+    make_trainer, make_model, make_data, make_callback, tmp_path
+):
+    def run(*, max_epochs, batch_size=8, is_warned, **limits):
+        data = make_data()
+        loader = data.inner.train_dataloader
+        data.inner.train_dataloader = lambda: DataLoader(loader().dataset, batch_size=batch_size, shuffle=True)
+        trainer = make_trainer(make_callback(Random(), folder=tmp_path, **limits), max_epochs=max_epochs)
+        with pytest.warns(UserWarning, match=is_warned) if is_warned else nullcontext():
+            active_fit(trainer, make_model(), data)
+        assert trainer.max_epochs == max_epochs
+        header, rounds = read_journal(tmp_path)
+        kept = header["hyper_parameters"]
+        assert (kept["trainer.max_epochs"], kept["data.batch_size"]) == ("2", "8")
+        return [record.hyper_parameters for record in rounds]
+
+    assert run(max_epochs=2, is_warned=None, max_rounds=1) == [{}]
+    assert run(max_epochs=2, is_warned=None, max_rounds=1) == [{}]  # the run has ended: max_epochs is 0 meanwhile
+    assert run(max_epochs=2, is_warned=None, max_rounds=2) == [{}, {}]
+    other = {"trainer.max_epochs": "3", "data.batch_size": "4"}
+    words = r"trainer\.max_epochs was 2, and is 3 now; data\.batch_size was 8, and is 4 now"
+    assert run(max_epochs=3, batch_size=4, is_warned=words, max_rounds=3) == [{}, other, other]
+    assert run(max_epochs=2, is_warned=None, max_rounds=4) == [{}, other, {}, {}]
+
+
+def test_a_folder_that_does_not_record_the_trainer_is_resumed_without_a_warning(start, tmp_path):
+    start(tmp_path)
+    header, rounds = read_journal(tmp_path)
+    older = {name: value for name, value in header["hyper_parameters"].items() if name.startswith("model.")}
+    Journal(tmp_path, {**header, "hyper_parameters": older}, rounds=rounds)
+    start(tmp_path, max_rounds=3)
+    assert read_journal(tmp_path)[0]["hyper_parameters"] == older
+    assert [record.hyper_parameters for record in read_journal(tmp_path)[1]] == [{}, {}, {}]
 
 
 def test_a_folder_that_has_vanished_is_not_called_whole(start, tmp_path):
@@ -214,7 +252,7 @@ def test_other_hyper_parameters_of_an_attempt_without_rounds_are_no_matter(start
         start(tmp_path, Dies(), model=Hyper(9.0))
     start(tmp_path, model=Hyper(0.1))
     assert not [each for each in recwarn if "hyper-parameters" in str(each.message)]
-    assert read_journal(tmp_path)[0]["hyper_parameters"] == {"model.rate": "0.1"}
+    assert read_journal(tmp_path)[0]["hyper_parameters"]["model.rate"] == "0.1"
 
 
 @pytest.mark.slow
@@ -241,6 +279,36 @@ def test_settings_that_no_record_can_hold_are_refused_before_anything_is_written
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_says_how_it_resumes_and_that_a_lower_limit_has_no_effect(start, tmp_path, caplog):
+    class DiesInRound1(Callback):
+        def on_train_start(self, trainer, pl_module):
+            if trainer.datamodule.labels.num_labelled > 6:
+                raise KeyError("died")
+
+    def said(*callbacks, **settings):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            start(tmp_path, *callbacks, **settings)
+        return [each.message for each in caplog.records if "The run" in each.message or "no effect" in each.message]
+
+    with pytest.raises(KeyError, match="died"):
+        said(DiesInRound1())
+    assert not [each.message for each in caplog.records if "The run resumes" in each.message]
+    assert said() == ["The run resumes after round 0 with 10 labels; round 1 starts again."]
+    ended = f"The run in {tmp_path} ended before: max_rounds=2 reached."
+    assert said(max_rounds=2)[-1] == ended
+    lower, last = said(max_rounds=1, max_labelled=9)[0], said(max_rounds=1, max_labelled=9)[-1]
+    assert last == ended
+    assert lower == (
+        "`max_labelled` is 9, but the run has 10 labels, and `max_rounds` is 1, but the run has 2 rounds: a limit "
+        "below what a run has reached has no effect."
+    )
+    assert said(max_rounds=3) == [
+        "The run resumes after round 0 with 10 labels; round 1 starts again: it ended the run without a batch "
+        "(max_rounds=2 reached), and the limits of this start do not."
+    ]
+
+
 @pytest.mark.slow
 def test_a_start_after_one_that_finished_no_round_says_whose_weights_it_takes(start, tmp_path, caplog):
     class Dies(Callback):
@@ -251,8 +319,10 @@ def test_a_start_after_one_that_finished_no_round_says_whose_weights_it_takes(st
         start(tmp_path, Dies())
     with caplog.at_level("INFO"):
         start(tmp_path, model_seed=9, max_rounds=2)
-    assert f"The model begins with the weights in {tmp_path}, as the first start of this run did" in caplog.text
+    words = f"The model gets the weights that this run began with ({tmp_path}/first_weights.pt). That is right for a"
+    assert words in caplog.text
+    assert "The run resumes" not in caplog.text
     caplog.clear()
     with caplog.at_level("INFO"):
         start(tmp_path, max_rounds=3)
-    assert "as the first start of this run did" not in caplog.text
+    assert "that this run began with" not in caplog.text

@@ -54,7 +54,7 @@ def test_the_header_says_what_runs_with_which_seed_and_where(rounds, caplog, tmp
         rounds()
     headers = [record.message for record in caplog.records if " labels a round" in record.message]
     assert len(headers) == 1
-    assert headers[0].startswith("BALD | 4 labels a round | MCDropout, 8 samples | seed 0 | ")
+    assert headers[0].startswith("BALD | 4 labels a round | MCDropout, 8 samples | seed 0 of draws and fits | ")
     assert headers[0].endswith(str(tmp_path / "active_learning" / "version_0"))
 
 

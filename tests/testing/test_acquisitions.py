@@ -84,10 +84,12 @@ def test_needs_that_a_run_cannot_give_are_named():
 
 
 def test_a_score_of_a_wrong_shape_is_refused_on_every_rank():
+    @dataclass(frozen=True)
     class Wrong(Pointwise):
         def score(self, log_probs_N_K_C):
             return log_probs_N_K_C.sum()
 
+    @dataclass(frozen=True)
     class WrongOnOne(Pointwise):
         def score(self, log_probs_N_K_C):
             scores_N = log_probs_N_K_C.amax(dim=(1, 2))
@@ -101,6 +103,47 @@ def test_a_score_of_a_wrong_shape_is_refused_on_every_rank():
         (ValueError, RuntimeError), match=r"`score` has returned a tensor of shape \(1,\) for 11 points"
     ):
         check_acquisition(WrongOnOne())
+
+
+@dataclass(frozen=True)
+class Spread(Pointwise):
+    """Scores by entropy in deviations from the mean of the points that are given."""
+
+    way: str = "spread"
+
+    def score(self, log_probs_N_K_C):
+        entropy_N = -(log_probs_N_K_C.exp() * log_probs_N_K_C.clamp(min=-99)).sum(dim=2).mean(dim=1)
+        if self.way == "own row":
+            return entropy_N
+        if self.way == "rank":
+            return entropy_N.argsort().argsort().double()
+        return (entropy_N - entropy_N.mean()) / entropy_N.std(correction=0)
+
+
+@pytest.mark.parametrize("way", ["spread", "rank"])
+def test_a_pointwise_score_that_depends_on_the_other_points_is_named_so(way):
+    with pytest.raises(AssertionError, match=rf"`score` of Spread\(way='{way}'\) gives one point .* alone") as refused:
+        check_acquisition(Spread(way))
+    assert "write a subclass of `Acquisition`" in str(refused.value)
+    assert "exchange" not in str(refused.value)
+    check_acquisition(Spread("own row"))
+
+
+def test_what_a_run_would_refuse_to_record_is_refused_here(make_callback):
+    class NoDataclass(Pointwise):
+        def score(self, log_probs_N_K_C):
+            return log_probs_N_K_C.amax(dim=(1, 2))
+
+    words = "of which a run cannot record the arguments. Make its class a dataclass"
+    with pytest.raises(TypeError, match=words):
+        make_callback(NoDataclass())
+    with pytest.raises(AssertionError, match=words):
+        check_acquisition(NoDataclass())
+
+
+def test_a_class_in_the_place_of_an_acquisition_is_refused():
+    with pytest.raises(AssertionError, match=r"`acquisition` is the class Spread, .* write `Spread\(\)`"):
+        check_acquisition(Spread)
 
 
 def test_an_acquisition_that_fails_on_ranks_raises_its_own_error_and_leaves_no_rank_waiting():

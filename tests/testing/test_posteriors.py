@@ -181,6 +181,82 @@ def test_every_way_to_break_it_is_put_to_the_check():
     assert {*DOING, *NOISE, *LOGITS, *AROUND, *RESULTS} <= {*BROKEN}
 
 
+@dataclass(frozen=True)
+class InMode(Noisy):
+    """Sets one mode before it predicts, and keeps it or gives back the mode that the model had."""
+
+    sets: bool | None = None
+    is_kept: bool = True
+
+    @contextmanager
+    def sample(self, model, num_samples, *, seed):
+        before = model.training
+        if self.sets is not None:
+            model.train(self.sets)
+        try:
+            with super().sample(model, num_samples, seed=seed) as predict:
+                yield predict
+        finally:
+            model.train(model.training if self.is_kept else before)
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("left", [True, False])
+def test_a_mode_that_is_left_on_is_found_whatever_mode_the_model_is_given_in(model, given, left):
+    model.train(given)
+    with pytest.raises(AssertionError, match="hands the model back changed after `sample`: `training`"):
+        check_posterior(InMode(sets=left), model, batch(), num_samples=6)
+    check_posterior(InMode(sets=left, is_kept=False), model, batch(), num_samples=6)
+    assert model.training is given
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_predictions_that_depend_on_the_mode_of_the_model_are_found(model, given):
+    class TwiceInTraining(nn.Linear):
+        def forward(self, inputs):
+            return super().forward(inputs) * (2 if self.training else 1)
+
+    twice = TwiceInTraining(4, 3).train(given)
+    with pytest.raises(AssertionError, match=f"when the model comes in {'evaluation' if given else 'training'} mode"):
+        check_posterior(InMode(), twice, batch(), num_samples=6)
+    check_posterior(InMode(sets=False, is_kept=False), twice, batch(), num_samples=6)
+
+
+def test_a_sample_that_yields_without_contextmanager_is_named_where_its_class_is_written():
+    with pytest.raises(
+        TypeError, match=r"`sample` of Yields yields, but is no context manager. Write `@contextmanager`"
+    ):
+
+        class Yields(Noisy):
+            def sample(self, model, num_samples, *, seed):
+                yield None
+
+
+def test_a_sample_that_returns_the_function_is_named(model):
+    class Returns(Noisy):
+        def sample(self, model, num_samples, *, seed):
+            return model
+
+    with pytest.raises(AssertionError, match="returns a Linear from `sample`: write `@contextmanager` above it"):
+        check_posterior(Returns(), model, batch(), num_samples=6)
+
+
+def test_a_posterior_that_a_run_cannot_record_is_refused(model):
+    class NoDataclass(Posterior):
+        def preview(self, model, batch, *, smaller=None):
+            raise NotImplementedError
+
+        @contextmanager
+        def sample(self, model, num_samples, *, seed):
+            raise NotImplementedError
+            yield
+
+    with pytest.raises(AssertionError, match=r"a run cannot record the arguments. Make its class a dataclass"):
+        check_posterior(NoDataclass(), model, batch())
+    with pytest.raises(AssertionError, match=r"`posterior` is the class Noisy, .* write `Noisy\(\)`"):
+        check_posterior(Noisy, model, batch())
+
+
 def test_a_batch_without_rows_is_refused(model):
     with pytest.raises(ValueError, match="`batch` has no rows that could be taken one by one"):
         check_posterior(Noisy(), model, {"x": batch(), "names": ["a"] * 5})

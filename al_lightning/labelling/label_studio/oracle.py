@@ -40,6 +40,11 @@ class LabelStudio(Oracle):
         """Return `wait`."""
         return self.wait
 
+    @property
+    def poll_s(self) -> float:
+        """Seconds between two looks: each lists all tasks of the project."""
+        return 15.0
+
     def ask(self, query: Query) -> None:
         """Write what is asked into the run folder, and make tasks of it."""
         self._people().ask(query)

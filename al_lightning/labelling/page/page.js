@@ -6,7 +6,14 @@
 const POLL_MS = 1000, RETRY_MS = [300, 1000, 2000, 5000], TIMEOUT_MS = 10000;
 const GUARD_MS = 700; // a key that was meant for a point that has just been replaced answers nothing
 const NUM_LAST = 10, NUM_PREPARED = 3, MIN_FILTERED = 13, TINY = 128;
-const KEYS = [..."123456789abcdefghijklmnopqrstuvwxyz"].filter((key) => !"sur".includes(key));
+const USUAL_KEYS = [..."123456789abcdefghijklmnopqrstuvwxyz"].filter((key) => !"sur".includes(key));
+
+// Classes that are single digits or letters have themselves as keys: whoever sees a 3 presses 3.
+function keysOf(classes) {
+  const own = classes.map((name) => name.toLowerCase());
+  const fit = own.every((name) => /^[0-9a-z]$/.test(name) && !"sur".includes(name)) && new Set(own).size === own.length;
+  return fit ? own : USUAL_KEYS;
+}
 const WITHOUT_CLASS = { s: "skip", u: "unsure", r: "reject" };
 
 const $ = (id) => document.getElementById(id);
@@ -39,8 +46,8 @@ function mine() {
 
 function isOpen(point, known) {
   const answer = known.get(point.id);
-  if (answer === undefined || answer.kind === "undo") return !point.is_settled;
-  return point.is_again && !answer.isLocal;
+  if (answer === undefined || answer.kind === "undo") return !state.batch.settled.includes(point.id);
+  return !answer.isLocal && state.batch.again.includes(point.id);
 }
 
 const pointOf = (id) => state.batch.points.find((point) => point.id === id);
@@ -331,7 +338,7 @@ function renderPoint() {
   put_text("title", current.isCorrection && isAnswered ? `Correct point ${current.id}, answered: ${words(before)}` : `Point ${current.id}`);
   $("leave").hidden = !current.isCorrection;
   const notes = [];
-  if (point?.is_again && !current.isCorrection && isAnswered) notes.push(`Somebody else has answered differently. Your answer was ${words(before)}: please look again.`);
+  if (state.batch.again.includes(current.id) && !current.isCorrection && isAnswered) notes.push(`Somebody else has answered differently. Your answer was ${words(before)}: please look again.`);
   if (point?.predicted != null) notes.push(`Prediction: ${point.predicted}${point.probability == null ? "" : ` (${Math.round(100 * point.probability)} %)`}`);
   if (state.batch.is_closed && !current.isCorrection) notes.push("The run has enough answers to go on; further ones count too.");
   put_text("note", notes.join(" "));
@@ -351,14 +358,15 @@ function renderRest(batch) {
 function renderClasses(classes) {
   if (JSON.stringify(classes) === shownClasses) return;
   shownClasses = JSON.stringify(classes);
+  const keys = keysOf(classes);
   $("filter-box").hidden = classes.length < MIN_FILTERED;
   $("classes").replaceChildren(...classes.map((name, position) => {
     const button = element("button", "", "");
     button.type = "button";
     button.dataset.name = name;
-    if (position < KEYS.length) {
-      button.append(element("kbd", "", KEYS[position]), " ");
-      button.setAttribute("aria-keyshortcuts", KEYS[position]);
+    if (position < keys.length) {
+      button.append(element("kbd", "", keys[position]), " ");
+      button.setAttribute("aria-keyshortcuts", keys[position]);
     }
     const label = element("bdi", "", name);
     button.append(label);
@@ -403,7 +411,7 @@ function filter(text) {
 
 function keyOf(event) {
   if (/^[a-z0-9]$/i.test(event.key)) return event.key.toLowerCase();
-  const found = /^(?:Digit([1-9])|Key([A-Z]))$/.exec(event.code); // other alphabets, and digits that need shift
+  const found = /^(?:Digit([0-9])|Key([A-Z]))$/.exec(event.code); // other alphabets, and digits that need shift
   return (found?.[1] ?? found?.[2] ?? event.key).toLowerCase();
 }
 
@@ -431,10 +439,10 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") return leave();
   if (event.key === "Backspace") { event.preventDefault(); if (!event.repeat) undo(); return; }
   const key = keyOf(event);
-  if (event.repeat || $("work").hidden || !KEYS.includes(key) && !(key in WITHOUT_CLASS)) return;
+  if (event.repeat || $("work").hidden || !/^[0-9a-z]$/.test(key)) return;
   event.preventDefault();
   if (key in WITHOUT_CLASS) return answer(WITHOUT_CLASS[key]);
-  const name = state.batch.classes[KEYS.indexOf(key)];
+  const name = state.batch.classes[keysOf(state.batch.classes).indexOf(key)];
   if (name === undefined) return say(`No class has the key ${key}.`);
   filter("");
   answer("label", name);

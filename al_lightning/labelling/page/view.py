@@ -5,7 +5,7 @@ from typing import Any
 
 from al_lightning.labelling.answers import Answer
 from al_lightning.labelling.asked import AskedBatch, AskedPoint
-from al_lightning.labelling.resolve import counted, is_closed, resolved, votes_of, winner
+from al_lightning.labelling.resolve import counted, is_closed, resolved_of, votes_of, winner
 
 LAST = 10
 KINDS_OF_FILES = {".png": "picture", ".txt": "text"}
@@ -26,19 +26,14 @@ def view(batch: AskedBatch, answers: Sequence[Answer], who: str, *, show_predict
     ids = set(batch.ids)
     running = [answer for answer in answers if answer.id in ids]
     of = counted(running, asked_now=ids, taken_up=batch.taken_up)
-    found = resolved(running, asked_now=ids, answers_per_point=batch.answers_per_point, taken_up=batch.taken_up)
+    found = resolved_of(of, asked_now=ids, answers_per_point=batch.answers_per_point)
     earlier = counted([answer for answer in answers if answer.id not in ids and answer.who == who], asked_now=ids)
     return {
         "round": batch.round,
         "classes": batch.classes,
-        "points": [
-            {
-                **_seen(point, show_predictions=show_predictions),
-                "is_settled": _is_settled(of.get(point.id, {}), who, batch.answers_per_point),
-                "is_again": _is_again(of.get(point.id, {}), who, batch.answers_per_point),
-            }
-            for point in batch.points
-        ],
+        "points": [_seen(point, show_predictions=show_predictions) for point in batch.points],
+        "settled": [index for index in of if _is_settled(of[index], who, batch.answers_per_point)],
+        "again": [index for index in of if _is_again(of[index], who, batch.answers_per_point)],
         "mine": [_entry(by[who]) for by in of.values() if who in by],
         "earlier": _last([by[who] for by in earlier.values() if who in by and by[who].kind != "undo"]),
         "is_closed": is_closed(found, asked_now=batch.ids, min_answered=batch.min_answered),
@@ -72,7 +67,7 @@ def _is_settled(by_person: Mapping[str, Answer], who: str, answers_per_point: in
 def _is_again(by_person: Mapping[str, Answer], who: str, answers_per_point: int) -> bool:
     votes = votes_of(by_person.values())
     mine = by_person.get(who)
-    if mine not in votes or len(votes) < answers_per_point or winner(votes) is not None:
+    if mine is None or mine.kind == "skip" or len(votes) < answers_per_point or winner(votes) is not None:
         return False
     return any((vote.at or "") > (mine.at or "") for vote in votes)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from al_lightning.posterior.base import ANOTHER_POSTERIOR
+from al_lightning.posterior.base import another_posterior
 from al_lightning.posterior.dropout.lazy.channels import CONVOLUTIONS, applied
 from al_lightning.posterior.dropout.lazy.deferred import (
     ScaledChannels,
@@ -54,7 +54,7 @@ _OUT_OF_PLACE: Mapping[Callable[..., Any], Callable[..., Any]] = MappingProxyTyp
 WAY_OUT = (
     "Drop by nn.Dropout or torch.nn.functional.dropout*, called in evaluation mode too, where they are off by "
     "themselves; set attention's own dropout to 0 and put nn.Dropout after it; noise that is meant can go into "
-    f"`training_step`. Or {ANOTHER_POSTERIOR}."
+    f"`training_step`. Or {another_posterior('MCDropout')}."
 )
 _NOT_IN_TRAINING = (functional.alpha_dropout, functional.feature_alpha_dropout)  # by default
 _T = TypeVar("_T")

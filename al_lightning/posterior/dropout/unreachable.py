@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from al_lightning.posterior.base import ANOTHER_POSTERIOR
+from al_lightning.posterior.base import another_posterior
 from al_lightning.posterior.dropout.masks import named
 
 
@@ -14,7 +14,7 @@ def refuse_unreachable_dropout(model: nn.Module) -> None:
     if found:
         raise ValueError(
             f"MCDropout cannot reach the dropout inside {', '.join(found)}. Set that dropout to 0 and add nn.Dropout "
-            f"after the layer, pass the module as it was before compiling, or {ANOTHER_POSTERIOR}."
+            f"after the layer, pass the module as it was before compiling, or {another_posterior('MCDropout')}."
         )
 
 

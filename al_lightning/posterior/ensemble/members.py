@@ -66,6 +66,21 @@ class Members:
         return [parts[name] for name in self.fresh]
 
 
+def last_learning(model: nn.Module) -> str | None:
+    """Return the name of the last submodule with learning parameters of its own, often the head; None without one.
+
+    Example:
+        >>> last_learning(nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 3), nn.ReLU()))
+        '1'
+    """
+    found = [
+        name
+        for name, module in model.named_modules()
+        if name and any(each.requires_grad for each in module.parameters(recurse=False))
+    ]
+    return found[-1] if found else None
+
+
 def reset_parameters(module: nn.Module) -> None:
     """New values for all parameters that learn, by each submodule's own `reset_parameters`, as at its construction.
 
@@ -87,8 +102,8 @@ def reset_parameters(module: nn.Module) -> None:
     if not learning:
         raise ValueError(
             f"No parameter of the {type(module).__name__} that every member is to start afresh learns "
-            "(`requires_grad`), so all members would be the same network. Name a part that learns: "
-            "`DeepEnsemble(5, fresh=['head'])`."
+            "(`requires_grad`), so all members would be the same network. Name parts that learn in `fresh` of the "
+            "ensemble."
         )
     with torch.no_grad():
         for name in learning:
@@ -103,8 +118,8 @@ def reset_parameters(module: nn.Module) -> None:
         raise ValueError(
             f"No `reset_parameters` of {type(module).__name__} or of its submodules writes {', '.join(unwritten)} in "
             "place, so members would start with the same values there. Give the module that owns them such a method, "
-            "say how with `DeepEnsemble(5, init=function)`, called with the model, or name the parts that start afresh "
-            "while the others keep the model's weights: `DeepEnsemble(5, fresh=['head'])`."
+            "say how with `init=function` of the ensemble, called with the model, or name in `fresh` the parts that "
+            "start afresh while the others keep the model's weights."
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from al_lightning.posterior.base import ANOTHER_POSTERIOR
+from al_lightning.posterior.base import another_posterior
 from al_lightning.posterior.dropout.masks import named
 from al_lightning.posterior.model import Call, evaluating, log_probs_of
 
@@ -49,7 +49,7 @@ def last_layer_pass(
     if not calls:
         raise ValueError(
             f"None of {_listed(linears)} ran in a forward pass of {type(model).__name__}, as far as hooks tell. Pass "
-            f"the model as it was before compiling, or {ANOTHER_POSTERIOR}."
+            f"the model as it was before compiling, or {another_posterior('LastLayerLaplace')}."
         )
     found = calls[-1]
     _refuse_anything_between(found, output_B_C)
@@ -61,7 +61,7 @@ def _linears(model: nn.Module, layer: str | None) -> dict[str, nn.Linear]:
     if not linears:
         raise ValueError(
             f"{type(model).__name__} has no nn.Linear, and a Laplace approximation of the last layer needs the model "
-            f"to end in one. Give it one, or {ANOTHER_POSTERIOR}."
+            f"to end in one. Give it one, or {another_posterior('LastLayerLaplace')}."
         )
     if layer is not None and layer not in linears:
         raise ValueError(f"`layer` is {layer!r}, but must be one of the model's nn.Linear: {_listed(linears)}.")
@@ -101,7 +101,7 @@ def _refuse_anything_between(found: LastLayerPass, output_B_C: Tensor) -> None:
         raise ValueError(
             f"{named(found.layer)} is the last nn.Linear that ran and returned shape {tuple(logits_B_C.shape)}, but "
             f"the model's output, as logits (B, C), has shape {tuple(output_B_C.shape)}. Name the layer that the "
-            f"output comes from with `layer=`, or {ANOTHER_POSTERIOR}."
+            f"output comes from with `layer=`, or {another_posterior('LastLayerLaplace')}."
         )
     once_B_C, again_B_C = log_probs_of(output_B_C), log_probs_of(logits_B_C)
     coarsest = max(torch.finfo(tensor.dtype).eps for tensor in (output_B_C, logits_B_C, once_B_C))
@@ -111,7 +111,7 @@ def _refuse_anything_between(found: LastLayerPass, output_B_C: Tensor) -> None:
         raise ValueError(
             f"The model's output is not that of its last linear layer {named(found.layer)}, nor its log_softmax: "
             f"something lies between them (a softmax or sigmoid, a temperature, a mask, another layer). Return the "
-            f"layer's output, name another one with `layer=`, or {ANOTHER_POSTERIOR}."
+            f"layer's output, name another one with `layer=`, or {another_posterior('LastLayerLaplace')}."
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from al_lightning.records.curves import is_rising
-from al_lightning.records.header import as_call, names_of
+from al_lightning.records.header import as_call, names_of, other_hyper_parameters, short
 from al_lightning.records.journal import read_journal
 from al_lightning.records.round import Round
 
@@ -44,11 +44,21 @@ class Run:
     @property
     def metrics(self) -> dict[str, None]:
         """The names of what any round measured, in the order of their appearance."""
-        return dict.fromkeys(name for entry in self.rounds for name in entry.metrics)
+        return dict.fromkeys(name for entry in self.rounds for name in entry.measured)
 
     def curve(self, metric: str) -> Curve:
-        """The metric by number of labels, as far as it was measured: a killed run may lack the last test."""
-        points = [(entry.num_labelled, entry.metrics.get(metric)) for entry in self.rounds]
+        """The metric by number of labels, as far as it was measured: a killed run may lack the last test.
+
+        A round without any label has not trained, and is no point of the curve. Where people have only corrected
+        labels, the later of two rounds counts.
+        """
+        points = [(entry.num_labelled, entry.measured.get(metric)) for entry in self.rounds if entry.num_labelled > 0]
+        if self.header.get("asks_people"):
+            points = [
+                point
+                for point, after in zip(points, [*points[1:], None], strict=True)
+                if point[:1] != (after or ())[:1]
+            ]
         if not is_rising([number for number, _ in points]) and points:
             raise ValueError(
                 f"{self.folder} takes labels back (it has {', '.join(str(number) for number, _ in points)} labels), so "
@@ -157,7 +167,13 @@ def _pair(seed: int, run: Run, baseline: Run, *, metric: str) -> Pair:
 
 def caveats(runs: Sequence[Run], pairs: Sequence[Pair], *, metric: str) -> list[str]:
     """Describe runs that were cut short, left out, or differ in more than their acquisition."""
-    return [*_cut_short(pairs, metric=metric), *_left_out(runs, pairs), *_differences(runs, pairs)]
+    return [
+        *_cut_short(pairs, metric=metric),
+        *_left_out(runs, pairs),
+        *_differences(runs, pairs),
+        *_other_hyper_parameters(pairs),
+        *_changed_on_the_way(pairs),
+    ]
 
 
 def _cut_short(pairs: Sequence[Pair], *, metric: str) -> list[str]:
@@ -170,8 +186,12 @@ def _cut_short(pairs: Sequence[Pair], *, metric: str) -> list[str]:
     ]
 
 
+def _folders(pairs: Sequence[Pair]) -> dict[str, Run]:
+    return {run.folder: run for pair in pairs for run in (pair.run, pair.baseline)}
+
+
 def _left_out(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[str]:
-    paired = {run.folder for pair in pairs for run in (pair.run, pair.baseline)}
+    paired = _folders(pairs)
     return [
         f"{run.folder} is left out: no run to pair it with has its seed, {run.setting('seed')}."
         for run in runs
@@ -191,4 +211,33 @@ def _differences(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[str]:
     ]
     if unlike:
         notes.append(f"Not the same initial labels in both runs of a pair: seeds {', '.join(dict.fromkeys(unlike))}.")
+    return notes
+
+
+def _other_hyper_parameters(pairs: Sequence[Pair]) -> list[str]:
+    """Name the hyper-parameters in which the runs of a pair differ, and the pairs."""
+    seeds: dict[tuple[str, str, str, str, str], list[int]] = {}
+    for pair in pairs:
+        of_pair = other_hyper_parameters(pair.run.header, pair.baseline.header)
+        for name, values in of_pair.items():
+            key = (name, pair.run.acquisition, short(values[0]), pair.baseline.acquisition, short(values[1]))
+            seeds.setdefault(key, []).append(pair.seed)
+    return [
+        f"The runs of a pair differ in the hyper-parameter `{name}` too ({value} with {acquisition}, {other} with "
+        f"{baseline}; {'seed' if len(own) == 1 else 'seeds'} {', '.join(map(str, own))}), which may be what made a "
+        "difference."
+        for (name, acquisition, value, baseline, other), own in seeds.items()
+    ]
+
+
+def _changed_on_the_way(pairs: Sequence[Pair]) -> list[str]:
+    """Name the runs that were resumed with other hyper-parameters than they began with."""
+    notes = []
+    for folder, run in _folders(pairs).items():
+        if others := {entry.round: entry.hyper_parameters for entry in run.rounds if entry.hyper_parameters}:
+            names = dict.fromkeys(name for each in others.values() for name in each)
+            notes.append(
+                f"{folder} was resumed with other hyper-parameters ({', '.join(names)}): in "
+                f"{len(others)} of {len(run.rounds)} rounds they are not those that it began with."
+            )
     return notes

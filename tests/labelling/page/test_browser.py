@@ -151,6 +151,17 @@ def test_a_hundred_labels_by_keys_take_less_than_half_a_minute(pictures, open_pa
     assert 0 < sum(seconds) <= took + 1
 
 
+def test_classes_that_are_digits_have_themselves_as_keys(tmp_path, batch_of, open_page):
+    folder = tmp_path / "run"
+    write_pictures(folder, batch_of([], classes=[str(digit) for digit in range(10)]), [3, 4, 5])
+    with server(folder) as address:
+        page = open_page(address)
+        for index, key in ((3, "0"), (4, "7"), (5, "s")):
+            press(page, index, key)
+            saved(page, index)
+    assert on_disk(folder) == [("ann", 3, "0"), ("ann", 4, "7"), ("ann", 5, "skip")]
+
+
 def test_everything_is_done_by_keyboard(run, open_page):
     with server(run) as address:
         page = open_page(address)

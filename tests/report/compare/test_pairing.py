@@ -1,8 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 
-from al_lightning.report.compare.pairing import caveats, only_accuracy, pairs_by_acquisition, read_runs
+from al_lightning.records.journal import Journal, read_journal
+from al_lightning.records.round import Round
+from al_lightning.report.compare.pairing import Run, caveats, only_accuracy, pairs_by_acquisition, read_runs
 
 SHORT = [0.5, 0.6]
 
@@ -86,6 +89,33 @@ def test_what_else_differs_between_the_runs_is_said(make_run):
         "The runs differ in `num_samples` as well (100, 20), which may be what made a difference.",
         "The runs differ in `screening` as well (None, {'num_points': 9}), which may be what made a difference.",
         "Not the same initial labels in both runs of a pair: seeds 0.",
+    ]
+
+
+def test_what_was_trained_otherwise_is_said_and_not_refused(make_run):
+    def run(name, seed, epochs, acquisition="BALD()", **others):
+        found = {} if epochs is None else {"trainer.max_epochs": str(epochs)}
+        return make_run(name, SHORT, seed=seed, acquisition=acquisition, hyper_parameters={**found, **others})
+
+    folders = [run("a", 0, 30), run("b", 0, 3, "Random()"), run("c", 1, 30), run("d", 1, 3, "Random()")]
+    assert caveats_of(folders) == [
+        "The runs of a pair differ in the hyper-parameter `trainer.max_epochs` too (3 with Random(), 30 with BALD(); "
+        "seeds 0, 1), which may be what made a difference.",
+    ]
+    older = run("e", 0, None, "Random()")  # from before the Trainer's settings were recorded
+    assert caveats_of([folders[0], older]) == []
+    seeded = [run("f", 0, 3, **{"model.seed": "1"}), run("g", 0, 3, "Random()", **{"model.rate": "2"})]
+    assert [words.split("`")[1] for words in caveats_of(seeded)] == ["model.rate", "model.seed"]
+
+
+def test_a_run_that_was_resumed_with_other_hyper_parameters_is_named(make_run):
+    folders = [make_run("a", SHORT), make_run("b", SHORT, acquisition="Random()")]
+    header, rounds = read_journal(folders[1])
+    rounds[1] = replace(rounds[1], hyper_parameters={"trainer.max_epochs": "3"})
+    Journal(folders[1], header, rounds=rounds)
+    assert caveats_of(folders) == [
+        f"{folders[1]} was resumed with other hyper-parameters (trainer.max_epochs): in 1 of {len(SHORT)} rounds they "
+        "are not those that it began with.",
     ]
 
 
@@ -174,3 +204,17 @@ def test_the_metric_is_the_only_test_accuracy_and_else_must_be_named(make_run):
     neither = [make_run("e", SHORT, metric="acc"), make_run("f", SHORT, metric="acc", acquisition="Random()")]
     with pytest.raises(ValueError, match=r"^0 of the runs' .*`--metric`: val_loss, acc\."):
         only_accuracy(read_runs(neither))
+
+
+def test_a_round_without_labels_is_no_point_and_one_of_corrections_replaces_the_one_before():
+    rounds = [
+        Round(0, 0, 9),
+        Round(1, 4, 5, metrics={"test_acc": 0.5}),
+        Round(2, 4, 5, metrics={"test_acc": 0.6}),
+        Round(3, 8, 1, metrics={"test_acc": 0.7}, holdout={"acc": 0.9}),
+    ]
+    run = Run("mine", {"asks_people": True}, rounds)
+    assert run.curve("test_acc") == [(4, 0.6), (8, 0.7)]
+    assert list(run.metrics) == ["test_acc", "holdout_acc"]
+    with pytest.raises(ValueError, match=r"takes labels back \(it has 4, 4, 8 labels\)"):
+        Run("mine", {}, rounds).curve("test_acc")
