@@ -69,7 +69,9 @@ def test_pictures_and_lists_of_numbers_are_told_apart():
     assert digest(torch.tensor(-0.0)) == digest(torch.tensor(0.0))
 
 
-@pytest.mark.parametrize("item", [None, object(), {}, (), {"label": 1}], ids=repr)
+@pytest.mark.parametrize(
+    "item", [None, object(), {}, (), {"label": 1}], ids=["None", "object", "no key", "no part", "label alone"]
+)
 def test_what_cannot_be_compared_tells_nothing(item):
     assert digest(item) == ""
 

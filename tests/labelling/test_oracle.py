@@ -93,7 +93,7 @@ def test_labels_that_exist_already_answer_what_is_asked_and_the_rest_waits(query
     (there / "all.csv").write_text("id,label\n9,dog\n")
     with pytest.raises(ValueError, match=r"all\.csv:2 answers point 9, but ids run from 0 to 8"):
         AskPeople(answers_from=[there]).answers(query)
-    with pytest.raises(ValueError, match="`answers_from` names .*nowhere, but there is no such folder"):
+    with pytest.raises(ValueError, match=r"`answers_from` names .*nowhere, but there is no such folder"):
         AskPeople(answers_from=[tmp_path / "nowhere"]).answers(query)
 
 

@@ -95,15 +95,16 @@ def test_colours_keep_their_order_and_large_images_are_thinned_out():
     assert shown[0, 0].tolist() == [0, 255, 0]
 
 
-def test_what_render_returns_must_be_an_image():
+def test_what_render_returns_must_be_an_image_or_a_text():
     class Data:
         def render(self, sample):
             return sample
 
     with pytest.raises(ValueError, match=r"`render` returned an image that is of shape \(4, 4, 3\), but must be"):
         rendered(np.zeros((4, 4, 3)), Data())
-    with pytest.raises(ValueError, match="`render` returned an image that is a str"):
-        rendered("picture.png", Data())
+    with pytest.raises(ValueError, match="`render` returned an image that is a dict"):
+        rendered({}, Data())
+    assert rendered("a text, which people read", Data()) is None
     with pytest.raises(ValueError, match="An image has pixels from nan to nan, but they must be finite"):
         rendered(torch.full((4, 4), torch.nan), Data())
 
