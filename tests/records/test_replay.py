@@ -66,7 +66,7 @@ def test_points_that_people_did_not_label_stay_in_the_pool_and_others_are_answer
 
 def test_what_people_have_answered_is_theirs_until_the_user_moves_it():
     first = Round(0, 2, 9, acquired=[4], targets=[2], answers=[row(4)])
-    by_user = Round(1, 2, 9, changed=[[4, EXCLUDED, None], [3, 1, 1]])
+    by_user = Round(1, 3, 7, changed=[[4, EXCLUDED, None], [3, 1, 1]])
     assert recorded(HEADER, [first, by_user]).answered == set()
     undone = Round(1, 3, 8, changed_after=[[4, IN_POOL, None]], answers=[row(4, "undo", None)])
     assert recorded(HEADER, [first, undone]).answered == set()
