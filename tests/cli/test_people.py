@@ -130,7 +130,7 @@ def test_the_loop_of_the_readme_with_a_script_acquires_what_known_labels_acquire
 
 @pytest.mark.slow
 @no_validation
-def test_a_list_of_labels_that_exists_already_answers_at_once(few_digits):
+def test_a_list_of_labels_that_exists_already_answers_at_once(digits):
     status, cli = fit("--trainer.callbacks.oracle.answers_from=[digits/answers]")
     assert status == 0
     assert [record.acquired for record in cli.trainer.callbacks[0].rounds] == known_picks()
