@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from al_lightning.report.runs import by_dataset, grouped, metrics_of, read_runs, unmeasured

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from al_lightning.report.compare.pairing import caveats, only_accuracy, pairs_by_acquisition, read_runs
+from al_lightning.records.round import Round
+from al_lightning.report.compare.pairing import Run, caveats, only_accuracy, pairs_by_acquisition, read_runs
 
 SHORT = [0.5, 0.6]
 
