@@ -485,7 +485,6 @@ def test_a_renamed_class_keeps_its_number_and_old_answers_count(start):
     assert callback.rounds[1].targets == [0] * 4
 
 
-@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
 def test_more_classes_than_outputs_are_refused_and_a_larger_model_goes_on(start):
     model = lambda num: (torch.manual_seed(num), Wide(num))[1]  # noqa: E731
     callback = start(data=OnlyTraining(), classes=CLASSES[:2], model=model(2))
