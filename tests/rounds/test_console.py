@@ -27,7 +27,9 @@ def test_the_last_line_says_why_no_round_follows():
 
 
 def test_the_metrics_of_the_fit_are_shown_where_nothing_was_tested():
-    assert "val_loss 2 " in round_line(Round(round=0, num_labelled=1, num_pool=1, metrics={"val_loss": 2.0}), budget=9)
+    assert round_line(Round(round=0, num_labelled=1, num_pool=1, metrics={"val_loss": 2.0}), budget=9).endswith(
+        " | val_loss 2"
+    )
 
 
 def test_a_bar_shows_the_share_of_the_budget():
