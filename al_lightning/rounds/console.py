@@ -21,6 +21,7 @@ SAID_ANEW_IN_EACH_ROUND = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning on a newer torch than it was written for
     r"(?s)The number of training batches .* is smaller than the logging interval",  # few labels make few batches
     r"(?s)Checkpoint directory .* exists and is not empty",  # the rounds themselves fill it
+    r"You defined a `validation_step` but have no `val_dataloader`",  # who has no labels has none to validate on
 )
 """Warnings that the user of a run can do nothing about."""
 

@@ -1,117 +1,120 @@
 import json
-from dataclasses import replace
+import math
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from al_lightning.labelling import AskedBatch, AskedPoint, AskPeople, DatasetLabels, Query
+from al_lightning.labelling import AskedBatch, AskedPoint, AskPeople, DatasetLabels, Query, Resolved
 from al_lightning.labelling.asked import read_asked
 
-BATCH = AskedBatch(2, [AskedPoint(3, 0, 0.5), AskedPoint(5, 1, 0.4)], ["cat", "dog"], num_points=9, asked_before={7: 1})
+BATCH = AskedBatch(1, [AskedPoint(3), AskedPoint(4)], ["cat", "dog"], 10, asked_before={7: 0})
 
 
-@pytest.fixture
-def query(tmp_path):
-    (tmp_path / "run").mkdir()
-    return Query(BATCH, tmp_path / "run", items=lambda index: (f"point {index}", -1))
+def query_in(folder, batch=BATCH, **more):
+    return Query(batch, folder, lambda index: (f"text of {index}", -1), **more)
 
 
-def write(folder, *answers, name="ann"):
-    with (folder / f"{name}.jsonl").open("a") as file:
+def say(folder, *answers, who="ann"):
+    folder.mkdir(exist_ok=True)
+    with (folder / f"{who}.jsonl").open("a") as file:
         file.writelines(json.dumps(answer) + "\n" for answer in answers)
 
 
-def kinds(answers):
+def labels(answers):
     return {index: point.label or point.kind for index, point in answers.of.items()}
 
 
-def test_the_dataset_answers_at_once_with_what_it_holds(query):
+def test_the_dataset_labels_each_point_at_once_and_asks_nobody(tmp_path):
     oracle = DatasetLabels()
-    oracle.ask(query)
-    answers = oracle.answers(query)
-    assert answers.is_closed
-    assert {index: (point.kind, point.label) for index, point in answers.of.items()} == dict.fromkeys(
-        [3, 5], ("label", None)
-    )
-    assert not oracle.asks_people
-    assert list(query.folder.iterdir()) == []
+    oracle.ask(query_in(None))
+    answers = oracle.answers(query_in(None))
+    assert answers.of == {3: Resolved("label", None, ()), 4: Resolved("label", None, ())}
+    assert (answers.is_closed, oracle.asks_people, oracle.wait_s) == (True, False, 0.0)
 
 
-def test_asking_writes_the_batch_and_what_people_see_and_twice_is_once(query):
-    oracle = AskPeople(min_answered=1, answers_per_point=2)
-    for _ in range(2):
-        oracle.ask(query)
-    batch = read_asked(query.folder)
-    assert [point.shown for point in batch.points] == ["asked/3.txt", "asked/5.txt"]
-    assert (batch.min_answered, batch.answers_per_point) == (1, 2)
-    assert (query.folder / "asked" / "3.txt").read_text() == "point 3"
-    assert sorted(path.name for path in (query.folder / "asked").iterdir()) == ["3.txt", "5.txt"]
+def test_people_see_what_each_point_looks_like_and_how_many_answers_are_wanted(tmp_path):
+    oracle = AskPeople(wait=5, min_answered=1, answers_per_point=2)
+    for _ in range(2):  # twice is once
+        oracle.ask(query_in(tmp_path))
+        batch = read_asked(tmp_path)
+        assert [point.shown for point in batch.points] == ["asked/3.txt", "asked/4.txt"]
+        assert (batch.min_answered, batch.answers_per_point) == (1, 2)
+        assert (tmp_path / "asked" / "3.txt").read_text() == "text of 3"
+    assert (oracle.asks_people, oracle.wait_s) == (True, 5)
 
 
-def test_what_the_data_module_renders_is_shown(query):
-    AskPeople().ask(replace(query, render=lambda item: np.full((6, 5), len(item), dtype=np.uint8)))
-    with Image.open(query.folder / "asked" / "3.png") as picture:
-        assert (picture.size, picture.getpixel((0, 0))) == ((5, 6), 2)
+def test_answers_close_the_batch_when_all_are_there(tmp_path):
+    say(tmp_path / "answers", {"id": 3, "label": "cat"})
+    answers = AskPeople().answers(query_in(tmp_path))
+    assert (labels(answers), answers.is_closed) == ({3: "cat"}, False)
+    say(tmp_path / "answers", {"id": 4, "kind": "unsure"}, {"id": 7, "label": "dog"})
+    answers = AskPeople().answers(query_in(tmp_path))
+    assert (labels(answers), answers.is_closed) == ({3: "cat", 4: "unsure", 7: "dog"}, True)
 
 
-def test_answers_are_read_from_the_run_folder_and_close_the_batch_when_all_are_there(query):
-    oracle = AskPeople()
-    oracle.ask(query)
-    write(query.folder / "answers", {"id": 3, "label": "cat"}, {"id": 7, "label": "dog"})
-    answers = oracle.answers(query)
-    assert (kinds(answers), answers.is_closed) == ({3: "cat", 7: "dog"}, False)
-    write(query.folder / "answers", {"id": 5, "kind": "unsure"})
-    assert oracle.answers(query).is_closed
-    assert not oracle.answers(replace(query, batch=replace(BATCH, points=[*BATCH.points, AskedPoint(8)]))).is_closed
+def test_fewer_answers_or_finish_close_it_with_what_is_there(tmp_path):
+    say(tmp_path / "answers", {"id": 3, "label": "cat"})
+    for closes in (
+        AskPeople(min_answered=1).answers(query_in(tmp_path)),
+        AskPeople().answers(query_in(tmp_path, is_finished=True)),
+    ):
+        assert (labels(closes), closes.is_closed) == ({3: "cat"}, True)
 
 
-def test_a_part_of_the_batch_closes_it_if_it_may_or_somebody_says_so(query):
-    AskPeople().ask(query)
-    write(query.folder / "answers", {"id": 3, "label": "cat"})
-    assert AskPeople(min_answered=1).answers(query).is_closed
-    assert not AskPeople(min_answered=2).answers(query).is_closed
-    assert AskPeople().answers(replace(query, is_finished=True)).is_closed
+def test_a_skip_of_one_of_two_people_is_taken_up_only_when_the_batch_is_closed(tmp_path):
+    say(tmp_path / "answers", {"id": 3, "kind": "skip"})
+    say(tmp_path / "answers", {"id": 4, "label": "dog"}, who="bob")
+    assert labels(AskPeople().answers(query_in(tmp_path))) == {4: "dog"}
+    finished = AskPeople().answers(query_in(tmp_path, is_finished=True))
+    assert labels(finished) == {3: "skip", 4: "dog"}
+    assert [answer.who for answer in finished.of[3].answers] == ["ann"]
 
 
-def test_a_line_without_an_end_is_told_and_not_read(query):
-    AskPeople().ask(query)
-    (query.folder / "answers" / "ann.csv").write_text("id,label\n3,cat")
-    answers = AskPeople().answers(query)
-    assert answers.of == {}
-    assert len(answers.unread) == 1
-    assert "ann.csv" in answers.unread[0]
+def test_half_a_line_is_told(tmp_path):
+    say(tmp_path / "answers")
+    (tmp_path / "answers" / "bob.jsonl").write_text('{"id": 3')
+    assert len(AskPeople().answers(query_in(tmp_path)).unread) == 1
 
 
-def test_labels_that_exist_already_answer_what_is_asked_and_the_rest_waits(query, tmp_path):
-    there = tmp_path / "there"
-    there.mkdir()
-    (there / "all.csv").write_text("id,label\n" + "".join(f"{index},dog\n" for index in range(9)))
-    AskPeople().ask(query)
-    answers = AskPeople(answers_from=[there]).answers(query)
-    assert (kinds(answers), answers.is_closed) == ({3: "dog", 5: "dog", 7: "dog"}, True)
-    (there / "all.csv").write_text("id,label\n9,dog\n")
-    with pytest.raises(ValueError, match=r"all\.csv:2 answers point 9, but ids run from 0 to 8"):
-        AskPeople(answers_from=[there]).answers(query)
-    with pytest.raises(ValueError, match=r"`answers_from` names .*nowhere, but there is no such folder"):
-        AskPeople(answers_from=[tmp_path / "nowhere"]).answers(query)
+def test_a_list_that_exists_already_answers_what_is_asked_and_waits_with_the_rest(tmp_path):
+    say(tmp_path / "given", {"id": 3, "label": "cat"}, {"id": 9, "label": "dog"}, {"id": 7, "label": "dog"})
+    say(tmp_path / "shared", {"id": 4, "label": "dog"})
+    oracle = AskPeople(answers_from=[tmp_path / "given", str(tmp_path / "shared")])
+    assert labels(oracle.answers(query_in(tmp_path))) == {3: "cat", 4: "dog", 7: "dog"}
+    say(tmp_path / "answers", {"id": 9, "label": "dog"})
+    with pytest.raises(ValueError, match=r"ann.jsonl:1 answers point 9, for which no batch has asked"):
+        oracle.answers(query_in(tmp_path))
+
+
+def test_the_same_answer_in_the_run_and_in_a_shared_folder_is_one_vote(tmp_path):
+    for name in ("answers", "shared"):
+        say(tmp_path / name, {"id": 3, "label": "dog"}, {"id": 3, "label": "cat"})
+    oracle = AskPeople(answers_per_point=2, answers_from=[tmp_path / "shared"])
+    assert labels(oracle.answers(query_in(tmp_path))) == {}
+    say(tmp_path / "shared", {"id": 3, "label": "cat"}, who="bob")
+    assert labels(oracle.answers(query_in(tmp_path))) == {3: "cat"}
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path):
+    with pytest.raises(ValueError, match=f"`answers_from` names {tmp_path / 'none'}, but there is no such folder"):
+        AskPeople(answers_from=[tmp_path / "none"]).answers(query_in(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "message"),
+    ("arguments", "error", "words"),
     [
         ({"wait": -1}, ValueError, "`wait` is -1"),
-        ({"wait": float("nan")}, ValueError, "`wait` is nan"),
-        ({"min_answered": 0}, ValueError, "`min_answered` is 0"),
-        ({"answers_per_point": 0}, ValueError, "`answers_per_point` is 0"),
-        ({"answers_from": "there"}, TypeError, r"must be a list: \['there'\]"),
+        ({"wait": math.nan}, ValueError, "`wait` is nan"),
+        ({"min_answered": 0}, ValueError, "`min_answered` is 0, but must be at least 1"),
+        ({"answers_per_point": 0}, ValueError, "`answers_per_point` is 0, but must be at least 1"),
+        ({"answers_from": "labels"}, TypeError, r"`answers_from` is 'labels', but must be a list: \['labels'\]"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(settings, error, message):
-    with pytest.raises(error, match=message):
-        AskPeople(**settings)
+def test_what_cannot_be_meant_is_refused(arguments, error, words):
+    with pytest.raises(error, match=words):
+        AskPeople(**arguments)
 
 
-def test_without_a_run_folder_nobody_can_be_asked(query):
-    with pytest.raises(ValueError, match="`fast_dev_run` leaves none"):
-        AskPeople().ask(replace(query, folder=None))
+@pytest.mark.parametrize("use", [AskPeople().ask, AskPeople().answers])
+def test_people_cannot_be_asked_without_a_folder(use):
+    with pytest.raises(ValueError, match="People are asked through the run folder, and `fast_dev_run` leaves none"):
+        use(query_in(None))

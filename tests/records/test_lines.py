@@ -77,6 +77,15 @@ def test_a_last_line_without_an_end_was_never_committed_and_without_a_header_the
         ({"changed": [[99, -1, None]]}, "round 0: id 99 is out of range"),
         ({"changed": [[3, 0, 1]]}, r"round 0: `num_labelled` is 2 and `num_pool` is 7, but .* 3 points are labelled"),
         ({"changed": [[4]]}, "line 2 has a change or correction that is no list of three"),
+        (
+            {"answers": [{"id": 4, "kind": "label", "label": 1}]},
+            "line 2 has an answer without its point, kind or person",
+        ),
+        (
+            {"answers": [{"id": 4, "kind": "maybe", "who": "ann"}]},
+            "line 2 has an answer without its point, kind or person",
+        ),
+        ({"answers": [{"id": 4, "kind": "skip", "who": "ann", "at": 3}]}, "line 2 has an answer .* of other types"),
         ({"corrections": [[0, 1, 2]]}, "round 0: the target of id 0 is corrected from 1, but was None"),
     ],
 )

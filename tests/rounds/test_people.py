@@ -1,5 +1,6 @@
 """Rounds whose labels come from people, through files: nothing is lost, and each answer is in exactly one record."""
 
+import csv
 import json
 import threading
 import time
@@ -19,6 +20,7 @@ from al_lightning import (
     read_journal,
 )
 from al_lightning.labelling.asked import read_asked
+from al_lightning.labelling.export import labels_csv
 from al_lightning.records.replay import recorded
 from tests.conftest import TinyData, TinyModule
 
@@ -360,8 +362,14 @@ def test_an_undo_and_a_correction_of_a_committed_answer_take_effect_with_the_nex
     assert callback.datamodule.targets_of([corrected]) == [TRUE[corrected]]
 
 
-def test_each_resolved_label_is_in_exactly_one_record(start):
+def test_each_resolved_label_is_in_exactly_one_record_and_in_the_table_and_the_export(start):
     callback, _ = answered_to_the_end(start)
+    with (callback.run.folder / "acquisitions.csv").open() as file:
+        rows = {int(row["id"]): row for row in csv.DictReader(file)}
+    exported = list(csv.DictReader(labels_csv(*read_journal(callback.run.folder)).splitlines()))
+    assert {int(row["id"]): row["label"] for row in exported} == {index: name_of(index) for index in rows}
+    assert {(row["answer"], row["who"]) for row in rows.values()} == {("label", "ann")}
+    assert {index: int(row["target"]) for index, row in rows.items()} == {index: TRUE[index] for index in rows}
     ids = [row["id"] for record in callback.rounds for row in record.answers]
     assert len(ids) == len(set(ids)) == 12
 
@@ -485,7 +493,6 @@ def test_a_renamed_class_keeps_its_number_and_old_answers_count(start):
     assert callback.rounds[1].targets == [0] * 4
 
 
-@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
 def test_more_classes_than_outputs_are_refused_and_a_larger_model_goes_on(start):
     model = lambda num: (torch.manual_seed(num), Wide(num))[1]  # noqa: E731
     callback = start(data=OnlyTraining(), classes=CLASSES[:2], model=model(2))

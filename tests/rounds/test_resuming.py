@@ -2,6 +2,8 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +14,12 @@ from al_lightning.rounds.limits import Limits
 from al_lightning.rounds.resuming import (
     locked,
     opened,
+    refuse_other_classes,
     refuse_other_run,
     save_last_states,
     save_states,
     still_finished,
+    still_paid,
     writing_into,
 )
 
@@ -188,3 +192,65 @@ def test_a_full_disk_is_told_with_its_folder_and_other_errors_are_left_alone(tmp
         raise OSError(28, "No space left on device")
     with pytest.raises(KeyError, match="other"), writing_into(tmp_path):
         raise KeyError("other")
+
+
+SKIPPED = {"id": 7, "kind": "skip", "label": None, "who": "ann", "at": None, "seconds": None}
+ENDED = Round(round=1, num_labelled=3, num_pool=7, num_held_out=2, stopped="max_labelled=5 reached")
+RAISED = Limits(max_labelled=6)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "limits", "expected"),
+    [
+        ([], RAISED, []),
+        ([FIRST], RAISED, [FIRST]),
+        ([FIRST], Limits(max_labelled=2), [FIRST]),  # a lowered limit withdraws no label
+        ([FIRST, ENDED], Limits(max_labelled=5), [FIRST, ENDED]),
+        ([FIRST, ENDED], RAISED, [FIRST]),
+    ],
+)
+def test_with_people_a_raised_limit_repeats_only_a_round_that_holds_no_label_and_no_answer(rounds, limits, expected):
+    assert still_paid(rounds, limits) == expected
+
+
+@pytest.mark.parametrize("held", [{"acquired": [6]}, {"asked_held_out": [6]}, {"answers": [SKIPPED]}])
+def test_with_people_a_last_round_that_holds_labels_or_answers_is_followed_by_others(held):
+    assert still_paid([FIRST, replace(ENDED, **held)], RAISED) == [FIRST, replace(ENDED, **held, stopped=None)]
+
+
+def test_a_run_that_ended_by_its_holdout_goes_on_when_the_target_is_raised():
+    ended = replace(FIRST, holdout={"num": 60, "num_right": 60}, stopped="holdout_acc reached 0.9")
+    assert still_paid([ended], Limits(monitor="holdout_acc", target=0.9)) == [ended]
+    assert still_paid([ended], Limits(monitor="holdout_acc", target=0.95)) == [replace(ended, stopped=None)]
+
+
+@pytest.mark.parametrize(
+    ("classes", "renamed"),
+    [
+        (["cat", "dog"], {}),
+        (["cat", "dog", "ant"], {}),
+        (["kitty", "dog"], {"cat": "kitty"}),
+        (["cat", "dog"], {"kitty": "cat"}),  # an alias from the start
+        (["kitty", "hound", "ant"], {"cat": "kitty", "dog": "hound"}),
+    ],
+)
+def test_classes_that_are_appended_or_renamed_are_those_of_the_run(classes, renamed):
+    refuse_other_classes({"classes": ["cat", "dog"]}, {"classes": classes, "renamed": renamed}, Path("run"))
+    refuse_other_classes({"classes": None}, {"classes": classes}, Path("run"))
+
+
+@pytest.mark.parametrize(
+    ("classes", "renamed", "begins"),
+    [
+        (["dog", "cat"], {}, "dog, cat"),
+        (["cat"], {}, "cat"),
+        ([], {}, "nothing"),
+        (None, None, "nothing"),
+        (["ant", "cat", "dog"], {}, "ant, cat"),
+        (["kitty", "dog"], {}, "kitty, dog"),
+        (["cat", "dog"], {"cat": "kitty"}, "cat, dog"),
+    ],
+)
+def test_classes_that_shrink_are_reordered_or_renamed_without_a_word_are_refused(classes, renamed, begins):
+    with pytest.raises(ValueError, match=f"the classes cat, dog, but `classes` begins with {begins}"):
+        refuse_other_classes({"classes": ["cat", "dog"]}, {"classes": classes, "renamed": renamed}, Path("run"))

@@ -1,3 +1,5 @@
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,7 @@ import wandb
 import yaml
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 
-from al_lightning import active_fit
+from al_lightning import BALD, ActiveLearning, ActiveLearningDataModule, AskPeople, Round, active_fit
 from al_lightning.cli.command import run
 from al_lightning.tracking.weights_and_biases import (
     begin_wandb,
@@ -16,8 +18,10 @@ from al_lightning.tracking.weights_and_biases import (
     labelled_csv,
     num_logged,
     open_wandb,
+    picks_with_names,
     wandb_loggers,
 )
+from tests.rounds.test_people import Unlabelled, write
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,3 +142,47 @@ def test_the_command_line_accepts_every_point_of_the_sweep(monkeypatch, capsys):
 def test_the_sweep_maximises_a_number_that_a_run_ends_with(tracked):
     sweep = yaml.safe_load((ROOT / "configs" / "sweep.yaml").read_text())
     assert sweep["metric"]["name"] in tracked.wandb.summary
+
+
+@pytest.mark.slow
+def test_points_without_a_label_and_names_of_classes_are_logged(
+    wandb_environment, wandb_files, make_trainer, make_model, tmp_path
+):
+    folder, classes = tmp_path / "run", ["ant", "=bee", "cat"]
+    wandb.teardown()
+    for _ in range(2):
+        callback = ActiveLearning(
+            BALD(), query_size=4, num_samples=8, max_rounds=2, max_labelled=9, folder=folder, oracle=AskPeople()
+        )
+        logger = WandbLogger(project="people", save_dir=tmp_path / "wandb_files", mode="offline")
+        trainer = make_trainer(callback, logger=logger)
+        active_fit(trainer, make_model(), ActiveLearningDataModule(Unlabelled(), initial=0, classes=classes), seed=1)
+        wandb.finish()
+        wandb.teardown()
+        if callback.waiting_for:
+            shutil.rmtree(tmp_path / "wandb_files")
+            kinds = ({"label": "=bee"}, {"kind": "unsure"}, {"label": "ant"}, {"kind": "skip"})
+            asked = callback.waiting_for
+            write(folder, [{"id": index, **kind} for index, kind in zip(asked, kinds, strict=True)])
+    found = wandb_files(tmp_path / "wandb_files" / "wandb")
+    rows = [row for row in found.rows if "al/acquired.path" in row]
+    table = json.loads((found.files / rows[0]["al/acquired.path"]).read_text())
+    target = table["columns"].index("target")
+    assert [row[target] for row in table["data"]] == ["=bee", None, "ant", None]
+    assert [artifact.type for artifact in found.artifacts].count("labelled-set") == len(callback.rounds)
+    assert found.config["al"]["classes"] == classes
+    assert not {"reserved", "fingerprint", "initial"} & found.config["al"].keys()
+
+
+def test_the_labelled_set_has_the_names_of_classes_and_lacks_points_without_a_label():
+    first = Round(0, 1, 3, acquired=[1, 2], targets=[None, 1], scores=[0.5, 0.4])
+    header = {"num_points": 4, "initial": [3], "initial_targets": [0], "classes": ["ant", "=bee"]}
+    text = labelled_csv([first, Round(1, 2, 2)], header)
+    assert text.splitlines() == ["id,round,target,label", "3,0,0,ant", "2,1,1,'=bee"]
+
+
+def test_an_output_for_a_class_to_come_has_no_name_yet_but_a_label_must_have_one():
+    record = Round(0, 1, 3, acquired=[1], targets=[0], predicted=[2], scores=[0.5])
+    assert picks_with_names(record, ["ant", "bee"])[0][4:] == ["ant", None, 2]
+    with pytest.raises(ValueError, match="a label has the class 2"):
+        picks_with_names(Round(0, 1, 3, acquired=[1], targets=[2], scores=[0.5]), ["ant", "bee"])

@@ -54,11 +54,7 @@ class Run:
         """
         points = [(entry.num_labelled, entry.measured.get(metric)) for entry in self.rounds if entry.num_labelled > 0]
         if self.header.get("asks_people"):
-            points = [
-                point
-                for point, after in zip(points, [*points[1:], None], strict=True)
-                if point[:1] != (after or ())[:1]
-            ]
+            points = [list(same)[-1] for _, same in itertools.groupby(points, key=lambda point: point[0])]
         if not is_rising([number for number, _ in points]) and points:
             raise ValueError(
                 f"{self.folder} takes labels back (it has {', '.join(str(number) for number, _ in points)} labels), so "

@@ -1,0 +1,52 @@
+import json
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from al_lightning.records.round import Round
+from al_lightning.rounds.draft import Draft, Waiting
+
+IDS = st.lists(st.integers(0, 99), unique=True, max_size=5)
+
+
+@st.composite
+def drafts(draw):
+    """Rounds that have chosen a batch, as `asked.json` keeps them."""
+    acquired = draw(IDS)
+    shares = st.lists(st.floats(0, 1), min_size=len(acquired), max_size=len(acquired))
+    targets = draw(st.lists(st.one_of(st.none(), st.integers(0, 3)), min_size=len(acquired), max_size=len(acquired)))
+    record = Round(
+        draw(st.integers(0, 9)),
+        7,
+        90,
+        acquired=acquired,
+        scores=draw(shares),
+        targets=targets,
+        changed_after=[[3, -2, None]],
+        answers=[{"id": 3, "kind": "unsure", "label": None, "who": "é", "at": None, "seconds": 0.1}],
+        asked_held_out=draw(IDS),
+        metrics={"acc": draw(st.one_of(st.none(), st.floats(0, 1)))},
+    )
+    probs = None if draw(st.booleans()) else [[share, 1 - share] for share in draw(shares)]
+    predicted = draw(st.dictionaries(st.integers(0, 99), st.integers(0, 3), max_size=4))
+    return Draft(record, None, draw(st.one_of(st.none(), st.just("abc"))), probs, predicted, draw(st.booleans()))
+
+
+@given(drafts())
+def test_a_draft_is_read_from_json_as_it_was_written(draft):
+    assert Draft.from_data(json.loads(json.dumps(draft.as_data(), allow_nan=False))) == draft
+
+
+def test_the_next_batch_is_due_where_nothing_is_asked_and_the_run_goes_on():
+    assert Draft(Round(0, 1, 9), None).needs_batch
+    assert not Draft(Round(0, 1, 9, acquired=[3]), None).needs_batch
+    assert not Draft(Round(0, 1, 9, asked_held_out=[3]), None).needs_batch
+    assert not Draft(Round(0, 1, 9, stopped="the pool is empty"), None).needs_batch
+
+
+def test_waiting_says_what_is_missing_and_where_to_give_it():
+    said = str(Waiting(2, Path("runs/a"), list(range(12)), 20, ["b.jsonl:3 has no end of line"]))
+    assert "Round 2 asks for 20 labels, and 12 are missing: points 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ..." in said
+    assert "`al-lightning label runs/a`, or write files in runs/a/answers" in said
+    assert "Not read: b.jsonl:3 has no end of line." in said
