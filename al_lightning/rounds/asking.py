@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from al_lightning._lightning import Trainer
+from al_lightning._lightning import Trainer, rank_zero_info
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.distributed import Ranks
 from al_lightning.labelling import Answers, AskedBatch, AskedPoint, Query
@@ -153,6 +153,7 @@ def wait_for_answers(
         answers = oracle.answers(query)
         return answers, answers.is_closed or time.monotonic() >= until
 
+    is_told = False
     while True:
         found = ranks.first(ranks.together(looked))
         if found is None:
@@ -163,6 +164,9 @@ def wait_for_answers(
         run.wait_for(None if answers.is_closed else waiting)
         if is_over:
             return answers
+        if not is_told:
+            rank_zero_info(waiting.while_waiting)
+            is_told = True
         time.sleep(oracle.poll_s)
 
 

@@ -165,12 +165,25 @@ def header_line(header: Mapping[str, Any], folder: Path | None) -> str:
     acquisition, posterior = (name_of(header[name]) for name in ("acquisition", "posterior"))
     parts = [
         acquisition,
-        f"{header['query_size']} labels a round{budget}",
+        f"{header['query_size']} labels a round{budget}{_from_people(header)}",
         f"{posterior}, {header['num_samples']} samples",
         f"seed {header['seed']} of draws{' and fits' if of_both else of_fits}",
         "no folder" if folder is None else str(folder),
     ]
     return " | ".join(parts)
+
+
+def _from_people(header: Mapping[str, Any]) -> str:
+    """Return who labels, and the share that measures, of a run that asks people.
+
+    Example:
+        >>> _from_people({"asks_people": True, "holdout_share": 0.25}), _from_people({})
+        (', by people, 25% of them the holdout', '')
+    """
+    if not header.get("asks_people"):
+        return ""
+    share = header.get("holdout_share")
+    return ", by people" + ("" if share is None else f", {share:.0%} of them the holdout")
 
 
 def resumes_line(rounds: Sequence[Round], found: Sequence[Round], *, num_labelled: int) -> str:

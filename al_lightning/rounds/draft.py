@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from al_lightning.records.foreign import printable
 from al_lightning.records.round import Round
 from al_lightning.records.weights import States
 
@@ -83,4 +84,12 @@ class Waiting:
             "the same command again.",
             *(f"Not read: {reason}." for reason in self.unread),
         ]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
+
+    @property
+    def while_waiting(self) -> str:
+        """Return where to answer, for a process that goes on by itself once the answers are there."""
+        return printable(
+            f"Round {self.round} asks for {self.num_asked} labels, and waits for {len(self.missing)}: answer them with "
+            f"`al-lightning label {self.folder}`, or write files in {self.folder}/answers."
+        )

@@ -50,3 +50,9 @@ def test_waiting_says_what_is_missing_and_where_to_give_it():
     assert "Round 2 asks for 20 labels, and 12 are missing: points 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ..." in said
     assert "`al-lightning label runs/a`, or write files in runs/a/answers" in said
     assert "Not read: b.jsonl:3 has no end of line." in said
+
+
+def test_names_of_files_cannot_move_the_cursor():
+    waiting = Waiting(2, Path("runs/\x1b[2Ja"), [1], 20, ["\x1b[2J.jsonl:3 has no end of line"])
+    assert "\x1b" not in str(waiting) + waiting.while_waiting
+    assert "waits for 1: answer them with `al-lightning label runs/" in waiting.while_waiting

@@ -144,7 +144,8 @@ def test_the_first_round_has_no_labels_no_metrics_and_the_first_weights(start, m
     assert all(torch.equal(tensor, saved[name]) for name, tensor in make_model().state_dict().items())
 
 
-def test_people_may_answer_while_the_run_waits(start, tmp_path):
+def test_people_may_answer_while_the_run_waits_which_says_so_once_a_round(start, tmp_path, caplog):
+    caplog.set_level("INFO")
     expected = with_all_labels(start, tmp_path / "all")
     folder, given = tmp_path / "run", set()
 
@@ -163,6 +164,9 @@ def test_people_may_answer_while_the_run_waits(start, tmp_path):
     thread.join()
     assert not callback.waiting_for
     assert [record.acquired for record in callback.rounds] == [record.acquired for record in expected.rounds]
+    told = [each.getMessage() for each in caplog.records if "waits for" in each.getMessage()]
+    assert [text.partition(" asks")[0] for text in told] == ["Round 0", "Round 1", "Round 2"]
+    assert f"answer them with `al-lightning label {folder}`" in told[0]
 
 
 def test_what_is_asked_says_what_each_point_is_about(start, tmp_path):
