@@ -46,7 +46,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Allowed:
-    """What an answer may say.
+    """Limits of what an answer may say: classes and points.
 
     Args:
         classes: Class names.

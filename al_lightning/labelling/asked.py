@@ -77,7 +77,7 @@ class AskedBatch:
 
     @property
     def allowed(self) -> Allowed:
-        """What an answer in the run folder may say."""
+        """Return what an answer in the run folder may say."""
         return Allowed(self.classes, self.renamed, self.num_points, asked={*self.ids, *self.asked_before})
 
 

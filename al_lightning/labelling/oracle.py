@@ -32,7 +32,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Answers:
-    """What an oracle knows by now.
+    """Answers that an oracle has by now.
 
     Args:
         of: What each answered point is, by id, points of earlier batches included.

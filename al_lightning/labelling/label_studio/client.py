@@ -26,7 +26,7 @@ ANNOTATION: Mapping[str, type | UnionType] = {
     "completed_by": int | None,
     "updated_at": str,
 }
-"""What is read of an annotation."""
+"""Parts of an annotation that are read."""
 
 Task = Mapping[str, Any]
 

@@ -29,7 +29,7 @@ WAIT_FOR_OTHER = 60.0  # seconds
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push has done.
+    """Result of a push.
 
     Args:
         num_added: New tasks.
@@ -44,7 +44,7 @@ class Pushed:
 
 @dataclass(frozen=True)
 class PulledTo:
-    """What a pull has done.
+    """Result of a pull.
 
     Args:
         path: The file of answers.
@@ -124,7 +124,7 @@ def asked_by(folder: Path) -> AskedBatch:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Let one push or pull of a run work at a time."""
+    """Hold the lock under which one push or pull of a run works at a time."""
     if not (folder / ANSWERS).is_dir():
         raise ValueError(f"{folder} has no folder {ANSWERS}, so it is not that of a run that asks people.")
     path = folder / ANSWERS / ".label-studio.lock"

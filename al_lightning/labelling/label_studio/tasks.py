@@ -18,7 +18,7 @@ MOST_SHOWN = 10  # annotations named in a message
 
 @dataclass(frozen=True)
 class Pulled:
-    """What a project says to the points of a run.
+    """Answers of a project to the points of a run.
 
     Args:
         answers: One of each annotation that is an answer, by time.
