@@ -1,8 +1,7 @@
 """Data module of a run: training gets the labelled points of the user's data module, the acquisition gets the pool."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cache, partial
-from inspect import get_annotations
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -47,14 +46,13 @@ from al_lightning.data.targets import (
     shown_classes,
     tells_at_once,
 )
+from al_lightning.data.wrapper import Wrapper
 from al_lightning.randomness import seeded
-
-ABSENT = object()
 
 NUM_LOOKED_AT = 8  # items that are checked where their targets stand in no attribute
 
 
-class ActiveLearningDataModule(LightningDataModule):
+class ActiveLearningDataModule(Wrapper):
     """Wrap a data module and record which points of its training dataset are labelled and which are pool.
 
     The wrapped module provides everything but training: validation, test and predict loaders, transfer hooks,
@@ -109,11 +107,7 @@ class ActiveLearningDataModule(LightningDataModule):
         [[('a text', 'a third'), tensor([0, 1])]]
     """
 
-    # Checkpoints hold the wrapped module's hyper-parameters, which are not arguments of this class.
-    CHECKPOINT_HYPER_PARAMS_KEY = "wrapper_hyper_parameters"
-
     # Attributes of the wrapper; any other attribute is the wrapped module's.
-    inner: LightningDataModule
     balanced: bool
     initial: Initial
     pool: Dataset[Any] | None
@@ -132,7 +126,6 @@ class ActiveLearningDataModule(LightningDataModule):
     _train_loader: DataLoader[Any] | None
     _pool_dataset: Dataset[Any] | None
     _is_asked_again: bool
-    _set_from_outside: "SetFromOutside | None"
 
     def __init__(  # noqa: PLR0913 - they are the fields of the configuration
         self,
@@ -154,7 +147,6 @@ class ActiveLearningDataModule(LightningDataModule):
         for name, value in (("points_per_epoch", points_per_epoch), ("pool_batch_size", pool_batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}, but must be at least 1, or None.")
-        # Not `super().__init__()`: the wrapped module holds the state that Lightning gives a data module.
         self.classes = checked_classes(classes)
         self.renamed = checked_renamed(renamed, self.classes)
         self.initial = checked_initial(initial, may_be_given=self.classes is not None)
@@ -173,42 +165,7 @@ class ActiveLearningDataModule(LightningDataModule):
         self._train_loader = None
         self._pool_dataset = None
         self._is_asked_again = False
-        self._set_from_outside = None
-        self.inner = datamodule
-
-    def __getattribute__(self, name: str) -> Any:  # noqa: ANN401 - whatever the wrapped module has
-        """Read any attribute that this class does not define from the wrapped module, Lightning's hooks included.
-
-        So Lightning sees which hooks the user has overridden. Double-underscore names are always the wrapper's, because
-        copying and pickling look for them on an object that is still empty.
-        """
-        if is_own(type(self), name):
-            return super().__getattribute__(name)
-        return getattr(self.inner, name)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        """Set any attribute that this class does not hold, hooks included, on the wrapped module."""
-        if is_held(type(self), name):
-            super().__setattr__(name, value)
-        else:
-            self._note(name)
-            setattr(self.inner, name, value)
-
-    def __delattr__(self, name: str) -> None:
-        """Delete any attribute that this class does not hold from the wrapped module."""
-        if is_held(type(self), name):
-            super().__delattr__(name)
-        else:
-            self._note(name)
-            delattr(self.inner, name)
-
-    def _note(self, name: str) -> None:
-        if self._set_from_outside is not None:
-            self._set_from_outside.note(self.inner, name)
-
-    def __dir__(self) -> list[str]:
-        """List the attributes of the wrapper and of the wrapped module."""
-        return sorted({*super().__dir__(), *dir(self.inner)})
+        super().__init__(datamodule)
 
     @property
     def test_dataloader(self) -> Callable[[], Any]:
@@ -216,15 +173,6 @@ class ActiveLearningDataModule(LightningDataModule):
         if is_overridden("test_dataloader", self.inner):
             return partial(each_test_point_once, self)
         return self.inner.test_dataloader
-
-    def keep_settings(self) -> None:
-        """Begin to remember the attributes and hyper-parameters of the wrapped module that are set from outside."""
-        self._set_from_outside = SetFromOutside(self.inner)
-
-    def put_settings_back(self) -> None:
-        """Restore the attributes set from outside since `keep_settings`, such as a batch size found by a Tuner."""
-        if self._set_from_outside is not None:
-            self._set_from_outside.undo(self.inner)
 
     @property
     def labels(self) -> Labels:
@@ -714,51 +662,6 @@ class ActiveLearningDataModule(LightningDataModule):
         if self._train_loader is None:
             raise RuntimeError("The training loader is not known before `setup('fit')`.")
         return self._train_loader
-
-
-@cache
-def own_names(wrapper: type) -> frozenset[str]:
-    """Return the names that a wrapper's class and its bases define, except Lightning's own bases."""
-    bases = [base for base in wrapper.__mro__ if base not in LightningDataModule.__mro__]
-    names = frozenset(name for base in bases for name in (*vars(base), *get_annotations(base)))
-    return names - {
-        "CHECKPOINT_HYPER_PARAMS_KEY"
-    }  # Lightning reads it on the class when loading, and on the object when saving
-
-
-def is_own(wrapper: type, name: str) -> bool:
-    """Return True if an attribute is read from the wrapper and not from the wrapped module."""
-    return name in own_names(wrapper) or (name.startswith("__") and name.endswith("__"))
-
-
-def is_held(wrapper: type, name: str) -> bool:
-    """Return True if an attribute is set on the wrapper: one of its own that is not a hook of Lightning's."""
-    return is_own(wrapper, name) and (name.startswith("__") or not hasattr(LightningDataModule, name))
-
-
-class SetFromOutside:
-    """Earlier values of the attributes that callbacks or a model have set on a data module through its wrapper."""
-
-    def __init__(self, inner: LightningDataModule) -> None:
-        self._hparams = dict(inner.hparams)
-        self._before: dict[str, Any] = {}
-
-    def note(self, inner: LightningDataModule, name: str) -> None:
-        """Remember the value of an attribute, the first time that it is set."""
-        self._before.setdefault(name, getattr(inner, name, ABSENT))
-
-    def undo(self, inner: LightningDataModule) -> None:
-        """Restore all remembered values and the hyper-parameters."""
-        for name, value in self._before.items():
-            if value is not ABSENT:
-                setattr(inner, name, value)
-            elif hasattr(inner, name):
-                delattr(inner, name)
-        self._before.clear()
-        now = inner.hparams
-        if now.keys() != self._hparams.keys() or any(now[name] is not self._hparams[name] for name in now):
-            now.clear()
-            now.update(self._hparams)
 
 
 def wrapped_datamodule(datamodule: object) -> ActiveLearningDataModule:

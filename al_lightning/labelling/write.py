@@ -48,16 +48,30 @@ def append_answer(folder: Path, answer: Answer) -> None:
     lock = path.parent / f".{path.stem}.lock"
     refuse_foreign_lock(lock)
     try:
-        with FileLock(lock, timeout=LOCKED_FOR_S), open(path, "ab+", buffering=0, opener=_no_link) as file:
-            _extend(file, as_line(answer).encode(), is_once=answer.at is not None)
+        with FileLock(lock, timeout=LOCKED_FOR_S):
+            append_lines(path, as_line(answer), is_once=answer.at is not None)
     except Timeout as error:
         raise TimeoutError(f"{lock} has been locked for {LOCKED_FOR_S:g} s. End the process that holds it.") from error
     sync_folder(path.parent)
     sync_folder(folder)
 
 
+def append_lines(path: Path, lines: str, *, is_once: bool = False) -> None:
+    """Append lines to a file of answers that no other process writes to meanwhile; they are on disk when this returns.
+
+    A last line without an end is ended if it is whole, and goes if it is half a line that no longer grows. After an
+    error the file is as it was.
+
+    Args:
+        path: The file, made if there is none.
+        lines: Whole lines.
+        is_once: Leave the file as it is if it has these lines already.
+    """
+    with open(path, "ab+", buffering=0, opener=no_link) as file:
+        _extend(file, lines.encode(), is_once=is_once)
+
+
 def _extend(file: FileIO, line: bytes, *, is_once: bool) -> None:
-    """Append a line, and sync the file."""
     content = _at_rest(file)
     tail = content[content.rfind(b"\n") + 1 :]
     size = len(content) - len(tail) if _is_torn(tail) else len(content)
@@ -106,5 +120,6 @@ def _is_torn(tail: bytes) -> bool:
     return False
 
 
-def _no_link(path: str, flags: int) -> int:
+def no_link(path: str, flags: int) -> int:
+    """Open a file for `open(..., opener=no_link)`, unless it is a link to another one."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)

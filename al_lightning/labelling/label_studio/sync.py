@@ -7,17 +7,17 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from al_lightning.labelling.answers import Answer, as_line, read_answers
+from al_lightning.labelling.answers import as_line, read_answers
 from al_lightning.labelling.asked import ANSWERS, ASKED, AskedBatch, AskedPoint, now, read_asked
 from al_lightning.labelling.label_studio.client import Project, Task
 from al_lightning.labelling.label_studio.config import with_classes
 from al_lightning.labelling.label_studio.tasks import new_answers, pulled, shown_as, task_of, tasks_of_points
 from al_lightning.labelling.shown import refuse_linked
+from al_lightning.labelling.write import append_lines, no_link
 from al_lightning.records.files import refuse_foreign_lock, write_atomically
 from al_lightning.records.foreign import plain_json
 
@@ -101,7 +101,7 @@ def pull(folder: Path, batch: AskedBatch, project: Project) -> PulledTo:
         ]
         new = new_answers(there, written, now=now())
         if new or path.exists():
-            _append(path, new)
+            append_lines(path, "".join(map(as_line, new)))
         return PulledTo(path, len(new), there.passed)
 
 
@@ -178,7 +178,7 @@ def _size(folder: Path, point: AskedPoint) -> int:
 
 def _task(folder: Path, point: AskedPoint, *, run: str, number: int) -> Task:
     """Return the task of a point, from its own file and not from whatever a link leads to."""
-    with open(folder / str(point.shown), "rb", opener=_no_link) as file:
+    with open(folder / str(point.shown), "rb", opener=no_link) as file:
         return task_of(point, file.read(), run=run, number=number)
 
 
@@ -193,44 +193,3 @@ def _portions(points: Sequence[AskedPoint], sizes: dict[int, int]) -> Iterator[l
         size += sizes[point.id]
     if portion:
         yield portion
-
-
-def _append(path: Path, answers: Sequence[Answer]) -> None:
-    """Append answers, so that they are on disk when this returns.
-
-    What a killed process has left of a line goes first; but one that lacks only its end gets it, since a run may have
-    read it. After an error the file is as it was.
-    """
-    data = "".join(map(as_line, answers)).encode()
-    with open(path, "ab+", buffering=0, opener=_no_link) as file:
-        kept, size = _end_of_lines(file), file.seek(0, os.SEEK_END)
-        if kept < size and _is_whole(file, kept):
-            kept, data = size, b"\n" + data
-        if kept == size and not data:
-            return
-        try:
-            file.truncate(kept)
-            while data:
-                data = data[file.write(data) :]
-            os.fsync(file.fileno())
-        except BaseException:
-            file.truncate(kept)
-            raise
-
-
-def _end_of_lines(file: FileIO) -> int:
-    """Return where the last whole line ends."""
-    file.seek(0)
-    return file.read().rfind(b"\n") + 1
-
-
-def _is_whole(file: FileIO, begin: int) -> bool:
-    file.seek(begin)
-    try:
-        return isinstance(plain_json(file.read().decode()), dict)
-    except ValueError:
-        return False
-
-
-def _no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
