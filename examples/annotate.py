@@ -20,7 +20,10 @@ run = Path(sys.argv[1])
 asked = json.loads((run / "asked.json").read_text(encoding="utf-8"))
 with (run / "answers" / "script.jsonl").open("ab+", buffering=0) as file:
     file.seek(0)
-    answered = {json.loads(line)["id"] for line in file}
+    lines = file.readlines()
+    if lines and not lines[-1].endswith(b"\n"):  # of a disk that was full
+        file.truncate(file.tell() - len(lines.pop()))
+    answered = {json.loads(line)["id"] for line in lines}
     for point in asked["points"]:
         if point["id"] not in answered:
             answer = {"id": point["id"], "label": label_of(run / point["shown"])}  # one of asked["classes"]

@@ -4,6 +4,7 @@ import json
 import re
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.conftest import TinyModule
 
 PAGE = (Path(__file__).parents[1] / "docs" / "people.md").read_text()
 README = (Path(__file__).parents[1] / "README.md").read_text()
+ANNOTATE = Path(__file__).parents[1] / "examples" / "annotate.py"
 CONFIG = "configs/unlabelled_images.yaml"
 ELSEWHERE = {"The page", "Label Studio"}
 SECTIONS = dict(part.split("\n", 1) for part in PAGE.split("\n## ")[1:])
@@ -114,6 +116,20 @@ def test_the_loop_annotates_while_the_run_waits_and_ends_as_it_does(tmp_path, la
 def test_the_loop_ends_if_the_annotator_fails(tmp_path):
     status, called = in_shell(loop_of(PAGE), tmp_path, al_lightning="exit 75", python="exit 3")
     assert (status, len(called)) == (3, 2)
+
+
+def test_the_annotator_completes_what_it_has_begun_even_half_a_line(tmp_path):
+    (tmp_path / "digits" / "answers").mkdir(parents=True)
+    (tmp_path / "digits" / "answers" / "digits.csv").write_text("id,label\n3,three\n4,four\n5,five\n")
+    (tmp_path / "run" / "answers").mkdir(parents=True)
+    points = [{"id": index, "shown": f"asked/{index}.png"} for index in (3, 4, 5)]
+    (tmp_path / "run" / "asked.json").write_text(json.dumps({"points": points}))
+    written = tmp_path / "run" / "answers" / "script.jsonl"
+    written.write_text('{"id": 3, "label": "three"}\n{"id": 4, "la')
+    for _ in range(2):  # the second time there is nothing to do
+        subprocess.run([sys.executable, ANNOTATE, "run"], cwd=tmp_path, check=True)
+        entries = [json.loads(line) for line in written.read_text().splitlines()]
+        assert [(each["id"], each["label"]) for each in entries] == [(3, "three"), (4, "four"), (5, "five")]
 
 
 def test_the_commands_are_those_of_the_readme_and_each_is_known():

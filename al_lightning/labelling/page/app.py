@@ -27,7 +27,7 @@ from al_lightning.records.foreign import plain_json
 from al_lightning.records.images import ASKED_FOLDER as FOLDER
 
 MOST_BYTES = 65536  # of an answer
-STATIC = {"": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
+STATIC = {"": "text/html", "page.js": "text/javascript", "page.css": "text/css", "icon.svg": "image/svg+xml"}
 MEDIA_TYPES = {"picture": "image/png", "text": "text/plain; charset=utf-8"}
 OK, REFUSED, MISSING, ANOTHER_RUN, TOO_LARGE, NOT_WRITTEN = 200, 400, 404, 409, 413, 503
 

@@ -50,7 +50,12 @@ def on_disk(run):
 
 
 def test_the_page_and_all_that_it_loads_come_from_the_server_with_the_headers_that_allow_only_itself(client):
-    for path, start in {"/": "<!DOCTYPE html>", "/page.js": '"use strict"', "/page.css": ":root"}.items():
+    for path, start in {
+        "/": "<!DOCTYPE html>",
+        "/page.js": '"use strict"',
+        "/page.css": ":root",
+        "/icon.svg": "<svg",
+    }.items():
         response = client.get(path)
         assert response.text.startswith(start)
         assert HEADERS.items() <= dict(response.headers).items()
