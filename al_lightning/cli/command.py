@@ -71,6 +71,9 @@ else:
     mixin = importlib.import_module(f"{FLAVOUR}.core.mixins.hparams_mixin")
     _given_hyperparameters_context = mixin._given_hyperparameters_context
 
+REFUSALS = (ValueError, TypeError, OSError)
+"""Errors by which a constructor of ours refuses an argument."""
+
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -104,8 +107,26 @@ class ActiveLearningCLI(LightningCLI):
         dump = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
         config = yaml.safe_load(dump)
         with_own = WithOwnParameters(list(modules_in(config if self.subcommand is None else config[self.subcommand])))
-        for kind in (LightningModule, LightningDataModule):
-            self.parser.add_instantiator(with_own, kind, subclasses=True, prepend=True)
+        self._building = Building(with_own)
+        for kind in MAY_BE_NAMED:
+            self.parser.add_instantiator(self._building, kind, subclasses=True, prepend=True)
+
+    def instantiate_classes(self) -> None:
+        """Build the objects; report in one line an argument that a constructor of ours refuses.
+
+        jsonargparse would bury what a constructor says among all that it has tried. What a class of the user's raises
+        is raised as it is.
+        """
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            kind, reason = self._building.failed or (None, error)
+            if kind is None:
+                raise
+            if not kind.__module__.startswith(f"{al_lightning.__name__}.") or not isinstance(reason, REFUSALS):
+                raise reason from None
+            print(f"error: {kind.__name__}: {reason}", file=sys.stderr)
+            sys.exit(2)
 
     def fit(
         self,
@@ -127,6 +148,32 @@ class ActiveLearningCLI(LightningCLI):
             self.trainer.strategy.barrier()  # a rank that ends with a status makes Lightning's launcher end the others
             if self.trainer.is_global_zero:
                 sys.exit(WAITING)
+
+
+class Building:
+    """Builder of the objects of a configuration; keeps the class and error of the constructor that failed last."""
+
+    def __init__(self, with_own: "WithOwnParameters") -> None:
+        self.failed: tuple[type, Exception] | None = None
+        self._with_own = with_own
+
+    def __call__(
+        self,
+        class_type: type,
+        *args: Any,  # noqa: ANN401 - whatever the class takes
+        applied_instantiation_links: Mapping[str, Any],
+        **arguments: Any,  # noqa: ANN401
+    ) -> object:
+        """Build an object."""
+        try:
+            if issubclass(class_type, LightningModule | LightningDataModule):
+                return self._with_own(
+                    class_type, *args, applied_instantiation_links=applied_instantiation_links, **arguments
+                )
+            return class_type(*args, **arguments)
+        except Exception as error:
+            self.failed = class_type, error
+            raise
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""One-line errors for unknown keys and classes, in place of jsonargparse's list of all attempts."""
+"""One-line errors for unknown keys and classes and wrong values, in place of jsonargparse's list of all attempts."""
 
 import inspect
 import re
@@ -15,12 +15,19 @@ _KEYS = (
     re.compile(rf"()Option {_PATH} is not accepted"),
     re.compile(r"()unrecognized arguments: --([\w.]+)"),
 )
+_EXPECTED = re.compile(
+    r"Expected (?:an? )?(?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*?)\])(?:\. Got value: (.*))?$"
+)
+NULL = {"NoneType": "null"}
+_GIVEN = re.compile(r"Given value: (.*)")
 _WHERE = re.compile(r'Parser key "([\w.]+)"')
 _VALUE = re.compile(r"Given value: NestedArg\(key='[\w.]+', val='([^']*)'\)")
 
 
 def explained(message: str, *, keys: Sequence[str], bases: Sequence[type]) -> str | None:
-    """Return a line that names the unknown key or class and the nearest known one; None for any other error.
+    r"""Return a line that names the unknown key or class with the nearest known one, or the value of a wrong type.
+
+    None for any other error.
 
     Args:
         message: Error message of jsonargparse.
@@ -30,9 +37,15 @@ def explained(message: str, *, keys: Sequence[str], bases: Sequence[type]) -> st
     Example:
         >>> explained("unrecognized arguments: --seed_evrything 3", keys=["seed_everything"], bases=[])
         '`seed_evrything` is no key; did you mean `seed_everything`? `al-lightning fit --help` lists them.'
-        >>> explained("Expected a int", keys=[], bases=[])
+        >>> message = 'Parser key "batch_size":\n  Expected a <class \'int\'>. Got value: ten'
+        >>> explained(message, keys=["batch_size"], bases=[])
+        '`batch_size` is ten, but must be int.'
+        >>> explained("Something else", keys=[], bases=[])
     """
     named = _CLASS.search(message)
+    wrong, depth = _wrong_value(message)
+    if wrong is not None and depth > _depth_of_unknown(message):
+        return wrong
     options = _likeliest_first(_OPTION_OF_CLASS.findall(message))
     if options and (named is None or _is_near(*options[0])):
         return _of_class(*options[0], key=_key(message), value=_VALUE.search(message))
@@ -48,6 +61,45 @@ def explained(message: str, *, keys: Sequence[str], bases: Sequence[type]) -> st
             unknown = ".".join(filter(None, found.groups()))
             return f"`{unknown}` is no key{_nearest(unknown, keys)} `al-lightning fit --help` lists them."
     return None
+
+
+def _wrong_value(message: str) -> tuple[str | None, int]:
+    """Return a line on the value of a wrong type that stands deepest in a message, and how deep.
+
+    jsonargparse tries a value with every type of a union: an attempt that came far failed for the reason that counts.
+    """
+    where: list[tuple[int, str]] = []  # indentation and key, outermost first
+    types: dict[tuple[str, ...], list[str]] = {}
+    given: dict[tuple[str, ...], str] = {}
+    depths: dict[tuple[str, ...], int] = {}
+    for line in message.splitlines():
+        text = line.lstrip(" -")
+        depth = len(line) - len(text)
+        where = [(begin, key) for begin, key in where if begin < depth]
+        path = tuple(key for _, key in where)
+        if found := _WHERE.match(text):
+            where.append((depth, found.group(1)))
+        elif found := _EXPECTED.match(text):
+            name, literals, value = found.groups()
+            types.setdefault(path, []).extend([NULL.get(name, name)] if name else literals.split(", "))
+            depths[path] = max(depth, depths.get(path, 0))
+            if value is not None:
+                given[path] = value
+        elif found := _GIVEN.match(text):
+            given.setdefault(path, found.group(1))
+    wrong = [path for path, each in types.items() if path and path in given and set(each) != {"null"}]
+    if not wrong:
+        return None, 0
+    path = max(wrong, key=lambda path: depths[path])
+    *others, last = dict.fromkeys(types[path])
+    allowed = f"{', '.join(others)} or {last}" if others else last
+    return f"`{'.'.join(path)}` is {given[path]}, but must be {allowed}.", depths[path]
+
+
+def _depth_of_unknown(message: str) -> int:
+    """Return how deep in a message an unknown key or class stands; -1 without one."""
+    unknown = [line for line in message.splitlines() if _CLASS.search(line) or any(key.search(line) for key in _KEYS)]
+    return max((len(line) - len(line.lstrip(" -")) for line in unknown), default=-1)
 
 
 def _of_class(path: str, option: str, *, key: str, value: re.Match[str] | None) -> str:
