@@ -130,8 +130,9 @@ def asked_points(rounds: Sequence[Round]) -> list[AskedOnce]:
         picks = [dict(zip(PICK_COLUMNS, pick, strict=True)) for pick in record.picks()]
         own = [*picks, *(_unranked(record, index) for index in record.asked_held_out)]
         asked = {int(str(pick["id"])) for pick in own}
-        others = dict.fromkeys(id_of(row) for row in record.answers if id_of(row) not in latest.keys() | asked)
-        own += [_unranked(record, index) for index in others]
+        unasked = [index for index in map(id_of, record.answers) if index not in latest]
+        others = dict.fromkeys([*record.asked_without_label, *unasked])
+        own += [_unranked(record, index) for index in others if index not in asked]
         points = [AskedOnce(pick) for pick in own]
         found += points
         latest |= {point.id: point for point in points}

@@ -69,7 +69,7 @@ def query_of(datamodule: ActiveLearningDataModule, run: Run, draft: Draft, *, is
 
 def _asked_in(record: Round) -> list[int]:
     """Return the points that a round has asked for, those of a batch without any label included."""
-    return [*record.asked, *(int(str(row["id"])) for row in record.answers)]
+    return [*record.asked, *record.asked_without_label]
 
 
 def _points(classes: Sequence[str] | None, draft: Draft, *, seed: int) -> list[AskedPoint]:

@@ -282,8 +282,10 @@ class Run:
 
     def drop_batch(self, datamodule: ActiveLearningDataModule, draft: Draft) -> None:
         """Keep a round whose batch got no label, so that the next one is chosen from the same predictions."""
+        asked = list(dict.fromkeys([*draft.record.asked_without_label, *draft.record.asked]))
         record = replace(draft.record, acquired=[], scores=[], targets=None, bald=None, predicted=None)
-        self.draft = replace(draft, record=replace(record, asked_held_out=[], information={}), probs=None)
+        record = replace(record, asked_held_out=[], asked_without_label=asked, information={})
+        self.draft = replace(draft, record=record, probs=None)
         state = self._state()
         datamodule.restore(state.state_of, state.target_of, state.answers)
 

@@ -68,9 +68,20 @@ def test_a_point_that_is_asked_for_again_has_two_rows():
 
 
 def test_points_of_a_batch_without_any_label_are_there_without_rank_and_score():
-    record = Round(0, 0, 9, acquired=[5], scores=[0.5], targets=[1], answers=[answer(7, "reject"), answer(5, label=1)])
-    rows = table([record])
-    assert [(row["id"], row["rank"], row["answer"]) for row in rows] == [("5", "0", "label"), ("7", "", "reject")]
+    record = Round(
+        0,
+        0,
+        9,
+        acquired=[5],
+        scores=[0.5],
+        targets=[1],
+        asked_without_label=[7, 5, 6],
+        answers=[answer(7, "reject"), answer(5, label=1)],
+    )
+    found = [(row["id"], row["rank"], row["answer"]) for row in table([record])]
+    assert found == [("5", "0", "label"), ("7", "", "reject"), ("6", "", "")]
+    late = Round(1, 1, 8, answers=[answer(6, label=2)])
+    assert [(row["round"], row["answer"]) for row in table([record, late])][-1] == ("0", "label")
 
 
 def test_an_oracle_that_does_not_tell_who_has_answered_has_labels_all_the_same():

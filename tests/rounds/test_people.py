@@ -280,6 +280,20 @@ def test_a_batch_without_a_label_makes_no_fit_and_the_next_is_asked_from_the_sam
     assert {index for index, state, _ in record.changed_after if state == -2} == {first.ids[1], first.ids[2]}
 
 
+def test_a_late_answer_to_a_batch_that_was_closed_without_a_label_is_labelled(start):
+    first = start().waiting_for
+    folder = start().run.folder
+    write(folder, [{"id": first[0], "kind": "unsure"}])
+    second = start(finish=True).waiting_for
+    late, later = [index for index in first[1:] if index not in second][:2]
+    assert read_asked(folder).asked_before[late] == 0
+    write(folder, [{"id": index, "label": name_of(index)} for index in [late, *second]])
+    callback = start()
+    assert [late, 1, TRUE[late]] in callback.rounds[0].changed_after
+    write(folder, [{"id": index, "label": name_of(index)} for index in [later, *callback.waiting_for]])
+    assert [later, 2, TRUE[later]] in start().rounds[1].changed_after
+
+
 def test_the_scores_after_a_batch_without_a_label_are_those_of_one_wide_batch(start, tmp_path):
     """The eight best of one fit, asked for at once, are the four best and, without any label, the four after them."""
 
