@@ -47,14 +47,16 @@ def check_people(settings: Settings, datamodule: ActiveLearningDataModule, *, is
 
 
 def query_of(datamodule: ActiveLearningDataModule, run: Run, draft: Draft, *, is_finished: bool = False) -> Query:
-    """Return the query for the batch of a draft."""
+    """Return the query for the batch of a draft; points that the user has excluded since are not asked for."""
     record = draft.record
+    excluded = set(datamodule.labels.excluded_indices.tolist()) if run.settings.oracle.asks_people else set()
+    points = _points(datamodule.classes, draft, seed=run.seed or 0)
     earlier = [number for number in run.rounds if number.round < record.round]
     asked_before = {index: each.round for each in [*earlier, record] for index in _asked_in(each)}
-    asked = set(record.asked)
+    asked = set(record.asked) - excluded
     batch = AskedBatch(
         round=record.round,
-        points=_points(datamodule.classes, draft, seed=run.seed or 0),
+        points=[point for point in points if point.id in asked],
         classes=datamodule.classes or [],
         num_points=len(datamodule.labels),
         asked_at=now(),

@@ -459,6 +459,28 @@ def test_an_answer_for_a_point_that_the_user_has_excluded_is_refused(start, make
         active_fit(make_trainer(again), make_model(), module, seed=1)
 
 
+def test_a_point_that_the_user_excludes_while_it_is_asked_for_is_not_waited_for(
+    start, make_trainer, make_model, tmp_path
+):
+    callback = start()
+    folder, (gone, *others) = callback.run.folder, callback.waiting_for
+    write(folder, [{"id": index, "label": name_of(index)} for index in others[1:]])
+
+    def start_without_it():
+        module = ActiveLearningDataModule(Unlabelled(), initial=0, classes=CLASSES)
+        module.setup("fit")
+        module.exclude([gone])
+        again = ActiveLearning(BALD(), query_size=4, num_samples=8, max_labelled=12, folder=folder, oracle=AskPeople())
+        active_fit(make_trainer(again), make_model(), module, seed=1)
+        return again
+
+    assert start_without_it().waiting_for == [others[0]]
+    assert gone not in read_asked(folder).ids
+    write(folder, [{"id": others[0], "label": name_of(others[0])}])
+    first = start_without_it().rounds[0]
+    assert (first.targets[0], first.changed_after) == (None, [[gone, -2, None]])
+
+
 def test_appended_points_enter_the_pool_and_reordered_ones_are_refused(start):
     callback = start()
     folder = callback.run.folder
