@@ -294,6 +294,21 @@ def test_a_late_answer_to_a_batch_that_was_closed_without_a_label_is_labelled(st
     assert [later, 2, TRUE[later]] in start().rounds[1].changed_after
 
 
+def test_a_pool_of_which_nobody_can_tell_a_label_is_asked_for_to_its_end(start):
+    class Few(Unlabelled):
+        def train_dataloader(self):
+            return DataLoader(Inputs(self._part(10, 0).tensors[0]), batch_size=8)
+
+    callback, asked = start(data=Few()), []
+    while callback.waiting_for:
+        asked += callback.waiting_for
+        write(callback.run.folder, [{"id": index, "kind": "reject"} for index in callback.waiting_for])
+        callback = start(data=Few())
+    assert sorted(asked) == list(range(10))  # four, four and the two that are left
+    assert (callback.stopped, len(callback.rounds)) == ("the pool is empty", 1)
+    assert sorted(row["id"] for row in callback.rounds[0].answers) == list(range(10))
+
+
 def test_the_scores_after_a_batch_without_a_label_are_those_of_one_wide_batch(start, tmp_path):
     """The eight best of one fit, asked for at once, are the four best and, without any label, the four after them."""
 
