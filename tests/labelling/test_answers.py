@@ -215,6 +215,12 @@ def test_an_alias_stands_for_its_class_and_a_text_of_digits_for_an_id():
     assert read('{"id": "7", "label": "kitty"}\n')[0] == [Answer(7, "label", "cat", "ann")]
 
 
+@pytest.mark.parametrize("name", ["naïve 🐈", "nai\u0308ve 🐈", "nai\u0308f"])
+def test_letters_and_accents_of_a_class_may_be_one_character_or_two(name):
+    allowed = Allowed(CLASSES, {"naïf": "naïve 🐈"}, num_points=100)
+    assert [answer.label for answer in read(f"id,label\n7,{name}\n", "a.csv", allowed)[0]] == ["naïve 🐈"]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
