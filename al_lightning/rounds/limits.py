@@ -11,6 +11,8 @@ from al_lightning.records.round import Round
 
 HOLDOUT_ACC = "holdout_acc"
 """Name of the accuracy on the holdout, whose lower bound a target is compared with."""
+POOL_IS_EMPTY = "the pool is empty"
+"""Why a run ends that has asked for all points."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Limits:
         if self.max_labelled is not None and num_labelled >= self.max_labelled:
             return f"max_labelled={self.max_labelled} reached"
         if num_pool == 0:
-            return "the pool is empty"
+            return POOL_IS_EMPTY
         if self.max_rounds is not None and num_fits >= self.max_rounds:
             return f"max_rounds={self.max_rounds} reached"
         if metrics is not None and self._reached(metrics):

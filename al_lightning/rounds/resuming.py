@@ -26,7 +26,7 @@ from al_lightning.records.journal import Journal, read_journal
 from al_lightning.records.lines import SCHEMA_VERSION
 from al_lightning.records.round import Round
 from al_lightning.records.weights import States
-from al_lightning.rounds.limits import Limits
+from al_lightning.rounds.limits import POOL_IS_EMPTY, Limits
 
 FIRST_WEIGHTS, LAST_WEIGHTS, ASKED_WEIGHTS = "first_weights.pt", "last_weights.pt", "asked_weights.pt"
 
@@ -173,20 +173,23 @@ def still_finished(rounds: Sequence[Round], limits: Limits, *, query_size: int) 
     return list(takewhile(stands, rounds))
 
 
-def still_paid(rounds: Sequence[Round], limits: Limits) -> list[Round]:
+def still_paid(rounds: Sequence[Round], limits: Limits, *, num_appended: int = 0) -> list[Round]:
     """Return the rounds on disk after which a run with people resumes: none that holds a label is withdrawn.
 
-    The last is run again where it ended without a batch, for a limit that has been raised since. One that ended with
-    labels is followed by further rounds then.
+    The last is run again where it ended without a batch, for a limit that has been raised since, or for a pool to which
+    `num_appended` points were added. One that ended with labels is followed by further rounds then.
 
     Example:
         >>> ended = Round(round=0, num_labelled=4, num_pool=6, stopped="max_rounds=1 reached")
         >>> [len(still_paid([ended], Limits(max_rounds=most))) for most in (1, 2)]
         [1, 0]
     """
-    if not rounds or rounds[-1].stopped is None or limits.reason_after(rounds[-1]) is not None:
+    if not rounds or rounds[-1].stopped is None:
         return list(rounds)
     last = rounds[-1]
+    is_used_up = last.stopped == POOL_IS_EMPTY and num_appended == 0
+    if is_used_up or limits.reason_after(replace(last, num_pool=last.num_pool + num_appended)) is not None:
+        return list(rounds)
     return [*rounds[:-1], *([replace(last, stopped=None)] if last.asked or last.answers else [])]
 
 

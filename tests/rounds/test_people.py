@@ -296,8 +296,11 @@ def test_a_late_answer_to_a_batch_that_was_closed_without_a_label_is_labelled(st
 
 def test_a_pool_of_which_nobody_can_tell_a_label_is_asked_for_to_its_end(start):
     class Few(Unlabelled):
+        def __init__(self, num=10):
+            super().__init__(num)
+
         def train_dataloader(self):
-            return DataLoader(Inputs(self._part(10, 0).tensors[0]), batch_size=8)
+            return DataLoader(Inputs(self._part(12, 0).tensors[0][: self.num_train]), batch_size=8)
 
     callback, asked = start(data=Few()), []
     while callback.waiting_for:
@@ -307,6 +310,29 @@ def test_a_pool_of_which_nobody_can_tell_a_label_is_asked_for_to_its_end(start):
     assert sorted(asked) == list(range(10))  # four, four and the two that are left
     assert (callback.stopped, len(callback.rounds)) == ("the pool is empty", 1)
     assert sorted(row["id"] for row in callback.rounds[0].answers) == list(range(10))
+    assert start(data=Few()).rounds == callback.rounds
+    callback = start(data=Few(12))  # points that were appended are asked for
+    write(callback.run.folder, [{"id": index, "label": name_of(index)} for index in [10, 11]])
+    assert set(callback.waiting_for) == {10, 11}
+    assert set(start(data=Few(12)).rounds[1].acquired) == {10, 11}
+
+
+def test_a_budget_that_a_correction_uses_up_ends_the_run_after_a_batch_without_a_label(start):
+    settings = {"max_labelled": 11, "holdout_share": 0.25}
+    callback, num_corrected = start(**settings), None
+    while callback.waiting_for and num_corrected is None:
+        reserved = callback.run.header["reserved"]
+        is_last = len(callback.rounds) == 2
+        unsure = [index for index in callback.waiting_for if is_last or index == reserved[0]]
+        labelled = [reserved[0], *callback.waiting_for] if is_last else callback.waiting_for
+        write(callback.run.folder, [{"id": index, "kind": "unsure"} for index in unsure])
+        label = [{"id": index, "label": name_of(index)} for index in labelled if index not in unsure]
+        write(callback.run.folder, [*label, *([{"id": reserved[0], "label": "ant"}] if is_last else [])])
+        num_corrected = 1 if is_last else None
+        callback = start(**settings)
+    assert (callback.stopped, len(callback.rounds)) == ("max_labelled=11 reached", 3)
+    assert callback.rounds[-1].num_paid == 11
+    assert start(**settings).rounds == callback.rounds
 
 
 def test_the_scores_after_a_batch_without_a_label_are_those_of_one_wide_batch(start, tmp_path):

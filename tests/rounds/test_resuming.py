@@ -213,6 +213,15 @@ def test_with_people_a_raised_limit_repeats_only_a_round_that_holds_no_label_and
     assert still_paid(rounds, limits) == expected
 
 
+def test_with_people_a_pool_that_was_asked_for_to_its_end_is_no_raised_limit_but_one_that_has_grown_is():
+    ended = replace(ENDED, stopped="the pool is empty")  # after batches without a label, the last points left it
+    assert still_paid([FIRST, ended], RAISED) == [FIRST, ended]
+    assert still_paid([FIRST, ended], RAISED, num_appended=5) == [FIRST]
+    empty = replace(ended, num_pool=0)
+    assert still_paid([FIRST, empty], RAISED) == [FIRST, empty]
+    assert still_paid([FIRST, empty], RAISED, num_appended=5) == [FIRST]
+
+
 @pytest.mark.parametrize("held", [{"acquired": [6]}, {"asked_held_out": [6]}, {"answers": [SKIPPED]}])
 def test_with_people_a_last_round_that_holds_labels_or_answers_is_followed_by_others(held):
     assert still_paid([FIRST, replace(ENDED, **held)], RAISED) == [FIRST, replace(ENDED, **held, stopped=None)]
