@@ -146,14 +146,15 @@ def read_asked(folder: Path) -> AskedBatch | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(_damaged(path, error)) from error
+        raise ValueError(damaged(path, error)) from error
     try:
         return _batch(plain_json(text))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(_damaged(path, error)) from error
+        raise ValueError(damaged(path, error)) from error
 
 
-def _damaged(path: Path, error: Exception) -> str:
+def damaged(path: Path, error: Exception) -> str:
+    """Say that a file is not what a run writes, and the way out."""
     return (
         f"{path} cannot be used ({type(error).__name__}: {error}). Restore it. Without it, and "
         "with the answers kept, the same command fits the round anew and asks for the same points."

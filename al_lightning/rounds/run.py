@@ -13,7 +13,7 @@ from al_lightning._lightning import LightningModule, Trainer, set_logged_steps
 from al_lightning.data import EXCLUDED, IN_POOL, ActiveLearningDataModule
 from al_lightning.distributed import Ranks
 from al_lightning.labelling import Query
-from al_lightning.labelling.asked import ASKED, read_asked
+from al_lightning.labelling.asked import ASKED, damaged, read_asked
 from al_lightning.pool.select import Chooser
 from al_lightning.posterior import Posterior, state_of
 from al_lightning.records.files import load_plain, replacing
@@ -212,7 +212,10 @@ class Run:
         if batch.round < number:  # a process was killed right after the commit
             path.unlink()
             return None
-        return Draft.from_data(batch.draft)
+        try:
+            return Draft.of_asked(batch)
+        except ValueError as error:
+            raise ValueError(damaged(path, error)) from error
 
     def _found_folder(self, trainer: Trainer) -> Callable[[], Path] | None:
         """Return a function that names the folder on rank 0; None for a run that leaves no records."""
