@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from al_lightning.labelling.answers import Answer, as_line, entry_of
 from al_lightning.labelling.asked import ANSWERS
-from al_lightning.records.files import refuse_foreign_lock, sync_folder
+from al_lightning.records.files import naming, refuse_foreign_lock, sync_folder
 
 LOCKED_FOR_S = 30.0  # an answer is written in milliseconds
 STANDS_STILL_S = 1.0  # half a line that does not grow for so long is what a dead writer has left
@@ -48,7 +48,11 @@ def append_answer(folder: Path, answer: Answer) -> None:
     lock = path.parent / f".{path.stem}.lock"
     refuse_foreign_lock(lock)
     try:
-        with FileLock(lock, timeout=LOCKED_FOR_S), open(path, "ab+", buffering=0, opener=_no_link) as file:
+        with (
+            FileLock(lock, timeout=LOCKED_FOR_S),
+            naming(path),
+            open(path, "ab+", buffering=0, opener=_no_link) as file,
+        ):
             _extend(file, as_line(answer).encode(), is_once=answer.at is not None)
     except Timeout as error:
         raise TimeoutError(f"{lock} has been locked for {LOCKED_FOR_S:g} s. End the process that holds it.") from error

@@ -18,7 +18,7 @@ from al_lightning.labelling.label_studio.client import Project, Task
 from al_lightning.labelling.label_studio.config import with_classes
 from al_lightning.labelling.label_studio.tasks import new_answers, pulled, shown_as, task_of, tasks_of_points
 from al_lightning.labelling.shown import refuse_linked
-from al_lightning.records.files import refuse_foreign_lock, write_atomically
+from al_lightning.records.files import naming, refuse_foreign_lock, write_atomically
 from al_lightning.records.foreign import plain_json
 
 IDENTITY = "label_studio.json"
@@ -202,7 +202,7 @@ def _append(path: Path, answers: Sequence[Answer]) -> None:
     read it. After an error the file is as it was.
     """
     data = "".join(map(as_line, answers)).encode()
-    with open(path, "ab+", buffering=0, opener=_no_link) as file:
+    with naming(path), open(path, "ab+", buffering=0, opener=_no_link) as file:
         kept, size = _end_of_lines(file), file.seek(0, os.SEEK_END)
         if kept < size and _is_whole(file, kept):
             kept, data = size, b"\n" + data
