@@ -17,6 +17,7 @@ from al_lightning.records.header import short
 Kind = Literal["label", "skip", "unsure", "reject", "undo"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 COLUMNS = ("id", "kind", "label", "who", "at", "seconds")
+MOST_SECONDS = 10**9  # sums of more may have no number
 MOST_SHOWN = 10  # classes named in an error
 MOST_DIGITS = 20  # of an id: more fit into no number of 64 bits
 END_IN_QUOTES = "unexpected end of data"  # the words of `csv`, which has no error of its own for it
@@ -318,8 +319,10 @@ def _seconds(value: object, place: str) -> float | None:
         seconds = float(value) if not isinstance(value, bool) else math.nan  # type: ignore[arg-type]
     except (ValueError, TypeError):
         seconds = math.nan
-    if not (math.isfinite(seconds) and seconds >= 0):
-        raise ValueError(f"{place} has `seconds` {short(repr(value))}, but must have a number from 0 on.")
+    if not 0 <= seconds <= MOST_SECONDS:
+        raise ValueError(
+            f"{place} has `seconds` {short(repr(value))}, but must have a number from 0 to {MOST_SECONDS}, 30 years."
+        )
     return seconds
 
 
