@@ -198,7 +198,8 @@ class ActiveLearning(Callback):
             return
         if not run.rounds and run.draft is None:  # else points may have left the pool since
             counts = {"num_labelled": labels.num_labelled + labels.num_held_out, "num_pool": labels.num_pool}
-            settings.limits.check_start(settings.query_size, **counts)
+            num_reserved = len(labels.reserved_indices)
+            settings.limits.check_start(settings.query_size, **counts, num_reserved=num_reserved)
         self._labels_due = labels_due(labels, round_index=len(run.rounds))  # before Lightning loads a checkpoint's
         if settings.weights == "best":
             best_checkpoint(trainer)
