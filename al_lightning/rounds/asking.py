@@ -60,7 +60,7 @@ def query_of(datamodule: ActiveLearningDataModule, run: Run, draft: Draft, *, is
         classes=datamodule.classes or [],
         num_points=len(datamodule.labels),
         asked_at=now(),
-        renamed=datamodule.renamed,
+        renamed=run.header.get("renamed") or {},  # with the names of earlier starts
         asked_before={index: number for index, number in asked_before.items() if index not in asked},
         taken_up=[each for each in taken_up([*earlier, record], datamodule.classes or []) if each[0] in asked],
         draft=draft.as_data(),

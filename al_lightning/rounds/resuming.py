@@ -73,6 +73,7 @@ def opened(folder: Path, header: Mapping[str, Any]) -> tuple[Journal, list[Round
         )
     refuse_other_run(before, header, folder)
     refuse_other_classes(before, header, folder)
+    header = _with_earlier_names(header, before)
     if rounds:
         _warn_of_other_hyper_parameters(before, header, folder)
     has_weights = bool(rounds) or (folder / FIRST_WEIGHTS).exists()
@@ -123,6 +124,28 @@ def refuse_other_classes(before: Mapping[str, Any], now: Mapping[str, Any], fold
             "numbers are what the model has learned: append new ones at the end, and give a new name as "
             "`renamed={'old': 'new'}`."
         )
+    numbers = _numbers(now)
+    for name, number in _numbers(before).items():
+        if numbers.get(name, number) != number:
+            raise ValueError(
+                f"{folder} holds a run in which {name!r} is a name of {classes[number]!r}, and now it is one of "
+                f"{classes[numbers[name]]!r}: the answers that say {name!r} would change their class. Take a name that "
+                "the run has not had."
+            )
+
+
+def _numbers(header: Mapping[str, Any]) -> dict[str, int]:
+    """Return the class of each name, earlier and other ones included."""
+    numbers = {name: number for number, name in enumerate(header.get("classes") or [])}
+    others = {old: numbers[new] for old, new in (header.get("renamed") or {}).items() if new in numbers}
+    return {**others, **numbers}
+
+
+def _with_earlier_names(header: Mapping[str, Any], before: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Keep all names that the classes of a run have had: none of them may come to mean another class."""
+    classes = header.get("classes") or []
+    names = {name: classes[number] for name, number in {**_numbers(before), **_numbers(header)}.items()}
+    return {**header, "renamed": {old: new for old, new in names.items() if old not in classes} or None}
 
 
 def _warn_of_other_hyper_parameters(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:

@@ -574,6 +574,19 @@ def test_a_renamed_class_keeps_its_number_and_old_answers_count(start):
     assert callback.rounds[1].targets == [0] * 4
 
 
+def test_answers_keep_their_class_whatever_names_come_and_go(start):
+    callback = start(classes=["ant", "bee"])
+    write(callback.run.folder, [{"id": index, "label": "bee"} for index in callback.waiting_for])
+    wasp = {"classes": ["ant", "wasp"], "renamed": {"bee": "wasp"}}
+    write(callback.run.folder, [{"id": index, "label": "wasp"} for index in start(**wasp).waiting_for])
+    hornet = {"classes": ["ant", "hornet"], "renamed": {"wasp": "hornet"}}  # the run knows that it was a bee
+    assert start(**hornet).rounds[1].targets == [1, 1, 1, 1]
+    for names in (["ant", "hornet", "bee"], ["ant", "hornet", "wasp"]):
+        with pytest.raises(ValueError, match="would change their class"):
+            start(classes=names)
+    assert start(classes=["ant", "bee"], renamed={"wasp": "bee", "hornet": "bee"}).rounds[0].targets == [1, 1, 1, 1]
+
+
 def test_more_classes_than_outputs_are_refused_and_a_larger_model_goes_on(start):
     model = lambda num: (torch.manual_seed(num), Wide(num))[1]  # noqa: E731
     callback = start(data=OnlyTraining(), classes=CLASSES[:2], model=model(2))

@@ -236,6 +236,21 @@ def test_a_run_that_ended_by_its_holdout_goes_on_when_the_target_is_raised():
 @pytest.mark.parametrize(
     ("classes", "renamed"),
     [
+        (["cat", "hound", "dog"], {}),  # an earlier name as a new class
+        (["dog", "hound"], {"cat": "dog"}),  # as another name of another class
+        (["cat", "hound"], {"dog": "cat"}),  # as an alias of another class
+        (["cat", "hound", "bird"], {"puppy": "bird"}),
+    ],
+)
+def test_a_name_that_a_class_has_had_means_no_other_class(classes, renamed):
+    before = {"classes": ["cat", "hound"], "renamed": {"dog": "hound", "puppy": "hound"}}
+    with pytest.raises(ValueError, match=r"is a name of .hound., and now .* would change their class"):
+        refuse_other_classes(before, {"classes": classes, "renamed": renamed}, Path("run"))
+
+
+@pytest.mark.parametrize(
+    ("classes", "renamed"),
+    [
         (["cat", "dog"], {}),
         (["cat", "dog", "ant"], {}),
         (["kitty", "dog"], {"cat": "kitty"}),
