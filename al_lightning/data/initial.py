@@ -1,5 +1,6 @@
 """Initial labels: the ids given, or points drawn before any model exists."""
 
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
@@ -73,7 +74,7 @@ def checked_initial(initial: object, *, may_be_given: bool) -> Initial:
 
 
 def checked_classes(classes: object) -> list[str] | None:
-    """Validate `classes`: at least two different names, or None."""
+    """Validate `classes`: at least two different names that also look different, or None."""
     if classes is None:
         return None
     names = list(classes) if isinstance(classes, Sequence) and not isinstance(classes, str) else None
@@ -81,6 +82,17 @@ def checked_classes(classes: object) -> list[str] | None:
         raise TypeError(f"`classes` is {classes!r}, but must be a list of names, texts that are not empty.")
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"`classes` names {repeated} more than once. Give each class once.")
+    if blank := [name for name in names if name != name.strip()]:
+        raise ValueError(
+            f"`classes` names {blank[0]!r}, but spaces at the ends of a name are lost in a table. Give "
+            f"{blank[0].strip()!r}."
+        )
+    plain = [unicodedata.normalize("NFC", name) for name in names]
+    if alike := [ascii(name) for name, text in zip(names, plain, strict=True) if plain.count(text) > 1]:
+        raise ValueError(
+            f"`classes` names {' and '.join(alike)}, which are one text in Unicode, so that nobody can tell them "
+            "apart. Rename one."
+        )
     if len(names) < 2:  # noqa: PLR2004 - nothing is learned of a single class
         raise ValueError(f"`classes` is {names}, but at least two are needed.")
     return names

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -16,6 +17,7 @@ from al_lightning.records.header import short
 Kind = Literal["label", "skip", "unsure", "reject", "undo"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 COLUMNS = ("id", "kind", "label", "who", "at", "seconds")
+MOST_SECONDS = 10**9  # sums of more may have no number
 MOST_SHOWN = 10  # classes named in an error
 MOST_DIGITS = 20  # of an id: more fit into no number of 64 bits
 END_IN_QUOTES = "unexpected end of data"  # the words of `csv`, which has no error of its own for it
@@ -258,12 +260,33 @@ def _label(value: object, kind: str, what: str, allowed: Allowed) -> str | None:
         return None
     if value is None:
         raise ValueError(f"{what} with no label. Give a class name, or one of the kinds {', '.join(KINDS[1:])}.")
-    name = allowed.renamed.get(value, value) if isinstance(value, str) else None
-    if name not in allowed.classes:
+    name = _class_named(value, allowed) if isinstance(value, str) else None
+    if name is None:
         shown = ", ".join(map(repr, allowed.classes[:MOST_SHOWN])) + (", ..." * (len(allowed.classes) > MOST_SHOWN))
         text = " Class names are texts, in quotes." if not isinstance(value, str) else ""
         raise ValueError(f"{what} with the label {short(repr(value))}, but the classes are {shown}.{text}")
     return name
+
+
+def _class_named(text: str, allowed: Allowed) -> str | None:
+    r"""Return the class that a text names, by its name, an alias, or the same text in Unicode; None if there is none.
+
+    Example:
+        >>> _class_named("cafe\u0301", Allowed(["caf\xe9", "bar"], {}, 10)) == "caf\xe9"
+        True
+    """
+    name = allowed.renamed.get(text, text)
+    if name not in allowed.classes:
+        aliases = {_composed(old): new for old, new in allowed.renamed.items()}
+        name = aliases.get(_composed(text), _composed(text))
+    if name in allowed.classes:
+        return name
+    return next((each for each in allowed.classes if _composed(each) == name), None)
+
+
+def _composed(text: str) -> str:
+    """Return a text with each letter and its accents as one character where Unicode has it."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _who(value: object, place: str) -> str:
@@ -296,8 +319,10 @@ def _seconds(value: object, place: str) -> float | None:
         seconds = float(value) if not isinstance(value, bool) else math.nan  # type: ignore[arg-type]
     except (ValueError, TypeError):
         seconds = math.nan
-    if not (math.isfinite(seconds) and seconds >= 0):
-        raise ValueError(f"{place} has `seconds` {short(repr(value))}, but must have a number from 0 on.")
+    if not 0 <= seconds <= MOST_SECONDS:
+        raise ValueError(
+            f"{place} has `seconds` {short(repr(value))}, but must have a number from 0 to {MOST_SECONDS}, 30 years."
+        )
     return seconds
 
 

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from al_lightning.labelling.answers import Allowed, normal_time
+from al_lightning.labelling.answers import Allowed, Answer, normal_time, read_answers
 from al_lightning.labelling.resolve import Taken
 from al_lightning.records.files import write_atomically
 from al_lightning.records.foreign import plain_json
@@ -53,6 +53,7 @@ class AskedBatch:
         renamed: Other names of classes.
         answers_per_point: Wanted votes a point.
         min_answered: How many answered points close the batch; None for all.
+        answers_from: Further folders of answers, of whose points those count that some batch has asked for.
         asked_before: Last round that asked for a point of an earlier batch, by id.
         taken_up: Answers to these points that earlier batches have taken up: they count no more.
         draft: The round so far, for the run alone.
@@ -66,6 +67,7 @@ class AskedBatch:
     renamed: Mapping[str, str] = field(default_factory=dict)
     answers_per_point: int = 1
     min_answered: int | None = None
+    answers_from: list[str] = field(default_factory=list)
     asked_before: Mapping[int, int] = field(default_factory=dict)
     taken_up: list[Taken] = field(default_factory=list)
     draft: Mapping[str, Any] = field(default_factory=dict)
@@ -80,6 +82,23 @@ class AskedBatch:
         """Return what an answer in the run folder may say."""
         return Allowed(self.classes, self.renamed, self.num_points, asked={*self.ids, *self.asked_before})
 
+    @property
+    def allowed_elsewhere(self) -> Allowed:
+        """Return what an answer in a further folder may say: of any point."""
+        return replace(self.allowed, asked=None)
+
+    @property
+    def folders(self) -> list[Path]:
+        """The further folders of answers.
+
+        Raises:
+            ValueError: If there is no such folder.
+        """
+        for folder in map(Path, self.answers_from):
+            if not folder.is_dir():
+                raise ValueError(f"`answers_from` names {folder}, but there is no such folder.")
+        return list(map(Path, self.answers_from))
+
 
 def now() -> str:
     """Return the time as UTC, as answers and batches have it."""
@@ -91,6 +110,20 @@ def write_asked(folder: Path, batch: AskedBatch) -> None:
     entry = {"schema": SCHEMA, "version": SCHEMA_VERSION, **asdict(batch)}
     (folder / ANSWERS).mkdir(exist_ok=True)  # first: who sees what is asked may answer at once
     write_atomically(folder / ASKED, json.dumps(entry, allow_nan=False, indent=1) + "\n")
+
+
+def answers_to(folder: Path, batch: AskedBatch) -> tuple[list[Answer], list[str]]:
+    """Return the answers to points that a run has asked for, and what is not read yet, with the reason.
+
+    Raises:
+        ValueError: If a line is no answer, or a further folder is missing.
+    """
+    found, unread = read_answers(folder / ANSWERS, batch.allowed)
+    for other in batch.folders:
+        more, unread_there = read_answers(other, batch.allowed_elsewhere)
+        found += [answer for answer in more if answer.id in (batch.allowed.asked or ())]
+        unread += unread_there
+    return found, unread
 
 
 def refuse_other_folders(folder: Path) -> None:
@@ -113,14 +146,15 @@ def read_asked(folder: Path) -> AskedBatch | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(_damaged(path, error)) from error
+        raise ValueError(damaged(path, error)) from error
     try:
         return _batch(plain_json(text))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(_damaged(path, error)) from error
+        raise ValueError(damaged(path, error)) from error
 
 
-def _damaged(path: Path, error: Exception) -> str:
+def damaged(path: Path, error: Exception) -> str:
+    """Say that a file is not what a run writes, and the way out."""
     return (
         f"{path} cannot be used ({type(error).__name__}: {error}). Restore it. Without it, and "
         "with the answers kept, the same command fits the round anew and asks for the same points."

@@ -1,12 +1,12 @@
 """Oracles: what gives the labels of a batch, the dataset or people."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from al_lightning.labelling.answers import read_answers
-from al_lightning.labelling.asked import ANSWERS, AskedBatch, write_asked
+from al_lightning.labelling.asked import AskedBatch, answers_to, write_asked
 from al_lightning.labelling.resolve import Resolved, is_closed, resolved, skipped_at_last
 from al_lightning.labelling.shown import show
 
@@ -136,21 +136,12 @@ class AskPeople(Oracle):
             replace(point, shown=show(folder, point.id, query.items(point.id), query.render))
             for point in query.batch.points
         ]
-        batch = replace(
-            query.batch, points=points, answers_per_point=self.answers_per_point, min_answered=self.min_answered
-        )
-        write_asked(folder, batch)
+        write_asked(folder, replace(self._with_settings(query.batch), points=points))
 
     def answers(self, query: Query) -> Answers:
         """Return what the answers say that are there."""
-        folder, batch, allowed = folder_of(query), query.batch, query.batch.allowed
-        found, unread = read_answers(folder / ANSWERS, allowed)
-        for other in map(Path, self.answers_from):
-            if not other.is_dir():
-                raise ValueError(f"`answers_from` names {other}, but there is no such folder.")
-            more, unread_there = read_answers(other, replace(allowed, asked=None))
-            found += [answer for answer in more if answer.id in (allowed.asked or ())]
-            unread += unread_there
+        batch = self._with_settings(query.batch)
+        found, unread = answers_to(folder_of(query), batch)
         of = resolved(
             found,
             asked_now=batch.ids,
@@ -161,6 +152,14 @@ class AskPeople(Oracle):
         if is_done:
             of |= skipped_at_last(found, of, asked_now=batch.ids, taken_up=batch.taken_up)
         return Answers(of, is_done, unread)
+
+    def _with_settings(self, batch: AskedBatch) -> AskedBatch:
+        return replace(
+            batch,
+            answers_per_point=self.answers_per_point,
+            min_answered=self.min_answered,
+            answers_from=[os.path.abspath(folder) for folder in self.answers_from],  # clients run anywhere
+        )
 
 
 def folder_of(query: Query) -> Path:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from al_lightning.labelling.answers import read_answers
-from al_lightning.labelling.asked import ANSWERS, read_asked, refuse_other_folders
+from al_lightning.labelling.asked import answers_to, read_asked, refuse_other_folders
 from al_lightning.labelling.resolve import is_closed, resolved
 from al_lightning.records.foreign import printable
 
@@ -50,7 +49,7 @@ def status_of(folder: Path) -> Status | None:
     batch = read_asked(folder)
     if batch is None:
         return None
-    answers, unread = read_answers(folder / ANSWERS, batch.allowed)
+    answers, unread = answers_to(folder, batch)
     found = resolved(answers, asked_now=batch.ids, answers_per_point=batch.answers_per_point, taken_up=batch.taken_up)
     kinds = [found[index].kind for index in batch.ids if index in found]
     closed = is_closed(found, asked_now=batch.ids, min_answered=batch.min_answered)

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from al_lightning.labelling.answers import Answer, as_line, entry_of
 from al_lightning.labelling.asked import ANSWERS
-from al_lightning.records.files import refuse_foreign_lock, sync_folder
+from al_lightning.records.files import naming, refuse_foreign_lock, sync_folder
 
 LOCKED_FOR_S = 30.0  # an answer is written in milliseconds
 STANDS_STILL_S = 1.0  # half a line that does not grow for so long is what a dead writer has left
@@ -67,7 +67,7 @@ def append_lines(path: Path, lines: str, *, is_once: bool = False) -> None:
         lines: Whole lines.
         is_once: Leave the file as it is if it has these lines already.
     """
-    with open(path, "ab+", buffering=0, opener=no_link) as file:
+    with naming(path), open(path, "ab+", buffering=0, opener=no_link) as file:
         _extend(file, lines.encode(), is_once=is_once)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from al_lightning.data.labels import IN_POOL, RESERVED
 from al_lightning.records.round import PICK_COLUMNS, AnswerRow, Round
 
 ANSWER_COLUMNS = ("answer", "who", "at", "seconds")
@@ -21,10 +22,12 @@ class AskedOnce:
         pick: Its columns of `acquisitions.csv` without the answers; rank and score are None where it is of the holdout,
             or of a batch without any label, after which the round has asked for another one.
         rows: The answers that the round and later ones have taken up, in this order.
+        states: Label states to which these answers have moved it.
     """
 
     pick: Mapping[str, Any]
     rows: list[AnswerRow] = field(default_factory=list)
+    states: list[int] = field(default_factory=list)
 
     @property
     def id(self) -> int:
@@ -57,6 +60,8 @@ class AskedOnce:
         most = Counter(self.votes).most_common(2)
         if not most:
             return ("skip", None) if {row["kind"] for row in self._last} == {"skip"} else None
+        if self.states and self.states[-1] in {IN_POOL, RESERVED}:  # fewer votes are left than were wanted
+            return None
         return None if len(most) > 1 and most[0][1] == most[1][1] else most[0][0]
 
     @property
@@ -129,14 +134,18 @@ def asked_points(rounds: Sequence[Round]) -> list[AskedOnce]:
     for record in rounds:
         picks = [dict(zip(PICK_COLUMNS, pick, strict=True)) for pick in record.picks()]
         own = [*picks, *(_unranked(record, index) for index in record.asked_held_out)]
-        asked = {int(str(pick["id"])) for pick in own}
-        others = dict.fromkeys(id_of(row) for row in record.answers if id_of(row) not in latest.keys() | asked)
-        own += [_unranked(record, index) for index in others]
+        asked, answered = {int(str(pick["id"])) for pick in own}, set(map(id_of, record.answers))
+        unasked = [index for index in map(id_of, record.answers) if index not in latest]
+        others = dict.fromkeys([*record.asked_without_label, *unasked])
+        own += [_unranked(record, index) for index in others if index not in asked]
         points = [AskedOnce(pick) for pick in own]
         found += points
         latest |= {point.id: point for point in points}
         for row in record.answers:
             latest[id_of(row)].rows.append(row)
+        for index, state, _ in record.changed_after:
+            if index in answered and state is not None:
+                latest[index].states.append(state)
     return found
 
 

@@ -21,6 +21,24 @@ _CANNOT_SYNC_FOLDERS = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS})  #
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in an error of the system that names none, as one of a full disk.
+
+    Example:
+        >>> with naming(Path("runs/a/asked.json")):
+        ...     raise OSError(28, "No space left on device")
+        Traceback (most recent call last):
+        OSError: [Errno 28] No space left on device: 'runs/a/asked.json'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Yield a new binary file that replaces `path` at the end of the block, unless the block raises.
 
@@ -34,7 +52,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.partial")
     temporary.unlink(missing_ok=True)
     try:
-        with open(temporary, "xb", opener=_open_new) as file:
+        with naming(path), open(temporary, "xb", opener=_open_new) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -68,7 +86,7 @@ def append(path: Path, text: str, *, size: int) -> None:
         RuntimeError: If its size is another.
     """
     data = text.encode()
-    with open(path, "ab", buffering=0, opener=_open_there) as file:
+    with naming(path), open(path, "ab", buffering=0, opener=_open_there) as file:
         if (found := os.fstat(file.fileno()).st_size) != size:
             raise RuntimeError(
                 f"{path} holds {found} bytes, but this run has written {size}: something else has changed it. "

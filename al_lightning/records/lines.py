@@ -110,7 +110,7 @@ def decoded(text: str) -> tuple[dict[str, Any], list[Round]]:
         _verify(lines)
     _check_header(header)
     rounds = [
-        _round(entry, position, is_last=position == len(lines) - 2)
+        round_of(entry, position, f"line {position + 2}", is_last=position == len(lines) - 2)
         for position, entry in enumerate(_current(entries[1:], header["version"]))
     ]
     if header["version"] == SCHEMA_VERSION:
@@ -178,8 +178,18 @@ def _is_as_written(name: str, value: object) -> bool:
     return fits(value, HEADER[name].kind)
 
 
-def _round(entry: dict[str, Any], position: int, *, is_last: bool) -> Round:
-    place = f"line {position + 2}"
+def round_of(entry: Mapping[str, Any], position: int, place: str, *, is_last: bool) -> Round:
+    """Return an entry as a round.
+
+    Args:
+        entry: Its fields.
+        position: Its number.
+        place: Words for an error that say where it stands.
+        is_last: Whether no round follows it.
+
+    Raises:
+        ValueError: If no run writes such a round.
+    """
     required = {known.name for known in fields(Round) if known.default is MISSING and known.default_factory is MISSING}
     if lacking := required - entry.keys():
         raise ValueError(f"{place} is a round without {', '.join(sorted(lacking))}, which `active_fit` always writes")

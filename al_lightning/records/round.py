@@ -54,6 +54,7 @@ class Round:
         answers: With people, the answers that the round has taken up, those to points of earlier rounds included.
         num_points: Points of the dataset, where some were appended since the run began.
         asked_held_out: Points of the holdout that the round has asked for.
+        asked_without_label: Points of batches that it had asked for before, none of which got a label.
         num_held_out: Labels of the holdout when its batch was chosen.
         holdout: Accuracy on the holdout, with the labels that the round has taken up: points, right ones, share, and
             the bounds of its interval.
@@ -85,6 +86,7 @@ class Round:
     answers: list[AnswerRow] = field(default_factory=list)
     num_points: int | None = None
     asked_held_out: list[int] = field(default_factory=list)
+    asked_without_label: list[int] = field(default_factory=list)
     num_held_out: int = 0
     holdout: dict[str, float] = field(default_factory=dict)
     hyper_parameters: dict[str, str] = field(default_factory=dict)

@@ -47,18 +47,20 @@ def check_people(settings: Settings, datamodule: ActiveLearningDataModule, *, is
 
 
 def query_of(datamodule: ActiveLearningDataModule, run: Run, draft: Draft, *, is_finished: bool = False) -> Query:
-    """Return the query for the batch of a draft."""
+    """Return the query for the batch of a draft; points that the user has excluded since are not asked for."""
     record = draft.record
+    excluded = set(datamodule.labels.excluded_indices.tolist()) if run.settings.oracle.asks_people else set()
+    points = _points(datamodule.classes, draft, seed=run.seed or 0)
     earlier = [number for number in run.rounds if number.round < record.round]
     asked_before = {index: each.round for each in [*earlier, record] for index in _asked_in(each)}
-    asked = set(record.asked)
+    asked = set(record.asked) - excluded
     batch = AskedBatch(
         round=record.round,
-        points=_points(datamodule.classes, draft, seed=run.seed or 0),
+        points=[point for point in points if point.id in asked],
         classes=datamodule.classes or [],
         num_points=len(datamodule.labels),
         asked_at=now(),
-        renamed=datamodule.renamed,
+        renamed=run.header.get("renamed") or {},  # with the names of earlier starts
         asked_before={index: number for index, number in asked_before.items() if index not in asked},
         taken_up=[each for each in taken_up([*earlier, record], datamodule.classes or []) if each[0] in asked],
         draft=draft.as_data(),
@@ -69,7 +71,7 @@ def query_of(datamodule: ActiveLearningDataModule, run: Run, draft: Draft, *, is
 
 def _asked_in(record: Round) -> list[int]:
     """Return the points that a round has asked for, those of a batch without any label included."""
-    return [*record.asked, *(int(str(row["id"])) for row in record.answers)]
+    return [*record.asked, *record.asked_without_label]
 
 
 def _points(classes: Sequence[str] | None, draft: Draft, *, seed: int) -> list[AskedPoint]:

@@ -196,9 +196,10 @@ class ActiveLearning(Callback):
             trainer.fit_loop.max_epochs = 0
         if run.ended_before:
             return
-        if not run.rounds:
+        if not run.rounds and run.draft is None:  # else points may have left the pool since
             counts = {"num_labelled": labels.num_labelled + labels.num_held_out, "num_pool": labels.num_pool}
-            settings.limits.check_start(settings.query_size, **counts)
+            num_reserved = len(labels.reserved_indices)
+            settings.limits.check_start(settings.query_size, **counts, num_reserved=num_reserved)
         self._labels_due = labels_due(labels, round_index=len(run.rounds))  # before Lightning loads a checkpoint's
         if settings.weights == "best":
             best_checkpoint(trainer)

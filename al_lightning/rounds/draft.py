@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from al_lightning.labelling import AskedBatch
 from al_lightning.records.foreign import printable
+from al_lightning.records.lines import round_of
 from al_lightning.records.round import Round
 from al_lightning.records.weights import States
 
@@ -47,6 +49,22 @@ class Draft:
             "held_out_predicted": {str(index): label for index, label in self.held_out_predicted.items()},
             "is_tested": self.is_tested,
         }
+
+    @classmethod
+    def of_asked(cls, batch: AskedBatch) -> "Draft":
+        """Return the draft of a batch that is asked.
+
+        Raises:
+            ValueError: If it is none, or not the one of this batch.
+        """
+        try:
+            record = round_of(batch.draft["record"], batch.round, "its draft", is_last=True)
+            draft = cls.from_data(batch.draft)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"its draft is none: {type(error).__name__} {error}") from error
+        if not set(batch.ids) <= set(record.asked):
+            raise ValueError("its draft asks for other points")
+        return draft
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any], states: States | None = None) -> "Draft":

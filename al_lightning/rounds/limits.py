@@ -11,6 +11,8 @@ from al_lightning.records.round import Round
 
 HOLDOUT_ACC = "holdout_acc"
 """Name of the accuracy on the holdout, whose lower bound a target is compared with."""
+POOL_IS_EMPTY = "the pool is empty"
+"""Why a run ends that has asked for all points."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,15 @@ class Limits:
                 "is None. Say how many labels there are to be: `max_labelled=500`."
             )
 
-    def check_start(self, query_size: int, *, num_labelled: int, num_pool: int) -> None:
+    def check_start(self, query_size: int, *, num_labelled: int, num_pool: int, num_reserved: int = 0) -> None:
         """Refuse limits that the first round already exceeds."""
         if query_size > num_pool:
+            besides, or_share = (
+                (f" besides the {num_reserved} of the holdout", " or `holdout_share`") if num_reserved else ("", "")
+            )
             raise ValueError(
-                f"`query_size` is {query_size}, but the pool holds {num_pool} points. Lower `query_size`, or label "
-                "fewer points at the start."
+                f"`query_size` is {query_size}, but the pool holds {num_pool} points{besides}. Lower "
+                f"`query_size`{or_share}, or label fewer points at the start."
             )
         if self.max_labelled is not None and self.max_labelled < num_labelled:
             raise ValueError(
@@ -93,7 +98,7 @@ class Limits:
         if self.max_labelled is not None and num_labelled >= self.max_labelled:
             return f"max_labelled={self.max_labelled} reached"
         if num_pool == 0:
-            return "the pool is empty"
+            return POOL_IS_EMPTY
         if self.max_rounds is not None and num_fits >= self.max_rounds:
             return f"max_rounds={self.max_rounds} reached"
         if metrics is not None and self._reached(metrics):

@@ -26,7 +26,7 @@ from al_lightning.records.journal import Journal, read_journal
 from al_lightning.records.lines import SCHEMA_VERSION
 from al_lightning.records.round import Round
 from al_lightning.records.weights import States
-from al_lightning.rounds.limits import Limits
+from al_lightning.rounds.limits import POOL_IS_EMPTY, Limits
 
 FIRST_WEIGHTS, LAST_WEIGHTS, ASKED_WEIGHTS = "first_weights.pt", "last_weights.pt", "asked_weights.pt"
 
@@ -73,6 +73,7 @@ def opened(folder: Path, header: Mapping[str, Any]) -> tuple[Journal, list[Round
         )
     refuse_other_run(before, header, folder)
     refuse_other_classes(before, header, folder)
+    header = _with_earlier_names(header, before)
     if rounds:
         _warn_of_other_hyper_parameters(before, header, folder)
     has_weights = bool(rounds) or (folder / FIRST_WEIGHTS).exists()
@@ -123,6 +124,28 @@ def refuse_other_classes(before: Mapping[str, Any], now: Mapping[str, Any], fold
             "numbers are what the model has learned: append new ones at the end, and give a new name as "
             "`renamed={'old': 'new'}`."
         )
+    numbers = _numbers(now)
+    for name, number in _numbers(before).items():
+        if numbers.get(name, number) != number:
+            raise ValueError(
+                f"{folder} holds a run in which {name!r} is a name of {classes[number]!r}, and now it is one of "
+                f"{classes[numbers[name]]!r}: the answers that say {name!r} would change their class. Take a name that "
+                "the run has not had."
+            )
+
+
+def _numbers(header: Mapping[str, Any]) -> dict[str, int]:
+    """Return the class of each name, earlier and other ones included."""
+    numbers = {name: number for number, name in enumerate(header.get("classes") or [])}
+    others = {old: numbers[new] for old, new in (header.get("renamed") or {}).items() if new in numbers}
+    return {**others, **numbers}
+
+
+def _with_earlier_names(header: Mapping[str, Any], before: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Keep all names that the classes of a run have had: none of them may come to mean another class."""
+    classes = header.get("classes") or []
+    names = {name: classes[number] for name, number in {**_numbers(before), **_numbers(header)}.items()}
+    return {**header, "renamed": {old: new for old, new in names.items() if old not in classes} or None}
 
 
 def _warn_of_other_hyper_parameters(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
@@ -173,20 +196,23 @@ def still_finished(rounds: Sequence[Round], limits: Limits, *, query_size: int) 
     return list(takewhile(stands, rounds))
 
 
-def still_paid(rounds: Sequence[Round], limits: Limits) -> list[Round]:
+def still_paid(rounds: Sequence[Round], limits: Limits, *, num_appended: int = 0) -> list[Round]:
     """Return the rounds on disk after which a run with people resumes: none that holds a label is withdrawn.
 
-    The last is run again where it ended without a batch, for a limit that has been raised since. One that ended with
-    labels is followed by further rounds then.
+    The last is run again where it ended without a batch, for a limit that has been raised since, or for a pool to which
+    `num_appended` points were added. One that ended with labels is followed by further rounds then.
 
     Example:
         >>> ended = Round(round=0, num_labelled=4, num_pool=6, stopped="max_rounds=1 reached")
         >>> [len(still_paid([ended], Limits(max_rounds=most))) for most in (1, 2)]
         [1, 0]
     """
-    if not rounds or rounds[-1].stopped is None or limits.reason_after(rounds[-1]) is not None:
+    if not rounds or rounds[-1].stopped is None:
         return list(rounds)
     last = rounds[-1]
+    is_used_up = last.stopped == POOL_IS_EMPTY and num_appended == 0
+    if is_used_up or limits.reason_after(replace(last, num_pool=last.num_pool + num_appended)) is not None:
+        return list(rounds)
     return [*rounds[:-1], *([replace(last, stopped=None)] if last.asked or last.answers else [])]
 
 

@@ -64,10 +64,11 @@ def choose_batch(
     record, labels, limits = draft.record, datamodule.labels, run.settings.limits
     is_fitted, warnings = record.num_labelled > 0, dict[str, str]()
     chooser = run.chooser(is_fitted=is_fitted)
-    if record.stopped is None and labels.num_pool == 0:
-        record = replace(record, stopped="the pool is empty")
+    num_paid = labels.num_labelled + labels.num_held_out
+    if record.asked_without_label:  # since then points have left the pool, and the holdout may have got labels
+        reason = limits.reason(num_labelled=num_paid, num_pool=labels.num_pool, num_fits=record.round + 1, metrics=None)
+        record = replace(record, num_held_out=labels.num_held_out, stopped=reason)
     if record.stopped is None:
-        num_paid = labels.num_labelled + labels.num_held_out
         held_out = _next_held_out(run, labels, query_size=run.settings.query_size)
         num_left = limits.batch_size(
             run.settings.query_size, num_labelled=num_paid + len(held_out), num_pool=labels.num_pool

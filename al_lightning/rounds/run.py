@@ -13,7 +13,7 @@ from al_lightning._lightning import LightningModule, Trainer, set_logged_steps
 from al_lightning.data import EXCLUDED, IN_POOL, ActiveLearningDataModule
 from al_lightning.distributed import Ranks
 from al_lightning.labelling import Query
-from al_lightning.labelling.asked import ASKED, read_asked
+from al_lightning.labelling.asked import ASKED, damaged, read_asked
 from al_lightning.pool.select import Chooser
 from al_lightning.posterior import Posterior, state_of
 from al_lightning.records.files import load_plain, replacing
@@ -138,10 +138,11 @@ class Run:
             return []
         return self._still_finished(read_journal(self.named_folder)[1])
 
-    def _still_finished(self, rounds: Sequence[Round]) -> list[Round]:
+    def _still_finished(self, rounds: Sequence[Round], num_points: int | None = None) -> list[Round]:
         limits = self.settings.limits
         if self.settings.oracle.asks_people:
-            return still_paid(rounds, limits)
+            num_known = recorded(self.header, rounds).num_points if num_points is not None else 0
+            return still_paid(rounds, limits, num_appended=max(0, (num_points or 0) - num_known))
         return still_finished(rounds, limits, query_size=self.settings.query_size)
 
     def open(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> bool:
@@ -162,7 +163,7 @@ class Run:
         others = other_hyper_parameters(self.header, header)
         self.other_hyper_parameters = {name: value for name, (_, value) in others.items()}
         self.found = on_disk = self.rounds
-        self._resume_after(self._still_finished(on_disk))
+        self._resume_after(self._still_finished(on_disk, len(datamodule.labels)))
         self.check_rows(Ranks(trainer), datamodule)
         self._take_draft(Ranks(trainer))
         base, now = recorded(self.header, []) if known is None else known, self._state()
@@ -211,7 +212,10 @@ class Run:
         if batch.round < number:  # a process was killed right after the commit
             path.unlink()
             return None
-        return Draft.from_data(batch.draft)
+        try:
+            return Draft.of_asked(batch)
+        except ValueError as error:
+            raise ValueError(damaged(path, error)) from error
 
     def _found_folder(self, trainer: Trainer) -> Callable[[], Path] | None:
         """Return a function that names the folder on rank 0; None for a run that leaves no records."""
@@ -282,8 +286,10 @@ class Run:
 
     def drop_batch(self, datamodule: ActiveLearningDataModule, draft: Draft) -> None:
         """Keep a round whose batch got no label, so that the next one is chosen from the same predictions."""
+        asked = list(dict.fromkeys([*draft.record.asked_without_label, *draft.record.asked]))
         record = replace(draft.record, acquired=[], scores=[], targets=None, bald=None, predicted=None)
-        self.draft = replace(draft, record=replace(record, asked_held_out=[], information={}), probs=None)
+        record = replace(record, asked_held_out=[], asked_without_label=asked, information={})
+        self.draft = replace(draft, record=record, probs=None)
         state = self._state()
         datamodule.restore(state.state_of, state.target_of, state.answers)
 
@@ -449,7 +455,9 @@ class Run:
             raise RuntimeError("The run names no folder, through which spawned processes tell what they have done.")
         self.folder, self._lock = folder, locked(folder)
         self.header, on_disk = read_journal(folder)
-        self._resume_after(self._still_finished(on_disk))
+        if not datamodule.has_acquired:
+            datamodule.setup("fit")
+        self._resume_after(self._still_finished(on_disk, len(datamodule.labels)))
         self._journal = Journal(folder, self.header, rounds=on_disk)
         if (path := folder / DRAFT).exists():
             left = load_plain(path)
@@ -457,8 +465,6 @@ class Run:
             path.unlink()
         elif self.settings.oracle.asks_people:
             self.draft = self._left_draft()
-        if not datamodule.has_acquired:
-            datamodule.setup("fit")
         state = (recorded if self.draft is None else trained_on)(self.header, self._all_rounds())
         datamodule.restore(state.state_of, state.target_of, state.answers)
         if self.draft is not None:

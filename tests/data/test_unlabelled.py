@@ -438,6 +438,12 @@ def test_no_initial_labels_leave_all_in_the_pool(classes, balanced):
         ({"classes": ["a"]}, ValueError, "at least two are needed"),
         ({"classes": []}, ValueError, "at least two are needed"),
         ({"classes": ["a", "b", "a"]}, ValueError, r"`classes` names \['a'\] more than once"),
+        ({"classes": ["ant ", "bee"]}, ValueError, r"`classes` names 'ant ', but spaces at the ends .* Give 'ant'"),
+        (
+            {"classes": ["caf\xe9", "bar", "cafe\u0301"]},
+            ValueError,
+            r"'caf\\xe9' and 'cafe\\u0301', which are one text",
+        ),
         ({"classes": ["a", " "]}, TypeError, "must be a list of names, texts that are not empty"),
         ({"classes": ["a", 1]}, TypeError, "must be a list of names"),
         ({"classes": "ab"}, TypeError, "must be a list of names"),

@@ -128,7 +128,8 @@ def test_half_a_last_line_is_not_read_yet_and_its_place_is_told(tmp_path, tail, 
         ('{"id": 18446744073709551616, "label": "cat"}', "does not fit into 64 bits"),
         ('{"id": 18446744073709551615, "label": "cat"}', "answers point 18446744073709551615, but ids"),
         ('{"id": NaN, "label": "cat"}', "the number NaN is not finite"),
-        ('{"id": 1, "label": "cat", "seconds": -1}', "has `seconds` -1, but must have a number from 0 on"),
+        ('{"id": 1, "label": "cat", "seconds": -1}', "has `seconds` -1, but must have a number from 0 to 1000000000"),
+        ('{"id": 1, "label": "cat", "seconds": 1e308}', "has `seconds` 1e\\+308"),  # two have no sum
         ('{"id": 1, "label": "cat", "seconds": NaN}', "the number NaN is not finite"),
         ('{"id": 1, "label": "cat", "seconds": 1e999}', "the number 1e999 is not finite"),
         ('{"id": 1, "label": "cat", "seconds": "nan"}', "has `seconds` 'nan'"),
@@ -213,6 +214,12 @@ def test_a_quoted_name_may_hold_commas_quotes_and_ends_of_lines():
 
 def test_an_alias_stands_for_its_class_and_a_text_of_digits_for_an_id():
     assert read('{"id": "7", "label": "kitty"}\n')[0] == [Answer(7, "label", "cat", "ann")]
+
+
+@pytest.mark.parametrize("name", ["naïve 🐈", "nai\u0308ve 🐈", "nai\u0308f"])
+def test_letters_and_accents_of_a_class_may_be_one_character_or_two(name):
+    allowed = Allowed(CLASSES, {"naïf": "naïve 🐈"}, num_points=100)
+    assert [answer.label for answer in read(f"id,label\n7,{name}\n", "a.csv", allowed)[0]] == ["naïve 🐈"]
 
 
 @pytest.mark.parametrize(

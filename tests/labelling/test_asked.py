@@ -24,6 +24,7 @@ BATCH = AskedBatch(
     renamed={"kitty": "cat"},
     answers_per_point=2,
     min_answered=1,
+    answers_from=["/labels"],
     asked_before={12: 0, 5: 2},
     taken_up=[(17, "skip", None, "ann", None), (4, "label", "cat", "bob", "2026-11-28T09:00:00.000000Z")],
     draft={"record": {"round": 3, "metrics": {"acc": None}}},

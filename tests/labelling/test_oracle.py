@@ -32,12 +32,13 @@ def test_the_dataset_labels_each_point_at_once_and_asks_nobody(tmp_path):
 
 
 def test_people_see_what_each_point_looks_like_and_how_many_answers_are_wanted(tmp_path):
-    oracle = AskPeople(wait=5, min_answered=1, answers_per_point=2)
+    oracle = AskPeople(wait=5, min_answered=1, answers_per_point=2, answers_from=[tmp_path / "labels"])
     for _ in range(2):  # twice is once
         oracle.ask(query_in(tmp_path))
         batch = read_asked(tmp_path)
         assert [point.shown for point in batch.points] == ["asked/3.txt", "asked/4.txt"]
         assert (batch.min_answered, batch.answers_per_point) == (1, 2)
+        assert batch.answers_from == [str(tmp_path / "labels")]
         assert (tmp_path / "asked" / "3.txt").read_text() == "text of 3"
     assert (oracle.asks_people, oracle.wait_s) == (True, 5)
 

@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
-from al_lightning.labelling.asked import AskedBatch, AskedPoint, write_asked
+from al_lightning.labelling.asked import AskedBatch, AskedPoint, read_asked, write_asked
 from al_lightning.labelling.status import Status, main, status_of
 
 ANSWERED = "id,kind,label,who\n3,label,cat,ann\n4,skip,,ann\n5,unsure,,ann\n"
@@ -27,6 +29,14 @@ def test_a_run_that_waits_ends_with_75_and_one_that_can_go_on_with_0(run, capsys
     first, second = capsys.readouterr().out.splitlines()
     assert "4 points, 2 answered, 1 skipped, 1 missing: `al-lightning label" in first
     assert second.endswith("3 answered, 1 skipped, 0 missing: start its command again")
+
+
+def test_answers_in_further_folders_count_as_they_do_for_the_run(run):
+    labels = run / "of another run"
+    labels.mkdir()
+    (labels / "all.csv").write_text("id,label\n3,cat\n4,dog\n5,cat\n6,cat\n9,dog\n")
+    write_asked(run, replace(read_asked(run), answers_from=[str(labels)]))
+    assert status_of(run) == Status(2, 4, num_answered=4, num_skipped=0, is_closed=True, unread=[])
 
 
 def test_no_batch_is_nothing_to_wait_for(run, capsys):

@@ -141,7 +141,7 @@ def test_a_failed_sync_leaves_the_answers_that_were_there(tmp_path, monkeypatch)
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(OSError, match=f"Input/output error: '{file_of(tmp_path, 'ann')}'"):
         append_answer(tmp_path, ANN)
     monkeypatch.undo()
     assert read(tmp_path) == [numbered(1)]

@@ -61,6 +61,15 @@ def test_an_answer_of_a_later_round_is_in_the_row_of_the_round_that_asked():
     assert audit(table([first, second, third])[0]) == ("", "", "ann", "", "3.0")
 
 
+def test_a_point_whose_label_was_taken_back_for_want_of_votes_has_none_until_it_has_one_again():
+    both = [answer(1, label=2, who=who) for who in ("ann", "bob")]
+    first = Round(0, 0, 9, acquired=[1], scores=[0.5], targets=[2], answers=both)
+    second = Round(1, 1, 8, answers=[answer(1, "undo", who="bob")], changed_after=[[1, -1, None]])
+    assert [audit(row)[:2] for row in table([first, second])] == [("", "")]
+    third = Round(2, 0, 9, answers=[answer(1, label=2, who="eve")], changed_after=[[1, 3, 2]])
+    assert [audit(row)[:3] for row in table([first, second, third])] == [("2", "label", "ann; bob; eve")]
+
+
 def test_a_point_that_is_asked_for_again_has_two_rows():
     first = Round(0, 0, 9, acquired=[1], scores=[0.5], targets=[None], answers=[answer(1, "skip")])
     second = Round(1, 0, 9, acquired=[1], scores=[0.4], targets=[2], answers=[answer(1, label=2)])
@@ -68,9 +77,20 @@ def test_a_point_that_is_asked_for_again_has_two_rows():
 
 
 def test_points_of_a_batch_without_any_label_are_there_without_rank_and_score():
-    record = Round(0, 0, 9, acquired=[5], scores=[0.5], targets=[1], answers=[answer(7, "reject"), answer(5, label=1)])
-    rows = table([record])
-    assert [(row["id"], row["rank"], row["answer"]) for row in rows] == [("5", "0", "label"), ("7", "", "reject")]
+    record = Round(
+        0,
+        0,
+        9,
+        acquired=[5],
+        scores=[0.5],
+        targets=[1],
+        asked_without_label=[7, 5, 6],
+        answers=[answer(7, "reject"), answer(5, label=1)],
+    )
+    found = [(row["id"], row["rank"], row["answer"]) for row in table([record])]
+    assert found == [("5", "0", "label"), ("7", "", "reject"), ("6", "", "")]
+    late = Round(1, 1, 8, answers=[answer(6, label=2)])
+    assert [(row["round"], row["answer"]) for row in table([record, late])][-1] == ("0", "label")
 
 
 def test_an_oracle_that_does_not_tell_who_has_answered_has_labels_all_the_same():

@@ -130,7 +130,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(folder, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match=f"No space left on device: '{folder / 'file'}'"):
             write_atomically(folder / "file", "new and longer")
     monkeypatch.setattr("os.fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -336,7 +336,7 @@ def test_appending_is_whole_or_leaves_the_file_as_it_was(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
         append(path, "three\n", size=9)
     assert path.read_text() == "one\nzwö\n"
 

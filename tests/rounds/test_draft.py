@@ -1,9 +1,11 @@
 import json
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from al_lightning.labelling import AskedBatch, AskedPoint
 from al_lightning.records.round import Round
 from al_lightning.rounds.draft import Draft, Waiting
 
@@ -36,6 +38,36 @@ def drafts(draw):
 @given(drafts())
 def test_a_draft_is_read_from_json_as_it_was_written(draft):
     assert Draft.from_data(json.loads(json.dumps(draft.as_data(), allow_nan=False))) == draft
+
+
+def asked(draft, round_index=1, ids=(3, 4)):
+    return AskedBatch(round_index, [AskedPoint(index) for index in ids], ["cat", "dog"], 99, draft=draft)
+
+
+def test_the_draft_of_a_batch_is_read_where_it_is_that_of_this_batch():
+    draft = Draft(Round(1, 2, 97, acquired=[3, 4], scores=[0.5, 0.25]), None)
+    assert Draft.of_asked(asked(draft.as_data())) == draft
+    assert Draft.of_asked(asked(draft.as_data(), ids=[4])) == draft  # a point was excluded since
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"record": {}}, "its draft is a round without num_labelled"),
+        ({"record": None}, "its draft is none"),
+        ({"held_out_predicted": 3}, "its draft is none"),
+        ({"record": {"acquired": "no list"}}, "its draft has `acquired` = 'no list'"),
+        ({"record": {"scores": [0.5]}}, "its draft has lists of other lengths"),
+        ({"record": {"round": 2}}, "its draft is round 2, but must be round 1"),
+        ({"record": {"acquired": [3, 5]}}, "its draft asks for other points"),
+        ({"record": {"novelty": 1}}, "novelty, which this version of al_lightning does not know"),
+    ],
+)
+def test_a_damaged_draft_is_named(changes, words):
+    data = Draft(Round(1, 2, 97, acquired=[3, 4], scores=[0.5, 0.25]), None).as_data()
+    record = changes.get("record", data["record"])
+    with pytest.raises(ValueError, match=words):
+        Draft.of_asked(asked({**data, **changes, "record": record and {**data["record"], **record}}))
 
 
 def test_the_next_batch_is_due_where_nothing_is_asked_and_the_run_goes_on():

@@ -69,6 +69,11 @@ def test_limits_that_cannot_be_meant_are_refused(arguments, words):
     ("limits", "start", "words"),
     [
         (Limits(), {"query_size": 10, "num_labelled": 5, "num_pool": 9}, "`query_size` is 10, but the pool holds 9"),
+        (
+            Limits(max_labelled=9),
+            {"query_size": 2, "num_labelled": 5, "num_pool": 1, "num_reserved": 3},
+            "the pool holds 1 points besides the 3 of the holdout.* Lower `query_size` or `holdout_share`",
+        ),
         (Limits(max_labelled=4), {"query_size": 2, "num_labelled": 5, "num_pool": 9}, "`max_labelled` is 4, but 5"),
     ],
 )

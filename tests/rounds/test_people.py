@@ -153,7 +153,8 @@ def test_people_may_answer_while_the_run_waits_which_says_so_once_a_round(start,
         until = time.monotonic() + 60
         while time.monotonic() < until and len(given) < 12:
             batch = read_asked(folder) if folder.exists() else None
-            for index in [] if batch is None else [index for index in batch.ids if index not in given]:
+            is_told = batch is not None and f"Round {batch.round} asks" in caplog.text  # it has looked once
+            for index in [index for index in batch.ids if index not in given] if is_told else []:
                 write(folder, [{"id": index, "label": name_of(index)}], who="bob")
                 given.add(index)
             time.sleep(0.05)
@@ -278,6 +279,61 @@ def test_a_batch_without_a_label_makes_no_fit_and_the_next_is_asked_from_the_sam
     assert record.acquired == second.ids
     assert sorted(row["kind"] for row in record.answers) == ["label"] * 4 + ["reject", "skip", "skip", "unsure"]
     assert {index for index, state, _ in record.changed_after if state == -2} == {first.ids[1], first.ids[2]}
+
+
+def test_a_late_answer_to_a_batch_that_was_closed_without_a_label_is_labelled(start):
+    first = start().waiting_for
+    folder = start().run.folder
+    write(folder, [{"id": first[0], "kind": "unsure"}])
+    second = start(finish=True).waiting_for
+    late, later = [index for index in first[1:] if index not in second][:2]
+    assert read_asked(folder).asked_before[late] == 0
+    write(folder, [{"id": index, "label": name_of(index)} for index in [late, *second]])
+    callback = start()
+    assert [late, 1, TRUE[late]] in callback.rounds[0].changed_after
+    write(folder, [{"id": index, "label": name_of(index)} for index in [later, *callback.waiting_for]])
+    assert [later, 2, TRUE[later]] in start().rounds[1].changed_after
+
+
+def test_a_pool_of_which_nobody_can_tell_a_label_is_asked_for_to_its_end(start):
+    class Few(Unlabelled):
+        def __init__(self, num=10):
+            super().__init__(num)
+
+        def train_dataloader(self):
+            return DataLoader(Inputs(self._part(12, 0).tensors[0][: self.num_train]), batch_size=8)
+
+    callback, asked = start(data=Few()), []
+    while callback.waiting_for:
+        asked += callback.waiting_for
+        write(callback.run.folder, [{"id": index, "kind": "reject"} for index in callback.waiting_for])
+        callback = start(data=Few())
+    assert sorted(asked) == list(range(10))  # four, four and the two that are left
+    assert (callback.stopped, len(callback.rounds)) == ("the pool is empty", 1)
+    assert sorted(row["id"] for row in callback.rounds[0].answers) == list(range(10))
+    assert start(data=Few()).rounds == callback.rounds
+    callback = start(data=Few(12))  # points that were appended are asked for
+    write(callback.run.folder, [{"id": index, "label": name_of(index)} for index in [10, 11]])
+    assert set(callback.waiting_for) == {10, 11}
+    assert set(start(data=Few(12)).rounds[1].acquired) == {10, 11}
+
+
+def test_a_budget_that_a_correction_uses_up_ends_the_run_after_a_batch_without_a_label(start):
+    settings = {"max_labelled": 11, "holdout_share": 0.25}
+    callback, num_corrected = start(**settings), None
+    while callback.waiting_for and num_corrected is None:
+        reserved = callback.run.header["reserved"]
+        is_last = len(callback.rounds) == 2
+        unsure = [index for index in callback.waiting_for if is_last or index == reserved[0]]
+        labelled = [reserved[0], *callback.waiting_for] if is_last else callback.waiting_for
+        write(callback.run.folder, [{"id": index, "kind": "unsure"} for index in unsure])
+        label = [{"id": index, "label": name_of(index)} for index in labelled if index not in unsure]
+        write(callback.run.folder, [*label, *([{"id": reserved[0], "label": "ant"}] if is_last else [])])
+        num_corrected = 1 if is_last else None
+        callback = start(**settings)
+    assert (callback.stopped, len(callback.rounds)) == ("max_labelled=11 reached", 3)
+    assert callback.rounds[-1].num_paid == 11
+    assert start(**settings).rounds == callback.rounds
 
 
 def test_the_scores_after_a_batch_without_a_label_are_those_of_one_wide_batch(start, tmp_path):
@@ -445,6 +501,28 @@ def test_an_answer_for_a_point_that_the_user_has_excluded_is_refused(start, make
         active_fit(make_trainer(again), make_model(), module, seed=1)
 
 
+def test_a_point_that_the_user_excludes_while_it_is_asked_for_is_not_waited_for(
+    start, make_trainer, make_model, tmp_path
+):
+    callback = start()
+    folder, (gone, *others) = callback.run.folder, callback.waiting_for
+    write(folder, [{"id": index, "label": name_of(index)} for index in others[1:]])
+
+    def start_without_it():
+        module = ActiveLearningDataModule(Unlabelled(), initial=0, classes=CLASSES)
+        module.setup("fit")
+        module.exclude([gone])
+        again = ActiveLearning(BALD(), query_size=4, num_samples=8, max_labelled=12, folder=folder, oracle=AskPeople())
+        active_fit(make_trainer(again), make_model(), module, seed=1)
+        return again
+
+    assert start_without_it().waiting_for == [others[0]]
+    assert gone not in read_asked(folder).ids
+    write(folder, [{"id": others[0], "label": name_of(others[0])}])
+    first = start_without_it().rounds[0]
+    assert (first.targets[0], first.changed_after) == (None, [[gone, -2, None]])
+
+
 def test_appended_points_enter_the_pool_and_reordered_ones_are_refused(start):
     callback = start()
     folder = callback.run.folder
@@ -495,6 +573,19 @@ def test_a_renamed_class_keeps_its_number_and_old_answers_count(start):
     write(folder, [{"id": index, "label": "formica"} for index in callback.waiting_for])
     callback = start(classes=["formica", "bee", "cat"], renamed={"ant": "formica"})
     assert callback.rounds[1].targets == [0] * 4
+
+
+def test_answers_keep_their_class_whatever_names_come_and_go(start):
+    callback = start(classes=["ant", "bee"])
+    write(callback.run.folder, [{"id": index, "label": "bee"} for index in callback.waiting_for])
+    wasp = {"classes": ["ant", "wasp"], "renamed": {"bee": "wasp"}}
+    write(callback.run.folder, [{"id": index, "label": "wasp"} for index in start(**wasp).waiting_for])
+    hornet = {"classes": ["ant", "hornet"], "renamed": {"wasp": "hornet"}}  # the run knows that it was a bee
+    assert start(**hornet).rounds[1].targets == [1, 1, 1, 1]
+    for names in (["ant", "hornet", "bee"], ["ant", "hornet", "wasp"]):
+        with pytest.raises(ValueError, match="would change their class"):
+            start(classes=names)
+    assert start(classes=["ant", "bee"], renamed={"wasp": "bee", "hornet": "bee"}).rounds[0].targets == [1, 1, 1, 1]
 
 
 def test_more_classes_than_outputs_are_refused_and_a_larger_model_goes_on(start):

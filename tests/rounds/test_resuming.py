@@ -213,6 +213,15 @@ def test_with_people_a_raised_limit_repeats_only_a_round_that_holds_no_label_and
     assert still_paid(rounds, limits) == expected
 
 
+def test_with_people_a_pool_that_was_asked_for_to_its_end_is_no_raised_limit_but_one_that_has_grown_is():
+    ended = replace(ENDED, stopped="the pool is empty")  # after batches without a label, the last points left it
+    assert still_paid([FIRST, ended], RAISED) == [FIRST, ended]
+    assert still_paid([FIRST, ended], RAISED, num_appended=5) == [FIRST]
+    empty = replace(ended, num_pool=0)
+    assert still_paid([FIRST, empty], RAISED) == [FIRST, empty]
+    assert still_paid([FIRST, empty], RAISED, num_appended=5) == [FIRST]
+
+
 @pytest.mark.parametrize("held", [{"acquired": [6]}, {"asked_held_out": [6]}, {"answers": [SKIPPED]}])
 def test_with_people_a_last_round_that_holds_labels_or_answers_is_followed_by_others(held):
     assert still_paid([FIRST, replace(ENDED, **held)], RAISED) == [FIRST, replace(ENDED, **held, stopped=None)]
@@ -222,6 +231,21 @@ def test_a_run_that_ended_by_its_holdout_goes_on_when_the_target_is_raised():
     ended = replace(FIRST, holdout={"num": 60, "num_right": 60}, stopped="holdout_acc reached 0.9")
     assert still_paid([ended], Limits(monitor="holdout_acc", target=0.9)) == [ended]
     assert still_paid([ended], Limits(monitor="holdout_acc", target=0.95)) == [replace(ended, stopped=None)]
+
+
+@pytest.mark.parametrize(
+    ("classes", "renamed"),
+    [
+        (["cat", "hound", "dog"], {}),  # an earlier name as a new class
+        (["dog", "hound"], {"cat": "dog"}),  # as another name of another class
+        (["cat", "hound"], {"dog": "cat"}),  # as an alias of another class
+        (["cat", "hound", "bird"], {"puppy": "bird"}),
+    ],
+)
+def test_a_name_that_a_class_has_had_means_no_other_class(classes, renamed):
+    before = {"classes": ["cat", "hound"], "renamed": {"dog": "hound", "puppy": "hound"}}
+    with pytest.raises(ValueError, match=r"is a name of .hound., and now .* would change their class"):
+        refuse_other_classes(before, {"classes": classes, "renamed": renamed}, Path("run"))
 
 
 @pytest.mark.parametrize(

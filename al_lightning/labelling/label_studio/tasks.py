@@ -1,13 +1,12 @@
 """Points as tasks of Label Studio, and annotations as answers; pure functions."""
 
 import base64
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from al_lightning.labelling.answers import Answer, Kind, normal_time
+from al_lightning.labelling.answers import MOST_SECONDS, Answer, Kind, normal_time
 from al_lightning.labelling.asked import AskedBatch, AskedPoint
 from al_lightning.labelling.label_studio.client import Task
 from al_lightning.labelling.label_studio.config import CONTROL, OWN, Shown
@@ -205,4 +204,4 @@ def _who(annotation: Mapping[str, Any], emails: Mapping[int, str]) -> str:
 def _seconds(annotation: Mapping[str, Any]) -> float | None:
     """Return how long an annotation took; None where a browser has sent nothing that can be a time."""
     seconds = annotation.get("lead_time")
-    return float(seconds) if isinstance(seconds, int | float) and math.isfinite(seconds) and seconds >= 0 else None
+    return float(seconds) if isinstance(seconds, int | float) and 0 <= seconds <= MOST_SECONDS else None

@@ -59,32 +59,46 @@ class RunFiles:
         """Return the state of the files now."""
         with self._lock:
             asked = _stamp(self.folder / ASKED)
-            paths = files_in(self.folder / ANSWERS)
-            stamps = (asked, [(path, _stamp(path)) for path in paths])
-            if stamps != self._stamps:
+            revision = ""
+            try:
+                self._read_batch(asked)
+                own, others = files_in(self.folder / ANSWERS), self._others()
+                stamps = (asked, [(path, _stamp(path)) for path in [*own, *others]])
                 revision = hashlib.blake2b(repr(stamps).encode(), digest_size=8).hexdigest()
-                try:
-                    self._snapshot = self._fresh(revision, asked, paths)
-                except (ValueError, OSError) as error:
-                    # Not kept: a file that could not be read may be read the next time without any change.
-                    return Snapshot(revision, problem=str(error))
-                self._stamps = stamps
+                if stamps != self._stamps:
+                    self._snapshot = self._fresh(revision, own, others)
+            except (ValueError, OSError) as error:
+                # Not kept: a file that could not be read may be read the next time without any change.
+                self._stamps = None
+                return Snapshot(revision, problem=str(error))
+            self._stamps = stamps
             return self._snapshot
 
-    def _fresh(self, revision: str, asked: Stamp | None, paths: list[Path]) -> Snapshot:
-        if asked != self._asked or self._batch is None:
-            self._batch = read_asked(self.folder)
-            self._asked = asked
-            allowed = None if self._batch is None else self._batch.allowed
-            if allowed != self._allowed:
-                self._allowed, self._read = allowed, {}
+    def _read_batch(self, asked: Stamp | None) -> None:
+        """Read the batch again where its file has changed."""
+        if asked == self._asked and self._batch is not None:
+            return
+        self._batch = read_asked(self.folder)
+        self._asked = asked
+        allowed = None if self._batch is None else self._batch.allowed
+        if allowed != self._allowed:
+            self._allowed, self._read = allowed, {}
+
+    def _others(self) -> list[Path]:
+        """Return the files in further folders of answers."""
+        folders = [] if self._batch is None else self._batch.folders
+        return [path for folder in folders for path in files_in(folder)]
+
+    def _fresh(self, revision: str, own: list[Path], others: list[Path]) -> Snapshot:
         if self._batch is None:
             return Snapshot(revision)
         answers: list[Answer] = []
         unread: list[str] = []
-        for path in paths:
-            found, torn = self._answers(path, self._batch.allowed if self._allowed is None else self._allowed)
-            answers += found
+        asked = self._batch.allowed.asked or ()
+        for path in dict.fromkeys([*own, *others]):
+            allowed = self._batch.allowed if path in own else self._batch.allowed_elsewhere
+            found, torn = self._answers(path, allowed)
+            answers += [answer for answer in found if answer.id in asked]
             unread += [torn_words(path, torn)] if torn else []
         return Snapshot(revision, self._batch, tuple(answers), tuple(unread))
 

@@ -56,7 +56,8 @@ class Guard:
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._is_own(host):
             return f"the host {host} is not this server; open the address that it has printed"
-        if self.token is not None and not secrets.compare_digest(path.split("/")[1].encode(), self.token.encode()):
+        first = path.removeprefix("/").partition("/")[0].encode(errors="surrogateescape")
+        if self.token is not None and not secrets.compare_digest(first, self.token.encode()):
             return "the address lacks the token; open the address that the server has printed"
         if origin is not None and origin not in {f"http://{host}", f"https://{host}"}:
             return f"a page of {origin} asks, not this server's own"

@@ -267,7 +267,7 @@ def test_a_disk_that_is_full_leaves_the_file_as_it_was(studio, project, ask, mon
     studio.annotate(4, "dog")
     with monkeypatch.context() as full:
         full.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
             pull(folder, project)
     assert path.read_bytes() == before
     pull(folder, project)

@@ -69,7 +69,7 @@ def test_what_is_no_control_of_ours_says_nothing():
 
 @pytest.mark.parametrize(
     ("seconds", "told"),
-    [(2.5, 2.5), (0, 0.0), (None, None), (-1, None), ("2", None), (math.inf, None), (True, 1.0)],
+    [(2.5, 2.5), (0, 0.0), (None, None), (-1, None), ("2", None), (math.inf, None), (1e308, None), (True, 1.0)],
 )
 def test_the_time_that_an_answer_took_is_kept_where_it_can_be_one(seconds, told):
     assert said(annotation("cat", lead_time=seconds)).answers[0].seconds == told

@@ -54,6 +54,27 @@ def test_a_file_that_was_edited_is_read_anew(run):
     assert files.snapshot().answers == ()
 
 
+def test_answers_in_further_folders_are_read_too_and_only_to_points_that_are_asked_for(run, write_run):
+    labels = run.parent / "labels"
+    labels.mkdir()
+    files = RunFiles(run)
+    write_run(run, range(10, 20), answers_from=[str(labels)])
+    assert files.snapshot().answers == ()
+    (labels / "all.csv").write_text("id,label\n11,dog\n900,cat\n")
+    (run / "answers" / "ann.jsonl").write_text(WHOLE[0])
+    assert [(answer.id, answer.who) for answer in files.snapshot().answers] == [(10, "ann"), (11, "all")]
+    (run / "answers" / "bob.csv").write_text("id,label\n900,cat\n")  # here it is a mistake
+    assert "answers point 900, for which no batch has asked" in files.snapshot().problem
+
+
+def test_a_further_folder_that_is_gone_is_named_until_it_is_back(run, write_run):
+    write_run(run, range(10, 20), answers_from=[str(run / "gone")])
+    files = RunFiles(run)
+    assert "there is no such folder" in files.snapshot().problem
+    (run / "gone").mkdir()
+    assert files.snapshot().problem is None
+
+
 def test_csv_files_are_read_too(run):
     files = RunFiles(run)
     path = run / "answers" / "eve.csv"

@@ -19,6 +19,11 @@ def test_other_names_are_refused_for_they_may_be_rebound(host):
     assert "is not this server" in Guard().refusal("GET", "/state", {"host": host})
 
 
+@pytest.mark.parametrize("path", ["", "*", "/", "//", "/\udcff", "/secre", "/secret2/", "/sécret/"])
+def test_a_path_without_the_token_is_refused_whatever_it_is(path):
+    assert "lacks the token" in TOKEN.refusal("OPTIONS", path, OWN)
+
+
 def test_a_host_that_is_missing_is_refused():
     assert "is not this server" in Guard().refusal("GET", "/", {})
 
