@@ -1,5 +1,6 @@
 """Tiny real parts: a model, a data module and a Trainer with which a round takes a few milliseconds."""
 
+import gc
 import importlib.util
 import logging
 import os
@@ -50,6 +51,17 @@ def pytest_configure() -> None:
     """
     torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
     logging.getLogger("pytorch_lightning").propagate = True  # whoever imports it first, `caplog` sees what it says
+
+
+def pytest_collection_finish() -> None:
+    """Spare each collection of garbage, of which Lightning makes many, all that was imported."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let the interpreter free at its end what it would have freed."""
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,5 +1,7 @@
 """Lightning's tuners within the rounds and before them: the fits of a plain Trainer on the same labelled samples."""
 
+import gc
+
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
@@ -19,6 +21,14 @@ pytestmark = [
 TARGETS = torch.arange(90) % 3
 INPUTS = torch.eye(3, 4)[TARGETS] + 0.5 * torch.randn(90, 4, generator=torch.Generator().manual_seed(0))
 TOO_LARGE = 12
+
+
+@pytest.fixture(autouse=True)
+def _only_new_objects_are_collected():
+    """Spare the tuners' many collections of garbage all that was there before: most of their time in a long session."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class Shared(list):
