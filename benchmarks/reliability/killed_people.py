@@ -47,11 +47,11 @@ from al_lightning.labelling.asked import ANSWERS, now, read_asked
 from al_lightning.labelling.label_studio.client import Project
 from al_lightning.labelling.label_studio.sync import asked_by, pull, push, was_pushed
 from al_lightning.labelling.page.command import serve
-from al_lightning.labelling.take_up import key_of
 
 CLASSES = ["ant", "bee", "cat"]
 BATCH, BUDGET = 4, 16
 COMPARED = ("round", "acquired", "scores", "targets", "metrics", "information", "stopped", "bald", "predicted")
+IDENTITY = ("id", "kind", "label", "who", "at")  # of an answer
 MOST_ACTIONS = 200
 MOST_STEPS = {"fit": 60_000, "push": 4_000, "pull": 4_000}
 
@@ -288,7 +288,7 @@ class World:
         found = compared(self.folder)
         if found != expected:
             self.problems.append(f"has other records: {found} and not {expected}")
-        recorded = Counter(key_of(row) for record in rounds for row in record.answers)
+        recorded = Counter(tuple(row[name] for name in IDENTITY) for record in rounds for row in record.answers)
         written = {
             (answer["id"], "label", CLASSES.index(answer["label"]), answer["who"], normal_time(answer["at"]))
             for answer in answers_on_disk(self.folder)
