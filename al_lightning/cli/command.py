@@ -6,6 +6,7 @@ The commands on run folders are dispatched before LightningCLI, whose subcommand
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +27,7 @@ from al_lightning._lightning import (
     callbacks_of,
     pl,
 )
-from al_lightning.cli.suggestions import explained
+from al_lightning.cli.suggestions import explained, unknown_command
 from al_lightning.data import wrapped_datamodule
 from al_lightning.labelling.export import main as export
 from al_lightning.labelling.label_studio.command import main as label_studio
@@ -72,7 +73,7 @@ else:
     _given_hyperparameters_context = mixin._given_hyperparameters_context
 
 REFUSALS = (ValueError, TypeError, OSError)
-"""Errors by which a constructor of ours refuses an argument."""
+"""Errors by which this package refuses arguments, data and files."""
 
 PLAIN = (bool, int, float, str, type(None))
 
@@ -125,8 +126,7 @@ class ActiveLearningCLI(LightningCLI):
                 raise
             if not kind.__module__.startswith(f"{al_lightning.__name__}.") or not isinstance(reason, REFUSALS):
                 raise reason from None
-            print(f"error: {kind.__name__}: {reason}", file=sys.stderr)
-            sys.exit(2)
+            _end(f"{kind.__name__}: {reason}")
 
     def fit(
         self,
@@ -315,14 +315,35 @@ OF_RUN_FOLDERS: Mapping[str, Callable[[list[str]], int]] = {
 """Commands that read a run folder, by name."""
 
 
+OF_THE_TRAINER = ("fit", "validate", "test", "predict")
+
+
 def main() -> None:
     """Run `al-lightning` or `python -m al_lightning`."""
     name, *args = sys.argv[1:] or [""]
     if name in OF_RUN_FOLDERS:
         sys.exit(OF_RUN_FOLDERS[name](args))
+    if name and not name.startswith("-") and name not in OF_THE_TRAINER:
+        _end(unknown_command(name, of_the_trainer=OF_THE_TRAINER, of_run_folders=tuple(OF_RUN_FOLDERS)))
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # for the user's own classes; last, so that no file there hides a package
     try:
         run()
     except SIGTERMException:  # of a fit, validation, test or prediction without rounds
         sys.exit(TERMINATED)
+    except REFUSALS as error:
+        if not _is_refusal(error) or "JSONARGPARSE_DEBUG" in os.environ:
+            raise
+        _end(str(error))
+
+
+def _end(line: str) -> NoReturn:
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Return whether a `raise` of this package has raised an error, whose words then say what to do."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    is_ours = Path(place.filename).is_relative_to(Path(al_lightning.__file__).parent)
+    return is_ours and (place.line or "").startswith("raise ")

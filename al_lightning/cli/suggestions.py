@@ -63,6 +63,22 @@ def explained(message: str, *, keys: Sequence[str], bases: Sequence[type]) -> st
     return None
 
 
+def unknown_command(name: str, *, of_the_trainer: Sequence[str], of_run_folders: Sequence[str]) -> str:
+    """Return a line that names an unknown command, the nearest known one and all of them.
+
+    Example:
+        >>> unknown_command("lable", of_the_trainer=["fit", "test"], of_run_folders=["label", "status"])
+        '`lable` is no command; did you mean `label`? There are fit and test, and of run folders label and status.'
+    """
+    *trainer, last_of_trainer = of_the_trainer
+    *folders, last_of_folders = of_run_folders
+    nearest = _nearest(name, [*of_the_trainer, *of_run_folders])
+    return (
+        f"`{name}` is no command{nearest} There are {', '.join(trainer)} and {last_of_trainer}, and of run folders "
+        f"{', '.join(folders)} and {last_of_folders}."
+    )
+
+
 def _wrong_value(message: str) -> tuple[str | None, int]:
     """Return a line on the value of a wrong type that stands deepest in a message, and how deep.
 

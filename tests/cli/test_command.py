@@ -380,6 +380,52 @@ def test_a_data_module_that_is_not_wrapped_is_refused():
         run(arguments)
 
 
+@pytest.fixture
+def said(monkeypatch, capsys):
+    """What the command line says of an error, in how many lines."""
+
+    def said(*arguments):
+        monkeypatch.setattr(sys, "argv", ["al-lightning", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        return [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+
+    return said
+
+
+def test_what_the_package_refuses_once_a_run_begins_is_one_line(said):
+    (line,) = said("fit", "--config", str(CONFIGS / "repeated_digits.yaml"), "--data=DigitsDataModule")
+    assert line.startswith("error: `datamodule` is a DigitsDataModule, but active learning needs")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [("raise ValueError('mine')", "mine"), ("int('no number')", "invalid literal")],
+    ids=["raised", "of Python"],
+)
+def test_an_error_of_a_users_code_keeps_its_traceback(lines, message, tmp_path, monkeypatch):
+    text = "from al_lightning import DigitsDataModule as D\nclass Mine(D):\n def setup(self, stage):\n  "
+    text += f"{lines}\n"
+    (tmp_path / "mine_in_setup.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("mine_in_setup", None)
+    config = str(CONFIGS / "repeated_digits.yaml")
+    monkeypatch.setattr(
+        sys, "argv", ["al-lightning", "fit", "--config", config, "--data.datamodule=mine_in_setup.Mine"]
+    )
+    with pytest.raises(ValueError, match=message):
+        main()
+
+
+def test_an_unknown_command_is_named_with_the_nearest_and_all_that_there_are(said):
+    (line,) = said("lable", "runs/mine")
+    assert line == (
+        "error: `lable` is no command; did you mean `label`? There are fit, validate, test and predict, and of run "
+        "folders label, status, push, pull, export, report and compare."
+    )
+
+
 def test_the_entry_point_reads_the_command_line_and_returns_nothing(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["al-lightning", "--help"])
     with pytest.raises(SystemExit) as exit_info:
@@ -403,6 +449,7 @@ def test_a_file_in_the_current_folder_hides_no_package(tmp_path, monkeypatch):
         (tmp_path / f"{name}.py").write_text("")
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in {"", str(Path.cwd())}])
     monkeypatch.setattr("al_lightning.cli.command.run", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["al-lightning", "fit"])
     for _ in range(2):
         main()
     assert sys.path.count(str(tmp_path)) == 1
