@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 from al_lightning.posterior.base import another_posterior
 from al_lightning.posterior.dropout.function_mode import LayerMasks
 from al_lightning.posterior.dropout.masks import named
-from al_lightning.posterior.model import has_rows, log_probs_of, map_tensors, refuse_probabilities
+from al_lightning.posterior.model import has_rows, leaves, log_probs_of, map_tensors, refuse_probabilities
 from al_lightning.posterior.model_state import ModelState, handed_back, seed_generators
 from al_lightning.posterior.passes import are_alike, first_difference
 
@@ -80,21 +80,31 @@ def rows_again(inputs: object, num_rows: int) -> tuple[object, Tensor]:
     return map_tensors(lambda tensor: tensor[rows.to(tensor.device)], inputs), rows
 
 
-def refuse_fixed_first_axis(before: Mapping[tuple[str, int], int], after: Mapping[tuple[str, int], int]) -> None:
-    """Raise if the first axis of a dropout's input keeps its length when the batch is cut: it is not the batch axis.
+def refuse_fixed_first_axis(
+    before: Mapping[tuple[str, int], tuple[int, ...]],
+    after: Mapping[tuple[str, int], tuple[int, ...]],
+    *,
+    num_rows: tuple[int, int],
+) -> None:
+    """Raise if the first axis of a dropout's input is not the batch axis, as another number of points shows.
 
-    All entries of the first axis share one mask, so they must be the points. An axis of length 1 is accepted.
+    All entries of the first axis share one mask, so they must be the points. An axis of length 1 is accepted. The first
+    axis may follow the length of a text while the second follows the points.
 
     Args:
-        before: Length for each call of dropout, in the whole batch.
-        after: The same in a part of the batch.
+        before: First lengths for each call of dropout, in the whole batch.
+        after: The same in a batch of fewer points.
+        num_rows: Points of the whole batch, and of the other.
     """
-    for (layer, call), length in before.items():
-        if length > 1 and after.get((layer, call)) == length:
+    for (layer, call), (length, *others) in before.items():
+        length_after, *others_after = after.get((layer, call), (0,))
+        is_fixed = length > 1 and length_after == length
+        follows = length * num_rows[1] == length_after * num_rows[0]
+        if is_fixed or (not follows and (others[:1], others_after[:1]) == ([num_rows[0]], [num_rows[1]])):
             raise ValueError(
-                f"The first axis of the input to dropout in {named(layer)} (call {call}) has length {length} whatever "
-                f"the number of rows in the batch, so it is not the batch axis: a weight, or time before batch. Put "
-                f"the batch first (`batch_first=True`), or leave this dropout out with p=0."
+                f"The first axis of the input to dropout in {named(layer)} (call {call}) has length {length} for "
+                f"{num_rows[0]} rows and {length_after} for {num_rows[1]}, so it is not the batch axis: a weight, or "
+                f"time before batch. Put the batch first (`batch_first=True`), or leave this dropout out with p=0."
             )
 
 
@@ -174,7 +184,12 @@ def check_before_training(
             )
         check_rows(model, output, inputs, once_B_C, state)
         if smaller is not None:
-            _again(output, smaller, state)
+            fewer_b_C = _again(output, smaller, state)
+            if have_same_points(inputs, smaller):
+                few_b_C = once_B_C[: len(fewer_b_C)]
+                tolerance = rounding_tolerance(once_B_C, model)
+                seen = _batch_statistics(model) + _other_length(inputs, smaller)
+                refuse_dependence_on_batch(log_probs_of(few_b_C), log_probs_of(fewer_b_C), tolerance=tolerance, seen=seen)
 
 
 def _again(output: Callable[[object], Tensor], inputs: object, state: ModelState) -> Tensor:
@@ -189,6 +204,35 @@ def _again(output: Callable[[object], Tensor], inputs: object, state: ModelState
             f"{_changed(changed)} Start each `forward` afresh in evaluation mode: every batch must be predicted alike, "
             f"whatever came before it."
         ) from error
+
+
+def have_same_points(batch: object, smaller: object) -> bool:
+    """Tell whether a smaller batch holds the first points of a batch, padded to any length.
+
+    Example:
+        >>> have_same_points({"x": torch.tensor([[1, 2, 0], [1, 2, 3]])}, {"x": torch.tensor([[1, 2]])})
+        True
+    """
+    some, others = (_tensors(one) for one in (batch, smaller))
+    return len(some) == len(others) and all(map(_begins_with, some, others))
+
+
+def _tensors(batch: object) -> list[Tensor]:
+    return [leaf for leaf in leaves(batch) if isinstance(leaf, Tensor) and leaf.layout is torch.strided]
+
+
+def _begins_with(some: Tensor, others: Tensor) -> bool:
+    if some.dim() != others.dim() or some.shape[2:] != others.shape[2:]:
+        return False
+    both = tuple(slice(min(lengths)) for lengths in zip(some.shape[:2], others.shape[:2], strict=True))
+    return torch.equal(some[both], others[both])
+
+
+def _other_length(batch: object, smaller: object) -> str:
+    pairs = zip(_tensors(batch), _tensors(smaller), strict=True)
+    if all(some.shape[1:] == others.shape[1:] for some, others in pairs):
+        return ""
+    return " The other batch is padded to another length: let the model mask the padding, or pad all to one length."
 
 
 def _changed(names: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
 """Monte Carlo dropout with consistent masks: sample k is the same network for every point of the pool."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -24,7 +24,7 @@ from al_lightning.posterior.checks import (
     refuse_other_outputs,
     rounding_tolerance,
 )
-from al_lightning.posterior.dropout.function_mode import LayerMasks, MaskedForward
+from al_lightning.posterior.dropout.function_mode import LayerMasks, MaskedForward, refuse_left_padding
 from al_lightning.posterior.dropout.in_training import InTraining
 from al_lightning.posterior.dropout.looped import ReplacedDropout, can_be_replaced
 from al_lightning.posterior.dropout.unreachable import refuse_unreachable_dropout
@@ -32,6 +32,7 @@ from al_lightning.posterior.dropout.vmapped import Vectorised, refuse_kept_tenso
 from al_lightning.posterior.model import (
     Call,
     evaluating,
+    leaves,
     log_probs_of,
     refuse_probabilities,
     refuse_sigmoid,
@@ -114,6 +115,7 @@ class _Samples:
         self._replaced: ReplacedDropout | None = None  # once the loop has found that it needs no function mode
         self._look: InTraining | None = None
         self._closed = False
+        self._lengths: list[tuple[int, ...]] = []  # of the last batch
 
     def close(self) -> None:
         self._closed = True
@@ -131,8 +133,10 @@ class _Samples:
         # Not inference_mode: what a model caches in `forward` must be of use in its next training.
         with torch.inference_mode(mode=False), torch.no_grad(), attributes_back(self._model):
             look = self._look_in_training(inputs)
-            with evaluating(self._model):
-                return self._log_probs(inputs, look)
+            with evaluating(self._model), look.attending():
+                log_probs_B_K_C = self._log_probs(inputs, look)
+        refuse_left_padded(inputs, self._masked.masks)
+        return log_probs_B_K_C
 
     def _log_probs(self, inputs: object, look: InTraining) -> Tensor:
         if self._replaced is not None:
@@ -148,8 +152,9 @@ class _Samples:
         inputs = self._call.inputs(batch)
         with torch.inference_mode(mode=False), torch.no_grad(), handed_back(self._model):
             look = self._look_in_training(inputs)
-            with evaluating(self._model), self._masked.following(self._model):
+            with evaluating(self._model), look.attending(), self._masked.following(self._model):
                 first_B_C = self._output(inputs, 0)  # draws the masks
+                refuse_left_padded(inputs, self._masked.masks)
                 log_probs_B_1_C = log_probs_of(first_B_C.unsqueeze(1))
                 look.refuse_left_out(self._masked, len(first_B_C))
                 refuse_no_masks(self._model, self._masked.masks)
@@ -162,7 +167,7 @@ class _Samples:
 
     def _check_effect(self, inputs: object) -> None:
         for name, found in self._masked.masks.items():
-            self._masked.masks[name] = LayerMasks(found.p, halves(found.keep[0]))
+            self._masked.masks[name] = replace(found, keep=halves(found.keep[0]))
         outputs_B_3_C = self._stacked(self._output, inputs)
         refuse_probabilities(outputs_B_3_C)
         if len(outputs_B_3_C) > 1 and is_fine(outputs_B_3_C, self._model):
@@ -172,11 +177,13 @@ class _Samples:
         if self._look is None:
             self._look = InTraining(self._model, self._call, inputs)
             self._masked.never = self._look.never
+            self._masked.weights_drop_in = self._look.weights_drop_in
         return self._look
 
     def _first_log_probs(self, inputs: object, look: InTraining) -> Tensor:
         with self._masked.following(self._model), handed_back(self._model) as state:
             first_B_C = self._output(inputs, 0)  # draws the masks
+            self._lengths = lengths_of(inputs)
             look.refuse_left_out(self._masked, len(first_B_C))
             refuse_no_masks(self._model, self._masked.masks)
             check_rows(self._model, self._output_of_first(len(first_B_C)), inputs, first_B_C, state)
@@ -197,6 +204,9 @@ class _Samples:
     def _outputs(self, inputs: object, *, first_B_C: Tensor | None = None) -> Tensor:
         """Return `outputs_B_K_C`, compared with the plain outputs of the first sample if these are given."""
         if self.path != "loop":
+            if first_B_C is None and self._lengths != (lengths := lengths_of(inputs)):
+                self._output(inputs, 0)  # draws longer masks, which a pass of all samples cannot
+                self._lengths = lengths
             try:
                 outputs_B_K_C = self._vectorised(inputs) if first_B_C is None else self._tried(inputs, first_B_C)
             except Exception as error:  # noqa: BLE001 - an error of the model itself is raised by the loop
@@ -241,12 +251,31 @@ class _Samples:
 
         It compares the inputs of dropout with those of the last pass, of `num_rows` rows.
         """
-        before = dict(self._masked.first_axis)
+        before = dict(self._masked.axes)
 
         def output(inputs: object) -> Tensor:
             logits_b_C = self._output(inputs, 0)
             if len(logits_b_C) < num_rows:
-                refuse_fixed_first_axis(before, self._masked.first_axis)
+                refuse_fixed_first_axis(before, self._masked.axes, num_rows=(num_rows, len(logits_b_C)))
             return logits_b_C
 
         return output
+
+
+def lengths_of(inputs: object) -> list[tuple[int, ...]]:
+    """Return the lengths of the tensors of a batch, apart from the number of points.
+
+    Example:
+        >>> lengths_of({"input_ids": torch.zeros(8, 31), "labels": torch.zeros(8)})
+        [(31,), ()]
+    """
+    return [tuple(leaf.shape[1:]) for leaf in leaves(inputs) if isinstance(leaf, Tensor)]
+
+
+def refuse_left_padded(inputs: object, masks: Mapping[tuple[str, int], LayerMasks]) -> None:
+    """Raise if an `attention_mask` among the inputs begins with zeros, and a mask depends on positions."""
+    first = inputs[0] if isinstance(inputs, (tuple, list)) and inputs else inputs
+    mask = first.get("attention_mask") if isinstance(first, Mapping) else None
+    depends = any(found.kind.positions(found.keep.dim() - 1) for found in masks.values())
+    if depends and isinstance(mask, Tensor) and mask.dim() == 2:  # noqa: PLR2004 - (B, T)
+        refuse_left_padding(mask != 0, "`attention_mask` of the batch")
