@@ -80,30 +80,45 @@ def rows_again(inputs: object, num_rows: int) -> tuple[object, Tensor]:
     return map_tensors(lambda tensor: tensor[rows.to(tensor.device)], inputs), rows
 
 
-def refuse_fixed_first_axis(
-    before: Mapping[tuple[str, int], tuple[int, ...]],
-    after: Mapping[tuple[str, int], tuple[int, ...]],
-    *,
-    num_rows: tuple[int, int],
-) -> None:
-    """Raise if the first axis of a dropout's input is not the batch axis, as another number of points shows.
+def refuse_fixed_first_axis(before: Mapping[tuple[str, int], int], after: Mapping[tuple[str, int], int]) -> None:
+    """Raise if the first axis of a dropout's input keeps its length when the batch is cut: it is not the batch axis.
 
-    All entries of the first axis share one mask, so they must be the points. An axis of length 1 is accepted. The first
-    axis may follow the length of a text while the second follows the points.
+    All entries of the first axis share one mask, so they must be the points. An axis of length 1 is accepted.
 
     Args:
-        before: First lengths for each call of dropout, in the whole batch.
-        after: The same in a batch of fewer points.
-        num_rows: Points of the whole batch, and of the other.
+        before: Length for each call of dropout, in the whole batch.
+        after: The same in a part of the batch.
     """
-    for (layer, call), (length, *others) in before.items():
-        length_after, *others_after = after.get((layer, call), (0,))
-        is_fixed = length > 1 and length_after == length
-        follows = length * num_rows[1] == length_after * num_rows[0]
-        if is_fixed or (not follows and (others[:1], others_after[:1]) == ([num_rows[0]], [num_rows[1]])):
+    for (layer, call), length in before.items():
+        if length > 1 and after.get((layer, call)) == length:
             raise ValueError(
-                f"The first axis of the input to dropout in {named(layer)} (call {call}) has length {length} for "
-                f"{num_rows[0]} rows and {length_after} for {num_rows[1]}, so it is not the batch axis: a weight, or "
+                f"The first axis of the input to dropout in {named(layer)} (call {call}) has length {length} whatever "
+                f"the number of rows in the batch, so it is not the batch axis: a weight, or time before batch. Put "
+                f"the batch first (`batch_first=True`), or leave this dropout out with p=0."
+            )
+
+
+def refuse_points_second(
+    before: Mapping[tuple[str, int], tuple[int, ...]],
+    after: Mapping[tuple[str, int], tuple[int, ...]],
+    num_rows: tuple[int, int],
+) -> None:
+    """Raise if the second axis of a dropout's input is that of the points, as another number of points shows.
+
+    A mask has an entry for each position on the second axis, so a point's would depend on its place in the batch.
+
+    Args:
+        before: First two lengths for each call of dropout, in one batch.
+        after: The same in another.
+        num_rows: Points of both batches, not equally many.
+    """
+    for (layer, call), lengths in before.items():
+        lengths_after = after.get((layer, call), ())
+        is_points_second = (lengths[1:], lengths_after[1:]) == (num_rows[:1], num_rows[1:])
+        if is_points_second and lengths[0] * num_rows[1] != lengths_after[0] * num_rows[0]:
+            raise ValueError(
+                f"The second axis of the input to dropout in {named(layer)} (call {call}) has length {num_rows[0]} in "
+                f"a batch of {num_rows[0]} points and {num_rows[1]} in one of {num_rows[1]}, so it is the batch axis: "
                 f"time before batch. Put the batch first (`batch_first=True`), or leave this dropout out with p=0."
             )
 
@@ -189,7 +204,9 @@ def check_before_training(
                 few_b_C = once_B_C[: len(fewer_b_C)]
                 tolerance = rounding_tolerance(once_B_C, model)
                 seen = _batch_statistics(model) + _other_length(inputs, smaller)
-                refuse_dependence_on_batch(log_probs_of(few_b_C), log_probs_of(fewer_b_C), tolerance=tolerance, seen=seen)
+                refuse_dependence_on_batch(
+                    log_probs_of(few_b_C), log_probs_of(fewer_b_C), tolerance=tolerance, seen=seen
+                )
 
 
 def _again(output: Callable[[object], Tensor], inputs: object, state: ModelState) -> Tensor:

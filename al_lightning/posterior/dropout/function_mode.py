@@ -326,7 +326,9 @@ class MaskedForward(TorchFunctionMode):
         if any(length > before for length, before in lengths):
             if self._keep is not None:
                 raise RuntimeError(f"Dropout in {named(layer)} meets a length whose masks no plain pass has drawn.")
-            longer = tuple(before if length <= before else math.ceil(length / _STEP) * _STEP for length, before in lengths)
+            longer = tuple(
+                before if length <= before else math.ceil(length / _STEP) * _STEP for length, before in lengths
+            )
             found = self.masks[layer, call] = LayerMasks(p, self._drawn(layer, call, p, longer, device, kind), kind)
         return found
 

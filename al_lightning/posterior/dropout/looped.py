@@ -73,6 +73,7 @@ class ReplacedDropout:
             call = self._calls[layer]
             self._calls[layer] += 1
             shape = kind.mask_shape(input.shape, layer=layer)
+            self._mode.axes[layer, call] = tuple(input.shape[:2])
             found = self._mode.masks_of(layer, call, module.p, shape, input.device, kind)
             factors_K = None if kind.alpha else self._factors_of((layer, call), found, input.dtype)
             keep = cut((found.keep if factors_K is None else factors_K)[self._sample], shape)

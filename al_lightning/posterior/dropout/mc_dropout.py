@@ -22,6 +22,7 @@ from al_lightning.posterior.checks import (
     refuse_fixed_first_axis,
     refuse_no_masks,
     refuse_other_outputs,
+    refuse_points_second,
     rounding_tolerance,
 )
 from al_lightning.posterior.dropout.function_mode import LayerMasks, MaskedForward, refuse_left_padding
@@ -116,6 +117,7 @@ class _Samples:
         self._look: InTraining | None = None
         self._closed = False
         self._lengths: list[tuple[int, ...]] = []  # of the last batch
+        self._first_pass: tuple[int, list[tuple[int, ...]], dict[tuple[str, int], tuple[int, ...]]] | None = None
 
     def close(self) -> None:
         self._closed = True
@@ -160,7 +162,7 @@ class _Samples:
                 refuse_no_masks(self._model, self._masked.masks)
                 fill_zeros(learning(self._model))
                 again = None if smaller is None else self._call.inputs(smaller)
-                check_before_training(self._model, self._output_of_first(len(first_B_C)), inputs, again)
+                check_before_training(self._model, self._output_of_first, inputs, again)
                 self._check_effect(inputs)
             look.warn()
         return log_probs_B_1_C.squeeze(1)
@@ -186,7 +188,7 @@ class _Samples:
             self._lengths = lengths_of(inputs)
             look.refuse_left_out(self._masked, len(first_B_C))
             refuse_no_masks(self._model, self._masked.masks)
-            check_rows(self._model, self._output_of_first(len(first_B_C)), inputs, first_B_C, state)
+            check_rows(self._model, self._output_of_first, inputs, first_B_C, state)
             outputs_B_K_C = self._outputs(inputs, first_B_C=first_B_C)
             log_probs_B_K_C = log_probs_of(outputs_B_K_C)
             refuse_probabilities(outputs_B_K_C)
@@ -227,7 +229,9 @@ class _Samples:
         """Return the same as `_output`, faster, where all dropout is that of modules."""
         if self._replaced is not None:
             self._replaced.start(k)
-        return self._call.output(inputs)
+        output = self._call.output(inputs)
+        self._compare_axes(inputs, len(output))
+        return output
 
     def _tried(self, inputs: object, first_B_C: Tensor) -> Tensor:
         last = self._masked.num_samples - 1
@@ -244,22 +248,27 @@ class _Samples:
         with self._masked.start(k):
             output = self._call.output(inputs)
         refuse_sigmoid(output, self._masked.sigmoid)
+        self._compare_axes(inputs, len(output))
         return output
 
-    def _output_of_first(self, num_rows: int) -> Callable[[object], Tensor]:
-        """Return a function from a batch to the first sample's logits.
+    def _output_of_first(self, inputs: object) -> Tensor:
+        return self._output(inputs, 0)
 
-        It compares the inputs of dropout with those of the last pass, of `num_rows` rows.
+    def _compare_axes(self, inputs: object, num_rows: int) -> None:
+        """Compare the inputs of dropout with those in the first batch, or raise if their first axis is not the points.
+
+        Only a part of the first batch tells a fixed axis: another text may have as many words.
         """
-        before = dict(self._masked.axes)
-
-        def output(inputs: object) -> Tensor:
-            logits_b_C = self._output(inputs, 0)
-            if len(logits_b_C) < num_rows:
-                refuse_fixed_first_axis(before, self._masked.axes, num_rows=(num_rows, len(logits_b_C)))
-            return logits_b_C
-
-        return output
+        axes = self._masked.axes
+        if self._first_pass is None:
+            self._first_pass = num_rows, lengths_of(inputs), dict(axes)
+        num_rows_before, lengths, axes_before = self._first_pass
+        if num_rows == num_rows_before:
+            return
+        if not self._checked and lengths_of(inputs) == lengths:
+            first, first_before = ({name: axis[0] for name, axis in found.items()} for found in (axes, axes_before))
+            refuse_fixed_first_axis(first_before, first)
+        refuse_points_second(axes_before, axes, (num_rows_before, num_rows))
 
 
 def lengths_of(inputs: object) -> list[tuple[int, ...]]:
