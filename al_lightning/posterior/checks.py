@@ -18,6 +18,11 @@ _DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Alph
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
+def is_dropout(module: nn.Module | None) -> bool:
+    """Tell whether a module is one of torch's dropout layers."""
+    return isinstance(module, _DROPOUT_LAYERS)
+
+
 def refuse_no_masks(model: nn.Module, masks: Mapping[tuple[str, int], LayerMasks]) -> None:
     """Raise if a forward pass used no dropout with 0 < p < 1; the error lists the dropout layers of the model."""
     if masks:
@@ -25,7 +30,7 @@ def refuse_no_masks(model: nn.Module, masks: Mapping[tuple[str, int], LayerMasks
     layers = [
         f"{named(name)} ({type(module).__name__}, p={module.p})"
         for name, module in model.named_modules()
-        if isinstance(module, _DROPOUT_LAYERS)
+        if is_dropout(module)
     ]
     raise ValueError(
         f"MCDropout drew no mask in a forward pass of {type(model).__name__}, whose dropout layers are: "

@@ -20,13 +20,13 @@ class Drop(Protocol):
         """Return the weights after dropout."""
 
 
-def dot_product_attention(
+def dot_product_attention(  # noqa: PLR0913 - torch's signature
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,  # noqa: ARG001 - torch's signature; `drop` knows it
-    is_causal: bool = False,  # noqa: FBT001, FBT002 - torch's signature
+    dropout_p: float = 0.0,  # noqa: ARG001 - `drop` knows it
+    is_causal: bool = False,  # noqa: FBT001, FBT002
     *,
     drop: Drop,
     scale: float | None = None,
@@ -95,9 +95,9 @@ def multi_head_attention(given: Mapping[str, Any], drop: Drop) -> tuple[Tensor, 
         k = torch.cat([k, given["bias_k"].expand(1, num_rows, width)])
         v = torch.cat([v, given["bias_v"].expand(1, num_rows, width)])
         num_added += 1
-    q, k, v = (x.unflatten(-1, (num_heads, width // num_heads)).permute(1, 2, 0, 3) for x in (q, k, v))
+    q, k, v = (x.reshape(len(x), num_rows, num_heads, -1).permute(1, 2, 0, 3) for x in (q, k, v))
     k, v = (
-        given[name].unflatten(0, (num_rows, num_heads)) if given[name] is not None else x
+        x if given[name] is None else given[name].reshape(num_rows, num_heads, *given[name].shape[1:])
         for name, x in (("static_k", k), ("static_v", v))
     )
     if given["add_zero_attn"]:
@@ -143,7 +143,8 @@ def _added_masks(given: Mapping[str, Any], num_rows: int, num_heads: int, dtype:
     found = []
     if given["attn_mask"] is not None:
         mask = _as_numbers(given["attn_mask"], dtype)
-        found.append(mask.unflatten(0, (num_rows, num_heads)) if mask.dim() == _TIME_FIRST and len(mask) > 1 else mask)
+        is_of_heads = mask.dim() == _TIME_FIRST and len(mask) > 1
+        found.append(mask.reshape(num_rows, num_heads, *mask.shape[1:]) if is_of_heads else mask)
     if given["key_padding_mask"] is not None:
         padding_B_S = _as_numbers(given["key_padding_mask"], dtype).reshape(num_rows, -1)
         found.append(padding_B_S[:, None, None])

@@ -41,7 +41,6 @@ from al_lightning.posterior.dropout.masks import (
     named,
 )
 from al_lightning.posterior.dropout.results import Results
-from al_lightning.posterior.model import map_tensors
 
 DROPOUTS: Mapping[Callable[..., Any], DropoutKind] = MappingProxyType(
     {
@@ -62,6 +61,7 @@ DROPOUTS: Mapping[Callable[..., Any], DropoutKind] = MappingProxyType(
     }
 )
 ATTENTION = DropoutKind(of_weights=True)
+_PLAIN = DropoutKind()
 _POSITION_OF_DROPOUT_P = MappingProxyType(
     {functional.scaled_dot_product_attention: 4, functional.multi_head_attention_forward: 10}
 )
@@ -93,7 +93,7 @@ class LayerMasks:
 
     p: float
     keep: Tensor
-    kind: DropoutKind = DropoutKind()
+    kind: DropoutKind = _PLAIN
 
 
 class MaskedForward(TorchFunctionMode):
@@ -123,7 +123,7 @@ class MaskedForward(TorchFunctionMode):
         self.results = Results()  # costs of the last pass of all samples
         self.factor_dtypes: dict[tuple[str, int], torch.dtype] = {}  # in passes of all samples, where not alpha
         self.attention: dict[tuple[str, int], str] = {}  # calls of attention with dropout of its own, in words
-        self.weights_drop_in: frozenset[str] = frozenset()  # layers that drop attention's weights by dropout functions
+        self.drops_weights: frozenset[tuple[str, int]] = frozenset()  # calls of dropout functions with such weights
         self._sample = 0
         self._keep: Mapping[tuple[str, int], Tensor] | None = None
         self._calls: Counter[str] = Counter()
@@ -239,7 +239,7 @@ class MaskedForward(TorchFunctionMode):
         layer, call = self._called(p, training=training)
         if p == 0 or (layer, call) in self.never:
             return x
-        if layer in self.weights_drop_in and x.dim() == AXES_OF_WEIGHTS:
+        if (layer, call) in self.drops_weights:
             kind = ATTENTION
         is_time_first = layer in self.time_first and x.dim() == _AXES_OF_TEXT
         shape = kind.mask_shape(x.shape, layer=layer)
@@ -260,7 +260,8 @@ class MaskedForward(TorchFunctionMode):
         return masked(x, keep, p, alpha=kind.alpha, in_place=in_place)
 
     def _attention(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], p: float) -> object:
-        args, kwargs = map_tensors(computed, args), map_tensors(computed, kwargs)
+        args = tuple(computed(arg) if isinstance(arg, Tensor) else arg for arg in args)
+        kwargs = {name: computed(arg) if isinstance(arg, Tensor) else arg for name, arg in kwargs.items()}
         if func is functional.scaled_dot_product_attention:
             drop = self._drop_of_weights(p, f"{func.__name__}, called with dropout_p={p}")
             with self:  # for what the attention is written out in
@@ -336,8 +337,8 @@ class MaskedForward(TorchFunctionMode):
         self, layer: str, call: int, p: float, shape: tuple[int, ...], device: torch.device, kind: DropoutKind
     ) -> Tensor:
         draw = attention_mask if kind.of_weights else dropout_mask
-        names = [{"seed": self.seed, "layer": layer, "call": call, "k": k} for k in range(self.num_samples)]
-        return torch.stack([draw(shape, p, **name) for name in names]).to(device)
+        drawn = [draw(shape, p, seed=self.seed, layer=layer, call=call, k=k) for k in range(self.num_samples)]
+        return torch.stack(drawn).to(device)
 
 
 def cut(keep: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -48,7 +48,7 @@ class InTraining:
     Attributes:
         never: Calls of dropout, by layer and number, that drop neither in evaluation mode nor here.
         attention: Layers that drop attention's weights in training mode alone, and are else the same in both modes.
-        weights_drop_in: Those of them that do it by a function of dropout, and not within torch's attention.
+        drops_weights: Calls of dropout functions in those layers that do so.
         error: Why the pass does not show all dropout, as the end of a sentence "The pass ..."; empty if it does.
     """
 
@@ -60,7 +60,7 @@ class InTraining:
         self._draws: list[Draw] = []
         self.never: frozenset[tuple[str, int]] = frozenset()
         self.attention: frozenset[str] = frozenset()
-        self.weights_drop_in: frozenset[str] = frozenset()
+        self.drops_weights: frozenset[tuple[str, int]] = frozenset()
         self.error = ""
         self._drew = False
         try:
@@ -68,7 +68,7 @@ class InTraining:
                 self._run(0, self._draws)
                 self._drew = bool(self._draws) or not are_seeded(0)
             self.attention = self._attention_in_training_alone()
-            self.weights_drop_in = self.attention & {layer for layer, _ in self._mode.weights}
+            self.drops_weights = frozenset(call for call in self._mode.weights if call[0] in self.attention)
         except Exception as error:  # noqa: BLE001 - what cannot be trained so fails in training; `warn` tells
             self.error = f"{type(error).__name__}: {error}"
         if not sees_operations and not self.error:

@@ -102,7 +102,7 @@ def attention_mask(shape: Sequence[int], p: float, *, seed: int, layer: str, cal
     bits = torch.tensor(key - 2**64 if key >= 2**63 else key)
     for length in shape:
         bits = _mixed(bits.unsqueeze(-1) + torch.arange(1, length + 1) * _GOLDEN)
-    return _shifted(bits, 64 - _UNIFORM_BITS) >= math.ceil(p * 2**_UNIFORM_BITS)
+    return torch.ge(_shifted(bits, 64 - _UNIFORM_BITS), math.ceil(p * 2**_UNIFORM_BITS))
 
 
 def _key(seed: int, layer: str, call: int, k: int) -> int:
@@ -118,7 +118,7 @@ def _mixed(bits: Tensor) -> Tensor:
 
 def _shifted(bits: Tensor, count: int) -> Tensor:
     """Return bits moved to the right, zeros coming in: torch's own shift repeats the sign."""
-    return (bits >> count) & (2 ** (64 - count) - 1)
+    return torch.bitwise_right_shift(bits, count).bitwise_and(2 ** (64 - count) - 1)
 
 
 def keep_factors(keep: Tensor, p: float, *, dtype: torch.dtype) -> Tensor:

@@ -1,5 +1,6 @@
 """Monte Carlo dropout with consistent masks: sample k is the same network for every point of the pool."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from al_lightning.posterior.checks import (
     check_rows,
     fill_zeros,
     halves,
+    is_dropout,
     is_fine,
     learning,
     refuse_dropout_without_effect,
@@ -28,6 +30,7 @@ from al_lightning.posterior.checks import (
 from al_lightning.posterior.dropout.function_mode import LayerMasks, MaskedForward, refuse_left_padding
 from al_lightning.posterior.dropout.in_training import InTraining
 from al_lightning.posterior.dropout.looped import ReplacedDropout, can_be_replaced
+from al_lightning.posterior.dropout.masks import MASK_SCHEME
 from al_lightning.posterior.dropout.unreachable import refuse_unreachable_dropout
 from al_lightning.posterior.dropout.vmapped import Vectorised, refuse_kept_tensors
 from al_lightning.posterior.model import (
@@ -101,6 +104,7 @@ class _Samples:
     Attributes:
         path: "vmap" or "loop", how the K forward passes are made; None before the first batch.
         reason: Why the path is "loop", else empty.
+        sampled: The dropouts that have masks, in a line; None before the first batch.
     """
 
     def __init__(
@@ -108,6 +112,7 @@ class _Samples:
     ) -> None:
         self.path: Literal["vmap", "loop"] | None = None
         self.reason = ""
+        self.sampled: str | None = None
         self._model = model
         self._call = Call(model, predict)
         self._masked = masked
@@ -179,7 +184,7 @@ class _Samples:
         if self._look is None:
             self._look = InTraining(self._model, self._call, inputs)
             self._masked.never = self._look.never
-            self._masked.weights_drop_in = self._look.weights_drop_in
+            self._masked.drops_weights = self._look.drops_weights
         return self._look
 
     def _first_log_probs(self, inputs: object, look: InTraining) -> Tensor:
@@ -188,6 +193,7 @@ class _Samples:
             self._lengths = lengths_of(inputs)
             look.refuse_left_out(self._masked, len(first_B_C))
             refuse_no_masks(self._model, self._masked.masks)
+            self.sampled = sampled_dropouts(self._model, self._masked.masks)
             check_rows(self._model, self._output_of_first, inputs, first_B_C, state)
             outputs_B_K_C = self._outputs(inputs, first_B_C=first_B_C)
             log_probs_B_K_C = log_probs_of(outputs_B_K_C)
@@ -269,6 +275,27 @@ class _Samples:
             first, first_before = ({name: axis[0] for name, axis in found.items()} for found in (axes, axes_before))
             refuse_fixed_first_axis(first_before, first)
         refuse_points_second(axes_before, axes, (num_rows_before, num_rows))
+
+
+def sampled_dropouts(model: nn.Module, masks: Mapping[tuple[str, int], LayerMasks]) -> str:
+    """Return which dropouts have masks, and the number of the rule that the masks follow.
+
+    Example:
+        >>> model = nn.Sequential(nn.Dropout(), nn.Dropout1d())
+        >>> keep = torch.ones(2, 5, dtype=torch.bool)
+        >>> sampled_dropouts(model, {("0", 0): LayerMasks(0.5, keep), ("0", 1): LayerMasks(0.5, keep)})
+        '1 of nn.Dropout (masks 1)'
+    """
+    modules = dict(model.named_modules())
+    attention = {layer for (layer, _), found in masks.items() if found.kind.of_weights}
+    others = {layer for (layer, _), found in masks.items() if not found.kind.of_weights}
+    counts = Counter(
+        f"nn.{type(modules[layer]).__name__}" if is_dropout(modules.get(layer)) else "dropout functions"
+        for layer in sorted(others)
+    )
+    words = [f"attention in {len(attention)} layer{'s' * (len(attention) > 1)}"] if attention else []
+    words += [f"{count} of {kind}" for kind, count in counts.items()]
+    return f"{', '.join(words)} (masks {MASK_SCHEME})"
 
 
 def lengths_of(inputs: object) -> list[tuple[int, ...]]:
