@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from al_lightning.posterior import MCDropout
+from al_lightning.posterior.dropout import vmapped
 from al_lightning.posterior.dropout.masks import attention_mask, dropout_mask
 
 K, SEED, ROWS = 3, 1, 6
@@ -291,6 +292,18 @@ def test_a_line_says_which_dropouts_are_sampled(build, words):
         assert predict.sampled == words
 
 
+@pytest.mark.parametrize("build", MODELS.values(), ids=MODELS.keys())
+def test_samples_computed_at_once_are_those_of_the_loop(build, monkeypatch):
+    model, log_probs = built(build), {}
+    for least_shared, path in ((math.inf, "loop"), (0.0, "vmap")):
+        monkeypatch.setattr(vmapped, "_LEAST_SHARED", least_shared)
+        with POSTERIOR.sample(model, K, seed=SEED) as predict:
+            log_probs[path] = predict(points(model)), predict(padded(points(model), 40))
+            assert predict.path == path, predict.reason
+    for looped, at_once in zip(*log_probs.values(), strict=True):
+        torch.testing.assert_close(at_once, looped, rtol=0, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_samples_of_a_mostly_exact_encoder_are_computed_at_once_for_texts_of_any_length():
     model = built(OF_TORCH["encoder, mostly exact"])
@@ -330,6 +343,7 @@ def test_padding_on_the_left_is_of_no_matter_where_no_mask_has_positions():
 
 def test_flash_attention_is_refused_by_name():
     model = built(lambda p: bert(p, "sdpa"))
+    assert model.config._attn_implementation == "sdpa"
     model.config._attn_implementation = "flash_attention_2"  # its own check asks for a GPU
     with pytest.raises(ValueError, match=r"attention by flash_attention_2 in the model itself.*'sdpa'"):
         POSTERIOR.preview(model, points(model))
