@@ -132,8 +132,11 @@ class Chooser:
             ranks.together(lambda: self._try(trainer, module, datamodule))
 
     def _try(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> None:
-        num_classes = self._try_model(trainer, module, datamodule) if self._predicts else None
-        datamodule.check_targets_to_come(num_classes=num_classes, pool_is_labelled=self.labels_are_known)
+        # Once before the model is tried, because a collate function would stumble over a missing label.
+        datamodule.check_targets_to_come(num_classes=None, pool_is_labelled=self.labels_are_known)
+        if self._predicts:
+            num_classes = self._try_model(trainer, module, datamodule)
+            datamodule.check_targets_to_come(num_classes=num_classes, pool_is_labelled=self.labels_are_known)
 
     def _try_model(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> int:
         """Predict a few points, and return the number of classes."""
