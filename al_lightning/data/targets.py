@@ -329,7 +329,7 @@ def _classes_of_items(
             found.append(class_of(value_at(item, place)))
         elif has_none(item):
             found.append(NoClass(None))
-        elif found:
+        elif found and has_none is _never:
             raise ValueError(
                 f"Point {index} is {place.seen}, but point {indices[0]} has a target. All points need theirs where "
                 f"that one has it; leave those without a class out of the training dataset. {ASK_PEOPLE}."

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from al_lightning._lightning import LightningModule
 from al_lightning.data.items import KEYS
 
 PREDICT_REMEDY = "`MCDropout(predict=lambda module, batch: module(batch['image']).logits)`, as other posteriors"
@@ -83,6 +84,7 @@ def arguments_of(model: nn.Module, batch: object) -> object:
     """
     if isinstance(batch, Keywords):
         return batch
+    _refuse_no_forward(model)
     inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if isinstance(inputs, Mapping):
         return _of_mapping(model, inputs)
@@ -98,6 +100,15 @@ def arguments_of(model: nn.Module, batch: object) -> object:
 
 def _kind(value: object) -> str:
     return f"Tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _refuse_no_forward(model: nn.Module) -> None:
+    if type(model).forward in (nn.Module.forward, LightningModule.forward) and "forward" not in vars(model):
+        raise TypeError(
+            f"{type(model).__name__} has no `forward`, by which points are predicted. Give it one that returns the "
+            f"logits, as `def forward(self, **inputs): return self.model(**inputs)`, or say how to call the model: "
+            f"{PREDICT_REMEDY}."
+        )
 
 
 def _refuse_more(model: nn.Module, batch: object) -> None:

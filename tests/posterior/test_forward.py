@@ -4,6 +4,7 @@ from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import torch
+from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from al_lightning.posterior.forward import Keywords, arguments_of, called, logits_of, refuse_other_tasks
@@ -115,6 +116,13 @@ def test_a_forward_that_cannot_take_the_dict_says_what_it_got(forward):
     model = model_of(forward)
     with pytest.raises(TypeError, match=r"got the batch itself, a dict with the keys \['ids'\].*predict=lambda"):
         called(model, arguments_of(model, {"ids": X, "labels": Y}))
+
+
+@pytest.mark.parametrize("batch", [X, (X, Y), {"ids": X, "labels": Y}])
+@pytest.mark.parametrize("kind", [nn.Module, LightningModule])
+def test_a_model_without_forward_is_told_to_have_one(kind, batch):
+    with pytest.raises(TypeError, match=r"has no `forward`.*def forward\(self, \*\*inputs\)"):
+        arguments_of(kind(), batch)
 
 
 @dataclass

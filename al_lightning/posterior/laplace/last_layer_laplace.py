@@ -42,7 +42,8 @@ class LastLayerLaplace(Posterior):
         structure: "full" is the covariance of all weights, "kron" a Kronecker-factored approximation for many of them.
             By default "full" up to 6000 weights.
         predict: How to get logits or log-probabilities (B, C) of a batch, `predict(module, batch)`. By default
-            `module(x)`, x being the batch or the first item of an (x, y) batch.
+            `module(x)`, x being the batch or the first item of an (x, y) batch; of a dict without its labels
+            `module(**x)`.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
