@@ -103,7 +103,7 @@ def _kind(value: object) -> str:
 
 
 def _refuse_no_forward(model: nn.Module) -> None:
-    if type(model).forward in (nn.Module.forward, LightningModule.forward) and "forward" not in vars(model):
+    if getattr(model.forward, "__func__", None) in (nn.Module.forward, LightningModule.forward):
         raise TypeError(
             f"{type(model).__name__} has no `forward`, by which points are predicted. Give it one that returns the "
             f"logits, as `def forward(self, **inputs): return self.model(**inputs)`, or say how to call the model: "

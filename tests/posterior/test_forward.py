@@ -95,9 +95,9 @@ def test_other_batches_are_refused_with_what_was_seen_and_the_remedy(forward, ba
         arguments_of(model_of(forward), batch)
 
 
-def test_a_forward_without_a_signature_gets_tensors_alone():
-    model = nn.Linear(3, 2)
-    model.forward = max  # as that of a traced model
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning")
+def test_a_model_without_a_signature_gets_tensors_alone():
+    model = torch.jit.trace(nn.Linear(3, 2), X)
     assert arguments_of(model, (X, Y)) is X
     with pytest.raises(TypeError, match="nothing says how"):
         arguments_of(model, {"input": X})

@@ -4,10 +4,11 @@ import os
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from al_lightning.posterior import LastLayerLaplace, MCDropConnect, MCDropout, state_of
 from al_lightning.posterior.ensemble.deep_ensemble import DeepEnsemble
+from al_lightning.posterior.model import map_tensors
 from al_lightning.testing import check_posterior
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -155,3 +156,11 @@ def test_a_gpt_2_for_classification_runs():
     )
     model = seeded(lambda: transformers.GPT2ForSequenceClassification(config))
     check_posterior(MCDropout(), model, texts(), num_samples=K)
+
+
+def test_an_output_of_a_model_keeps_its_kind_when_its_tensors_are_mapped():
+    output = bert().eval()(**texts())
+    mapped = map_tensors(Tensor.neg, output)
+    assert type(mapped) is type(output)
+    assert torch.equal(mapped.logits, -output.logits)
+    assert mapped["logits"] is mapped.logits

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from al_lightning import (
     BALD,
     ActiveLearningDataModule,
+    AskPeople,
     DeepEnsemble,
     LastLayerLaplace,
     MCDropConnect,
@@ -253,3 +254,19 @@ class Doubled(Model):
 def test_outputs_and_dtypes_that_do_not_fit_are_refused_before_the_training(model, error, words, run):
     with pytest.raises(error, match=words):
         run(model, Texts())
+
+
+@pytest.mark.slow
+def test_what_people_are_asked_about_is_predicted_without_a_label(make_trainer, make_callback, tmp_path):
+    def change(index, item):
+        return item if index < 6 else {"ids": item["ids"]}
+
+    model = Model()
+    callback = make_callback(BALD(), oracle=AskPeople(), folder=tmp_path / "run", max_rounds=2)
+    inner = Data(Texts(change=change))
+    inner.test_dataloader = lambda: DataLoader(Texts(), batch_size=8, collate_fn=padded)
+    data = ActiveLearningDataModule(inner, initial="given", classes=["a", "b", "c"])
+    active_fit(make_trainer(callback, max_epochs=1), model, data)
+    assert len(callback.waiting_for) == 4
+    assert data.labels.num_labelled == 6
+    assert model.given == {True}
