@@ -89,7 +89,7 @@ def arguments_of(model: nn.Module, batch: object) -> object:
     if isinstance(inputs, Mapping):
         return _of_mapping(model, inputs)
     if isinstance(inputs, Tensor) and inputs.dim():
-        _refuse_more(model, batch)
+        _refuse_more(model, batch, inputs)
         return inputs
     found = _kind(batch) if inputs is batch else f"{_kind(batch)} that begins with {_kind(inputs)}"
     raise TypeError(
@@ -111,13 +111,18 @@ def _refuse_no_forward(model: nn.Module) -> None:
         )
 
 
-def _refuse_more(model: nn.Module, batch: object) -> None:
+def _refuse_more(model: nn.Module, batch: object, inputs: Tensor) -> None:
+    """Raise if `forward` needs more than the input, or could take a mask that stands in the batch beside token ids."""
     parameters = Parameters.of(model)
-    if parameters is not None and len(parameters.required) > 1:
+    if parameters is None:
+        return
+    others = batch[1:-1] if isinstance(batch, (tuple, list)) and not inputs.is_floating_point() else ()
+    masks = [one for one in others if isinstance(one, Tensor) and one.shape == inputs.shape and one.dim() > 1]
+    if len(parameters.required) > 1 or (masks and len(parameters.names) > 1):
         raise TypeError(
-            f"`forward({parameters.shown})` of {type(model).__name__} needs {list(parameters.required)}, but of a "
-            f"batch that is a {type(batch).__name__} only the input is passed to the model by itself, because nothing "
-            f"says what the others are. Return a dict with these keys from `collate_fn`, or say how to call the model: "
+            f"`forward({parameters.shown})` of {type(model).__name__} takes more than one input, but of a batch that "
+            f"is a {type(batch).__name__} only the first entry is passed to the model by itself, because nothing says "
+            f"what the others are. Return a dict with these keys from `collate_fn`, or say how to call the model: "
             f"{PREDICT_REMEDY}."
         )
 
@@ -125,14 +130,13 @@ def _refuse_more(model: nn.Module, batch: object) -> None:
 def _of_mapping(model: nn.Module, batch: Mapping[Any, Any]) -> object:
     parameters = Parameters.of(model)
     inputs = {key: value for key, value in batch.items() if key not in KEYS}
+    if parameters is not None and parameters.required == (parameters.first,) and not inputs.keys() & parameters.names:
+        return _without(batch, [key for key in batch if key in KEYS])
     if parameters is None or not all(isinstance(key, str) for key in inputs):
         raise TypeError(
             f"The batch is a {type(batch).__name__} with the keys {list(batch)}, and nothing says how "
             f"{type(model).__name__} takes it. Say how to call the model: {PREDICT_REMEDY}."
         )
-    is_named = any(key in parameters.names for key in inputs)
-    if not is_named and parameters.required == (parameters.first,):
-        return _without(batch, [key for key in batch if key in KEYS])
     kept = {key: value for key, value in inputs.items() if key in parameters.names or parameters.takes_any}
     without_parameter = [
         key for key, value in inputs.items() if key not in kept and key not in POINT_KEYS and _may_be_input(value)

@@ -25,6 +25,7 @@ def model_of(forward):
 @pytest.mark.parametrize("batch", [X, (X, None), [X], Pair(X, Y), (X, MASK, Y)])
 def test_a_tensor_is_the_input_or_the_first_entry(batch):
     assert arguments_of(nn.Linear(3, 2), batch) is X
+    assert arguments_of(model_of(lambda self, x, scale=1.0: 0), batch) is X
 
 
 KEYWORDS = {
@@ -80,8 +81,17 @@ REFUSED = {
     "no tensor": (lambda self, **inputs: 0, {"text": ["a", "b"]}, "nothing that is left is a tensor"),
     "labels alone": (lambda self, **inputs: 0, {"labels": Y}, "nothing that is left is a tensor"),
     "nothing named": (lambda self, ids=None, mask=None: 0, {"pixels": X}, "has no parameter for pixels"),
-    "numbered keys": (lambda self, x: 0, {0: X}, r"with the keys \[0\], and nothing says how"),
-    "more than the input": (lambda self, ids, mask: 0, (X, MASK, Y), r"`forward\(ids, mask\)` of Model needs"),
+    "numbered keys": (lambda self, x, mask: 0, {0: X}, r"with the keys \[0\], and nothing says how"),
+    "more than the input": (
+        lambda self, ids, mask: 0,
+        (X, MASK, Y),
+        r"`forward\(ids, mask\)` of Model takes more than",
+    ),
+    "a mask beside token ids": (
+        lambda self, ids, mask=None: 0,
+        (X.long(), MASK, Y),
+        r"`forward\(ids, mask=None\)` of Model takes more than one input, but of a batch that is a tuple only",
+    ),
     "empty": (lambda self, x: 0, [], "The batch is a list, and only a tensor or a dict"),
     "text": (lambda self, x: 0, "text", "The batch is a str, and only a tensor or a dict"),
     "a number": (lambda self, x: 0, torch.tensor(1.0), r"The batch is a Tensor of shape \(\), and only a tensor"),
