@@ -39,6 +39,7 @@ def labelled_by_hand(header: dict[str, Any], rounds: list[Round]) -> list[Round]
 
 collect_ignore = [
     "rounds/existing_script",
+    "rounds/hugging_face_script",
     "rounds/people_script",
     "processes",
 ]  # scripts, which the search for doctests would run in the current folder

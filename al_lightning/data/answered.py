@@ -70,16 +70,29 @@ class Trained:
         target_of: Class of each labelled point, by id.
         answered: Ids of the points whose class people gave.
         with_label: Returns an item with a label.
+        read: Returns an item with its label where `place_of` finds it; by default the item itself.
     """
 
-    def __init__(self, target_of: Mapping[int, int], *, answered: Collection[int], with_label: WithLabel) -> None:
+    def __init__(
+        self,
+        target_of: Mapping[int, int],
+        *,
+        answered: Collection[int],
+        with_label: WithLabel,
+        read: Callable[[Any], Any] | None = None,
+    ) -> None:
         self.target_of = dict(target_of)
         self.answered = frozenset(answered)
         self.with_label = with_label
+        self._read = read
+
+    def read(self, item: Any) -> Any:  # noqa: ANN401 - whatever items are
+        """Return an item with its label where `place_of` finds it."""
+        return item if self._read is None else self._read(item)
 
     def __call__(self, index: int, item: Any) -> Any:  # noqa: ANN401 - whatever items are
         """Return the item of point `index` for training."""
-        is_as_it_was = index not in self.answered and holds_a_number(item)
+        is_as_it_was = index not in self.answered and holds_a_number(self.read(item))
         return item if is_as_it_was else self.with_label(item, self.target_of[index])
 
 
@@ -108,10 +121,11 @@ class OfPool:
         """Return the item of point `index` for a model of the pool."""
         if index in self.labelled.target_of:
             return self.labelled(index, item)
-        place = place_of(item)
+        seen = self.labelled.read(item)
+        place = place_of(seen)
         if isinstance(place, Unclear):
             return self.with_label(item, MISSING)
-        value = value_at(item, place)
+        value = value_at(seen, place)
         if value is None:
             return self.with_label(item, MISSING)
         name = class_of(value)

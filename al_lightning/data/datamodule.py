@@ -1,6 +1,6 @@
 """Data module of a run: training gets the labelled points of the user's data module, the acquisition gets the pool."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from al_lightning.data.initial import (
     draw_initial,
 )
 from al_lightning.data.items import MISSING, NUM_SHOWN
+from al_lightning.data.label_key import LabelKey, Usual, WithoutLabel
 from al_lightning.data.labels import HELD_OUT, Labels
 from al_lightning.data.loaders import (
     NothingToTrain,
@@ -35,6 +36,7 @@ from al_lightning.data.loaders import (
 from al_lightning.data.rows import digests, refuse_reordered
 from al_lightning.data.targets import (
     all_targets,
+    batch_targets,
     class_names,
     classes_of,
     has_names,
@@ -95,6 +97,8 @@ class ActiveLearningDataModule(Wrapper):
             its label; where labels go elsewhere, a method `with_label(sample, label)` of the data module returns the
             item with the label. Points may be appended to the dataset while the run waits.
         renamed: Other names of classes, such as earlier ones, each with the name in `classes` that it stands for.
+        label_key: Key of the label in dict items, where it is none of `label`, `labels`, `target`, `targets` and `y`,
+            or where an item has several of these. The pool loader's dict batches come without it.
 
     Example:
         >>> class Texts(LightningDataModule):
@@ -119,6 +123,7 @@ class ActiveLearningDataModule(Wrapper):
     corrected: frozenset[int]
     classes: list[str] | None
     renamed: dict[str, str]
+    label_key: str | None
     _answers: dict[int, int]
     _num_reserved: int
     _known_targets: dict[int, int]
@@ -140,6 +145,7 @@ class ActiveLearningDataModule(Wrapper):
         corrected: list[int] | None = None,
         classes: list[str] | None = None,
         renamed: dict[str, str] | None = None,
+        label_key: str | None = None,
     ) -> None:
         check_flavour("datamodule", datamodule, LightningDataModule)
         if isinstance(datamodule, ActiveLearningDataModule):
@@ -149,6 +155,7 @@ class ActiveLearningDataModule(Wrapper):
                 raise ValueError(f"`{name}` is {value}, but must be at least 1, or None.")
         self.classes = checked_classes(classes)
         self.renamed = checked_renamed(renamed, self.classes)
+        self.label_key = label_key
         self.initial = checked_initial(initial, may_be_given=self.classes is not None)
         self.balanced = balanced
         self.points_per_epoch = points_per_epoch
@@ -273,7 +280,7 @@ class ActiveLearningDataModule(Wrapper):
         if self.classes is None:
             if not self.balanced:
                 return in_pool, None
-            targets_N = all_targets(self._fit_loader().dataset, num_points)
+            targets_N = all_targets(self._dataset_with_labels, num_points)
             refuse_outside(dict(enumerate(targets_N)), num_classes=None)
             return in_pool, [targets_N[index] for index in in_pool.tolist()]
         known = self._known_in_dataset(in_pool.tolist())
@@ -332,11 +339,33 @@ class ActiveLearningDataModule(Wrapper):
             {index: known[index] for index in indices},
             answered=self._answers.keys() & set(indices),
             with_label=self._put_label,
+            read=None if self._key_of_label is None else self._key_of_label.usual,
         )
 
     @property
     def _put_label(self) -> WithLabel:
-        return own_with_label(self.inner) or with_label
+        own, key = own_with_label(self.inner), self._key_of_label
+        return own or (with_label if key is None else key.with_label)
+
+    @property
+    def _key_of_label(self) -> LabelKey | None:
+        return None if self.label_key is None else LabelKey(self.label_key, may_be_missing=self.classes is not None)
+
+    @property
+    def _dataset_with_labels(self) -> Dataset[Any]:
+        """Return the training dataset with labels where they are looked for."""
+        dataset, key = self._fit_loader().dataset, self._key_of_label
+        return dataset if key is None else Usual(dataset, key)
+
+    def batch_targets(self, batch: object) -> list[int]:
+        """Return the classes of a batch, which stand where those of an item do."""
+        key = self._key_of_label
+        return batch_targets(batch if key is None or not key.is_in(batch) else key.usual(batch))
+
+    def without_label(self, batch: object) -> object:
+        """Return a batch without what stands under `label_key`."""
+        key = self._key_of_label
+        return batch if key is None else key.without(batch)
 
     @property
     def _labelled_or_held_out(self) -> Tensor:
@@ -375,9 +404,9 @@ class ActiveLearningDataModule(Wrapper):
 
         If people label, an item without a label gets -1, so that `x, y = batch` unpacks; labelled points have theirs.
         """
-        loader, dataset = self._fit_loader(), self._dataset_of_pool()
+        loader, dataset, key = self._fit_loader(), self._dataset_of_pool(), self._key_of_label
         indices_B = self.labels.pool_indices if indices is None else self.labels.checked(indices)
-        return sequential_loader(
+        pool = sequential_loader(
             loader,
             dataset if self.classes is None else Changed(dataset, self._of_pool(indices_B)),
             indices_B.tolist(),
@@ -385,6 +414,9 @@ class ActiveLearningDataModule(Wrapper):
             seed=self.seed,
             is_for_cuda=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
+        if key is not None:
+            pool.collate_fn = WithoutLabel(pool.collate_fn, key)
+        return pool
 
     def _of_pool(self, indices_B: Tensor) -> OfPool:
         labelled_b = indices_B[self.labels.round_of_N[indices_B] >= 0]
@@ -393,12 +425,25 @@ class ActiveLearningDataModule(Wrapper):
     def _dataset_of_pool(self) -> Dataset[Any]:
         return self._fit_loader().dataset if self._pool_dataset is None else self._pool_dataset
 
+    def pool_items(self, indices: Sequence[int]) -> Iterator[object]:
+        """Yield the items of some points as the pool loader reads them, each with the same global random generators."""
+        items = self.pool_dataloader(indices).dataset
+        for position in range(len(indices)):
+            with seeded(self.seed):  # reading an item may augment it
+                item = items[position]
+            yield item
+
     def pool_item(self, index: int) -> object:
         """Return the item of a point as the pool has it, with -1 for its label: nobody who sees it learns the label."""
         (checked,) = self.labels.checked([index]).tolist()
         with seeded(self.seed):
             item = self._dataset_of_pool()[checked]
         return self._put_label(item, MISSING)
+
+    @property
+    def _pool_with_labels(self) -> Dataset[Any]:
+        dataset = self._dataset_of_pool()
+        return dataset if self.label_key is None else Usual(dataset, LabelKey(self.label_key, may_be_missing=True))
 
     def label(
         self,
@@ -553,7 +598,7 @@ class ActiveLearningDataModule(Wrapper):
         return [self._answers[index] if index in self._answers else known[index] for index in ids]
 
     def _known_in_dataset(self, indices: Sequence[int]) -> list[int | None]:
-        dataset, is_own = self._fit_loader().dataset, own_with_label(self.inner) is not None
+        dataset, is_own = self._dataset_with_labels, own_with_label(self.inner) is not None
         with seeded(self.seed):  # reading an item may augment it
             return known_targets_of(dataset, indices, self._numbers(), may_be_anything=is_own)
 
@@ -563,7 +608,7 @@ class ActiveLearningDataModule(Wrapper):
         return {**numbers, **{old: numbers[new] for old, new in self.renamed.items()}}
 
     def _true_targets(self, ids: Sequence[int]) -> list[int] | None:
-        dataset = self._fit_loader().dataset
+        dataset = self._dataset_with_labels
         with seeded(self.seed):  # reading an item may augment it
             classes = classes_of(dataset, ids)
             if classes is None or not has_names(classes):
@@ -579,7 +624,7 @@ class ActiveLearningDataModule(Wrapper):
             return targets
         with seeded(self.seed):
             few = [int(index) for index in indices[:NUM_LOOKED_AT]]
-            refuse_visible(self._fit_loader().dataset, few, num_classes=num_classes)
+            refuse_visible(self._dataset_with_labels, few, num_classes=num_classes)
         return None
 
     def check_targets_to_come(self, *, num_classes: int | None, pool_is_labelled: bool = True) -> None:
@@ -592,7 +637,7 @@ class ActiveLearningDataModule(Wrapper):
         self._check_outputs(num_classes, pool_is_labelled=pool_is_labelled)
         pool_indices = self.labels.pool_indices
         with seeded(self.seed):
-            is_cheap = tells_at_once(self._fit_loader().dataset)
+            is_cheap = tells_at_once(self._dataset_with_labels)
         few = pool_indices if is_cheap else pool_indices[:NUM_LOOKED_AT]
         if pool_is_labelled:
             self.check_targets(torch.cat([self._labelled_or_held_out, few]), num_classes=num_classes)
@@ -613,7 +658,7 @@ class ActiveLearningDataModule(Wrapper):
 
     def fingerprint(self) -> list[str]:
         """Return digests of the inputs of a few points, by which `refuse_other_rows` knows the data again."""
-        return digests(self._dataset_of_pool(), len(self.labels), seed=self.seed)
+        return digests(self._pool_with_labels, len(self.labels), seed=self.seed)
 
     def refuse_other_rows(self, before: Sequence[str], num_points: int) -> None:
         """Refuse data that were reordered and not appended.
@@ -624,7 +669,7 @@ class ActiveLearningDataModule(Wrapper):
         """
         if num_points > len(self.labels):
             raise ValueError(f"The training dataset has {len(self.labels)} points now, but had {num_points}.")
-        refuse_reordered(before, digests(self._dataset_of_pool(), num_points, seed=self.seed), num_points)
+        refuse_reordered(before, digests(self._pool_with_labels, num_points, seed=self.seed), num_points)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the label state and the answers, if there are some yet, and the wrapped module's state."""

@@ -315,6 +315,12 @@ def _classes(
         return _classes(inner.dataset, np.asarray(inner.indices)[np.asarray(indices)].tolist(), has_none)
     if _is_plain(dataset, ConcatDataset):
         return _classes_of_parts(dataset, indices, has_none)  # type: ignore[arg-type]
+    return _classes_of_items(dataset, indices, has_none)
+
+
+def _classes_of_items(
+    dataset: Dataset[Any], indices: Sequence[int], has_none: Callable[[object], bool]
+) -> Sequence[Class] | Unclear:
     found: list[Class] = []
     for index in indices:
         item = dataset[index]
@@ -323,6 +329,11 @@ def _classes(
             found.append(class_of(value_at(item, place)))
         elif has_none(item):
             found.append(NoClass(None))
+        elif found and has_none is _never:
+            raise ValueError(
+                f"Point {index} is {place.seen}, but point {indices[0]} has a target. All points need theirs where "
+                f"that one has it; leave those without a class out of the training dataset. {ASK_PEOPLE}."
+            )
         else:
             return place
     return found

@@ -1,6 +1,7 @@
 """Prediction of the pool: log-probabilities of K posterior samples at every point, in the order of the pool."""
 
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from al_lightning.data import ActiveLearningDataModule
 from al_lightning.distributed import Ranks
 from al_lightning.pool.storage import Storage
 from al_lightning.posterior import Posterior, Predict
+from al_lightning.posterior.model import leaves
 from al_lightning.posterior.snapshot import Snapshot
 
 DESCRIPTION = "Predicting the pool"
@@ -126,6 +128,7 @@ def preview_pool(
     posterior: Posterior,
     *,
     smaller: DataLoader[object] | None = None,
+    looked_through: DataLoader[object] | None = None,
 ) -> Tensor:
     """Predict the first batch by one sample (B, C), to refuse before a training what would fail after it.
 
@@ -135,20 +138,84 @@ def preview_pool(
         batches: Some points of the pool.
         posterior: Posterior that is to be sampled.
         smaller: Fewer points than the first batch holds.
+        looked_through: Batches that are searched for the first one of another shape, as texts padded to another length;
+            the posterior then previews that one beside the first batch.
     """
     datamodule = trainer.datamodule  # type: ignore[attr-defined]
-    others = [trainer, datamodule, getattr(datamodule, "inner", None), *callbacks_of(trainer), *trainer.loggers]
+    shared = [trainer, datamodule, getattr(datamodule, "inner", None), *callbacks_of(trainer), *trainer.loggers]
     # A forward pass may also draw from a generator of the model's, or write on other objects that it holds.
-    snapshot = Snapshot(module, shared=others, kept=LIGHTNINGS_OWN, kept_of=LightningModule)
+    snapshot = Snapshot(module, shared=shared, kept=LIGHTNINGS_OWN, kept_of=LightningModule)
     try:
         with _predicting(trainer, module), trainer.precision_plugin.forward_context():
             few, fewer = (
                 None if loader is None else next(_batches_on_device(trainer, module, loader))
                 for loader in (batches, smaller)
             )
-            return posterior.preview(module, few, smaller=fewer)
+            refuse_empty_texts(few, _ids(batches, 0))
+            log_probs_B_C = posterior.preview(module, few, smaller=fewer)
+            other = None if looked_through is None else _of_other_shape(few, looked_through, trainer, module)
+            if other is not None:
+                with warnings.catch_warnings():  # the first preview has warned
+                    warnings.simplefilter("ignore")
+                    posterior.preview(module, few, smaller=other)
+            return log_probs_B_C
     finally:
         snapshot.put_back()
+
+
+def _of_other_shape(
+    first: object, batches: DataLoader[object], trainer: Trainer, module: LightningModule
+) -> object | None:
+    """Return the first batch whose points have another shape than those of `first`; None if there is none."""
+    found = None
+    for number, batch in enumerate(_batches_on_device(trainer, module, batches)):
+        refuse_empty_texts(batch, _ids(batches, number))
+        if found is None and _shapes_of_points(batch) != _shapes_of_points(first):
+            found = batch
+    return found
+
+
+def _shapes_of_points(batch: object) -> list[torch.Size]:
+    return [leaf.shape[1:] for leaf in leaves(batch) if isinstance(leaf, Tensor)]
+
+
+def _ids(batches: DataLoader[object], number: int) -> list[int]:
+    """Return the ids of the points of a batch."""
+    size = batches.batch_size or 1
+    return list(batches.dataset.indices[number * size : (number + 1) * size])  # type: ignore[attr-defined]
+
+
+def refuse_empty_texts(batch: object, indices: Sequence[int]) -> None:
+    """Refuse texts without a token: a batch that is padded to no length, or points that an attention mask hides.
+
+    Args:
+        batch: A batch of the pool.
+        indices: The ids of its points.
+
+    Example:
+        >>> refuse_empty_texts({"attention_mask": torch.tensor([[1, 1], [0, 0]])}, [7, 9])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: The `attention_mask` of the points [9] hides all that they hold, as in an empty text. ...
+    """
+    inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    way_out = (
+        "There is nothing to predict from. Leave such points out of the dataset, take them out of the pool with "
+        "`datamodule.exclude(ids)`, or let the tokenizer add its special tokens."
+    )
+    tokens = [leaf for leaf in leaves(inputs) if isinstance(leaf, Tensor) and not leaf.is_floating_point()]
+    for tensor in tokens:
+        if tensor.dim() > 1 and len(tensor) > 0 and tensor.numel() == 0:
+            raise ValueError(
+                f"The points {list(indices)} make a batch with a tensor of shape {tuple(tensor.shape)}, of no length, "
+                f"as of empty texts. {way_out}"
+            )
+    if isinstance(mask, Tensor) and mask.dim() == 2 and len(mask) == len(indices):  # noqa: PLR2004 - points and tokens
+        hidden = [indices[row] for row in (mask == 0).all(dim=1).nonzero().flatten().tolist()]
+        if hidden:
+            raise ValueError(
+                f"The `attention_mask` of the points {hidden} hides all that they hold, as in an empty text. {way_out}"
+            )
 
 
 def fitted_posterior(

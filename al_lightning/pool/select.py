@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
 
 from al_lightning._lightning import LightningModule, Trainer, isolate_rng
 from al_lightning.acquisition import (
@@ -32,6 +33,8 @@ from al_lightning.posterior import Posterior
 from al_lightning.randomness import derived_seed
 
 NUM_PREVIEWED = 8
+NUM_LOOKED_THROUGH = 100
+"""Batches of this many points that are searched for one of another shape, where a collate function may pad."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +132,11 @@ class Chooser:
             ranks.together(lambda: self._try(trainer, module, datamodule))
 
     def _try(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> None:
-        num_classes = self._try_model(trainer, module, datamodule) if self._predicts else None
-        datamodule.check_targets_to_come(num_classes=num_classes, pool_is_labelled=self.labels_are_known)
+        # Once before the model is tried, because a collate function would stumble over a missing label.
+        datamodule.check_targets_to_come(num_classes=None, pool_is_labelled=self.labels_are_known)
+        if self._predicts:
+            num_classes = self._try_model(trainer, module, datamodule)
+            datamodule.check_targets_to_come(num_classes=num_classes, pool_is_labelled=self.labels_are_known)
 
     def _try_model(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> int:
         """Predict a few points, and return the number of classes."""
@@ -138,7 +144,9 @@ class Chooser:
         few = datamodule.pool_dataloader(few_N)
         num_fewer = min(len(few_N), few.batch_size or 1) // 2
         fewer = datamodule.pool_dataloader(few_N[:num_fewer]) if num_fewer else None
-        num_classes = preview_pool(trainer, module, few, self.posterior, smaller=fewer).shape[1]
+        num_classes = preview_pool(
+            trainer, module, few, self.posterior, smaller=fewer, looked_through=_looked_through(datamodule, few)
+        ).shape[1]
         num_points = len(self._considered(datamodule.labels.pool_indices, round_index=0))
         if self.screening is not None and num_points > self.screening.num_points:
             self.storage.check((num_points, self.screening.num_samples, num_classes))
@@ -269,6 +277,17 @@ class Chooser:
 
     def _generator(self, round_index: int, purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(derived_seed(self.seed, round_index, purpose))
+
+
+def _looked_through(datamodule: ActiveLearningDataModule, few: DataLoader[Any]) -> DataLoader[Any] | None:
+    """Return a loader of small batches, among which one of another shape is looked for; None if all have one shape.
+
+    Torch's own collate function stacks the points of a batch, which must then have one shape.
+    """
+    if few.collate_fn is default_collate and few.batch_size != 1:
+        return None
+    indices = datamodule.labels.pool_indices[: NUM_PREVIEWED * NUM_LOOKED_THROUGH]
+    return datamodule.pool_dataloader(indices, batch_size=few.batch_size and min(few.batch_size, NUM_PREVIEWED))
 
 
 def _without(indices_N: Tensor, left_out: Sequence[int]) -> Tensor:

@@ -138,8 +138,8 @@ class Posterior(ABC):
         Args:
             model: The model, on its device, in any mode.
             batch: Some points of the pool.
-            smaller: A batch of fewer points from the same loader, for batches that cannot be cut by rows: two batch
-                sizes show which axis is that of the points.
+            smaller: Another batch from the same loader: of fewer points, for batches that cannot be cut by rows, where
+                two batch sizes show which axis is that of the points; or of another shape, as texts of another length.
 
         Raises:
             ValueError: The model cannot be sampled.

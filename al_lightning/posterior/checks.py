@@ -183,7 +183,7 @@ def check_before_training(
         model: The model, after `fill_zeros`: a layer of zeros would hide what precedes it.
         output: Its logits (B, C) for a batch.
         inputs: A batch.
-        smaller: A batch of fewer points, predicted too where it is given.
+        smaller: A batch of fewer points or of another shape, predicted too where it is given.
     """
     with handed_back(model) as state:
         once_B_C = output(inputs)

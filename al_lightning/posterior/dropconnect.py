@@ -33,7 +33,8 @@ class MCDropConnect(Posterior):
         p: Share of the weights that a sample leaves out.
         layers: Names of the layers, as ("head.fc",); by default all.
         predict: How to get logits or log-probabilities (B, C) of a batch, `predict(module, batch)`. By default
-            `module(x)`, x being the batch or the first item of an (x, y) batch.
+            `module(x)`, x being the batch or the first item of an (x, y) batch; of a dict without its labels
+            `module(**x)`.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))

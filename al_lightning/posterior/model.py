@@ -10,31 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
-PREDICT_REMEDY = "`MCDropout(predict=lambda module, batch: module(batch['image']).logits)`, as other posteriors"
+from al_lightning.posterior.forward import PREDICT_REMEDY, arguments_of, called, logits_of, refuse_other_tasks
+
 _SIGMOIDS = frozenset({torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, torch.special.expit})
 _FEWEST_IN_A_ROW = 16  # with fewer classes than fit into a register torch takes them one by one, in ten times the time
-
-
-def model_inputs(batch: object) -> Tensor:
-    """Return the model's input where no `predict=` is given: the batch itself, or x of an (x, y) batch.
-
-    Example:
-        >>> model_inputs((Tensor([[1.0, 2.0]]), Tensor([0])))
-        tensor([[1., 2.]])
-    """
-    inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-    if isinstance(inputs, Tensor) and inputs.dim():
-        return inputs
-    found = _described(batch) if inputs is batch else f"{type(batch).__name__} that begins with {_described(inputs)}"
-    raise TypeError(
-        f"The batch is a {found}, and only a tensor, or a tuple or list that begins with one, is passed to the model "
-        f"by itself. Say how to call the model, with a function that returns logits (B, C): {PREDICT_REMEDY}."
-    )
-
-
-def _described(value: object) -> str:
-    keys = f" with keys {list(value)}" if isinstance(value, Mapping) else ""
-    return f"{type(value).__name__}{keys}"
 
 
 def leaves(batch: object) -> Iterator[object]:
@@ -62,7 +41,8 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: object) -> object:
         if not isinstance(batch, MutableMapping):
             return type(batch)(items_of)  # type: ignore[call-arg]
         copied = copy.copy(batch)  # a defaultdict cannot be built from its items alone
-        copied.update(items_of)
+        for key, value in items_of.items():  # `update` is refused by an output of Hugging Face's
+            copied[key] = value
         return copied
     if isinstance(batch, (tuple, list)):
         items: list[Any] = [map_tensors(function, item) for item in batch]
@@ -136,11 +116,7 @@ def checked_output(output: object, *, num_rows: int | None) -> Tensor:
         output: What the model returned.
         num_rows: B, where it is known from the inputs.
     """
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            f"The model returned a {type(output).__name__}, and a tensor of logits (B, C) is needed. "
-            f"Pick it out: {PREDICT_REMEDY}."
-        )
+    output = logits_of(output)
     if output.dim() not in (1, 2) or output.numel() == 0 or not output.is_floating_point():
         raise ValueError(
             f"The model returned {output.dtype} of shape {tuple(output.shape)}, and floating-point logits of shape "
@@ -216,7 +192,7 @@ class Call(nn.Module):
 
     Args:
         model: The model.
-        predict: How to get logits (B, C) of a batch, `predict(module, batch)`; None for `module(x)`.
+        predict: How to get logits (B, C) of a batch, `predict(module, batch)`; None for `arguments_of` the batch.
 
     Example:
         >>> call = Call(nn.Linear(2, 3), None)
@@ -226,16 +202,17 @@ class Call(nn.Module):
 
     def __init__(self, model: nn.Module, predict: Callable[[nn.Module, Any], Tensor] | None) -> None:
         super().__init__()
+        refuse_other_tasks(model, has_predict=predict is not None)
         self.model = model
         self._predict = predict
 
     def forward(self, inputs: object) -> object:
         """Return whatever the model returns."""
-        return self.model(inputs) if self._predict is None else self._predict(self.model, inputs)
+        return called(self.model, inputs) if self._predict is None else self._predict(self.model, inputs)
 
     def inputs(self, batch: object) -> object:
         """Return what the model is called with."""
-        return model_inputs(batch) if self._predict is None else batch
+        return arguments_of(self.model, batch) if self._predict is None else batch
 
     def output(self, inputs: object, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return the output (B, C) of one forward pass, on copies: an in-place layer may write on its inputs.
@@ -245,7 +222,7 @@ class Call(nn.Module):
             tensors: Parameters and buffers by name that replace the model's own during the pass.
         """
         inputs = map_tensors(Tensor.clone, inputs)
-        num_rows = len(inputs) if self._predict is None and isinstance(inputs, Tensor) else None
+        num_rows = num_rows_of(inputs) if self._predict is None else None
         if tensors is None:
             return checked_output(self(inputs), num_rows=num_rows)
         named = {f"model.{name}": tensor for name, tensor in tensors.items()}

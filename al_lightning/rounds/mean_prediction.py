@@ -9,7 +9,6 @@ from torch.nn import functional
 
 from al_lightning._lightning import Callback, LightningModule, Trainer
 from al_lightning.data import wrapped_datamodule
-from al_lightning.data.targets import batch_targets
 from al_lightning.pool.predict import fitted_posterior
 from al_lightning.posterior import Predict
 from al_lightning.randomness import derived_seed
@@ -81,9 +80,10 @@ class MeanPrediction(Callback):
         """Log accuracy and loss, each a mean over all test points and ranks."""
         if self._predict is None:
             raise RuntimeError("The posterior's samples are drawn in `on_test_start`, which has not run.")
-        targets_B = torch.tensor(batch_targets(batch), device=pl_module.device)
+        datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
+        targets_B = torch.tensor(datamodule.batch_targets(batch), device=pl_module.device)
         with trainer.precision_plugin.forward_context():
-            log_probs_B_K_C = self._predict(batch)
+            log_probs_B_K_C = self._predict(datamodule.without_label(batch))
         log_probs_B_C = mean_log_probs(log_probs_B_K_C)
         metrics = {
             NUM_SAMPLES: torch.tensor(float(log_probs_B_K_C.shape[1])),

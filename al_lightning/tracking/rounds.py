@@ -7,7 +7,6 @@ from typing import Any
 from al_lightning._lightning import Trainer, spawns
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.distributed import Ranks
-from al_lightning.randomness import seeded
 from al_lightning.records.images import refuse_linked, rendered, write_thumbnail
 from al_lightning.records.round import Round
 from al_lightning.tracking.numbers import numbers_of_last
@@ -67,12 +66,10 @@ def keep_images(
 
 
 def _keep(folder: Path, datamodule: ActiveLearningDataModule, indices: list[int]) -> None:
-    items = datamodule.pool_dataloader(indices).dataset
-    with seeded(datamodule.seed):  # reading an item may augment it
-        for position, index in enumerate(indices):
-            pixels = rendered(items[position], datamodule.inner)
-            if pixels is not None:
-                write_thumbnail(folder, index, pixels)
+    for index, item in zip(indices, datamodule.pool_items(indices), strict=True):
+        pixels = rendered(item, datamodule.inner)
+        if pixels is not None:
+            write_thumbnail(folder, index, pixels)
 
 
 def _log(

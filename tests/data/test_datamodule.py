@@ -848,3 +848,24 @@ def test_labels_of_later_rounds_are_noticed():
     assert not module.has_acquired
     module.label(module.labels.pool_indices[:1], round=1)
     assert module.has_acquired
+
+
+class Noisy(Dataset):
+    def __len__(self):
+        return 9
+
+    def __getitem__(self, index):
+        return torch.rand(2), index % 3
+
+
+class NoisyData(LightningDataModule):
+    def train_dataloader(self):
+        return DataLoader(Noisy(), batch_size=4)
+
+
+def test_items_of_the_pool_are_read_alike_each_time_and_draw_nothing():
+    datamodule, before = ready(NoisyData(), initial=3), torch.get_rng_state()
+    (first, second), (again,) = datamodule.pool_items([4, 5]), datamodule.pool_items([5])
+    assert (first[1], second[1], again[1]) == (1, 2, 2)
+    assert torch.equal(second[0], again[0])
+    assert torch.equal(torch.get_rng_state(), before)

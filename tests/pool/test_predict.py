@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from al_lightning import MCDropout
 from al_lightning.information import mutual_information
-from al_lightning.pool.predict import predict_pool
+from al_lightning.pool.predict import predict_pool, refuse_empty_texts
 from al_lightning.pool.storage import Storage
 
 
@@ -144,3 +144,31 @@ def test_the_first_batch_whose_predictions_are_nan_ends_it_with_their_ids(fitted
     loader = DataLoader(Subset(dataset, [5, 0, 1, 6, 8, 7]), batch_size=3)
     with pytest.raises(ValueError, match=r"NaN at 2 of the 3 points of a pool batch, first at the points \[6, 8\]"):
         predicted(*fitted, loader, storage=Storage(1, None))
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        ({"attention_mask": torch.tensor([[1, 0], [0, 0], [0, 0]])}, r"`attention_mask` of the points \[8, 9\] hides"),
+        (({"attention_mask": torch.tensor([[1, 1], [0, 0], [1, 0]])}, torch.ones(3)), r"the points \[8\] hides"),
+        ((torch.zeros(3, 0, dtype=torch.long), torch.ones(3)), r"The points \[7, 8, 9\] make .* shape \(3, 0\)"),
+        ({"ids": torch.zeros(3, 0, dtype=torch.long)}, "as of empty texts"),
+    ],
+)
+def test_empty_texts_are_refused_by_their_ids(batch, words):
+    with pytest.raises(ValueError, match=words + r".*datamodule.exclude\(ids\)"):
+        refuse_empty_texts(batch, [7, 8, 9])
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"attention_mask": torch.tensor([[1, 0], [0, 1], [1, 1]])},
+        {"attention_mask": torch.zeros(3, 2, 2), "ids": torch.zeros(3, 2)},  # of another kind than points and tokens
+        {"edges": torch.zeros(0, 2, dtype=torch.long), "extra": torch.zeros(3, 0)},
+        (torch.zeros(3, 2), None),
+        "text",
+    ],
+)
+def test_other_batches_are_no_empty_texts(batch):
+    refuse_empty_texts(batch, [7, 8, 9])

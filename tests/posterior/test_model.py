@@ -4,29 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from al_lightning.posterior.model import has_rows, leaves, map_tensors, model_inputs
+from al_lightning.posterior.model import has_rows, leaves, map_tensors
 
 Pair = namedtuple("Pair", ["x", "y"])
-
-
-@pytest.mark.parametrize("batch", [torch.ones(2, 3), (torch.ones(2, 3), None), [torch.ones(2, 3)]])
-def test_inputs_are_the_batch_or_its_first_item(batch):
-    assert torch.equal(model_inputs(batch), torch.ones(2, 3))
-
-
-@pytest.mark.parametrize(
-    ("batch", "words"),
-    [
-        ({"image": torch.ones(2), "y": 1}, r"The batch is a dict with keys \['image', 'y'\], and only a tensor"),
-        (({"image": torch.ones(2)}, 1), r"The batch is a tuple that begins with dict with keys \['image'\]"),
-        ([], "The batch is a list, and only a tensor"),
-        ("text", "The batch is a str, and only a tensor"),
-        (torch.tensor(1.0), "The batch is a Tensor, and only a tensor"),
-    ],
-)
-def test_other_batches_are_refused_with_the_remedy(batch, words):
-    with pytest.raises(TypeError, match=words + r"(.|\n)*MCDropout\(predict=lambda module, batch: "):
-        model_inputs(batch)
 
 
 def test_mapping_keeps_the_nesting_and_what_is_no_tensor():

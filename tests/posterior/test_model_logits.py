@@ -57,10 +57,10 @@ def test_one_number_for_each_point_is_one_column():
     assert checked_output(torch.zeros(3), num_rows=3).shape == (3, 1)
 
 
-@pytest.mark.parametrize("output", [{"logits": torch.zeros(3, 2)}, (torch.zeros(3, 2), None), None])
-def test_an_output_that_is_no_tensor_is_refused_with_the_remedy(output):
-    with pytest.raises(TypeError, match=r"returned a \w+, and a tensor of logits(.|\n)*predict=lambda module, batch"):
-        checked_output(output, num_rows=3)
+def test_named_logits_are_checked_as_a_tensor_is():
+    assert checked_output({"logits": torch.zeros(3)}, num_rows=3).shape == (3, 1)
+    with pytest.raises(ValueError, match=r"returned shape \(6, 2\) for a batch of 3 rows"):
+        checked_output({"logits": torch.zeros(6, 2)}, num_rows=3)
 
 
 @pytest.mark.parametrize(

@@ -106,10 +106,11 @@ def test_without_an_active_learning_callback_there_is_no_posterior(make_trainer,
         make_trainer(MeanPrediction()).fit(make_model(), datamodule=make_data())
 
 
-def test_a_test_batch_without_targets_is_refused(make_model):
+def test_a_test_batch_without_targets_is_refused(make_model, make_data):
     callback = MeanPrediction()
     callback._predict = lambda batch: torch.zeros(2, 1, 3)
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.datamodule = make_data()
     with pytest.raises(TypeError, match=r"The batch is .*\(shape \(2, 4\), float32\).*Use \(inputs, targets\)"):
         callback.on_test_batch_end(trainer, make_model(), None, torch.zeros(2, 4), 0)
 

@@ -37,7 +37,8 @@ class DeepEnsemble(Posterior):
         init: Gives a module new weights, in place and from the global generator. By default `reset_parameters()` of all
             its submodules, which must reach every parameter that learns.
         predict: How to get logits or log-probabilities (B, C) of a batch, `predict(module, batch)`. By default
-            `module(x)`, x being the batch or the first item of an (x, y) batch.
+            `module(x)`, x being the batch or the first item of an (x, y) batch; of a dict without its labels
+            `module(**x)`.
 
     Example:
         >>> DeepEnsemble(5)

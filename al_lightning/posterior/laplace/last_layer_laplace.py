@@ -15,7 +15,7 @@ from al_lightning.posterior.checks import check_before_training, checked_first, 
 from al_lightning.posterior.dropout.masks import named
 from al_lightning.posterior.laplace.gaussian import full_deviations, kron_deviations
 from al_lightning.posterior.laplace.last_layer import LastLayerPass, last_layer_pass
-from al_lightning.posterior.model import evaluating, log_probs_of, model_inputs
+from al_lightning.posterior.model import Call, evaluating, log_probs_of
 from al_lightning.posterior.model_state import attributes_back, handed_back
 from al_lightning.posterior.sampling import check_draws, until_the_end
 
@@ -42,7 +42,8 @@ class LastLayerLaplace(Posterior):
         structure: "full" is the covariance of all weights, "kron" a Kronecker-factored approximation for many of them.
             By default "full" up to 6000 weights.
         predict: How to get logits or log-probabilities (B, C) of a batch, `predict(module, batch)`. By default
-            `module(x)`, x being the batch or the first item of an (x, y) batch.
+            `module(x)`, x being the batch or the first item of an (x, y) batch; of a dict without its labels
+            `module(**x)`.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -77,7 +78,7 @@ class LastLayerLaplace(Posterior):
         with torch.no_grad(), handed_back(model):
             log_probs_B_C = log_probs_of(output(batch))
             fill_zeros(learning(model))
-            check_before_training(model, output, self.inputs(batch), smaller)
+            check_before_training(model, output, self.inputs(model, batch), smaller)
         return log_probs_B_C
 
     @override
@@ -104,9 +105,9 @@ class LastLayerLaplace(Posterior):
             f"`posterior.fit(model, batches).sample(model, num_samples, seed=seed)`."
         )
 
-    def inputs(self, batch: object) -> object:
-        """Return the input that the model is called with."""
-        return model_inputs(batch) if self.predict is None else batch
+    def inputs(self, model: nn.Module, batch: object) -> object:
+        """Return what the model is called with."""
+        return Call(model, self.predict).inputs(batch)
 
     def _run(self, model: nn.Module, batch: object, layer: str | None) -> LastLayerPass:
         return last_layer_pass(model, batch, predict=self.predict, layer=layer)
@@ -218,7 +219,7 @@ class _Samples:
             passes.append(self._run(inputs))
             return passes[-1].logits_B_C
 
-        logits_B_C = checked_first(self._model, output, self._fitted.laplace.inputs(batch))
+        logits_B_C = checked_first(self._model, output, self._fitted.laplace.inputs(self._model, batch))
         self._checked = len(logits_B_C) > 1
         return passes[0]
 

@@ -101,13 +101,13 @@ def test_any_batch_and_any_output_are_served_with_predict():
 
 
 def test_a_dict_without_predict_is_refused_with_the_remedy():
-    with pytest.raises(TypeError, match=r"dict with keys \['image'\](.|\n)*MCDropout\(predict=lambda"):
+    with pytest.raises(TypeError, match=r"dict with the keys \['image'\](.|\n)*MCDropout\(predict=lambda"):
         predictions(mlp(), {"image": points()})
 
 
-def test_an_output_that_is_a_dict_is_refused():
-    with pytest.raises(TypeError, match=r"The model returned a dict"):
-        predictions(Forward(lambda net, x: {"logits": net(x)}), points())
+def test_an_output_of_several_heads_is_refused():
+    with pytest.raises(TypeError, match=r"The model returned a dict \(digit: .*several outputs"):
+        predictions(Forward(lambda net, x: {"digit": net(x), "letter": net(x)}), points())
 
 
 def test_an_output_of_other_rows_is_refused_unless_predict_says_what_rows_are():
