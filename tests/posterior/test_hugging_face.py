@@ -32,7 +32,6 @@ def bert(*, seed=0, **arguments):
         num_attention_heads=2,
         intermediate_size=16,
         max_position_embeddings=16,
-        attention_probs_dropout_prob=0.0,  # until attention dropout is sampled
         classifier_dropout=0.5,
         **{"num_labels": 3, "hidden_dropout_prob": 0.2, "initializer_range": 0.5, **arguments},
     )
@@ -59,7 +58,7 @@ def test_every_posterior_keeps_its_contract_on_dict_batches(make):
 
 @pytest.mark.parametrize("kind", [dict, transformers.BatchEncoding])
 def test_predictions_are_those_of_a_loop_over_masks_of_the_pooled_output(kind):
-    model = bert(hidden_dropout_prob=0.0)
+    model = bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     inputs = {**texts(dict), "labels": torch.tensor([0, 1, 2, 0, 1])}
     with MCDropout().sample(model, K, seed=3) as predict:
         log_probs_B_K_C = predict(kind(inputs))
@@ -151,7 +150,6 @@ def test_a_gpt_2_for_classification_runs():
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=1,
-        attn_pdrop=0.0,  # until attention dropout is sampled
         initializer_range=0.5,
     )
     model = seeded(lambda: transformers.GPT2ForSequenceClassification(config))

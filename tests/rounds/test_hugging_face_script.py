@@ -33,7 +33,7 @@ def test_it_runs_two_rounds_that_choose_and_record_labels(ran):
     assert len(set(acquired)) == 4
     assert targets == [index % 3 for index in acquired]
     assert sorted(ran["datamodule"].targets_of(ran["datamodule"].labels.initial_indices)) == [0, 0, 1, 1, 2, 2]
-    assert callback.rounds[0].information["joint_mi"] > 0.001
+    assert callback.rounds[0].information["joint_mi"] > 0
 
 
 @pytest.mark.slow

@@ -20,8 +20,6 @@ class MyModule(LightningModule):
             intermediate_size=16,
             max_position_embeddings=16,
             num_labels=3,
-            attention_probs_dropout_prob=0.0,  # until attention dropout is sampled
-            hidden_dropout_prob=0.0,  # until masks fit texts of any length
             classifier_dropout=0.5,
         )
         self.model = BertForSequenceClassification(config)
