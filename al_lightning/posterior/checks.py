@@ -10,12 +10,17 @@ from torch.nn.parameter import is_lazy
 from al_lightning.posterior.base import another_posterior
 from al_lightning.posterior.dropout.function_mode import LayerMasks
 from al_lightning.posterior.dropout.masks import named
-from al_lightning.posterior.model import has_rows, log_probs_of, map_tensors, refuse_probabilities
+from al_lightning.posterior.model import has_rows, leaves, log_probs_of, map_tensors, refuse_probabilities
 from al_lightning.posterior.model_state import ModelState, handed_back, seed_generators
 from al_lightning.posterior.passes import are_alike, first_difference
 
 _DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def is_dropout(module: nn.Module | None) -> bool:
+    """Tell whether a module is one of torch's dropout layers."""
+    return isinstance(module, _DROPOUT_LAYERS)
 
 
 def refuse_no_masks(model: nn.Module, masks: Mapping[tuple[str, int], LayerMasks]) -> None:
@@ -25,7 +30,7 @@ def refuse_no_masks(model: nn.Module, masks: Mapping[tuple[str, int], LayerMasks
     layers = [
         f"{named(name)} ({type(module).__name__}, p={module.p})"
         for name, module in model.named_modules()
-        if isinstance(module, _DROPOUT_LAYERS)
+        if is_dropout(module)
     ]
     raise ValueError(
         f"MCDropout drew no mask in a forward pass of {type(model).__name__}, whose dropout layers are: "
@@ -95,6 +100,31 @@ def refuse_fixed_first_axis(before: Mapping[tuple[str, int], int], after: Mappin
                 f"The first axis of the input to dropout in {named(layer)} (call {call}) has length {length} whatever "
                 f"the number of rows in the batch, so it is not the batch axis: a weight, or time before batch. Put "
                 f"the batch first (`batch_first=True`), or leave this dropout out with p=0."
+            )
+
+
+def refuse_points_second(
+    before: Mapping[tuple[str, int], tuple[int, ...]],
+    after: Mapping[tuple[str, int], tuple[int, ...]],
+    num_rows: tuple[int, int],
+) -> None:
+    """Raise if the second axis of a dropout's input is that of the points, as another number of points shows.
+
+    A mask has an entry for each position on the second axis, so a point's would depend on its place in the batch.
+
+    Args:
+        before: First two lengths for each call of dropout, in one batch.
+        after: The same in another.
+        num_rows: Points of both batches, not equally many.
+    """
+    for (layer, call), lengths in before.items():
+        lengths_after = after.get((layer, call), ())
+        is_points_second = (lengths[1:], lengths_after[1:]) == (num_rows[:1], num_rows[1:])
+        if is_points_second and lengths[0] * num_rows[1] != lengths_after[0] * num_rows[0]:
+            raise ValueError(
+                f"The second axis of the input to dropout in {named(layer)} (call {call}) has length {num_rows[0]} in "
+                f"a batch of {num_rows[0]} points and {num_rows[1]} in one of {num_rows[1]}, so it is the batch axis: "
+                f"time before batch. Put the batch first (`batch_first=True`), or leave this dropout out with p=0."
             )
 
 
@@ -174,7 +204,14 @@ def check_before_training(
             )
         check_rows(model, output, inputs, once_B_C, state)
         if smaller is not None:
-            _again(output, smaller, state)
+            fewer_b_C = _again(output, smaller, state)
+            if have_same_points(inputs, smaller):
+                few_b_C = once_B_C[: len(fewer_b_C)]
+                tolerance = rounding_tolerance(once_B_C, model)
+                seen = _batch_statistics(model) + _other_length(inputs, smaller)
+                refuse_dependence_on_batch(
+                    log_probs_of(few_b_C), log_probs_of(fewer_b_C), tolerance=tolerance, seen=seen
+                )
 
 
 def _again(output: Callable[[object], Tensor], inputs: object, state: ModelState) -> Tensor:
@@ -189,6 +226,35 @@ def _again(output: Callable[[object], Tensor], inputs: object, state: ModelState
             f"{_changed(changed)} Start each `forward` afresh in evaluation mode: every batch must be predicted alike, "
             f"whatever came before it."
         ) from error
+
+
+def have_same_points(batch: object, smaller: object) -> bool:
+    """Tell whether a smaller batch holds the first points of a batch, padded to any length.
+
+    Example:
+        >>> have_same_points({"x": torch.tensor([[1, 2, 0], [1, 2, 3]])}, {"x": torch.tensor([[1, 2]])})
+        True
+    """
+    some, others = (_tensors(one) for one in (batch, smaller))
+    return len(some) == len(others) and all(map(_begins_with, some, others))
+
+
+def _tensors(batch: object) -> list[Tensor]:
+    return [leaf for leaf in leaves(batch) if isinstance(leaf, Tensor) and leaf.layout is torch.strided]
+
+
+def _begins_with(some: Tensor, others: Tensor) -> bool:
+    if some.dim() != others.dim() or some.shape[2:] != others.shape[2:]:
+        return False
+    both = tuple(slice(min(lengths)) for lengths in zip(some.shape[:2], others.shape[:2], strict=True))
+    return torch.equal(some[both], others[both])
+
+
+def _other_length(batch: object, smaller: object) -> str:
+    pairs = zip(_tensors(batch), _tensors(smaller), strict=True)
+    if all(some.shape[1:] == others.shape[1:] for some, others in pairs):
+        return ""
+    return " The other batch is padded to another length: let the model mask the padding, or pad all to one length."
 
 
 def _changed(names: Sequence[str]) -> str:

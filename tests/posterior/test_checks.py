@@ -12,6 +12,7 @@ from al_lightning.posterior.checks import (
     check_before_training,
     check_rows,
     fill_zeros,
+    have_same_points,
     learning,
     refuse_dependence_on_batch,
     refuse_dropout_without_effect,
@@ -19,6 +20,7 @@ from al_lightning.posterior.checks import (
     refuse_fixed_first_axis,
     refuse_no_masks,
     refuse_other_outputs,
+    refuse_points_second,
     rounding_tolerance,
     rows_again,
 )
@@ -145,9 +147,7 @@ def test_batch_statistics_are_refused():
 
 def test_time_before_batch_is_refused():
     model = nn.Sequential(nn.Unflatten(1, (7, 5)), Forward(lambda net, x: net(x.transpose(0, 1))[-1]))
-    with pytest.raises(
-        ValueError, match=r"dropout in `1.net.2` saw masks of shape \(6, 16\) with p=0.5, and now \(3, 16\)"
-    ):
+    with pytest.raises(ValueError, match=r"first axis of the input to dropout in `1.net.2` \(call 0\) has length 7"):
         predictions(model, points(6, 35))
 
 
@@ -166,12 +166,51 @@ def test_dropout_of_a_weight_is_refused():
         predictions(DropConnect(), points())
 
 
-def test_batches_padded_to_different_lengths_are_refused():
-    model = Forward(lambda net, x: net(x).mean(dim=1))
+def test_texts_of_different_lengths_meet_the_same_network():
+    model = Forward(lambda net, x: net(x)[:, 0])
     with MCDropout().sample(model, K, seed=0) as predict:
-        predict(points(12).reshape(4, 3, 5))
-        with pytest.raises(ValueError, match=r"`net.2` saw masks of shape \(3, 16\) .* padded to one length"):
-            predict(points(8).reshape(4, 2, 5))
+        short = predict(points(8).reshape(4, 2, 5))
+        padded = torch.cat([points(8).reshape(4, 2, 5), torch.zeros(4, 70, 5)], dim=1)
+        torch.testing.assert_close(predict(padded), short)
+        torch.testing.assert_close(predict(padded[:, :40].flip(0)).flip(0), short)
+
+
+def test_predictions_that_depend_on_the_length_of_the_padding_are_refused_before_the_training():
+    batch = torch.cat([points(12).reshape(4, 3, 5), torch.zeros(4, 6, 5)], dim=1)
+    smaller = batch[:2, :3]
+    MCDropout().preview(Forward(lambda net, x: net(x)[:, 0]), batch, smaller=smaller)
+    with pytest.raises(ValueError, match="padded to another length: let the model mask the padding"):
+        MCDropout().preview(Forward(lambda net, x: net(x).mean(dim=1)), batch, smaller=smaller)
+
+
+def test_other_points_in_the_smaller_batch_are_not_compared():
+    batch = points(12).reshape(4, 3, 5)
+    MCDropout().preview(Forward(lambda net, x: net(x).mean(dim=1)), batch, smaller=batch[2:, :2])
+
+
+@pytest.mark.parametrize(
+    ("smaller", "expected"),
+    [
+        (torch.tensor([[1, 2, 3]]), True),
+        (torch.tensor([[1, 2]]), True),
+        (torch.tensor([[1, 2, 3, 0]]), True),
+        (torch.tensor([[4, 5, 6]]), False),
+        (torch.tensor([1, 2]), False),
+        ([torch.tensor([[1]]), torch.tensor([[1]])], False),
+    ],
+)
+def test_the_first_points_are_known_again_whatever_their_padding(smaller, expected):
+    assert have_same_points(torch.tensor([[1, 2, 3], [4, 5, 6]]), smaller) == expected
+
+
+def test_points_on_the_second_axis_are_refused_by_name():
+    words = r"second axis of the input to dropout in `rnn` \(call 0\) has length 8 in a batch of 8 points and 4 in one"
+    with pytest.raises(ValueError, match=words):
+        refuse_points_second({("rnn", 0): (7, 8)}, {("rnn", 0): (9, 4)}, (8, 4))
+
+
+def test_texts_as_long_as_there_are_points_pass():
+    refuse_points_second({("a", 0): (8, 8), ("b", 0): (16,)}, {("a", 0): (4, 4), ("b", 0): (4,)}, (8, 4))
 
 
 def test_a_first_batch_of_one_row_leaves_the_check_to_the_next():

@@ -142,7 +142,9 @@ class TimeFirst(nn.Module):
 def test_time_before_batch_inside_a_model_is_refused_before_the_training():
     model = TimeFirst()
     posterior = MCDropout(predict=lambda module, x: module(x.reshape(-1, 4, 5).transpose(0, 1)))
-    with pytest.raises(ValueError, match=r"dropout in `drop` saw masks of shape \(8, 16\) .*and now \(4, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"first axis of the input to dropout in `drop` \(call 0\) has length 4 whatever"
+    ):
         posterior.preview(model, points(8, 20))
 
 
@@ -150,8 +152,16 @@ def test_time_before_batch_in_a_batch_that_cannot_be_cut_is_refused_by_a_smaller
     batch, smaller = ({"x": points(4 * rows).reshape(4, rows, 5), "ids": ["a"] * rows} for rows in (8, 4))
     posterior = MCDropout(predict=lambda module, batch: module(batch["x"]))
     posterior.preview(TimeFirst(), batch)
-    with pytest.raises(ValueError, match=r"dropout in `drop` saw masks of shape \(8, 16\) .*and now \(4, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"second axis of the input to dropout in `drop` .* length 8 in .* and 4 in one"
+    ):
         posterior.preview(TimeFirst(), batch, smaller=smaller)
+    with posterior.sample(TimeFirst(), 3, seed=0) as predict:
+        predict(batch)
+        with pytest.raises(
+            ValueError, match=r"second axis of the input to dropout in `drop` .* length 8 in .* and 4 in"
+        ):
+            predict(smaller)
 
 
 def test_dropout_that_does_not_reach_the_output_is_refused_before_the_training():

@@ -1,5 +1,6 @@
 """Forward passes in which every dropout, of a module or a function, uses given masks."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,13 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from al_lightning.posterior.base import another_posterior
+from al_lightning.posterior.dropout.attention import (
+    Drop,
+    begins_padded,
+    dot_product_attention,
+    multi_head_arguments,
+    multi_head_attention,
+)
 from al_lightning.posterior.dropout.lazy.channels import CONVOLUTIONS, applied
 from al_lightning.posterior.dropout.lazy.deferred import (
     ScaledChannels,
@@ -24,7 +32,14 @@ from al_lightning.posterior.dropout.lazy.deferred import (
 )
 from al_lightning.posterior.dropout.lazy.linear import linear
 from al_lightning.posterior.dropout.lazy.pooling import FASTER
-from al_lightning.posterior.dropout.masks import DropoutKind, dropout_mask, keep_factors, masked, named
+from al_lightning.posterior.dropout.masks import (
+    DropoutKind,
+    attention_mask,
+    dropout_mask,
+    keep_factors,
+    masked,
+    named,
+)
 from al_lightning.posterior.dropout.results import Results
 
 DROPOUTS: Mapping[Callable[..., Any], DropoutKind] = MappingProxyType(
@@ -45,6 +60,8 @@ DROPOUTS: Mapping[Callable[..., Any], DropoutKind] = MappingProxyType(
         torch.feature_alpha_dropout_: DropoutKind(channelwise=True, alpha=True, in_place=True),
     }
 )
+ATTENTION = DropoutKind(of_weights=True)
+_PLAIN = DropoutKind()
 _POSITION_OF_DROPOUT_P = MappingProxyType(
     {functional.scaled_dot_product_attention: 4, functional.multi_head_attention_forward: 10}
 )
@@ -53,20 +70,30 @@ _OUT_OF_PLACE: Mapping[Callable[..., Any], Callable[..., Any]] = MappingProxyTyp
 )
 WAY_OUT = (
     "Drop by nn.Dropout or torch.nn.functional.dropout*, called in evaluation mode too, where they are off by "
-    "themselves; set attention's own dropout to 0 and put nn.Dropout after it; noise that is meant can go into "
+    "themselves, or by scaled_dot_product_attention and nn.MultiheadAttention; noise that is meant can go into "
     f"`training_step`. Or {another_posterior('MCDropout')}."
 )
 _NOT_IN_TRAINING = (functional.alpha_dropout, functional.feature_alpha_dropout)  # by default
+AXES_OF_WEIGHTS = 4  # (B, heads, L, S)
+_AXES_OF_TEXT = 3  # (T, B, D)
+_STEP = 32  # positions by which masks grow, so that slowly growing lengths do not draw them each time
 _T = TypeVar("_T")
 _SIGMOIDS = frozenset({torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, torch.special.expit})
 
 
 @dataclass(frozen=True)
 class LayerMasks:
-    """Masks of K samples for one call of one layer."""
+    """Masks of K samples for one call of one layer.
+
+    Args:
+        p: Probability that a unit is dropped.
+        keep: True where a unit is kept, (K, *shape of the longest input without its batch axis).
+        kind: The kind of dropout.
+    """
 
     p: float
-    keep: Tensor  # bool, (K, *shape of an input without its batch axis)
+    keep: Tensor
+    kind: DropoutKind = _PLAIN
 
 
 class MaskedForward(TorchFunctionMode):
@@ -90,10 +117,13 @@ class MaskedForward(TorchFunctionMode):
         self.never: frozenset[tuple[str, int]] = frozenset()
         self.not_training: set[tuple[str, int]] = set()  # calls of dropout with `training=False`
         self.entered: set[str] = set()  # modules that have run within `following`
-        self.first_axis: dict[tuple[str, int], int] = {}  # length of it for each call in the last forward pass
+        self.axes: dict[tuple[str, int], tuple[int, ...]] = {}  # first two lengths for each call in the last pass
+        self.time_first: frozenset[str] = frozenset()  # layers whose input is (T, B, D)
         self.sigmoid: Tensor | None = None  # result of the last sigmoid
         self.results = Results()  # costs of the last pass of all samples
         self.factor_dtypes: dict[tuple[str, int], torch.dtype] = {}  # in passes of all samples, where not alpha
+        self.attention: dict[tuple[str, int], str] = {}  # calls of attention with dropout of its own, in words
+        self.drops_weights: frozenset[tuple[str, int]] = frozenset()  # calls of dropout functions with such weights
         self._sample = 0
         self._keep: Mapping[tuple[str, int], Tensor] | None = None
         self._calls: Counter[str] = Counter()
@@ -113,7 +143,7 @@ class MaskedForward(TorchFunctionMode):
     def _start(self) -> "MaskedForward":
         self._calls.clear()
         self._layers.clear()
-        self.first_axis.clear()
+        self.axes.clear()
         self.sigmoid = None
         return self
 
@@ -121,6 +151,7 @@ class MaskedForward(TorchFunctionMode):
     def following(self, model: nn.Module) -> Iterator[None]:
         """Follow by hooks which submodule of `model` is running; the hooks are removed on exit."""
         handles = []
+        self.time_first = frozenset(_time_first(model))
         try:
             for name, module in model.named_modules():
                 if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks, and has no dropout
@@ -156,7 +187,7 @@ class MaskedForward(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> object:
-        """Replace dropout, refuse attention with dropout of its own, and call every other function."""
+        """Replace dropout, write out attention with dropout of its own, and call every other function."""
         kwargs = kwargs or {}
         if func in DROPOUTS:
             x, p, training, in_place = _dropout_arguments(func, args, kwargs)
@@ -165,7 +196,7 @@ class MaskedForward(TorchFunctionMode):
             position = _POSITION_OF_DROPOUT_P[func]
             p = kwargs.get("dropout_p", args[position] if len(args) > position else 0.0)
             if p > 0:
-                self._attention_dropout(f"{func.__name__}, called with dropout_p={p}")
+                return self._attention(func, args, kwargs, p)
         if self._keep is not None:
             return self._call_of_all(func, args, kwargs)
         result = func(*args, **kwargs)
@@ -193,7 +224,8 @@ class MaskedForward(TorchFunctionMode):
             self.results.add(result)
         return result
 
-    def _dropout(self, kind: DropoutKind, x: Tensor, p: float, *, training: bool, in_place: bool) -> Tensor:
+    def _called(self, p: float, *, training: bool) -> tuple[str, int]:
+        """Count a call of dropout, and return its name."""
         layer = self.layer
         call = self._calls[layer]
         self._calls[layer] += 1
@@ -201,39 +233,142 @@ class MaskedForward(TorchFunctionMode):
             self.not_training.add((layer, call))
         if not 0 <= p <= 1:
             raise ValueError(f"The dropout of {named(layer)} has p={p}, which is no probability. Give it 0 <= p <= 1.")
+        return layer, call
+
+    def _dropout(self, kind: DropoutKind, x: Tensor, p: float, *, training: bool, in_place: bool) -> Tensor:
+        layer, call = self._called(p, training=training)
         if p == 0 or (layer, call) in self.never:
             return x
+        if (layer, call) in self.drops_weights:
+            kind = ATTENTION
+        is_time_first = layer in self.time_first and x.dim() == _AXES_OF_TEXT
         shape = kind.mask_shape(x.shape, layer=layer)
+        if is_time_first:
+            shape = (x.shape[0], *shape[1:])
         in_place = in_place or kind.in_place
         if p == 1:
-            keep = torch.zeros(shape, dtype=torch.bool, device=x.device)
+            keep = torch.zeros(kind.mask_shape(x.shape, layer=layer), dtype=torch.bool, device=x.device)
             return masked(computed(x), keep, p, in_place=in_place)
-        found = self.masks_of(layer, call, p, shape, x.device)
+        keep = self._keep_of(layer, call, p, shape, x.device, kind)
+        self.axes[layer, call] = (x.shape[1], x.shape[0]) if is_time_first else tuple(x.shape[:2])
+        if is_time_first:
+            keep = keep.unsqueeze(1)
         if self._keep is not None:
             if not kind.alpha:
                 self.factor_dtypes[layer, call] = x.dtype
-            return _dropout_of_all(kind, x, self._keep[layer, call], p, in_place=in_place)
-        self.first_axis[layer, call] = x.shape[0]
-        return masked(x, found.keep[self._sample], p, alpha=kind.alpha, in_place=in_place)
+            return _dropout_of_all(kind, x, keep, p, in_place=in_place)
+        return masked(x, keep, p, alpha=kind.alpha, in_place=in_place)
 
-    def masks_of(self, layer: str, call: int, p: float, shape: tuple[int, ...], device: torch.device) -> LayerMasks:
-        """Return the masks of one call of one layer, drawn at its first call; raise if they do not fit its input."""
-        if (layer, call) not in self.masks:
-            keep = torch.stack(
-                [dropout_mask(shape, p, seed=self.seed, layer=layer, call=call, k=k) for k in range(self.num_samples)]
-            )
-            self.masks[layer, call] = LayerMasks(p, keep.to(device))
-        found = self.masks[layer, call]
-        if tuple(found.keep.shape[1:]) != shape or found.p != p:
+    def _attention(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], p: float) -> object:
+        args = tuple(computed(arg) if isinstance(arg, Tensor) else arg for arg in args)
+        kwargs = {name: computed(arg) if isinstance(arg, Tensor) else arg for name, arg in kwargs.items()}
+        if func is functional.scaled_dot_product_attention:
+            drop = self._drop_of_weights(p, f"{func.__name__}, called with dropout_p={p}")
+            with self:  # for what the attention is written out in
+                return dot_product_attention(*args, **kwargs, drop=drop)
+        given = multi_head_arguments(args, kwargs)
+        drop = self._drop_of_weights(p, f"{func.__name__}, called with dropout_p={p}", training=given["training"])
+        padding = given["key_padding_mask"]
+        if padding is not None and self._keep is None and padding.dim() > 1:
+            refuse_left_padding(padding == 0, f"`key_padding_mask` of {named(self.layer)}")
+        with self:
+            return multi_head_attention(given, drop)
+
+    def _drop_of_weights(self, p: float, words: str, *, training: bool = True) -> Drop:
+        """Return the dropout of the weights (B, heads, L, S) of one call of attention."""
+        layer, call = self._called(p, training=training)
+        self.attention[layer, call] = words
+
+        def drop(weights: Tensor, *, num_added: int = 0) -> Tensor:
+            if (layer, call) in self.never:
+                return weights
+            shape = ATTENTION.mask_shape(weights.shape, layer=layer)
+            if p == 1:
+                return torch.zeros_like(weights)
+            keep = self._keep_of(layer, call, p, shape, weights.device, ATTENTION)
+            self.axes[layer, call] = tuple(weights.shape[:1])
+            if self._keep is not None:
+                self.factor_dtypes[layer, call] = weights.dtype
+            # Keys that were added behind the others have the first columns, which padding does not move.
+            return masked(weights, keep.roll(-num_added, dims=-1) if num_added else keep, p)
+
+        return drop
+
+    def _keep_of(
+        self, layer: str, call: int, p: float, shape: tuple[int, ...], device: torch.device, kind: DropoutKind
+    ) -> Tensor:
+        """Return the mask of the running sample; in a pass of all samples that of each, as bool or as factors."""
+        found = self.masks_of(layer, call, p, shape, device, kind)
+        return cut(found.keep[self._sample] if self._keep is None else self._keep[layer, call], shape)
+
+    def masks_of(
+        self, layer: str, call: int, p: float, shape: tuple[int, ...], device: torch.device, kind: DropoutKind
+    ) -> LayerMasks:
+        """Return the masks of one call of one layer, drawn for the longest input so far, of which `cut` takes a part.
+
+        Raises:
+            ValueError: They do not fit the input: only positions may be more or fewer from batch to batch.
+        """
+        found = self.masks.get((layer, call))
+        if found is None:
+            found = self.masks[layer, call] = LayerMasks(p, self._drawn(layer, call, p, shape, device, kind), kind)
+        drawn = tuple(found.keep.shape[1:])
+        positions = kind.positions(len(shape))
+        others = [axis for axis in range(len(drawn)) if axis not in positions]
+        if len(drawn) != len(shape) or found.p != p or any(drawn[axis] != shape[axis] for axis in others):
             raise ValueError(
-                f"Call {call} of dropout in {named(layer)} saw masks of shape {tuple(found.keep.shape[1:])} with "
-                f"p={found.p}, and now {shape} with p={p}: sample k would be another network for each batch. Its "
-                f"input must be (B, ...) with the batch axis first, and all batches padded to one length."
+                f"Call {call} of dropout in {named(layer)} saw masks of shape {drawn} with p={found.p}, and now "
+                f"{shape} with p={p}: sample k would be another network for each batch. Its input must be (B, ...) "
+                f"with the batch axis first, or (B, T, ...) with text of any length T; pad all batches to one length "
+                f"where another axis grows. Attention has text of any length if scaled_dot_product_attention or "
+                f"nn.MultiheadAttention drops its weights."
             )
+        lengths = list(zip(shape, drawn, strict=True))
+        if any(length > before for length, before in lengths):
+            if self._keep is not None:
+                raise RuntimeError(f"Dropout in {named(layer)} meets a length whose masks no plain pass has drawn.")
+            longer = tuple(
+                before if length <= before else math.ceil(length / _STEP) * _STEP for length, before in lengths
+            )
+            found = self.masks[layer, call] = LayerMasks(p, self._drawn(layer, call, p, longer, device, kind), kind)
         return found
 
-    def _attention_dropout(self, words: str) -> None:
-        raise ValueError(f"MCDropout cannot reach the dropout inside {words} in {named(self.layer)}. {WAY_OUT}")
+    def _drawn(
+        self, layer: str, call: int, p: float, shape: tuple[int, ...], device: torch.device, kind: DropoutKind
+    ) -> Tensor:
+        draw = attention_mask if kind.of_weights else dropout_mask
+        drawn = [draw(shape, p, seed=self.seed, layer=layer, call=call, k=k) for k in range(self.num_samples)]
+        return torch.stack(drawn).to(device)
+
+
+def cut(keep: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the part of a mask that belongs to a shorter input.
+
+    Example:
+        >>> cut(torch.tensor([[True, True], [False, True], [True, False]]), (2, 2))
+        tensor([[ True,  True],
+                [False,  True]])
+    """
+    return keep if tuple(keep.shape) == shape else keep[tuple(slice(length) for length in shape)]
+
+
+def refuse_left_padding(sees_B_T: Tensor, where: str) -> None:
+    """Raise if a padding mask begins with padding: positions count from the first column."""
+    if begins_padded(sees_B_T):
+        raise ValueError(
+            f"{where[:1].upper()}{where[1:]} begins with padding, so the position of a word, and with it its dropout, "
+            f"would depend on the longest text of the batch. Pad on the right (`tokenizer.padding_side = 'right'`), or "
+            f"{another_posterior('MCDropout')}."
+        )
+
+
+def _time_first(model: nn.Module) -> Iterator[str]:
+    """Yield the names of the dropouts whose input is (T, B, D): those in torch's transformer layers."""
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
+            is_time_first = not module.self_attn.batch_first
+            children = module.named_children() if is_time_first else ()
+            yield from (f"{name}.{child}".lstrip(".") for child, part in children if isinstance(part, nn.Dropout))
 
 
 def _dropout_of_all(kind: DropoutKind, x: Tensor, keep: Tensor, p: float, *, in_place: bool) -> Tensor:

@@ -1,18 +1,20 @@
 """Search for dropout without masks, and for noise, by a forward pass in training mode."""
 
+import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from al_lightning.posterior.checks import fill_zeros, learning
 from al_lightning.posterior.dropout.draws import Draw, Draws
-from al_lightning.posterior.dropout.function_mode import WAY_OUT, LayerMasks, MaskedForward
+from al_lightning.posterior.dropout.function_mode import AXES_OF_WEIGHTS, WAY_OUT, LayerMasks, MaskedForward
 from al_lightning.posterior.dropout.lazy.private import sees_operations, words_of_missing
-from al_lightning.posterior.dropout.masks import named
-from al_lightning.posterior.model import map_tensors, num_rows_of
-from al_lightning.posterior.model_state import are_seeded, handed_back, seed_generators
+from al_lightning.posterior.dropout.masks import DropoutKind, named
+from al_lightning.posterior.model import evaluating, map_tensors, num_rows_of
+from al_lightning.posterior.model_state import ModelState, are_seeded, handed_back, seed_generators
 from al_lightning.posterior.passes import are_alike, first_difference
 
 NUM_SEEDS = 10  # passes with other seeds: a layer that is skipped at random runs in some of them
@@ -45,6 +47,8 @@ class InTraining:
 
     Attributes:
         never: Calls of dropout, by layer and number, that drop neither in evaluation mode nor here.
+        attention: Layers that drop attention's weights in training mode alone, and are else the same in both modes.
+        drops_weights: Calls of dropout functions in those layers that do so.
         error: Why the pass does not show all dropout, as the end of a sentence "The pass ..."; empty if it does.
     """
 
@@ -55,12 +59,16 @@ class InTraining:
         self._mode = _Looking()
         self._draws: list[Draw] = []
         self.never: frozenset[tuple[str, int]] = frozenset()
+        self.attention: frozenset[str] = frozenset()
+        self.drops_weights: frozenset[tuple[str, int]] = frozenset()
         self.error = ""
         self._drew = False
         try:
             with handed_back(model):
                 self._run(0, self._draws)
                 self._drew = bool(self._draws) or not are_seeded(0)
+            self.attention = self._attention_in_training_alone()
+            self.drops_weights = frozenset(call for call in self._mode.weights if call[0] in self.attention)
         except Exception as error:  # noqa: BLE001 - what cannot be trained so fails in training; `warn` tells
             self.error = f"{type(error).__name__}: {error}"
         if not sees_operations and not self.error:
@@ -80,6 +88,36 @@ class InTraining:
                 self.never = frozenset(call for call in mode.not_training if modules[call[0]].training)
             return output
 
+    def _attention_in_training_alone(self) -> frozenset[str]:
+        """Return the layers that drop attention's weights in training mode alone; none if that mode changes more."""
+        drops_weights = self._mode.attention.keys() | self._mode.weights
+        if not drops_weights:
+            return frozenset()
+        with handed_back(self._model), evaluating(self._model):
+            fill_zeros(learning(self._model))  # else what precedes a layer of zeros is not seen
+            state = ModelState(self._model)
+            evaluated, output, draws = self._run_without_dropout()
+            changed = state.put_back()
+            found = frozenset(layer for layer, call in drops_weights if not evaluated.p.get((layer, call)))
+            with in_training_mode(self._model, found):
+                _, output_again, draws_again = self._run_without_dropout()
+            is_same = are_alike(output, output_again) and draws == draws_again and state.put_back() == changed
+        return found if is_same else frozenset()
+
+    def _run_without_dropout(self) -> tuple["_Looking", object, object]:
+        """Return the mode, the output and what was drawn in a pass in the modes that the modules have."""
+        mode = _Looking(drops=False)
+        seed_generators(self._model, 0)
+        with mode.following(self._model), mode.start(0), Draws(lambda: mode.layer) as seen:
+            output = self._call(map_tensors(Tensor.clone, self._inputs))
+        return mode, output, (seen.found, are_seeded(0))
+
+    @contextmanager
+    def attending(self) -> Iterator[None]:
+        """Set the layers of `attention` to training mode within the block."""
+        with in_training_mode(self._model, self.attention):
+            yield
+
     def refuse_left_out(self, evaluated: MaskedForward, num_rows: int) -> None:
         """Raise if dropout without a mask acts in a part of the model that also runs in evaluation mode.
 
@@ -88,9 +126,10 @@ class InTraining:
             num_rows: B, for a batch that cannot be cut.
         """
         rows = self._num_rows or num_rows
-        found = {draw.layer: draw.operation for draw in self._draws if draw.is_dropout(rows)} | self._mode.attention
-        for layer, call in self._mode.masks.keys() - evaluated.masks.keys() - self.never:
-            found.setdefault(layer, f"call {call} of dropout, in training mode alone")
+        found = {draw.layer: draw.operation for draw in self._draws if draw.is_dropout(rows)}
+        for name in self._mode.masks.keys() - evaluated.masks.keys() - self.never:
+            words = self._mode.attention.get(name, f"call {name[1]} of dropout, in training mode alone")
+            found.setdefault(name[0], words)
         ran = evaluated.entered | {""}
         left_out = [f"{named(layer)} ({words})" for layer, words in sorted(found.items()) if self._part(layer) in ran]
         if left_out:
@@ -141,24 +180,66 @@ class InTraining:
         )
 
 
+@contextmanager
+def in_training_mode(model: nn.Module, layers: Collection[str]) -> Iterator[None]:
+    """Set some layers alone, not what they hold, from evaluation to training mode within the block."""
+    modules = [module for module in map(model.get_submodule, layers) if not module.training]
+    try:
+        for module in modules:
+            module.training = True
+        yield
+    finally:
+        for module in modules:
+            module.training = False
+
+
 class _Looking(MaskedForward):
-    """Function mode of one sample that records dropout in attention instead of refusing it."""
+    """Function mode of one sample that records calls of dropout, and drops nothing with `drops=False`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, drops: bool = True) -> None:
         super().__init__(1, seed=0)
-        self.attention: dict[str, str] = {}  # by layer
+        self.p: dict[tuple[str, int], float] = {}
+        self.weights: set[tuple[str, int]] = set()  # calls of a dropout function with attention's weights
         self.is_drawing = False
+        self._drops = drops
 
-    def masks_of(self, layer: str, call: int, p: float, shape: tuple[int, ...], device: torch.device) -> LayerMasks:
+    def _called(self, p: float, *, training: bool) -> tuple[str, int]:
+        name = super()._called(p, training=training)
+        self.p[name] = p
+        if not self._drops:
+            self.never |= {name}
+        return name
+
+    def masks_of(
+        self, layer: str, call: int, p: float, shape: tuple[int, ...], device: torch.device, kind: DropoutKind
+    ) -> LayerMasks:
         """Return the masks; their draws do not count as those of the model."""
         self.is_drawing = True
         try:
-            return super().masks_of(layer, call, p, shape, device)
+            return super().masks_of(layer, call, p, shape, device, kind)
         finally:
             self.is_drawing = False
 
-    def _attention_dropout(self, words: str) -> None:
-        self.attention[self.layer] = words
+    def _dropout(self, kind: DropoutKind, x: Tensor, p: float, *, training: bool, in_place: bool) -> Tensor:
+        layer = self.layer
+        name = layer, self._calls[layer]
+        if p > 0 and training and not kind.channelwise and not kind.alpha and are_weights(x):
+            self.weights.add(name)
+        return super()._dropout(kind, x, p, training=training, in_place=in_place)
+
+
+def are_weights(x: Tensor) -> bool:
+    """Tell attention's weights (B, heads, L, S) from other inputs of dropout: the weights of all keys sum to 1.
+
+    Example:
+        >>> are_weights(torch.rand(2, 4, 5, 5).softmax(dim=-1)), are_weights(torch.rand(2, 4, 5, 5))
+        (True, False)
+    """
+    if x.dim() != AXES_OF_WEIGHTS or not x.is_floating_point():
+        return False
+    sums = x.float().sum(dim=-1)
+    tolerance = math.sqrt(torch.finfo(x.dtype).eps)
+    return bool((x >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), rtol=0, atol=tolerance)
 
 
 def _two_rows(inputs: object) -> tuple[object, int | None]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from al_lightning.posterior.dropout.function_mode import DROPOUTS, LayerMasks, MaskedForward
+from al_lightning.posterior.dropout.function_mode import DROPOUTS, LayerMasks, MaskedForward, cut
 from al_lightning.posterior.dropout.masks import DropoutKind, keep_factors, masked
 
 MOST_FACTORS = 64 * 2**20  # bytes of a layer's masks as factors
@@ -29,7 +29,10 @@ def can_be_replaced(model: nn.Module, mode: MaskedForward) -> bool:
     """Tell whether all masks belong to torch's dropout modules, and none to a function of dropout."""
     modules = dict(model.named_modules())
     drop_all = [module for module in modules.values() if type(module) in _KINDS and module.p == 1]  # without masks
-    return not drop_all and all(type(modules.get(layer)) in _KINDS for layer, _ in mode.masks)
+    return not drop_all and all(
+        type(modules.get(layer)) in _KINDS and layer not in mode.time_first and not found.kind.of_weights
+        for (layer, _), found in mode.masks.items()
+    )
 
 
 class ReplacedDropout:
@@ -70,17 +73,21 @@ class ReplacedDropout:
             call = self._calls[layer]
             self._calls[layer] += 1
             shape = kind.mask_shape(input.shape, layer=layer)
-            found = self._mode.masks_of(layer, call, module.p, shape, input.device)
+            self._mode.axes[layer, call] = tuple(input.shape[:2])
+            found = self._mode.masks_of(layer, call, module.p, shape, input.device, kind)
             factors_K = None if kind.alpha else self._factors_of((layer, call), found, input.dtype)
+            keep = cut((found.keep if factors_K is None else factors_K)[self._sample], shape)
             if factors_K is None:
-                return masked(input, found.keep[self._sample], found.p, alpha=kind.alpha, in_place=module.inplace)
-            return input.mul_(factors_K[self._sample]) if module.inplace else input * factors_K[self._sample]
+                return masked(input, keep, found.p, alpha=kind.alpha, in_place=module.inplace)
+            return input.mul_(keep) if module.inplace else input * keep
 
         return forward
 
     def _factors_of(self, name: tuple[str, int], found: LayerMasks, dtype: torch.dtype) -> Tensor | None:
         """Return the masks of all samples as factors, or None if they are large."""
         known = self._factors.get(name)
+        if known is not None and known.shape != found.keep.shape:  # longer masks were drawn since
+            known = None
         if known is None and found.keep.numel() * dtype.itemsize <= MOST_FACTORS:
             known = self._factors[name] = keep_factors(found.keep, found.p, dtype=dtype)
         return known if known is not None and known.dtype == dtype else None

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MASK_SCHEME = 1
+"""Number of the rule by which masks follow from (seed, layer, call, k): a run does not go on under another."""
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # increment of SplitMix64, as a signed number
+_UNIFORM_BITS = 24  # of a uniform number in single precision
 SELU_LIMIT = 1.7580993408473766  # scale * alpha of SELU: minus the value of a unit that is switched off
 
 
@@ -25,12 +29,14 @@ class DropoutKind:
         alpha: Dropped units are set to SELU's limit, and mean and variance are restored.
         in_place: The function ends in an underscore.
         batched_dims: Numbers of axes at which an input has a batch axis; empty if every input has one.
+        of_weights: Weights of attention (B, heads, L, S) are dropped.
     """
 
     channelwise: bool = False
     alpha: bool = False
     in_place: bool = False
     batched_dims: tuple[int, ...] = ()
+    of_weights: bool = False
 
     def mask_shape(self, input_shape: Sequence[int], *, layer: str) -> tuple[int, ...]:
         """Return the shape of one sample's mask for an input (B, ...): no batch axis, as all points share the mask.
@@ -48,6 +54,19 @@ class DropoutKind:
             return (input_shape[1], *(1 for _ in input_shape[2:]))
         return tuple(input_shape[1:])
 
+    def positions(self, num_axes: int) -> range:
+        """Return the axes of a mask that are positions, of which another batch may have more or fewer.
+
+        These are the axes along which a mask is a part of a longer one.
+
+        Example:
+            >>> DropoutKind().positions(2), DropoutKind(of_weights=True).positions(3)  # (T, D) and (heads, L, S)
+            (range(0, 1), range(1, 3))
+        """
+        if self.of_weights:
+            return range(num_axes - 2, num_axes)
+        return range(0 if self.channelwise or num_axes == 1 else 1)
+
 
 def dropout_mask(shape: Sequence[int], p: float, *, seed: int, layer: str, call: int, k: int) -> Tensor:
     """Return the mask of sample k at the `call`-th call of dropout in `layer`, on the CPU: True where a unit is kept.
@@ -61,9 +80,45 @@ def dropout_mask(shape: Sequence[int], p: float, *, seed: int, layer: str, call:
         >>> dropout_mask((4,), 0.0, seed=1, layer="head.1", call=0, k=7)
         tensor([True, True, True, True])
     """
-    key = hashlib.blake2b(repr((seed, layer, call, k)).encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(key, "big"))
+    generator = torch.Generator().manual_seed(_key(seed, layer, call, k))
     return torch.rand(tuple(shape), generator=generator, dtype=torch.float32) >= p
+
+
+def attention_mask(shape: Sequence[int], p: float, *, seed: int, layer: str, call: int, k: int) -> Tensor:
+    """Return the mask of sample k for attention's weights (heads, L, S), on the CPU: True where a weight is kept.
+
+    keep ~ Bernoulli(1 - p), by a hash of (seed, layer, call, k, head, l, s): an element is the same however long a
+    batch is padded. `dropout_mask` is so for its first axis alone. The hash is the finaliser of SplitMix64, once for
+    each axis; its top 24 bits are the uniform number.
+
+    Example:
+        >>> short = attention_mask((1, 1, 4), 0.5, seed=1, layer="attention", call=0, k=7)
+        >>> short
+        tensor([[[ True,  True, False,  True]]])
+        >>> torch.equal(attention_mask((1, 9, 9), 0.5, seed=1, layer="attention", call=0, k=7)[:, :1, :4], short)
+        True
+    """
+    key = _key(seed, layer, call, k)
+    bits = torch.tensor(key - 2**64 if key >= 2**63 else key)
+    for length in shape:
+        bits = _mixed(bits.unsqueeze(-1) + torch.arange(1, length + 1) * _GOLDEN)
+    return torch.ge(_shifted(bits, 64 - _UNIFORM_BITS), math.ceil(p * 2**_UNIFORM_BITS))
+
+
+def _key(seed: int, layer: str, call: int, k: int) -> int:
+    return int.from_bytes(hashlib.blake2b(repr((seed, layer, call, k)).encode(), digest_size=8).digest(), "big")
+
+
+def _mixed(bits: Tensor) -> Tensor:
+    """Return SplitMix64's finaliser of 64-bit numbers, which multiplies modulo 2^64."""
+    bits = (bits ^ _shifted(bits, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    bits = (bits ^ _shifted(bits, 27)) * (0x94D049BB133111EB - 2**64)
+    return bits ^ _shifted(bits, 31)
+
+
+def _shifted(bits: Tensor, count: int) -> Tensor:
+    """Return bits moved to the right, zeros coming in: torch's own shift repeats the sign."""
+    return torch.bitwise_right_shift(bits, count).bitwise_and(2 ** (64 - count) - 1)
 
 
 def keep_factors(keep: Tensor, p: float, *, dtype: torch.dtype) -> Tensor:

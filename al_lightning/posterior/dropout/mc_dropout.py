@@ -1,8 +1,9 @@
 """Monte Carlo dropout with consistent masks: sample k is the same network for every point of the pool."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from al_lightning.posterior.checks import (
     check_rows,
     fill_zeros,
     halves,
+    is_dropout,
     is_fine,
     learning,
     refuse_dropout_without_effect,
@@ -22,16 +24,19 @@ from al_lightning.posterior.checks import (
     refuse_fixed_first_axis,
     refuse_no_masks,
     refuse_other_outputs,
+    refuse_points_second,
     rounding_tolerance,
 )
-from al_lightning.posterior.dropout.function_mode import LayerMasks, MaskedForward
+from al_lightning.posterior.dropout.function_mode import LayerMasks, MaskedForward, refuse_left_padding
 from al_lightning.posterior.dropout.in_training import InTraining
 from al_lightning.posterior.dropout.looped import ReplacedDropout, can_be_replaced
+from al_lightning.posterior.dropout.masks import MASK_SCHEME
 from al_lightning.posterior.dropout.unreachable import refuse_unreachable_dropout
 from al_lightning.posterior.dropout.vmapped import Vectorised, refuse_kept_tensors
 from al_lightning.posterior.model import (
     Call,
     evaluating,
+    leaves,
     log_probs_of,
     refuse_probabilities,
     refuse_sigmoid,
@@ -99,6 +104,7 @@ class _Samples:
     Attributes:
         path: "vmap" or "loop", how the K forward passes are made; None before the first batch.
         reason: Why the path is "loop", else empty.
+        sampled: The dropouts that have masks, in a line; None before the first batch.
     """
 
     def __init__(
@@ -106,6 +112,7 @@ class _Samples:
     ) -> None:
         self.path: Literal["vmap", "loop"] | None = None
         self.reason = ""
+        self.sampled: str | None = None
         self._model = model
         self._call = Call(model, predict)
         self._masked = masked
@@ -114,6 +121,8 @@ class _Samples:
         self._replaced: ReplacedDropout | None = None  # once the loop has found that it needs no function mode
         self._look: InTraining | None = None
         self._closed = False
+        self._lengths: list[tuple[int, ...]] = []  # of the last batch
+        self._first_pass: tuple[int, list[tuple[int, ...]], dict[tuple[str, int], tuple[int, ...]]] | None = None
 
     def close(self) -> None:
         self._closed = True
@@ -131,8 +140,10 @@ class _Samples:
         # Not inference_mode: what a model caches in `forward` must be of use in its next training.
         with torch.inference_mode(mode=False), torch.no_grad(), attributes_back(self._model):
             look = self._look_in_training(inputs)
-            with evaluating(self._model):
-                return self._log_probs(inputs, look)
+            with evaluating(self._model), look.attending():
+                log_probs_B_K_C = self._log_probs(inputs, look)
+        refuse_left_padded(inputs, self._masked.masks)
+        return log_probs_B_K_C
 
     def _log_probs(self, inputs: object, look: InTraining) -> Tensor:
         if self._replaced is not None:
@@ -148,21 +159,22 @@ class _Samples:
         inputs = self._call.inputs(batch)
         with torch.inference_mode(mode=False), torch.no_grad(), handed_back(self._model):
             look = self._look_in_training(inputs)
-            with evaluating(self._model), self._masked.following(self._model):
+            with evaluating(self._model), look.attending(), self._masked.following(self._model):
                 first_B_C = self._output(inputs, 0)  # draws the masks
+                refuse_left_padded(inputs, self._masked.masks)
                 log_probs_B_1_C = log_probs_of(first_B_C.unsqueeze(1))
                 look.refuse_left_out(self._masked, len(first_B_C))
                 refuse_no_masks(self._model, self._masked.masks)
                 fill_zeros(learning(self._model))
                 again = None if smaller is None else self._call.inputs(smaller)
-                check_before_training(self._model, self._output_of_first(len(first_B_C)), inputs, again)
+                check_before_training(self._model, self._output_of_first, inputs, again)
                 self._check_effect(inputs)
             look.warn()
         return log_probs_B_1_C.squeeze(1)
 
     def _check_effect(self, inputs: object) -> None:
         for name, found in self._masked.masks.items():
-            self._masked.masks[name] = LayerMasks(found.p, halves(found.keep[0]))
+            self._masked.masks[name] = replace(found, keep=halves(found.keep[0]))
         outputs_B_3_C = self._stacked(self._output, inputs)
         refuse_probabilities(outputs_B_3_C)
         if len(outputs_B_3_C) > 1 and is_fine(outputs_B_3_C, self._model):
@@ -172,14 +184,17 @@ class _Samples:
         if self._look is None:
             self._look = InTraining(self._model, self._call, inputs)
             self._masked.never = self._look.never
+            self._masked.drops_weights = self._look.drops_weights
         return self._look
 
     def _first_log_probs(self, inputs: object, look: InTraining) -> Tensor:
         with self._masked.following(self._model), handed_back(self._model) as state:
             first_B_C = self._output(inputs, 0)  # draws the masks
+            self._lengths = lengths_of(inputs)
             look.refuse_left_out(self._masked, len(first_B_C))
             refuse_no_masks(self._model, self._masked.masks)
-            check_rows(self._model, self._output_of_first(len(first_B_C)), inputs, first_B_C, state)
+            self.sampled = sampled_dropouts(self._model, self._masked.masks)
+            check_rows(self._model, self._output_of_first, inputs, first_B_C, state)
             outputs_B_K_C = self._outputs(inputs, first_B_C=first_B_C)
             log_probs_B_K_C = log_probs_of(outputs_B_K_C)
             refuse_probabilities(outputs_B_K_C)
@@ -197,6 +212,9 @@ class _Samples:
     def _outputs(self, inputs: object, *, first_B_C: Tensor | None = None) -> Tensor:
         """Return `outputs_B_K_C`, compared with the plain outputs of the first sample if these are given."""
         if self.path != "loop":
+            if first_B_C is None and self._lengths != (lengths := lengths_of(inputs)):
+                self._output(inputs, 0)  # draws longer masks, which a pass of all samples cannot
+                self._lengths = lengths
             try:
                 outputs_B_K_C = self._vectorised(inputs) if first_B_C is None else self._tried(inputs, first_B_C)
             except Exception as error:  # noqa: BLE001 - an error of the model itself is raised by the loop
@@ -217,7 +235,9 @@ class _Samples:
         """Return the same as `_output`, faster, where all dropout is that of modules."""
         if self._replaced is not None:
             self._replaced.start(k)
-        return self._call.output(inputs)
+        output = self._call.output(inputs)
+        self._compare_axes(inputs, len(output))
+        return output
 
     def _tried(self, inputs: object, first_B_C: Tensor) -> Tensor:
         last = self._masked.num_samples - 1
@@ -234,19 +254,64 @@ class _Samples:
         with self._masked.start(k):
             output = self._call.output(inputs)
         refuse_sigmoid(output, self._masked.sigmoid)
+        self._compare_axes(inputs, len(output))
         return output
 
-    def _output_of_first(self, num_rows: int) -> Callable[[object], Tensor]:
-        """Return a function from a batch to the first sample's logits.
+    def _output_of_first(self, inputs: object) -> Tensor:
+        return self._output(inputs, 0)
 
-        It compares the inputs of dropout with those of the last pass, of `num_rows` rows.
+    def _compare_axes(self, inputs: object, num_rows: int) -> None:
+        """Compare the inputs of dropout with those in the first batch, or raise if their first axis is not the points.
+
+        Only a part of the first batch tells a fixed axis: another text may have as many words.
         """
-        before = dict(self._masked.first_axis)
+        axes = self._masked.axes
+        if self._first_pass is None:
+            self._first_pass = num_rows, lengths_of(inputs), dict(axes)
+        num_rows_before, lengths, axes_before = self._first_pass
+        if num_rows == num_rows_before:
+            return
+        if not self._checked and lengths_of(inputs) == lengths:
+            first, first_before = ({name: axis[0] for name, axis in found.items()} for found in (axes, axes_before))
+            refuse_fixed_first_axis(first_before, first)
+        refuse_points_second(axes_before, axes, (num_rows_before, num_rows))
 
-        def output(inputs: object) -> Tensor:
-            logits_b_C = self._output(inputs, 0)
-            if len(logits_b_C) < num_rows:
-                refuse_fixed_first_axis(before, self._masked.first_axis)
-            return logits_b_C
 
-        return output
+def sampled_dropouts(model: nn.Module, masks: Mapping[tuple[str, int], LayerMasks]) -> str:
+    """Return which dropouts have masks, and the number of the rule that the masks follow.
+
+    Example:
+        >>> model = nn.Sequential(nn.Dropout(), nn.Dropout1d())
+        >>> keep = torch.ones(2, 5, dtype=torch.bool)
+        >>> sampled_dropouts(model, {("0", 0): LayerMasks(0.5, keep), ("0", 1): LayerMasks(0.5, keep)})
+        '1 of nn.Dropout (masks 1)'
+    """
+    modules = dict(model.named_modules())
+    attention = {layer for (layer, _), found in masks.items() if found.kind.of_weights}
+    others = {layer for (layer, _), found in masks.items() if not found.kind.of_weights}
+    counts = Counter(
+        f"nn.{type(modules[layer]).__name__}" if is_dropout(modules.get(layer)) else "dropout functions"
+        for layer in sorted(others)
+    )
+    words = [f"attention in {len(attention)} layer{'s' * (len(attention) > 1)}"] if attention else []
+    words += [f"{count} of {kind}" for kind, count in counts.items()]
+    return f"{', '.join(words)} (masks {MASK_SCHEME})"
+
+
+def lengths_of(inputs: object) -> list[tuple[int, ...]]:
+    """Return the lengths of the tensors of a batch, apart from the number of points.
+
+    Example:
+        >>> lengths_of({"input_ids": torch.zeros(8, 31), "labels": torch.zeros(8)})
+        [(31,), ()]
+    """
+    return [tuple(leaf.shape[1:]) for leaf in leaves(inputs) if isinstance(leaf, Tensor)]
+
+
+def refuse_left_padded(inputs: object, masks: Mapping[tuple[str, int], LayerMasks]) -> None:
+    """Raise if an `attention_mask` among the inputs begins with zeros, and a mask depends on positions."""
+    first = inputs[0] if isinstance(inputs, (tuple, list)) and inputs else inputs
+    mask = first.get("attention_mask") if isinstance(first, Mapping) else None
+    depends = any(found.kind.positions(found.keep.dim() - 1) for found in masks.values())
+    if depends and isinstance(mask, Tensor) and mask.dim() == 2:  # noqa: PLR2004 - (B, T)
+        refuse_left_padding(mask != 0, "`attention_mask` of the batch")

@@ -97,6 +97,7 @@ class Vectorised:
     def _keep_factors(self) -> None:
         """Keep the masks as factors, which every slice needs, unless they are large."""
         dtypes, masks = self._masked.factor_dtypes, self._masked.masks
+        self._factors.clear()
         if sum(masks[name].keep.numel() * dtype.itemsize for name, dtype in dtypes.items()) <= _MOST_FACTORS:
             self._factors = {
                 name: keep_factors(masks[name].keep, masks[name].p, dtype=dtype) for name, dtype in dtypes.items()
@@ -131,6 +132,8 @@ class Vectorised:
         return torch.cat([self._pass(inputs, k) for k in _nearly_equal(self._masked.num_samples, samples)], dim=1)
 
     def _pass(self, inputs: object, samples: slice) -> Tensor:
+        if any(factors.shape != self._masked.masks[name].keep.shape for name, factors in self._factors.items()):
+            self._keep_factors()  # longer masks were drawn since
         keep = {name: self._factors.get(name, found.keep)[samples] for name, found in self._masked.masks.items()}
 
         def outputs(keep: dict[tuple[str, int], Tensor]) -> Tensor:

@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from al_lightning.posterior.dropout.function_mode import MaskedForward
-from al_lightning.posterior.dropout.masks import dropout_mask, masked
+from al_lightning.posterior.dropout.masks import attention_mask, dropout_mask, masked
 
 SEED = 5
 
@@ -149,24 +151,84 @@ def attention(x, *args, **kwargs):
 
 
 @pytest.mark.parametrize("call", [lambda x: attention(x, None, 0.25), lambda x: attention(x, dropout_p=0.25)])
-def test_dropout_inside_fused_attention_is_refused(call):
-    with pytest.raises(
-        ValueError, match=r"cannot reach the dropout inside scaled_dot_product_attention.*dropout_p=0.25"
-    ):
-        in_forward(call)
+def test_attention_uses_the_mask_of_its_name(call):
+    result, forward = in_forward(call)
+    keep = attention_mask((3, 2, 2), 0.25, seed=SEED, layer="", call=0, k=1)
+    x = points()
+    weights = (x @ x.transpose(2, 3) / math.sqrt(2)).softmax(dim=3)
+    torch.testing.assert_close(result, (weights * keep / 0.75) @ x)
+    assert forward.masks["", 0].kind.of_weights
 
 
 def test_attention_without_dropout_is_left_alone():
     assert torch.equal(in_forward(attention)[0], attention(points()))
 
 
-def test_multi_head_attention_with_dropout_is_refused_where_it_is_called():
-    model = nn.Sequential(nn.Identity(), nn.MultiheadAttention(2, 1, dropout=0.25, batch_first=True)).eval()
+def test_masks_of_a_shorter_and_of_a_longer_text_agree_where_both_have_words():
+    forward = MaskedForward(2, seed=SEED)
+    results = []
+    for length in (5, 3, 40, 5):
+        with forward.start(1):
+            results.append(functional.dropout(torch.ones(1, length, 6), 0.5))
+    assert all(torch.equal(result[:, :3], results[1]) for result in results)
+    assert torch.equal(results[2][:, :5], results[0])
+    assert torch.equal(results[3], results[0])
+    assert forward.masks["", 0].keep.shape == (2, 64, 6)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5, 7), (4, 3, 70, 9)])
+def test_attention_has_the_same_masks_at_any_two_lengths(shape):
+    forward = MaskedForward(2, seed=SEED)
+    with forward.start(0):
+        attention(torch.ones(1, 3, 6, 2), dropout_p=0.5)
+    before = forward.masks["", 0].keep
+    _, heads, num_queries, num_keys = shape
+    with forward.start(0):
+        functional.scaled_dot_product_attention(
+            torch.ones(1, heads, num_queries, 2), *torch.ones(2, 1, heads, num_keys, 2), dropout_p=0.5
+        )
+    assert torch.equal(forward.masks["", 0].keep[:, :, :6, :6], before)
+
+
+@pytest.mark.parametrize(
+    ("dropout", "before", "after"),
+    [
+        (functional.dropout, (4, 5, 6), (4, 5, 7)),
+        (functional.dropout2d, (4, 3, 2, 2), (4, 5, 2, 2)),
+        (lambda x, p: attention(x, dropout_p=p), (4, 2, 3, 3), (4, 3, 3, 3)),
+    ],
+)
+def test_only_positions_may_be_more_in_another_batch(dropout, before, after):
+    forward = MaskedForward(2, seed=SEED)
+    with forward.start(0):
+        dropout(torch.ones(before), 0.5)
+    with forward.start(0), pytest.raises(ValueError, match="sample k would be another network for each batch"):
+        dropout(torch.ones(after), 0.5)
+
+
+@pytest.mark.parametrize("p", [0.25, 1.0])
+def test_in_a_time_first_transformer_layer_dropout_has_the_masks_of_a_batch_first_one(p):
+    outputs = []
+    for batch_first in (True, False):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8, p, batch_first=batch_first)).eval()
+        x = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+        forward = MaskedForward(2, seed=SEED)
+        with forward.following(model), forward.start(1):
+            output = model(x if batch_first else x.transpose(0, 1))
+        outputs.append(output if batch_first else output.transpose(0, 1))
+    torch.testing.assert_close(outputs[1], outputs[0])
+
+
+def test_a_key_padding_mask_that_begins_with_padding_is_refused():
+    model = nn.Sequential(nn.MultiheadAttention(2, 1, dropout=0.25, batch_first=True)).eval()
     forward = MaskedForward(3, seed=SEED)
-    words = r"the dropout inside multi_head_attention_forward, called with dropout_p=0.25 in `1`"
-    x = torch.ones(4, 3, 2)
-    with forward.following(model), forward.start(0), pytest.raises(ValueError, match=words):
-        model[1](x, x, x)
+    x, padding = torch.ones(2, 3, 2), torch.tensor([[False, False, True], [True, False, False]])
+    with forward.following(model), forward.start(0):
+        model[0](x, x, x, key_padding_mask=padding[:1].expand(2, 3))
+        with pytest.raises(ValueError, match=r"`key_padding_mask` of `0` begins with padding.*Pad on the right"):
+            model[0](x, x, x, key_padding_mask=padding)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from al_lightning.posterior import MCDropout, dropout_mask
-from al_lightning.posterior.dropout.in_training import training
+from al_lightning.posterior.dropout.in_training import are_weights, training
 
 K = 4
 NOISE = "In training mode `hidden` draws random numbers"
@@ -62,11 +62,15 @@ def attention(module, x):
     return functional.scaled_dot_product_attention(tokens, tokens, tokens, dropout_p=p).flatten(1)
 
 
+def attention_and_more(module, x):
+    return attention(module, x) * (2 if module.training else 1)
+
+
 LEFT_OUT = {
     "TorchScript": (lambda m, x: scripted_dropout()(x, m.training), r"`hidden` \(bernoulli_\)"),
     "aten": (lambda m, x: torch.ops.aten.dropout(x, 0.5, m.training), r"`hidden` \(bernoulli_\)"),
     "native": (lambda m, x: torch.native_dropout(x, 0.5, m.training)[0], r"`hidden` \(native_dropout\)"),
-    "attention": (attention, r"`hidden` \(scaled_dot_product_attention, called with dropout_p=0.1\)"),
+    "attention": (attention_and_more, r"`hidden` \(scaled_dot_product_attention, called with dropout_p=0.1\)"),
     "own mask": (lambda m, x: x * torch.bernoulli(torch.full_like(x, 0.7)) if m.training else x, "bernoulli"),
     "own comparison": (lambda m, x: x * (torch.rand_like(x) > 0.3) if m.training else x, r"`hidden` \(gt\)"),
     "own rounding": (lambda m, x: x * (0.7 + torch.rand_like(x)).floor_() if m.training else x, "floor_"),
@@ -225,12 +229,54 @@ def test_what_training_mode_updates_is_put_back(normalise):
 
 
 def test_a_layer_that_is_evaluated_while_the_model_trains_is_looked_at_as_it_is():
-    model = Net(attention)
+    model = Net(LEFT_OUT["aten"][0])
     model.hidden.eval()
     MCDropout().preview(model, points())
     model.hidden.train()
-    with pytest.raises(ValueError, match="scaled_dot_product_attention"):
+    with pytest.raises(ValueError, match="bernoulli_"):
         MCDropout().preview(model, points())
+
+
+def drawing(module, x):
+    return attention(module, x + torch.rand_like(x) * 0 if module.training else x)
+
+
+def keeping(module, x):
+    if module.training:
+        module.seen = x.detach()
+    return attention(module, x)
+
+
+@pytest.mark.parametrize("call", [MCDropout().preview, sampled], ids=["preview", "sample"])
+@pytest.mark.parametrize("function", [attention_and_more, drawing, keeping])
+def test_a_layer_that_does_more_in_training_mode_than_drop_is_not_run_in_it(function, call):
+    model = Net(function)
+    with pytest.raises(
+        ValueError, match=r"inside `hidden` \(scaled_dot_product_attention, called with dropout_p=0.1\)"
+    ):
+        call(model, points())
+
+
+def test_a_layer_that_only_drops_in_training_mode_is_sampled_in_it():
+    model, modes = Net(attention), []
+    model.hidden.register_forward_hook(lambda module, *_: modes.append((module.training, model.training)))
+    before = state(model)
+    log_probs_B_K_C = sampled(model.eval(), points())
+    modes.clear()
+    again_B_K_C = sampled(model, points())
+    assert set(modes[1:]) == {(True, False), (False, False)}  # the first pass is one in training mode
+    torch.testing.assert_close(again_B_K_C, log_probs_B_K_C)
+    assert_as_before(model.train(), before)
+
+
+def test_inputs_of_dropout_are_weights_if_they_sum_to_one():
+    weights = torch.rand(2, 3, 4, 4).softmax(dim=-1)
+    assert are_weights(weights)
+    assert are_weights(weights.bfloat16())
+    assert not are_weights(weights[0])
+    assert not are_weights(weights - 0.1)
+    assert not are_weights(weights.half() * 0.9)
+    assert not are_weights(torch.ones(1, 1, 1, 1, dtype=torch.long))
 
 
 def test_dropout_that_never_drops_gets_no_mask_and_the_other_calls_keep_theirs():

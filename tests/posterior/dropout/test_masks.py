@@ -1,3 +1,5 @@
+import hashlib
+import itertools
 import math
 
 import pytest
@@ -5,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from al_lightning.posterior.dropout.masks import DropoutKind, dropout_mask, masked, named
+from al_lightning.posterior.dropout.masks import DropoutKind, attention_mask, dropout_mask, masked, named
 
 
 def masks(shape, p, num_samples, *, layer="layer", call=0, seed=0):
@@ -32,6 +34,81 @@ def test_a_mask_is_a_function_of_its_name(seed, layer, call, k):
     once = dropout_mask((20,), 0.5, seed=seed, layer=layer, call=call, k=k)
     torch.rand(1)
     assert torch.equal(dropout_mask((20,), 0.5, seed=seed, layer=layer, call=call, k=k), once)
+
+
+def split_mix(shape, p, *, seed, layer, call, k):
+    """Return the mask of attention by Python's integers, an element at a time."""
+    key = int.from_bytes(hashlib.blake2b(repr((seed, layer, call, k)).encode(), digest_size=8).digest(), "big")
+    keep = torch.empty(shape, dtype=torch.bool)
+    for index in itertools.product(*map(range, shape)):
+        bits = key
+        for position in index:
+            bits = (bits + (position + 1) * 0x9E3779B97F4A7C15) % 2**64
+            bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+            bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EB % 2**64
+            bits ^= bits >> 31
+        keep[index] = (bits >> 40) / 2**24 >= p
+    return keep
+
+
+@given(
+    seed=st.integers(-(2**70), 2**70),
+    shape=st.tuples(*[st.integers(1, 4)] * 3),
+    p=st.floats(0, 1),
+    k=st.integers(0, 99),
+)
+@settings(max_examples=25, deadline=None)
+def test_masks_of_attention_are_the_hash_written_out_in_whole_numbers(seed, shape, p, k):
+    name = {"seed": seed, "layer": "attention", "call": 0, "k": k}
+    assert torch.equal(attention_mask(shape, p, **name), split_mix(shape, p, **name))
+
+
+def test_an_element_of_attentions_mask_never_changes():
+    keep = attention_mask((2, 3, 4), 0.5, seed=0, layer="encoder.layers.0.self_attn", call=0, k=1)
+    assert keep.flatten().int().tolist() == [1, 0, 0, 1, 0, 1, 1, 0, 1, 0, 1, 0, 0, 0, 0, 0, 1, 1, 0, 1, 1, 0, 1, 1]
+
+
+@given(short=st.tuples(*[st.integers(1, 6)] * 3), more=st.tuples(*[st.integers(0, 40)] * 3))
+@settings(max_examples=25, deadline=None)
+def test_a_mask_of_attention_is_the_beginning_of_every_longer_one(short, more):
+    name = {"seed": 3, "layer": "a", "call": 0, "k": 2}
+    longer = attention_mask([length + added for length, added in zip(short, more, strict=True)], 0.5, **name)
+    assert torch.equal(longer[tuple(map(slice, short))], attention_mask(short, 0.5, **name))
+
+
+@given(
+    shape=st.tuples(st.integers(1, 70), st.integers(1, 20)),
+    more=st.integers(0, 100),
+    p=st.floats(0, 1),
+    seed=st.integers(0, 2**40),
+)
+@settings(max_examples=50, deadline=None)
+def test_a_mask_is_the_beginning_of_one_with_a_longer_first_axis(shape, more, p, seed):
+    name = {"seed": seed, "layer": "a", "call": 0, "k": 2}
+    longer = dropout_mask((shape[0] + more, shape[1]), p, **name)
+    assert torch.equal(longer[: shape[0]], dropout_mask(shape, p, **name))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_attentions_weights_are_kept_with_probability_one_minus_p_and_independently(p):
+    name = {"seed": 0, "layer": "a", "call": 0}
+    keep = torch.stack([attention_mask((4, 64, 64), p, **name, k=k) for k in range(4)]).double()
+    error = 4 * math.sqrt(p * (1 - p) / keep.numel())
+    assert abs(keep.mean() - (1 - p)) < error
+    centred = (keep - (1 - p)) / math.sqrt(p * (1 - p))
+    for axis in range(4):  # neighbouring samples, heads, queries and keys
+        products = centred * centred.roll(1, dims=axis)
+        assert abs(products.mean()) < 4 / math.sqrt(keep.numel()), axis
+    assert abs((centred * centred.transpose(2, 3)).mean() - 1 / 64) < 6 / math.sqrt(keep.numel())
+    per_row = keep.mean(dim=3).flatten()
+    assert abs(per_row.var() / (p * (1 - p) / 64) - 1) < 4 * math.sqrt(2 / len(per_row))
+
+
+def test_positions_are_the_axes_of_which_a_batch_may_have_more():
+    assert list(DropoutKind().positions(2)) == [0]
+    assert list(DropoutKind().positions(1)) == []
+    assert list(DropoutKind(channelwise=True).positions(3)) == []
+    assert list(DropoutKind(of_weights=True).positions(3)) == [1, 2]
 
 
 def test_no_unit_is_dropped_with_p_0_and_all_with_p_1():

@@ -1,4 +1,5 @@
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,8 +32,6 @@ def compiled_in_place():
         (nn.LSTM(2, 2, num_layers=2, dropout=0.2), r"`1` \(LSTM with dropout=0.2 between its 2 layers\)"),
         (nn.GRU(2, 2, num_layers=3, dropout=0.2), r"`1` \(GRU with dropout=0.2 between its 3 layers\)"),
         (nn.RNN(2, 2, num_layers=2, dropout=0.2), r"`1` \(RNN with dropout=0.2 between its 2 layers\)"),
-        (nn.MultiheadAttention(2, 1, dropout=0.3), r"`1` \(MultiheadAttention with dropout=0.3 on its attention"),
-        (nn.TransformerEncoderLayer(2, 1, dropout=0.3), r"`1.self_attn` \(MultiheadAttention with dropout=0.3"),
         (scripted(nn.Sequential(nn.Linear(2, 2), nn.Dropout())), r"`1` \(a TorchScript module that contains dropout\)"),
         (torch.compile(nn.Linear(2, 2), backend="eager"), r"`1` \(compiled by torch.compile\)"),
         (compiled_in_place(), r"`1` \(compiled by torch.compile\)"),
@@ -49,7 +48,7 @@ def test_a_model_that_is_itself_unreachable_is_named_so():
 
 
 def test_all_layers_are_listed():
-    model = nn.Sequential(nn.MultiheadAttention(2, 1, dropout=0.1), nn.LSTM(2, 2, num_layers=2, dropout=0.2))
+    model = nn.Sequential(scripted(nn.Dropout()), nn.LSTM(2, 2, num_layers=2, dropout=0.2))
     with pytest.raises(ValueError, match=r"`0` \(.*`1` \("):
         refuse_unreachable_dropout(model)
 
@@ -59,11 +58,41 @@ def test_all_layers_are_listed():
     [
         nn.LSTM(2, 2, num_layers=2),
         lstm_of_one_layer(),
-        nn.MultiheadAttention(2, 1),
-        nn.TransformerEncoderLayer(2, 1, dropout=0.0),
+        nn.MultiheadAttention(2, 1, dropout=0.3),
+        nn.TransformerEncoderLayer(2, 1, dropout=0.3),
         scripted(nn.Linear(2, 2)),
         nn.Dropout(),
     ],
 )
 def test_modules_without_hidden_dropout_pass(module):
     refuse_unreachable_dropout(nn.Sequential(nn.Dropout(), module))
+
+
+class Configured(nn.Module):
+    """A model that chooses its attention as transformers' do."""
+
+    def __init__(self, implementation, **config):
+        super().__init__()
+        self.config = SimpleNamespace(_attn_implementation=implementation, **config)
+        self.inner = nn.Dropout()
+
+
+@pytest.mark.parametrize("config", [{"attention_probs_dropout_prob": 0.1}, {"attn_pdrop": 0.1}, {"dropout_rate": 0.1}])
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "flex_attention", "kernels-community/flash-attn"])
+def test_attention_kernels_that_drop_by_themselves_are_refused_by_name(kernel, config):
+    with pytest.raises(ValueError, match=rf"inside attention by {kernel} in `1`.*attn_implementation='sdpa'"):
+        refuse_unreachable_dropout(nn.Sequential(nn.Dropout(), Configured(kernel, **config)))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "config"),
+    [
+        ("sdpa", {"attention_dropout": 0.1}),
+        ("eager", {"attention_dropout": 0.1}),
+        (None, {"attention_dropout": 0.1}),
+        ("flash_attention_2", {"attention_dropout": 0.0, "hidden_dropout": 0.1}),
+        ("flash_attention_2", {"dropout_rate": 0.0, "hidden_size": 16}),
+    ],
+)
+def test_attention_whose_dropout_is_seen_or_absent_passes(kernel, config):
+    refuse_unreachable_dropout(Configured(kernel, **config))
