@@ -53,7 +53,7 @@ def drawn(function):
         lambda: torch.floor(0.5 + torch.rand(4, 6)),
         lambda: (torch.rand(6, 4) * 1.0).t().round(),
         lambda: functional.scaled_dot_product_attention(*[X.reshape(1, 4, 6)] * 3, dropout_p=0.5),
-        lambda: torch.jit.trace(nn.LSTM(6, 6, 2, dropout=0.5), X.unsqueeze(1), check_trace=False)(X.unsqueeze(1)),
+        lambda: nn.LSTM(6, 6, 2, dropout=0.5)(X.unsqueeze(1)),
         lambda: recurrent_on_a_gpu(2, 0.5),
     ],
 )
