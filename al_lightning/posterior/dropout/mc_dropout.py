@@ -51,8 +51,8 @@ class MCDropout(Posterior):
 
     Works on the unchanged model: every `nn.Dropout*`, `nn.AlphaDropout`, `nn.FeatureAlphaDropout` and their functions
     use masks, as does dropout between the layers of `nn.LSTM`, `nn.GRU` and `nn.RNN`, by position in a sequence; the
-    rest of the model is in evaluation mode. Weights, flags and hooks are as before after every
-    prediction. A single output is a sigmoid's logit and becomes two classes.
+    rest of the model is in evaluation mode. Weights, flags and hooks are as before after every prediction. A single
+    output is a sigmoid's logit and becomes two classes.
 
     A pass of two rows in training mode, before the first training and at the start of each sampling, finds dropout that
     masks do not reach: behind a layer's own `if self.training`, in TorchScript, in torch.ops and within attention. Such

@@ -254,6 +254,47 @@ def test_the_first_layer_is_computed_once_for_all_samples(monkeypatch):
     assert calls == [(4, 4), (6, 4 * K)]  # by the width of a layer's inputs
 
 
+def test_batches_that_are_packed_already_are_predicted_as_padded_ones():
+    model, points = Text(nn.GRU, is_packed=True), texts(3, 5, 1, 4)
+    lengths = (points != 0).any(dim=2).sum(dim=1)
+    batch = pack_padded_sequence(points, lengths, batch_first=True, enforce_sorted=False), torch.zeros(4)
+
+    def predict_packed(module, batch):
+        outputs, _ = module.rnn(batch[0])
+        return module.last(pad_packed_sequence(outputs, batch_first=True)[0].sum(dim=1))
+
+    posterior = MCDropout(predict=predict_packed)
+    posterior.preview(model, batch)
+    with posterior.sample(model, K, seed=SEED) as predict:
+        torch.testing.assert_close(predict(batch).exp(), predictions(model, points)[0], rtol=0, atol=1e-6)
+
+
+class PackedLate(Text):
+    """Packs what dropout has made different for each sample."""
+
+    def forward(self, x):
+        lengths = (x != 0).any(dim=2).sum(dim=1)
+        dropped = functional.dropout(x, P, training=self.training)
+        _, (h, _) = self.rnn(pack_padded_sequence(dropped, lengths, batch_first=True, enforce_sorted=False))
+        return self.last(h[-1])
+
+
+def test_what_is_packed_after_dropout_is_looped_and_says_why(monkeypatch):
+    monkeypatch.setattr("al_lightning.posterior.dropout.vmapped._LEAST_SHARED", 0.0)
+    model, points = PackedLate().eval(), texts(3, 5, 1, 4)
+    found, predict = predictions(model, points)
+    assert predict.path == "loop"
+    assert "vmap" in predict.reason
+    keep_T_D = dropout_mask((5, 4), P, seed=SEED, layer="", call=0, k=2)
+    with torch.no_grad():
+        for row, x_T_D in enumerate(points):
+            length = int((x_T_D != 0).any(dim=1).sum())
+            dropped = (x_T_D * keep_T_D / (1 - P))[:length]
+            zeros = torch.zeros(2, 6), torch.zeros(2, 6)
+            _, last = plain(model.rnn, dropped, zeros, masks_of(model.rnn, 5, 2, layer="rnn"))
+            torch.testing.assert_close(found[row, 2], model.last(last[-1]).softmax(dim=0), rtol=0, atol=1e-6)
+
+
 class Stacked(nn.Module):
     """Dropout before a recurrent net, and first states that depend on the sample."""
 
