@@ -54,10 +54,15 @@ class MCDropout(Posterior):
     rest of the model is in evaluation mode. Weights, flags and hooks are as before after every prediction. A single
     output is a sigmoid's logit and becomes two classes.
 
+    Attention's own dropout has masks too, in `scaled_dot_product_attention`, nn.MultiheadAttention and what is built of
+    them: a mask by head and position. A layer that drops attention's weights in training mode alone, as those of
+    transformers do, is sampled in that mode if it is else the same in both. Masks are functions of position: texts may
+    have any length from batch to batch, padded on the right. `predict.sampled` says which dropouts have masks.
+
     A pass of two rows in training mode, before the first training and at the start of each sampling, finds dropout that
-    masks do not reach: behind a layer's own `if self.training`, in TorchScript, in torch.ops and within attention. Such
-    dropout is refused by name. Noise and stochastic depth give a warning before the first training; the samples are
-    without them. A dropout function that is called with `training=False` in training too gets no mask.
+    masks do not reach: behind a layer's own `if self.training`, in TorchScript, in torch.ops and in other kernels of
+    attention. Such dropout is refused by name. Noise and stochastic depth give a warning before the first training; the
+    samples are without them. A dropout function that is called with `training=False` in training too gets no mask.
 
     What precedes the first dropout is computed once for all K samples, by `torch.vmap` over the masks. This is tried on
     the first batch and compared there with plain forward passes. K plain passes are made for a model that cannot be

@@ -54,6 +54,28 @@ def test_the_modules_are_as_before_after_an_error_too():
     assert torch.equal(model(inputs), model(inputs))
 
 
+def test_replaced_modules_serve_longer_and_shorter_texts_with_the_same_masks():
+    model = nn.Sequential(nn.Dropout(0.5)).eval()
+    mode, _ = drawn(model, torch.ones(2, 5, 6))
+    replaced, outputs = ReplacedDropout(model, mode), []
+    with replaced.active():
+        for length in (5, 40, 3):
+            replaced.start(1)
+            outputs.append(model(torch.ones(2, length, 6)))
+    assert torch.equal(outputs[1][:, :5], outputs[0])
+    assert torch.equal(outputs[2], outputs[0][:, :3])
+
+
+def test_modules_in_time_first_transformers_and_attention_are_not_replaced():
+    x = torch.ones(3, 2, 6)
+    for model in (
+        nn.TransformerEncoderLayer(6, 2, 8, 0.5),
+        nn.Sequential(nn.TransformerEncoderLayer(6, 2, 8, 0.5, batch_first=True)),
+    ):
+        mode, _ = drawn(model.eval(), x)
+        assert not can_be_replaced(model, mode)
+
+
 def test_an_input_of_another_shape_is_refused_as_interception_refuses_it():
     model = nn.Dropout(0.5).eval()
     mode, _ = drawn(model, torch.zeros(2, 6))
