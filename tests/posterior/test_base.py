@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from al_lightning.testing import check_posterior
 
@@ -46,6 +47,25 @@ class Transformer(nn.Module):
         return self.last(self.encoder(x.reshape(-1, 3, 4)).mean(dim=1))
 
 
+class Recurrent(nn.Module):
+    """Reads three steps, or from one to three of them that are packed."""
+
+    def __init__(self, net, *, is_packed=False, **options):
+        super().__init__()
+        self.net = net(4, 5, num_layers=2, dropout=0.4, batch_first=True, **options)
+        self.last = nn.Linear(10 if self.net.bidirectional else 5, 3)
+        self.is_packed = is_packed
+
+    def forward(self, x):
+        x = x.reshape(-1, 3, 4)
+        if not self.is_packed:
+            return self.last(self.net(x)[0][:, -1])
+        lengths = 1 + (x[:, 0, :2] > 0).sum(dim=1)
+        _, last = self.net(pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False))
+        h = last[0] if isinstance(last, tuple) else last
+        return self.last(h[-2:].transpose(0, 1).flatten(1) if self.net.bidirectional else h[-1])
+
+
 def images(*layers):
     return nn.Sequential(nn.Unflatten(1, (1, 3, 4)), *layers, nn.Flatten(), nn.LazyLinear(3))
 
@@ -64,6 +84,10 @@ MODELS = {
         nn.Dropout(0.2, inplace=True), nn.Linear(12, 16), nn.Dropout(0.5, inplace=True), nn.ReLU(), nn.Linear(16, 3)
     ),
     "transformer": Transformer,
+    "lstm": lambda: Recurrent(nn.LSTM),
+    "packed lstm": lambda: Recurrent(nn.LSTM, is_packed=True),
+    "packed gru, both directions": lambda: Recurrent(nn.GRU, is_packed=True, bidirectional=True),
+    "rnn": lambda: Recurrent(nn.RNN),
     "3d": lambda: nn.Sequential(
         nn.Unflatten(1, (3, 1, 2, 2)), nn.Conv3d(3, 4, 1), nn.Dropout3d(0.5), nn.Flatten(), nn.LazyLinear(3)
     ),

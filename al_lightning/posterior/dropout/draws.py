@@ -11,6 +11,7 @@ from al_lightning.posterior.dropout.lazy.private import DispatchMode
 
 _UNIFORM = frozenset({"rand", "rand_like", "uniform", "uniform_"})
 _BERNOULLI = frozenset({"bernoulli", "bernoulli_"})
+_RECURRENT = frozenset({"_cudnn_rnn", "miopen_rnn"})
 _ARITHMETIC = frozenset({"add", "add_", "sub", "sub_", "rsub", "mul", "mul_", "div", "div_", "_to_copy", "clone"})
 _COMPARISONS = frozenset({"lt", "lt_", "le", "le_", "gt", "gt_", "ge", "ge_"})
 _ROUNDINGS = frozenset({"floor", "floor_", "round", "round_", "ceil", "ceil_"})
@@ -93,6 +94,8 @@ class Draws(DispatchMode):  # type: ignore[misc]
 
     def _drawn(self, layer: str, operation: str, given: dict[str, Any], result: Any) -> None:  # noqa: ANN401
         p = given.get("dropout_p", given["p"] if operation == "native_dropout" else None)
+        if operation in _RECURRENT:
+            p = given["dropout"] if given["num_layers"] > 1 else 0.0
         if p is not None:
             if 0 < p < 1 and given.get("train") is not False:
                 first = next(value for value in given.values() if isinstance(value, Tensor))

@@ -4,7 +4,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -40,6 +41,7 @@ from al_lightning.posterior.dropout.masks import (
     masked,
     named,
 )
+from al_lightning.posterior.dropout.recurrent import RECURRENT, Recurrence, by_layer, of_all_samples, refuse_unbatched
 from al_lightning.posterior.dropout.results import Results
 
 DROPOUTS: Mapping[Callable[..., Any], DropoutKind] = MappingProxyType(
@@ -159,6 +161,8 @@ class MaskedForward(TorchFunctionMode):
                         module.register_forward_pre_hook(self._entering(name)),
                         module.register_forward_hook(self._leaving, always_call=True),
                     ]
+                if isinstance(module, nn.RNNBase):
+                    handles.append(module.register_forward_pre_hook(_refusing_unbatched(name), with_kwargs=True))
             yield
         finally:
             for handle in handles:
@@ -187,7 +191,7 @@ class MaskedForward(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> object:
-        """Replace dropout, write out attention with dropout of its own, and call every other function."""
+        """Replace dropout, write out attention and recurrent nets with dropout of their own, and call the others."""
         kwargs = kwargs or {}
         if func in DROPOUTS:
             x, p, training, in_place = _dropout_arguments(func, args, kwargs)
@@ -197,6 +201,10 @@ class MaskedForward(TorchFunctionMode):
             p = kwargs.get("dropout_p", args[position] if len(args) > position else 0.0)
             if p > 0:
                 return self._attention(func, args, kwargs, p)
+        if func in RECURRENT:
+            recurrence = Recurrence.of(func, args, kwargs)
+            if recurrence.drops or self._keep is not None:
+                return self._recurrence(recurrence)
         if self._keep is not None:
             return self._call_of_all(func, args, kwargs)
         result = func(*args, **kwargs)
@@ -294,6 +302,29 @@ class MaskedForward(TorchFunctionMode):
 
         return drop
 
+    def _recurrence(self, call: Recurrence) -> tuple[Tensor, ...]:
+        call = replace(call, x=computed(call.x), states=tuple(map(computed, call.states)))
+        run = Recurrence.run if self._keep is None else self._layer_of_all
+        return by_layer(call, partial(self._between_layers, p=call.p), run) if call.drops else run(call)
+
+    def _layer_of_all(self, layer: Recurrence) -> tuple[Tensor, ...]:
+        outputs, *states = of_all_samples(layer)
+        return self._noted(outputs), *states
+
+    def _between_layers(self, given: Recurrence, *, p: float) -> Tensor:
+        """Return the inputs of a recurrent layer after dropout, by position in the sequence."""
+        layer, call = self._called(p, training=given.training)
+        if (layer, call) in self.never:
+            return given.x
+        if p == 1:
+            return torch.zeros_like(given.x)
+        batch, length = given.batch_and_length
+        keep_T_D = self._keep_of(layer, call, p, (length, given.x.shape[-1]), given.x.device, _PLAIN)
+        self.axes[layer, call] = (batch, length)
+        if self._keep is not None:
+            self.factor_dtypes[layer, call] = given.x.dtype
+        return masked(given.x, given.spread(keep_T_D), p)
+
     def _keep_of(
         self, layer: str, call: int, p: float, shape: tuple[int, ...], device: torch.device, kind: DropoutKind
     ) -> Tensor:
@@ -326,7 +357,7 @@ class MaskedForward(TorchFunctionMode):
         lengths = list(zip(shape, drawn, strict=True))
         if any(length > before for length, before in lengths):
             if self._keep is not None:
-                raise RuntimeError(f"Dropout in {named(layer)} meets a length whose masks no plain pass has drawn.")
+                raise LookupError(f"Dropout in {named(layer)} meets a length whose masks no plain pass has drawn.")
             longer = tuple(
                 before if length <= before else math.ceil(length / _STEP) * _STEP for length, before in lengths
             )
@@ -360,6 +391,13 @@ def refuse_left_padding(sees_B_T: Tensor, where: str) -> None:
             f"would depend on the longest text of the batch. Pad on the right (`tokenizer.padding_side = 'right'`), or "
             f"{another_posterior('MCDropout')}."
         )
+
+
+def _refusing_unbatched(name: str) -> Callable[..., None]:
+    def refuse(module: nn.RNNBase, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        refuse_unbatched(name, module, args[0] if args else kwargs.get("input"))
+
+    return refuse
 
 
 def _time_first(model: nn.Module) -> Iterator[str]:

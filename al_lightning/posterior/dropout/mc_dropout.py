@@ -50,8 +50,9 @@ class MCDropout(Posterior):
     """K networks, each the trained model with one set of dropout masks that it keeps for all points.
 
     Works on the unchanged model: every `nn.Dropout*`, `nn.AlphaDropout`, `nn.FeatureAlphaDropout` and their functions
-    use masks, and the rest of the model is in evaluation mode. Weights, flags and hooks are as before after every
-    prediction. A single output is a sigmoid's logit and becomes two classes.
+    use masks, as does dropout between the layers of `nn.LSTM`, `nn.GRU` and `nn.RNN`, by position in a sequence; the
+    rest of the model is in evaluation mode. Weights, flags and hooks are as before after every prediction. A single
+    output is a sigmoid's logit and becomes two classes.
 
     Attention's own dropout has masks too, in `scaled_dot_product_attention`, nn.MultiheadAttention and what is built of
     them: a mask by head and position. A layer that drops attention's weights in training mode alone, as those of
@@ -221,13 +222,20 @@ class _Samples:
                 self._output(inputs, 0)  # draws longer masks, which a pass of all samples cannot
                 self._lengths = lengths
             try:
-                outputs_B_K_C = self._vectorised(inputs) if first_B_C is None else self._tried(inputs, first_B_C)
+                outputs_B_K_C = self._all_at_once(inputs) if first_B_C is None else self._tried(inputs, first_B_C)
             except Exception as error:  # noqa: BLE001 - an error of the model itself is raised by the loop
                 self.path, self.reason = "loop", f"{type(error).__name__}: {error}"
             else:
                 self.path = "vmap"
                 return outputs_B_K_C
         return self._stacked(self._output, inputs, first_B_C=first_B_C)
+
+    def _all_at_once(self, inputs: object) -> Tensor:
+        try:
+            return self._vectorised(inputs)
+        except LookupError:  # of masks: packed sequences may be longer than all before in a batch of equal shape
+            self._output(inputs, 0)  # draws them
+            return self._vectorised(inputs)
 
     def _stacked(
         self, output: Callable[[object, int], Tensor], inputs: object, *, first_B_C: Tensor | None = None
@@ -294,10 +302,12 @@ def sampled_dropouts(model: nn.Module, masks: Mapping[tuple[str, int], LayerMask
     modules = dict(model.named_modules())
     attention = {layer for (layer, _), found in masks.items() if found.kind.of_weights}
     others = {layer for (layer, _), found in masks.items() if not found.kind.of_weights}
-    counts = Counter(
-        f"nn.{type(modules[layer]).__name__}" if is_dropout(modules.get(layer)) else "dropout functions"
-        for layer in sorted(others)
-    )
+    named_in_torch = {
+        layer: f"nn.{type(module).__name__}"
+        for layer, module in modules.items()
+        if is_dropout(module) or isinstance(module, nn.RNNBase)
+    }
+    counts = Counter(named_in_torch.get(layer, "dropout functions") for layer in sorted(others))
     words = [f"attention in {len(attention)} layer{'s' * (len(attention) > 1)}"] if attention else []
     words += [f"{count} of {kind}" for kind, count in counts.items()]
     return f"{', '.join(words)} (masks {MASK_SCHEME})"

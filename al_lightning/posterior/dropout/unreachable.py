@@ -45,8 +45,6 @@ def _attention_dropout(config: Mapping[str, object]) -> float:
 
 
 def _reason(module: nn.Module) -> str | None:
-    if isinstance(module, nn.RNNBase) and module.dropout > 0 and module.num_layers > 1:
-        return f"{type(module).__name__} with dropout={module.dropout} between its {module.num_layers} layers"
     if isinstance(module, torch.jit.ScriptModule):
         graph = str(module.inlined_graph) if hasattr(module, "inlined_graph") else ""
         return "a TorchScript module that contains dropout" if "dropout" in graph else None

@@ -2,6 +2,7 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from al_lightning.posterior.dropout.draws import Draw, Draws
@@ -16,6 +17,18 @@ def scripted_dropout(x):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return torch.jit.script(dropout)(x)
+
+
+def recurrent_on_a_gpu(num_layers, p, *, training=True):
+    """Call the operation that an LSTM of 6 -> 6 is on a GPU, on tensors without values."""
+
+    def zeros(*shape):
+        return torch.zeros(*shape, device="meta")
+
+    weights = [zeros(24, 6), zeros(24, 6), zeros(24), zeros(24)] * num_layers
+    h, c = zeros(num_layers, 2, 6), zeros(num_layers, 2, 6)
+    buffers = zeros(336 * num_layers), h, c, 2, 6, 0, num_layers, False
+    return torch.ops.aten._cudnn_rnn(zeros(4, 2, 6), weights, 4, *buffers, p, training, False, [], zeros(1))
 
 
 def drawn(function):
@@ -40,6 +53,8 @@ def drawn(function):
         lambda: torch.floor(0.5 + torch.rand(4, 6)),
         lambda: (torch.rand(6, 4) * 1.0).t().round(),
         lambda: functional.scaled_dot_product_attention(*[X.reshape(1, 4, 6)] * 3, dropout_p=0.5),
+        lambda: nn.LSTM(6, 6, 2, dropout=0.5)(X.unsqueeze(1)),
+        lambda: recurrent_on_a_gpu(2, 0.5),
     ],
 )
 def test_dropout_is_known_in_every_form(function):
@@ -78,6 +93,9 @@ def test_noise_and_stochastic_depth_are_no_dropout(function):
         lambda: functional.scaled_dot_product_attention(*[X.reshape(1, 4, 6)] * 3),
         lambda: functional.rrelu(-X, training=False),
         lambda: torch.matmul(X, X.T) > 0.5,
+        lambda: recurrent_on_a_gpu(1, 0.5),
+        lambda: recurrent_on_a_gpu(2, 0.0),
+        lambda: recurrent_on_a_gpu(2, 0.5, training=False),
     ],
 )
 def test_what_is_not_random_is_not_noted(function):

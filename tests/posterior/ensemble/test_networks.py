@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from al_lightning.posterior.ensemble.members import tensors_of
 from al_lightning.posterior.ensemble.networks import Networks, own_states
@@ -10,13 +11,19 @@ from al_lightning.posterior.ensemble.networks import Networks, own_states
 class Recurrent(nn.Module):
     """Keeps its weights in a second list, which a swap of parameters must not leave behind."""
 
-    def __init__(self):
+    def __init__(self, net=nn.LSTM, *, is_packed=False, **options):
         super().__init__()
-        self.lstm = nn.LSTM(4, 6, batch_first=True)
+        self.net = net(4, 6, batch_first=True, **options)
         self.last = nn.Linear(6, 3)
+        self.is_packed = is_packed
 
     def forward(self, x):
-        return self.last(self.lstm(x.reshape(-1, 3, 4))[0][:, -1])
+        x = x.reshape(-1, 3, 4)
+        if not self.is_packed:
+            return self.last(self.net(x)[0][:, -1])
+        lengths = 1 + (x[:, 0, :2] > 0).sum(dim=1)
+        outputs, _ = self.net(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
+        return self.last(pad_packed_sequence(outputs, batch_first=True)[0].sum(dim=1))
 
 
 class Tied(nn.Module):
@@ -48,6 +55,7 @@ MODELS = {
     "in place, first of all": lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(12, 3)),
     "weight norm": lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(12, 3))),
     "lstm": Recurrent,
+    "packed gru of two layers": lambda: Recurrent(nn.GRU, is_packed=True, num_layers=2, dropout=0.5),
     "tied": Tied,
     "counting": Counting,
 }
