@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-# Before torch 2.7 a thread of gloo needs the GIL to let go of its last tensors, while the end of the group holds the GIL
+# Before torch 2.7 a thread of gloo needs the GIL to let go of its last tensors, while the end of the group holds it
 # and waits for that thread: it must have had its moment before.
 LETS_GO_LATE = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7)
 
