@@ -127,9 +127,8 @@ class Desk:
             return _read_plain(self.folder / shown), MEDIA_TYPES[kind]
         except OSError as error:
             reason = "was deleted" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-            raise OSError(
-                f"What point {index} looks like ({shown}) {reason}. Start the run's command again, which writes it anew."
-            ) from error
+            way = "Start the run's command again, which writes it anew."
+            raise OSError(f"What point {index} looks like ({shown}) {reason}. {way}") from error
 
 
 def _shown(folder: Path, batch: AskedBatch, index: int) -> str | None:
