@@ -199,7 +199,7 @@ def test_nothing_but_answers_is_needed_to_go_on_and_starting_in_vain_changes_not
 
 def test_the_same_command_writes_anew_what_was_deleted_of_what_people_see(start):
     data = Unlabelled()
-    data.render = lambda item: f"first value {float(item[0]):.3f}"
+    data.render = lambda item: f"seen as {item}"
     folder = start(data=data).run.folder
     before = {path.name: path.read_bytes() for path in (folder / "asked").iterdir()}
     assert forget(folder) == len(before) == 4

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from al_lightning.labelling.asked import ASKED, read_asked, refuse_other_folders
 from al_lightning.labelling.page.guard import Guard
-from al_lightning.labelling.shown import FOLDER, forget
+from al_lightning.labelling.shown import forget
 from al_lightning.records.foreign import printable
+from al_lightning.records.images import ASKED_FOLDER
 
 REFUSED = 2  # the exit code of a command that was called wrongly
 LOOPBACK = "127.0.0.1"
@@ -46,7 +47,7 @@ def main(args: Sequence[str]) -> int:
         refuse_other_folders(asked.run)
         if asked.forget:
             number = forget(asked.run)
-            say(f"Deleted {number} file{'' if number == 1 else 's'} in {asked.run / FOLDER}.")
+            say(f"Deleted {number} file{'' if number == 1 else 's'} in {asked.run / ASKED_FOLDER}.")
             warn_of_open_batch(asked.run)
             return 0
         serve(asked.run, asked.who, asked.host, asked.port, show_predictions=asked.show_predictions)
@@ -153,7 +154,7 @@ def addresses_of(listener: socket.socket, host: str) -> list[str]:
     return [f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}" for name in names]
 
 
-def own_ips(family: int) -> list[str]:
+def own_ips(family: socket.AddressFamily) -> list[str]:
     """Return the IP address from which this machine reaches others; none if it reaches no other. Nothing is sent."""
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
