@@ -534,7 +534,9 @@ def test_two_people_at_once_share_the_work_and_lose_nothing(run, open_page):
         bob.keyboard.press("Enter")
         both = {ann: "ann", bob: "bob"}
         given = []
-        for page in (ann, bob, bob, ann, ann, bob):
+        for page in (ann, ann, ann, bob, bob, ann):
+            if len(given) == 3:
+                bob.get_by_text("3 of 10").wait_for()
             wait_for(page, "body[data-shown]")
             shown = int(page.locator("body").get_attribute("data-shown"))
             page.keyboard.press("1")
@@ -544,7 +546,7 @@ def test_two_people_at_once_share_the_work_and_lose_nothing(run, open_page):
         for page in both:  # what the other has answered is done for both
             page.get_by_text(f"{len(settled)} of 10").wait_for()
     assert sorted(on_disk(run)) == sorted(given)
-    assert len(settled) >= 4  # at most each person's first point was in sight of both
+    assert len(settled) >= 4  # bob's second point is none of ann's first three
 
 
 def test_the_next_batch_appears_by_itself_and_no_key_for_the_one_before_answers_it(run, write_run, open_page):
