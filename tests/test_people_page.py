@@ -14,8 +14,13 @@ from torch.utils.data import DataLoader
 
 import al_lightning
 from al_lightning import ActiveLearning, AskPeople, BatchBALD
+from al_lightning.datasets.unlabelled_images import number_images
 from al_lightning.labelling.answers import COLUMNS, KINDS, Allowed, read_answers
 from al_lightning.labelling.asked import read_asked
+from al_lightning.labelling.export import COLUMNS as EXPORTED
+from al_lightning.labelling.export import labels_csv
+from al_lightning.labelling.resolve import resolved
+from al_lightning.records.round import Round
 from tests.conftest import TinyModule
 
 PAGE = (Path(__file__).parents[1] / "docs" / "people.md").read_text()
@@ -35,6 +40,7 @@ def test_each_block_has_a_test():
     tested = {
         "In your own script": ["python"],
         "On the command line": ["bash"],
+        "The labels as a file": ["bash", "python"],
         "Status 75": ["bash", "bash"],
         "The files": ["json", "csv"],
         "An accuracy without a test set": ["python"],
@@ -118,18 +124,60 @@ def test_the_loop_ends_if_the_annotator_fails(tmp_path):
     assert (status, len(called)) == (3, 2)
 
 
-def test_the_annotator_completes_what_it_has_begun_even_half_a_line(tmp_path):
+@pytest.fixture
+def asking(tmp_path):
+    """A run folder, in a folder with the digits, that asks for three points."""
     (tmp_path / "digits" / "answers").mkdir(parents=True)
     (tmp_path / "digits" / "answers" / "digits.csv").write_text("id,label\n3,three\n4,four\n5,five\n")
     (tmp_path / "run" / "answers").mkdir(parents=True)
     points = [{"id": index, "shown": f"asked/{index}.png"} for index in (3, 4, 5)]
     (tmp_path / "run" / "asked.json").write_text(json.dumps({"points": points}))
-    written = tmp_path / "run" / "answers" / "script.jsonl"
-    written.write_text('{"id": 3, "label": "three"}\n{"id": 4, "la')
-    for _ in range(2):  # the second time there is nothing to do
-        subprocess.run([sys.executable, ANNOTATE, "run"], cwd=tmp_path, check=True)
-        entries = [json.loads(line) for line in written.read_text().splitlines()]
-        assert [(each["id"], each["label"]) for each in entries] == [(3, "three"), (4, "four"), (5, "five")]
+    return tmp_path / "run"
+
+
+def annotate(asking):
+    """Run the annotator: the ids and labels in its file, its status, and what it says of an error."""
+    command = [sys.executable, ANNOTATE, "run"]
+    done = subprocess.run(command, cwd=asking.parent, check=False, capture_output=True, text=True)
+    entries = [json.loads(line) for line in (asking / "answers" / "script.jsonl").read_text().splitlines()]
+    return [(each["id"], each["label"]) for each in entries], done.returncode, done.stderr
+
+
+def test_the_annotator_completes_what_it_has_begun_even_half_a_line_and_fails_with_nothing_to_do(asking):
+    (asking / "answers" / "script.jsonl").write_text('{"id": 3, "label": "three"}\n{"id": 4, "la')
+    complete = [(3, "three"), (4, "four"), (5, "five")]
+    assert annotate(asking) == (complete, 0, "")
+    given, status, error = annotate(asking)
+    assert (given, status) == (complete, 1)
+    assert "`al-lightning status run` says whether run still waits" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "due"),
+    [
+        ("ann.jsonl", '{"id": 3, "label": "two"}\n{"id": 4, "kind": "unsure"}', [5]),
+        ("ann.jsonl", '\ufeff{"id": 3, "kind": "reject"}\r\n\r\n{"id": 4, "la', [4, 5]),
+        ("ann.jsonl", '{"id": 3, "kind": "skip"}\n{"id": 4, "label": "two"}\n{"id": 4, "kind": "undo"}\n', [3, 4, 5]),
+        ("ann.csv", '\ufeffid,label,kind,who\r\n3,two,,"Ann, B."\r\n4,,unsure,\r\n5,,,\r\n', [5]),
+        ("ann.csv", "kind,id\nskip,3\nlabel,4\nreject,4\n", [3, 5]),
+        (".ann.jsonl", '{"id": 3, "label": "two"}\n', [3, 4, 5]),
+        ("ann.txt", "3", [3, 4, 5]),
+    ],
+)
+def test_the_annotator_leaves_alone_what_others_have_answered(asking, name, text, due):
+    (asking / "answers" / name).write_bytes(text.encode())
+    given, status, _ = annotate(asking)
+    assert ([index for index, _ in given], status) == (due, 0)
+
+
+def test_the_annotator_says_that_a_run_asks_for_nothing(asking):
+    (asking / "answers" / "script.jsonl").touch()
+    (asking / "asked.json").unlink()
+    _, status, error = annotate(asking)
+    assert status == 1
+    assert error.startswith("run asks for nothing at the moment")
+    assert error.count("\n") == 1
 
 
 def test_the_commands_are_those_of_the_readme_and_each_is_known():
@@ -141,6 +189,33 @@ def test_the_commands_are_those_of_the_readme_and_each_is_known():
     assert make == "python -m al_lightning.datasets.digit_images digits"
     fit = f"al-lightning fit --config {CONFIG}"
     assert fit_label_fit == [fit, "al-lightning label runs/unlabelled_images", fit]
+
+
+def test_the_exported_labels_are_joined_with_the_names_of_the_files(tmp_path, monkeypatch, capsys):
+    (command,), (script,) = blocks("The labels as a file", "bash"), blocks("The labels as a file", "python")
+    assert in_shell(command, tmp_path, al_lightning="")[1] == [command.strip()]
+    header = {"num_points": 3, "initial": [0], "initial_targets": [1], "classes": ["cat", "dog"]}
+    (tmp_path / "labels.csv").write_text(labels_csv(header, [Round(0, 1, 2, acquired=[2], scores=[0.5], targets=[0])]))
+    assert all(f"`{name}`" in SECTIONS["The labels as a file"] for name in EXPORTED)
+    folder = tmp_path / "digits" / "images"
+    (folder / "b").mkdir(parents=True)
+    for name in ("c.png", "a.png", "b/d.png"):
+        (folder / name).touch()
+    assert number_images(folder) == ["a.png", "b/d.png", "c.png"]
+    monkeypatch.chdir(tmp_path)
+    exec(script, {})  # noqa: S102 - of this repository
+    assert capsys.readouterr().out.splitlines() == ["a.png label dog", "c.png label cat"]
+
+
+def test_an_older_answer_is_corrected_by_a_line_in_another_file(tmp_path):
+    (command,) = [block for block in blocks("The page", "bash") if block.startswith("echo")]
+    answers = tmp_path / "runs" / "mine" / "answers"
+    answers.mkdir(parents=True)
+    (answers / "ann.jsonl").write_text('{"id": 17, "label": "cat", "who": "ann", "at": "2020-01-28T10:00:00.5Z"}\n')
+    assert in_shell(command, tmp_path)[0] == 0
+    found, unread = read_answers(answers, Allowed(["cat", "dog"], {}, 50, {17}))
+    assert unread == []
+    assert resolved(found, asked_now=[])[17].label == "dog"
 
 
 def test_answers_are_read_as_the_page_writes_them(tmp_path):

@@ -21,6 +21,7 @@ from al_lightning import (
 )
 from al_lightning.labelling.asked import read_asked
 from al_lightning.labelling.export import labels_csv
+from al_lightning.labelling.shown import forget
 from al_lightning.records.replay import recorded
 from tests.conftest import TinyData, TinyModule
 
@@ -194,6 +195,16 @@ def test_nothing_but_answers_is_needed_to_go_on_and_starting_in_vain_changes_not
         assert before[name] == after[name], name
     write(folder, [{"id": start().waiting_for[0], "label": "ant"}])
     assert len(start().waiting_for) == 3
+
+
+def test_the_same_command_writes_anew_what_was_deleted_of_what_people_see(start):
+    data = Unlabelled()
+    data.render = lambda item: f"seen as {item}"
+    folder = start(data=data).run.folder
+    before = {path.name: path.read_bytes() for path in (folder / "asked").iterdir()}
+    assert forget(folder) == len(before) == 4
+    start(data=data)
+    assert {path.name: path.read_bytes() for path in (folder / "asked").iterdir()} == before
 
 
 def test_skipped_points_go_back_to_the_pool_and_are_not_asked_in_the_next_round(start):
