@@ -232,8 +232,8 @@ def _columns(cells: Sequence[str], place: str) -> list[str]:
     separated = " Separate the columns with commas." if any(mark in "".join(names) for mark in ";\t") else ""
     if not separated and not {*names} & {*COLUMNS}:
         raise ValueError(
-            f"{place} is {short(repr(','.join(names)))}, but the first line must be the header `id,label`: it names the "
-            f"columns out of {', '.join(COLUMNS)}."
+            f"{place} is {short(repr(','.join(names)))}, but the first line must be the header `id,label`: it names "
+            f"the columns out of {', '.join(COLUMNS)}."
         )
     raise ValueError(
         f"{place} has the columns {short(', '.join(names))}, but must have `id` and `label`, and may have "
@@ -277,7 +277,8 @@ def answer_of(row: Mapping[str, Any], place: str, allowed: Allowed, *, default_w
 
 
 WHERE_IDS_ARE = (
-    "Ids are whole numbers: asked.json has them, the names of the files in asked/ and, of a folder of images, ids.jsonl."
+    "Ids are whole numbers: asked.json has them, and the names of the files in asked/, and of a folder of images its "
+    "ids.jsonl."
 )
 
 

@@ -103,10 +103,11 @@ def line_of(folder: Path, status: Status | str) -> str:
     """Return a status as one line.
 
     Example:
-        >>> line_of(Path("run"), Status(3, 10, num_answered=9, num_skipped=0, is_closed=False, lacks={5: Lack(NO_ANSWER)}))
+        >>> counts = {"num_answered": 9, "num_skipped": 0, "is_closed": False}
+        >>> line_of(Path("run"), Status(3, 10, **counts, lacks={5: Lack(NO_ANSWER)}))
         'run: round 3 asks for 10 points, 9 answered, 0 skipped, 1 missing: `al-lightning label run`'
         >>> tie = {17: Lack("with contradicting answers", "ann 'cat', bob 'dog'")}
-        >>> line_of(Path("run"), Status(3, 1, num_answered=0, num_skipped=0, is_closed=False, lacks=tie)).split(", ", 3)[3]
+        >>> line_of(Path("run"), Status(3, 10, **counts, lacks=tie)).split(", ", 3)[3]
         "1 missing (1 with contradicting answers: 17 (ann 'cat', bob 'dog')): `al-lightning label run`"
     """
     if isinstance(status, str):

@@ -105,7 +105,8 @@ class Waiting:
     def __str__(self) -> str:
         """Return what is missing and where to give it, for a person."""
         lines = [
-            f"Round {self.round} asks for {self.num_asked} labels, and {len(self.missing)} are missing: {self._missing}.",
+            f"Round {self.round} asks for {self.num_asked} labels, and {len(self.missing)} "
+            f"{'is' if len(self.missing) == 1 else 'are'} missing: {self._missing}.",
             f"Answer them with `al-lightning label {self.folder}`, or write files in {self.folder}/answers, and start "
             "the same command again.",
             *(f"Not read: {reason}." for reason in self.unread),

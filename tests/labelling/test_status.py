@@ -76,9 +76,7 @@ def test_records_that_no_run_can_have_left_are_named(run, capsys):
 
 def test_why_points_are_missing_is_said(run, capsys):
     write_asked(run, replace(read_asked(run), answers_per_point=2))
-    (run / "answers" / "all.csv").write_text(
-        "id,kind,label,who\n3,,cat,ann\n3,,dog,bob\n4,skip,,ann\n5,unsure,,bob\n"
-    )
+    (run / "answers" / "all.csv").write_text("id,kind,label,who\n3,,cat,ann\n3,,dog,bob\n4,skip,,ann\n5,unsure,,bob\n")
     assert main([str(run)]) == 75
     out = capsys.readouterr().out
     assert "0 answered, 0 skipped, 4 missing (1 skipped by some: 4; 1 with 1 of 2 wanted answers: 5; 1 with " in out

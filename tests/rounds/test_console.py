@@ -120,5 +120,7 @@ def test_seconds_are_the_last_columns_although_the_first_round_measured_nothing_
 
 
 def test_the_counts_of_the_table_are_those_of_the_line():
-    (paid_for,) = re.findall(r"(\d+)/50 labels paid for: (\d+) trained on, (\d+) held out", round_line(HELD_OUT, budget=50))
+    (paid_for,) = re.findall(
+        r"(\d+)/50 labels paid for: (\d+) trained on, (\d+) held out", round_line(HELD_OUT, budget=50)
+    )
     assert tuple(table([HELD_OUT]).splitlines()[2].split()[1:4]) == paid_for

@@ -400,7 +400,7 @@ def test_several_people_vote_and_a_tie_is_asked_again(start, caplog):
     write(folder, [{"id": first, "label": "bee"}], who="bob")
     caplog.set_level("INFO")
     assert start(oracle=oracle).waiting_for == [first]  # a tie
-    assert f"1 are missing: 1 with contradicting answers: {first} (ann 'ant', bob 'bee')." in caplog.text
+    assert f"1 is missing: 1 with contradicting answers: {first} (ann 'ant', bob 'bee')." in caplog.text
     write(folder, [{"id": first, "label": "bee"}], who="eve")
     record = start(oracle=oracle).rounds[0]
     assert record.targets[0] == 1

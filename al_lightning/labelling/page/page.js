@@ -350,7 +350,7 @@ function renderRest(batch) {
   else if (state.problem) [title, text] = ["The files of the run cannot be used", "Once they are mended, this page goes on by itself."];
   else if (batch !== null && queue.length > 0) [title, text] = ["Your last answers are being saved", "Keep this page open."];
   else if (batch !== null && batch.is_closed) [title, text] = ["All points are answered", "Start the command again that began the run, `al-lightning fit ...` or your script, unless it is waiting already. The next points will appear here by themselves."];
-  else if (batch !== null) [title, text] = ["You have answered all your points", `${batch.num_missing} of the batch wait for other people. \`al-lightning fit ... --finish\` goes on without them.`];
+  else if (batch !== null) [title, text] = ["You have answered all your points", `${batch.num_missing} of the batch wait for other people. \`al-lightning fit ... --finish\`, or \`active_fit(..., finish=True)\` in a script, goes on without them.`];
   put_text("rest-title", title);
   put_text("rest-text", text);
 }
