@@ -38,10 +38,10 @@ def blocks(section, language):
 
 def test_each_block_has_a_test():
     tested = {
-        "In your own script": ["python"],
+        "In your own script": ["python", "python"],
         "On the command line": ["bash"],
         "The labels as a file": ["bash", "python"],
-        "Status 75": ["bash", "bash"],
+        "Status 75": ["bash", "bash", "bash"],
         "The files": ["json", "csv"],
         "An accuracy without a test set": ["python"],
         "Several runs, one set of answers": ["python"],
@@ -65,9 +65,9 @@ class Plain(TinyModule):
     validation_step, test_step = LightningModule.validation_step, LightningModule.test_step
 
 
-def test_five_lines_of_a_script_change_and_it_asks_for_its_first_batch(tmp_path, monkeypatch):
-    (script,) = blocks("In your own script", "python")
-    assert re.findall(r"# (\d)", script) == ["1", "2", "3", "4", "5"]
+def test_five_lines_of_a_script_change_and_it_asks_for_its_first_batch(tmp_path, monkeypatch, capsys):
+    script, end = blocks("In your own script", "python")
+    assert sorted(re.findall(r"# (\d)", script)) == ["1", "2", "3", "4", "5"]
     monkeypatch.chdir(tmp_path)
     names = {"MyModule": Plain, "MyDataModule": Unlabelled}
     quiet = "max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator='cpu'"
@@ -76,11 +76,28 @@ def test_five_lines_of_a_script_change_and_it_asks_for_its_first_batch(tmp_path,
     for number in range(2):
         exec(lines, names)  # noqa: S102 - of this repository
         assert len(names["rounds"]) == number
+        with pytest.raises(SystemExit) as exit_info:
+            exec(end, names)  # noqa: S102 - of this repository
+        assert exit_info.value.code == 75
+        assert capsys.readouterr().out.endswith("10 labels are missing: al-lightning label runs/mine\n")
         batch = read_asked(Path("runs/mine"))
         assert batch.ids == names["trainer"].callbacks[0].waiting_for
         assert (len(batch.ids), batch.classes) == (10, ["cat", "dog", "emu"])
         with Path("runs/mine/answers/ann.jsonl").open("a") as file:
             file.writelines(f'{{"id": {index}, "label": "cat"}}\n' for index in batch.ids)
+    names["callback"].run.waiting = None
+    exec(end, names)  # noqa: S102 - where nothing is missing the script goes on
+
+
+@pytest.mark.parametrize(("last", "expected"), [(0, 0), (2, 2)])
+def test_the_loop_of_status_waits_and_then_trains_or_ends_as_it_does(tmp_path, last, expected):
+    _, loop, _ = blocks("Status 75", "bash")
+    command = f'case $1 in fit) exit 0;; esac\n[ "$(grep -c status called)" -lt 3 ] && exit 75\nexit {last}'
+    status, called = in_shell(loop, tmp_path, al_lightning=command, sleep="")
+    assert status == expected
+    waited = ["al-lightning status runs/unlabelled_images", "sleep 60"]
+    then = [f"al-lightning fit --config {CONFIG}"] if last == 0 else []
+    assert called == [*waited * 2, waited[0], *then]
 
 
 def in_shell(script, folder, **commands):
@@ -96,7 +113,7 @@ def in_shell(script, folder, **commands):
 
 @pytest.mark.parametrize(("status", "expected"), [(0, 0), (75, 0), (1, 1), (143, 1)])
 def test_a_scheduler_sees_no_failure_in_waiting_alone(tmp_path, status, expected):
-    _, line = blocks("Status 75", "bash")
+    *_, line = blocks("Status 75", "bash")
     assert in_shell(line, tmp_path, al_lightning=f"exit {status}") == (
         expected,
         [f"al-lightning fit --config {CONFIG}"],

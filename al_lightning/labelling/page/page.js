@@ -401,7 +401,7 @@ function renderRest(batch) {
   else if (state.problem) [title, text] = ["The files of the run cannot be used", "Once they are mended, this page goes on by itself."];
   else if (batch !== null && numSaving > 0) [title, text] = [numSaving === 1 ? "Your last answer is being saved" : "Your last answers are being saved", "Keep this page open."];
   else if (batch !== null && batch.is_closed) [title, text] = ["Nothing is left to answer", `${tally(batch)} Start the command again that began the run, \`al-lightning fit ...\` or your script, unless it is waiting already. The next points will appear here by themselves.`];
-  else if (batch !== null) [title, text] = ["No point is left for you", `${tally(batch)} ${counted(batch.num_missing, "point waits", "points wait")} for other people. \`al-lightning fit ... --finish\` goes on without ${batch.num_missing === 1 ? "it" : "them"}.`];
+  else if (batch !== null) [title, text] = ["No point is left for you", `${tally(batch)} ${counted(batch.num_missing, "point waits", "points wait")} for other people. \`al-lightning fit ... --finish\`, or \`active_fit(..., finish=True)\` in a script, goes on without ${batch.num_missing === 1 ? "it" : "them"}.`];
   put_text("rest-title", title);
   put_marked("rest-text", text);
 }
