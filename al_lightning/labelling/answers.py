@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ COLUMNS = ("id", "kind", "label", "who", "at", "seconds")
 MOST_SECONDS = 10**9  # sums of more may have no number
 MOST_SHOWN = 10  # classes named in an error
 MOST_DIGITS = 20  # of an id: more fit into no number of 64 bits
+MOST_NAMED = 10  # files that are not read, of a folder
+LARGEST_FLOAT_ID = 2**53  # beyond it not every whole number is a float
+LOCKS = ("~$", ".")  # how the files begin by which spreadsheets lock others, and hidden ones
 END_IN_QUOTES = "unexpected end of data"  # the words of `csv`, which has no error of its own for it
 
 
@@ -64,15 +68,16 @@ class Allowed:
 
 
 def read_answers(folder: Path, allowed: Allowed) -> tuple[list[Answer], list[str]]:
-    """Return the answers in the files of a folder, by file name and line, and what is not read yet, with the reason.
+    """Return the answers in the files of a folder, by file name and line, and what is not read, with the reason.
 
-    A missing folder has none. A last line without an end may be half of one: it is not read until it is whole.
+    A missing folder has none. A last line without an end may be half of one: it is not read until it is whole. Files of
+    another kind are not read, and told, but for hidden ones and the locks of spreadsheets.
 
     Raises:
         ValueError: If a line is no answer, with file, line, id, value and what is allowed.
     """
     answers: list[Answer] = []
-    unread = [f"{path} is no file, or a link to none" for path in _named_in(folder) if not path.is_file()]
+    unread = unread_in(folder)
     for path in files_in(folder):
         try:
             data = path.read_bytes()
@@ -86,15 +91,42 @@ def read_answers(folder: Path, allowed: Allowed) -> tuple[list[Answer], list[str
 
 def files_in(folder: Path) -> list[Path]:
     """Return the files of answers in a folder, by name; none of a missing one."""
-    return [path for path in _named_in(folder) if path.is_file()]
+    return [path for path in _visible_in(folder) if _holds_answers(path) and path.is_file()]
 
 
-def _named_in(folder: Path) -> list[Path]:
-    """Return what has the name of a file of answers in a folder."""
-    if not folder.is_dir():
-        return []
-    names = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    return [path for path in names if path.suffix in {".jsonl", ".csv"}]
+def unread_in(folder: Path) -> list[str]:
+    """Return what in a folder of answers is not read because of its name or kind, with the reason."""
+    told = [reason for path in _visible_in(folder) if (reason := _unread(path)) is not None]
+    num_more = len(told) - MOST_NAMED
+    return told if num_more <= 0 else [*told[:MOST_NAMED], f"{folder} holds {num_more} further files of other kinds"]
+
+
+def _unread(path: Path) -> str | None:
+    """Return why something is not read; None for a file of answers."""
+    if _holds_answers(path):
+        return None if path.is_file() else f"{path} is no file, or a link to none"
+    if path.is_dir():
+        return f"{path} is a folder: put the files of answers beside it"
+    return f"{path} is neither .csv nor .jsonl: save it as CSV"
+
+
+def _visible_in(folder: Path) -> list[Path]:
+    """Return what is in a folder, by name, but for hidden files and the locks of spreadsheets."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(LOCKS)) if folder.is_dir() else []
+
+
+def _holds_answers(path: Path) -> bool:
+    return path.suffix.lower() in {".jsonl", ".csv"}
+
+
+def is_table(path: Path) -> bool:
+    """Tell a CSV, whose first line says what the others mean, by its name.
+
+    Example:
+        >>> is_table(Path("ann.CSV")), is_table(Path("ann.jsonl"))
+        (True, False)
+    """
+    return path.suffix.lower() == ".csv"
 
 
 def answers_in(data: bytes, path: Path, allowed: Allowed, *, first: int = 1) -> tuple[list[Answer], int | None]:
@@ -122,7 +154,7 @@ def normal_time(text: str) -> str:
 
 def _rows(data: bytes, path: Path, first: int) -> tuple[list[tuple[int, Mapping[str, Any]]], int | None]:
     """Return the lines of a file as (line number, values), and the number of a torn last line."""
-    if path.suffix != ".csv":
+    if not is_table(path):
         return _json_rows(_plain(data.decode("utf-8-sig", errors="surrogateescape")), path, first)
     whole, torn = data[: data.rfind(b"\n") + 1], data[data.rfind(b"\n") + 1 :]
     try:
@@ -178,7 +210,7 @@ def _csv_rows(text: str, path: Path) -> tuple[list[tuple[int, Mapping[str, Any]]
             if columns is None:
                 columns = _columns(cells, f"{path}:{line}")
                 continue
-            if len(cells) > len(columns):
+            if any(cell.strip() for cell in cells[len(columns) :]):
                 raise ValueError(f"{path}:{line} has {len(cells)} cells, but the columns are {','.join(columns)}.")
             row = {name: value for name, cell in zip(columns, cells, strict=False) if (value := _unescaped(cell))}
             if "label" in row or "kind" in row:  # else nobody has answered yet
@@ -192,10 +224,17 @@ def _csv_rows(text: str, path: Path) -> tuple[list[tuple[int, Mapping[str, Any]]
 
 def _columns(cells: Sequence[str], place: str) -> list[str]:
     names = [cell.strip().lower() for cell in cells]
+    while names and not names[-1]:
+        del names[-1]  # spreadsheets save empty columns, too
     unknown = [name for name in names if name not in COLUMNS]
     if not unknown and "id" in names and {"label", "kind"} & set(names) and len(set(names)) == len(names):
         return names
     separated = " Separate the columns with commas." if any(mark in "".join(names) for mark in ";\t") else ""
+    if not separated and not {*names} & {*COLUMNS}:
+        raise ValueError(
+            f"{place} is {short(repr(','.join(names)))}, but the first line must be the header `id,label`: it names "
+            f"the columns out of {', '.join(COLUMNS)}."
+        )
     raise ValueError(
         f"{place} has the columns {short(', '.join(names))}, but must have `id` and `label`, and may have "
         f"{', '.join(name for name in COLUMNS if name not in {'id', 'label'})}, each once.{separated}"
@@ -217,7 +256,9 @@ def answer_of(row: Mapping[str, Any], place: str, allowed: Allowed, *, default_w
     given = {name: value for name, value in row.items() if value is not None}
     if unknown := [name for name in given if name not in COLUMNS]:
         raise ValueError(f"{place} has {short(', '.join(map(repr, unknown)))}, but an answer has {', '.join(COLUMNS)}.")
-    index = _id(given.get("id"), place, allowed)
+    if "id" not in given:
+        raise ValueError(f"{place} has no id, but must have that of a point. {WHERE_IDS_ARE}")
+    index = _id(given["id"], place, allowed)
     kind = given.get("kind", "label")
     if kind not in KINDS:
         raise ValueError(
@@ -235,12 +276,16 @@ def answer_of(row: Mapping[str, Any], place: str, allowed: Allowed, *, default_w
     )
 
 
+WHERE_IDS_ARE = (
+    "Ids are whole numbers: asked.json has them, and the names of the files in asked/, and of a folder of images its "
+    "ids.jsonl."
+)
+
+
 def _id(value: object, place: str, allowed: Allowed) -> int:
-    text = value.strip() if isinstance(value, str) else value
-    is_digits = isinstance(text, str) and text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
-    if not is_digits and (not isinstance(text, int) or isinstance(text, bool)):
-        raise ValueError(f"{place} has the id {short(repr(value))}, but must have that of a point, a whole number.")
-    index = int(str(text))
+    index = _whole_number(value)
+    if index is None:
+        raise ValueError(f"{place} has the id {short(repr(value))}, but must have that of a point. {WHERE_IDS_ARE}")
     if not 0 <= index < allowed.num_points:
         raise ValueError(f"{place} answers point {index}, but ids run from 0 to {allowed.num_points - 1}.")
     if allowed.asked is not None and index not in allowed.asked:
@@ -249,6 +294,21 @@ def _id(value: object, place: str, allowed: Allowed) -> int:
             "already are given as a folder of their own, `AskPeople(answers_from=[...])`."
         )
     return index
+
+
+def _whole_number(value: object) -> int | None:
+    """Return a whole number, also one that a spreadsheet has written as a float; None for anything else.
+
+    Example:
+        >>> [_whole_number(value) for value in (" 73", "73.0", 73.0, "73.5", "73,0", True)]
+        [73, 73, 73, None, None, None]
+    """
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) <= LARGEST_FLOAT_ID else None
+    if isinstance(value, str):
+        digits = re.fullmatch(r"([0-9]+)(\.0+)?", value.strip())
+        return int(digits[1]) if digits and len(digits[1]) <= MOST_DIGITS else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _label(value: object, kind: str, what: str, allowed: Allowed) -> str | None:
@@ -264,6 +324,8 @@ def _label(value: object, kind: str, what: str, allowed: Allowed) -> str | None:
     if name is None:
         shown = ", ".join(map(repr, allowed.classes[:MOST_SHOWN])) + (", ..." * (len(allowed.classes) > MOST_SHOWN))
         text = " Class names are texts, in quotes." if not isinstance(value, str) else ""
+        if isinstance(value, str) and value.lower() in KINDS[1:]:
+            text = f" {value.lower()!r} is no class but a kind: write it as `kind` (in a CSV a column of its own)."
         raise ValueError(f"{what} with the label {short(repr(value))}, but the classes are {shown}.{text}")
     return name
 
@@ -320,8 +382,10 @@ def _seconds(value: object, place: str) -> float | None:
     except (ValueError, TypeError):
         seconds = math.nan
     if not 0 <= seconds <= MOST_SECONDS:
+        comma = " Write decimals with a point." if isinstance(value, str) and "," in value else ""
         raise ValueError(
             f"{place} has `seconds` {short(repr(value))}, but must have a number from 0 to {MOST_SECONDS}, 30 years."
+            f"{comma}"
         )
     return seconds
 

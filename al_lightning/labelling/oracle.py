@@ -3,11 +3,12 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from al_lightning.labelling.asked import AskedBatch, answers_to, write_asked
-from al_lightning.labelling.resolve import Resolved, is_closed, resolved, skipped_at_last
+from al_lightning.labelling.missing import Lack, lacking
+from al_lightning.labelling.resolve import Resolved, counted, is_closed, resolved_of, skipped_at_last
 from al_lightning.labelling.shown import show
 
 
@@ -38,11 +39,13 @@ class Answers:
         of: What each answered point is, by id, points of earlier batches included.
         is_closed: Whether the running batch waits for no more.
         unread: What is not read yet, with the reason.
+        lacks: Why points of the running batch are missing; those that are not in it have no answer.
     """
 
     of: Mapping[int, Resolved]
     is_closed: bool
     unread: Sequence[str] = ()
+    lacks: Mapping[int, Lack] = field(default_factory=dict)
 
 
 class Oracle(ABC):
@@ -142,16 +145,13 @@ class AskPeople(Oracle):
         """Return what the answers say that are there."""
         batch = self._with_settings(query.batch)
         found, unread = answers_to(folder_of(query), batch)
-        of = resolved(
-            found,
-            asked_now=batch.ids,
-            answers_per_point=self.answers_per_point,
-            taken_up=batch.taken_up,
-        )
+        last = counted(found, asked_now=batch.ids, taken_up=batch.taken_up)
+        of = resolved_of(last, asked_now=batch.ids, answers_per_point=self.answers_per_point)
+        lacks = lacking(last, of, asked_now=batch.ids, answers_per_point=self.answers_per_point)
         is_done = query.is_finished or is_closed(of, asked_now=batch.ids, min_answered=self.min_answered)
         if is_done:
             of |= skipped_at_last(found, of, asked_now=batch.ids, taken_up=batch.taken_up)
-        return Answers(of, is_done, unread)
+        return Answers(of, is_done, unread, lacks)
 
     def _with_settings(self, batch: AskedBatch) -> AskedBatch:
         return replace(

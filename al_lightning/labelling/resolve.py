@@ -17,12 +17,13 @@ class Resolved:
 
     Args:
         kind: Whether it has a label, is unsure, is rejected, is skipped by all who took part, or, of an earlier batch
-            only, is none of these any more (`undo`): answers were taken back, or the votes are a tie.
+            only, has fewer votes than wanted (`undo`: answers were taken back), or as many for one thing as for
+            another (`tie`), which leaves what it was committed as.
         label: The class name; None without a label.
         answers: The last answer of each person, by name.
     """
 
-    kind: Literal["label", "unsure", "reject", "skip", "undo"]
+    kind: Literal["label", "unsure", "reject", "skip", "undo", "tie"]
     label: str | None
     answers: tuple[Answer, ...]
 
@@ -61,7 +62,7 @@ def _latest(answers: Sequence[Answer]) -> Answer:
         if (first.kind, first.label) != (other.kind, other.label):
             raise ValueError(
                 f"{first.place} and {other.place} hold different answers of {first.who!r} to point {first.id} "
-                f"({_words(first)} and {_words(other)}), given at the same time "
+                f"({words_of(first)} and {words_of(other)}), given at the same time "
                 f"({first.at or 'none is stated'}). Take one out, or give the right one a later `at`."
             )
     return first
@@ -71,7 +72,8 @@ def _file(answer: Answer) -> str:
     return answer.place.rpartition(":")[0]
 
 
-def _words(answer: Answer) -> str:
+def words_of(answer: Answer) -> str:
+    """Return what an answer says: the class in quotes, or its kind."""
     return repr(answer.label) if answer.kind == "label" else answer.kind
 
 
@@ -86,7 +88,7 @@ def resolved(
 
     With `answers_per_point` votes (labels, unsure, reject) or more, the most frequent vote wins, and a tie is none. A
     point of the running batch for which nobody voted is skipped once all who took part in the batch have skipped it. A
-    point of an earlier batch that needs further answers is an `undo`, since it may have a label.
+    point of an earlier batch that needs further answers may have a label: it is a `tie`, or an `undo` with fewer votes.
 
     Args:
         answers: As read from the files.
@@ -121,7 +123,7 @@ def resolved_of(
         elif len(votes) >= answers_per_point and (wins := winner(votes)) is not None:
             found[index] = Resolved(wins.kind, wins.label, by_name)
         elif by_name and index not in running:
-            found[index] = Resolved("undo", None, by_name)
+            found[index] = Resolved("tie" if len(votes) >= answers_per_point else "undo", None, by_name)
     return found
 
 

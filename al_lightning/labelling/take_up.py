@@ -1,7 +1,7 @@
 """Taking answers up: what a round records of them, and how the label state follows; pure functions."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from al_lightning.data.labels import EXCLUDED, HELD_OUT, IN_POOL, RESERVED
@@ -19,11 +19,13 @@ class TakenUp:
         targets: The label of each acquired point; None for one without; None in all if the dataset does not tell them.
         changes: Label changes of other points: set aside, of the holdout, of earlier rounds.
         rows: The answers behind them, for the record.
+        disputed: Points that keep what they were committed as, since the votes are a tie by these answers.
     """
 
     targets: list[int | None] | None
     changes: list[Change]
     rows: list[AnswerRow]
+    disputed: Mapping[int, Resolved] = field(default_factory=dict)
 
 
 def taken_up(rounds: Iterable[Round], classes: Sequence[str]) -> list[Taken]:
@@ -61,8 +63,8 @@ def take_up(
     """Return what a round takes up of the answers that are there.
 
     A point counts only if there is an answer that no record has. One that was labelled keeps the round of its label and
-    gets the new class; without votes enough, or with a tie, it loses its label and goes back to where it was chosen
-    from.
+    gets the new class. A label is paid for: a tie leaves it, and only without votes enough it is taken back, and the
+    point goes back to where it was chosen from.
 
     Args:
         found: What the answers say, by id.
@@ -83,10 +85,14 @@ def take_up(
     position_of = {index: position for position, index in enumerate(record.acquired)}
     own = record.targets or [None] * len(record.acquired)
     targets: list[int | None] = [None] * len(record.acquired)
-    changes, rows = list[Change](), list[AnswerRow]()
+    changes, rows, disputed = list[Change](), list[AnswerRow](), dict[int, Resolved]()
     for index, point in sorted(found.items()):
         new = [row_of(each, numbers) for each in point.answers if is_new(each, last_taken.get((index, each.who)))]
         if (point.answers and not new) or _is_open(index, point, known) or _is_excluded_by_hand(index, point, known):
+            continue
+        if point.kind == "tie":
+            disputed[index] = point
+            rows += new
             continue
         position = position_of.get(index)
         target = _class_of(point, numbers, of_dataset=None if position is None else own[position])
@@ -98,12 +104,12 @@ def take_up(
             changes.append([index, after, target])
             new = [{**row, "was": was} if was is not None else row for row in new]
         rows += new
-    return TakenUp(targets if record.acquired else record.targets, changes, rows)
+    return TakenUp(targets if record.acquired else record.targets, changes, rows, disputed)
 
 
 def _is_open(index: int, point: Resolved, known: Recorded) -> bool:
     """Return whether answers give a point nothing and have given it nothing: its votes count once it is asked again."""
-    return point.kind == "undo" and index not in known.answered
+    return point.kind in {"undo", "tie"} and index not in known.answered
 
 
 def _is_excluded_by_hand(index: int, point: Resolved, known: Recorded) -> bool:

@@ -15,19 +15,32 @@ Vote = tuple[str, int | None]
 
 
 @dataclass(frozen=True)
+class Commit:
+    """Answers to a point that one round has taken up.
+
+    Args:
+        round: The round.
+        rows: The answers.
+        states: Label states to which they have moved the point.
+    """
+
+    round: int
+    rows: list[AnswerRow] = field(default_factory=list)
+    states: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class AskedOnce:
     """A point that a round has asked people for, and the answers to it until a later round asks for it again.
 
     Args:
         pick: Its columns of `acquisitions.csv` without the answers; rank and score are None where it is of the holdout,
             or of a batch without any label, after which the round has asked for another one.
-        rows: The answers that the round and later ones have taken up, in this order.
-        states: Label states to which these answers have moved it.
+        commits: What the round and later ones have taken up, in this order.
     """
 
     pick: Mapping[str, Any]
-    rows: list[AnswerRow] = field(default_factory=list)
-    states: list[int] = field(default_factory=list)
+    commits: list[Commit] = field(default_factory=list)
 
     @property
     def id(self) -> int:
@@ -40,9 +53,14 @@ class AskedOnce:
         return int(self.pick["round"])
 
     @property
+    def rows(self) -> list[AnswerRow]:
+        """The answers that were taken up."""
+        return [row for commit in self.commits for row in commit.rows]
+
+    @property
     def votes(self) -> list[Vote]:
         """Return the last label, unsure or reject of each person who has not taken it back."""
-        return [vote_of(row) for row in self._last if row["kind"] not in {"skip", "undo"}]
+        return _votes(self.last)
 
     @property
     def answer(self) -> Vote | None:
@@ -50,19 +68,32 @@ class AskedOnce:
 
         Example:
             >>> ann, bob = ({"kind": "label", "label": label, "who": who} for label, who in ((1, "ann"), (2, "bob")))
-            >>> AskedOnce({"id": 7}, [ann, bob, {"kind": "undo", "label": None, "who": "bob"}]).answer
+            >>> AskedOnce({"id": 7}, [Commit(0, [ann]), Commit(1, [bob])]).answer  # a tie leaves what it was
             ('label', 1)
-            >>> AskedOnce({"id": 7}, [ann, bob]).answer is None  # a tie
+            >>> AskedOnce({"id": 7}, [Commit(0, [ann, bob])]).answer is None
             True
         """
-        if not self.rows:  # an oracle that does not tell who has answered
+        if not self.commits:  # an oracle that does not tell who has answered
             return None if self.pick["target"] is None else ("label", self.pick["target"])
-        most = Counter(self.votes).most_common(2)
-        if not most:
-            return ("skip", None) if {row["kind"] for row in self._last} == {"skip"} else None
-        if self.states and self.states[-1] in {IN_POOL, RESERVED}:  # fewer votes are left than were wanted
-            return None
-        return None if len(most) > 1 and most[0][1] == most[1][1] else most[0][0]
+        return self.history[-1]
+
+    @property
+    def history(self) -> list[Vote | None]:
+        """Return the answer after each commit."""
+        found: list[Vote | None] = []
+        last: dict[Any, AnswerRow] = {}
+        is_back = False
+        for commit in self.commits:
+            last |= {row["who"]: row for row in commit.rows}
+            if commit.states:
+                is_back = commit.states[-1] in {IN_POOL, RESERVED}
+            found.append(_verdict(list(last.values()), before=found[-1] if found else None, is_back=is_back))
+        return found
+
+    @property
+    def is_disputed(self) -> bool:
+        """Return whether the point keeps a label, or stays set aside, although its votes are a tie by now."""
+        return bool(self.commits) and self.answer is not None and _is_tie(Counter(self.votes).most_common(2))
 
     @property
     def target(self) -> int | None:
@@ -92,9 +123,34 @@ class AskedOnce:
         return {**self.pick, "target": self.target, **dict(audit)}
 
     @property
-    def _last(self) -> list[AnswerRow]:
+    def last(self) -> list[AnswerRow]:
         """Return the last answer of each person."""
         return list({row["who"]: row for row in self.rows}.values())
+
+
+def _verdict(last: Sequence[AnswerRow], *, before: Vote | None, is_back: bool) -> Vote | None:
+    """Return what the last answer of each person says of a point.
+
+    Args:
+        last: The last answers.
+        before: What the answers said at the commit before, which a tie leaves.
+        is_back: Whether the point is back where it was chosen from: fewer votes are left than were wanted.
+    """
+    most = Counter(_votes(last)).most_common(2)
+    if not most:
+        return ("skip", None) if {row["kind"] for row in last} == {"skip"} else None
+    if is_back:
+        return None
+    return before if _is_tie(most) else most[0][0]
+
+
+def _votes(last: Sequence[AnswerRow]) -> list[Vote]:
+    return [vote_of(row) for row in last if row["kind"] not in {"skip", "undo"}]
+
+
+def _is_tie(most: Sequence[tuple[Vote, int]]) -> bool:
+    """Return whether the two most frequent votes are equally frequent."""
+    return len(most) > 1 and most[0][1] == most[1][1]
 
 
 def vote_of(row: AnswerRow) -> Vote:
@@ -134,18 +190,21 @@ def asked_points(rounds: Sequence[Round]) -> list[AskedOnce]:
     for record in rounds:
         picks = [dict(zip(PICK_COLUMNS, pick, strict=True)) for pick in record.picks()]
         own = [*picks, *(_unranked(record, index) for index in record.asked_held_out)]
-        asked, answered = {int(str(pick["id"])) for pick in own}, set(map(id_of, record.answers))
+        asked = {int(str(pick["id"])) for pick in own}
         unasked = [index for index in map(id_of, record.answers) if index not in latest]
         others = dict.fromkeys([*record.asked_without_label, *unasked])
         own += [_unranked(record, index) for index in others if index not in asked]
         points = [AskedOnce(pick) for pick in own]
         found += points
         latest |= {point.id: point for point in points}
+        commits = {index: Commit(record.round) for index in map(id_of, record.answers)}
         for row in record.answers:
-            latest[id_of(row)].rows.append(row)
+            commits[id_of(row)].rows.append(row)
         for index, state, _ in record.changed_after:
-            if index in answered and state is not None:
-                latest[index].states.append(state)
+            if index in commits and state is not None:
+                commits[index].states.append(state)
+        for index, commit in commits.items():
+            latest[index].commits.append(commit)
     return found
 
 

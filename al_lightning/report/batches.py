@@ -130,7 +130,7 @@ def class_balance(runs: Sequence[Run]) -> "Figure":
     """
     refuse(unclassed(runs))
     groups = [group for group in grouped(runs) if unclassed(group.runs) is None]
-    classes = sorted({target for run in runs for entry in run.rounds for target in entry.classes_acquired})
+    classes = _classes(runs)
     counts = [_counts(group, classes) for group in groups]
     names = _class_names(runs, classes)
     most = max(float(np.nanmax(counts_C_R)) for counts_C_R in counts)
@@ -153,6 +153,14 @@ def class_balance(runs: Sequence[Run]) -> "Figure":
     bar.ax.tick_params(labelsize=SMALL_LETTERS, colors=INK)
     bar.outline.set_edgecolor(FAINT)
     return figure
+
+
+def _classes(runs: Sequence[Run]) -> list[int]:
+    """Return all classes that the runs name, those without a label included, and all that their labels have."""
+    num_named = max(len(run.header.get("classes") or ()) for run in runs)
+    return sorted(
+        {*range(num_named), *(label for run in runs for each in run.rounds for label in each.classes_acquired)}
+    )
 
 
 def _class_names(runs: Sequence[Run], classes: Sequence[int]) -> dict[int, str]:

@@ -21,7 +21,11 @@ def main(args: Sequence[str]) -> int:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder: one with rounds.jsonl")
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder to write to; default: %(default)s")
-    parser.add_argument("--metric", default="test_acc", help="one that rises with better models; default: %(default)s")
+    parser.add_argument(
+        "--metric",
+        help="one that rises with better models; default: test_acc where it is recorded, else holdout_acc where points "
+        "are held out, else the first accuracy that is recorded",
+    )
     parser.add_argument(
         "--target", type=float, default=0.9, help="labels to reach this are counted; default: %(default)s"
     )

@@ -7,7 +7,7 @@ import numpy as np
 
 from al_lightning.report.reference import PaperCurve
 from al_lightning.report.runs import Group, Run, grouped, unmeasured
-from al_lightning.report.style import FAINT, WIDTH, Line, legend_below, lines, panels, plain, refuse
+from al_lightning.report.style import FAINT, WIDTH, Line, legend_below, lines, panels, plain, refuse, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,9 @@ def label_efficiency(
             curve.labels, curve.median, line.dashes, color=line.colour, linewidth=0.9, alpha=0.7, label=curve.described
         )
     axes.axhline(target, color=FAINT, linewidth=0.7, zorder=0)
-    axes.set(xlabel="labels", ylabel=plain(metric))
+    has_holdout = any(run.has_holdout for run in runs)
+    axes.set(xlabel="labels trained on" if has_holdout else "labels", ylabel=plain(metric))
+    whole_numbers(axes)
     legend_below(figure)
     return figure
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from al_lightning.report.runs import Run, grouped
-from al_lightning.report.style import WIDTH, legend_below, lines, panels, plain, refuse
+from al_lightning.report.style import WIDTH, legend_below, lines, panels, plain, refuse, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,6 +57,7 @@ def holdout_accuracy(runs: Sequence[Run]) -> "Figure":
                 color=line.colour,
             )
     axes.margins(x=0.12)  # room for the last number of points
-    axes.set(xlabel="labels", ylabel="accuracy on the holdout", ylim=(-0.02, 1.02))
+    whole_numbers(axes)
+    axes.set(xlabel="labels trained on", ylabel="accuracy on the holdout", ylim=(-0.02, 1.02))
     legend_below(figure)
     return figure

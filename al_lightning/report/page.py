@@ -20,9 +20,11 @@ from al_lightning.report.pictures import (
     stored_pictures,
 )
 from al_lightning.report.reference import paper_curves
-from al_lightning.report.runs import Run, by_dataset, metrics_of, shortened, unmeasured
+from al_lightning.report.runs import Run, by_dataset, default_metric, metrics_of, shortened, unmeasured
 from al_lightning.report.style import require_matplotlib
-from al_lightning.report.tables import Details, Table, details_of, groups_table, rounds_csv, runs_table
+from al_lightning.report.tables import Details, Table, details_of, groups_table, is_long, rounds_csv, runs_table
+
+MOST_NAMED = 3  # runs in the head of a section
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Section:
     """Part of the page about one dataset."""
 
     dataset: str
+    names: str
     groups: Table
     pictures: Sequence[Drawn]
     runs: Table
@@ -41,7 +44,7 @@ def write_report(
     runs: Sequence[Run],
     folder: str | Path,
     *,
-    metric: str = "test_acc",
+    metric: str | None = None,
     target: float = 0.9,
     reference: str | None = None,
 ) -> Path:
@@ -52,7 +55,7 @@ def write_report(
     Args:
         runs: See `read_runs`.
         folder: Made if it is not there; an earlier report in it is replaced.
-        metric: What the curves show; one that rises with better models.
+        metric: What the curves show; one that rises with better models. By default `default_metric` of each dataset.
         target: The tables say with how many labels the metric reaches it.
         reference: The dataset whose curves of the BatchBALD paper are drawn behind, "mnist" or "repeated_mnist".
 
@@ -64,7 +67,7 @@ def write_report(
     require_matplotlib()
     datasets = by_dataset(runs)
     asks_people = any(run.asks_people for run in runs)  # who has no test set reports without its metric
-    if metrics_of(runs) and not asks_people and (reason := unmeasured(runs, metric)) is not None:
+    if metric is not None and metrics_of(runs) and not asks_people and (reason := unmeasured(runs, metric)) is not None:
         raise ValueError(reason)
     if reference is not None and len(datasets) > 1:
         raise ValueError(
@@ -76,20 +79,26 @@ def write_report(
     sections = []
     prefixes = _prefixes(list(datasets))
     for dataset, part in datasets.items():
+        shown = default_metric(part) if metric is None else metric
         pictures = [
-            efficiency_picture(part, metric=metric, target=target, reference=curves),
+            efficiency_picture(part, metric=shown, target=target, reference=curves),
             information_picture(part),
             classes_picture(part),
             *holdout_pictures(part),
             *stored_pictures(part),
         ]
         drawn = [picture.drawn(folder, prefixes[dataset]) for picture in pictures]
-        groups, each = groups_table(part, metric=metric, target=target), runs_table(part, metric=metric)
+        groups, each = groups_table(part, metric=shown, target=target), runs_table(part, metric=shown)
         details = [details_of(run) for run in part]
-        sections.append(Section(dataset, groups, drawn, each, details, people_section(part)))
+        sections.append(Section(dataset, _names(part), groups, drawn, each, details, people_section(part)))
     write_atomically(folder / "report.csv", rounds_csv(runs))
     write_atomically(folder / "report.html", page_of(sections, method_picture().drawn(folder, ""), num_runs=len(runs)))
     return folder / "report.html"
+
+
+def _names(runs: Sequence[Run]) -> str:
+    """Return the names of the runs of a section; of many their number."""
+    return ", ".join(run.name for run in runs) if len(runs) <= MOST_NAMED else f"{len(runs)} runs"
 
 
 def _prefixes(datasets: Sequence[str]) -> dict[str, str]:
@@ -111,5 +120,6 @@ def page_of(sections: Sequence[Section], method: Drawn, *, num_runs: int) -> str
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
+    environment.tests["long"] = is_long
     template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     return template.render(sections=sections, method=method, num_runs=num_runs)

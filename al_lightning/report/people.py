@@ -1,7 +1,8 @@
-"""What people have done in a run: labels and hours, agreement, points without a label, corrections."""
+"""What people have done in a run: labels and time, agreement, points without a label, changed and disputed labels."""
 
 import base64
 import io
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,17 +11,17 @@ from pathlib import Path
 from PIL import Image
 
 from al_lightning.records.agreement import agreement, alpha
-from al_lightning.records.answers import AskedOnce, asked_points, id_of, total_seconds, vote_of
+from al_lightning.records.answers import AskedOnce, Vote, asked_points, id_of, total_seconds, vote_of
 from al_lightning.records.round import AnswerRow
 from al_lightning.report.runs import Run
 from al_lightning.report.tables import Table, shown
 
-SECONDS_AN_HOUR = 3600
+UNITS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
 MOST_SHOWN = 100  # points of a run that are listed with their pictures
 LARGEST_SIDE, SIDE = 2048, 160  # pixels: of a picture that people were shown, and of its copy in the page
 MOST_LETTERS = 400
 SET_ASIDE = ("unsure", "reject")
-WORDS = {"reject": "rejected", "undo": "taken back", "skip": "skipped"}
+TAKEN_BACK = "none"
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,10 @@ class PeopleSection:
     """Part of the page about the people of the runs of one dataset.
 
     Args:
-        runs: A row for each run: labels, hours, agreement.
+        runs: A row for each run: labels, time, agreement.
         persons: A row for each person of a run.
-        corrections: A row for each answer that changed a label of an earlier round.
+        changed: A row for each label that answers to a later round have corrected or withdrawn.
+        disputed: A row for each point that keeps what it has although the votes are a tie.
         skips: A row for each point that all who took part have skipped.
         set_aside: Unsure and rejected points.
         notes: What is left out.
@@ -47,7 +49,8 @@ class PeopleSection:
 
     runs: Table
     persons: Table
-    corrections: Table
+    changed: Table
+    disputed: Table
     skips: Table
     set_aside: Sequence[Shown]
     notes: Sequence[str]
@@ -61,7 +64,8 @@ def people_section(runs: Sequence[Run]) -> PeopleSection | None:
     return PeopleSection(
         Table(RUN_HEAD, [_run_row(run, points) for run, points in asked]),
         Table(PERSON_HEAD, [row for run, _ in asked for row in _person_rows(run)]),
-        Table(CORRECTION_HEAD, [row for run, _ in asked for row in _correction_rows(run)]),
+        Table(CHANGED_HEAD, [row for run, _ in asked for row in _changed_rows(run)]),
+        Table(DISPUTED_HEAD, [row for run, points in asked for row in _disputed_rows(run, points)]),
         Table(SKIP_HEAD, [row for run, points in asked for row in _skip_rows(run, points)]),
         [each for run, points in asked for each in _set_aside(run, points)],
         [note for run, points in asked for note in _notes(run, points)],
@@ -89,13 +93,13 @@ def set_aside_in_holdout(run: Run) -> int:
 
 RUN_HEAD = (
     "run",
-    "labels",
-    "of the holdout",
+    "labels given",
+    "of them held out",
     "unsure",
     "rejected",
     "skipped",
-    "hours",
-    "hours per label",
+    "time",
+    "time per label",
     "answers",
     "without seconds",
     "points with several votes",
@@ -114,8 +118,8 @@ def _run_row(run: Run, points: Sequence[AskedOnce]) -> list[str]:
         str(len(labelled)),
         str(sum(point.id in reserved for point in labelled)),
         *(str(sum(_is(point, kind) for point in points)) for kind in ("unsure", "reject", "skip")),
-        *_hours(seconds, num_labels=sum(point.seconds is not None for point in labelled)),
-        str(len(rows)),
+        *_times(seconds, num_labels=sum(point.seconds is not None for point in labelled)),
+        str(sum(row["kind"] != "undo" for row in rows)),
         str(_num_untimed(rows)),
         str(len(several)),
         shown(agreement(several)),
@@ -123,21 +127,26 @@ def _run_row(run: Run, points: Sequence[AskedOnce]) -> list[str]:
     ]
 
 
-def _hours(seconds: float | None, *, num_labels: int) -> tuple[str, str]:
-    """Return the hours in all and per label.
+def _times(seconds: float | None, *, num_labels: int) -> tuple[str, str]:
+    """Return the time in all and per label.
 
     Example:
-        >>> _hours(7200.0, num_labels=8), _hours(None, num_labels=0)
-        (('2', '0.25'), ('', ''))
+        >>> _times(7200.0, num_labels=8), _times(16.37, num_labels=10), _times(None, num_labels=0)
+        (('2 h', '15 min'), ('16.4 s', '1.64 s'), ('', ''))
     """
     if seconds is None:
         return "", ""
-    hours = seconds / SECONDS_AN_HOUR
-    return shown(hours), shown(hours / num_labels) if num_labels else ""
+    return _time(seconds), _time(seconds / num_labels) if num_labels else ""
+
+
+def _time(seconds: float) -> str:
+    """Return a time in the largest unit of which it has one at least, or in seconds."""
+    size, unit = next((each for each in UNITS if seconds >= each[0]), UNITS[-1])
+    return f"{seconds / size:.3g} {unit}"
 
 
 def _num_untimed(rows: Iterable[AnswerRow]) -> int:
-    return sum(row.get("seconds") is None for row in rows)
+    return sum(row.get("seconds") is None and row["kind"] != "undo" for row in rows)
 
 
 PERSON_HEAD = (
@@ -148,9 +157,8 @@ PERSON_HEAD = (
     "unsure",
     "rejected",
     "skips",
-    "undone",
-    "hours",
-    "hours per label",
+    "time",
+    "time per label",
     "without seconds",
 )
 
@@ -168,36 +176,56 @@ def _person_row(run: Run, who: str, rows: Sequence[AnswerRow]) -> list[str]:
     return [
         run.name,
         who,
-        str(len(rows)),
-        *(str(kinds[kind]) for kind in ("label", "unsure", "reject", "skip", "undo")),
-        *_hours(total_seconds(rows), num_labels=len(timed)),
+        str(len(rows) - kinds["undo"]),
+        *(str(kinds[kind]) for kind in ("label", "unsure", "reject", "skip")),
+        *_times(total_seconds(rows), num_labels=len(timed)),
         str(_num_untimed(rows)),
     ]
 
 
-CORRECTION_HEAD = ("run", "round", "id", "was", "is", "who", "at")
+CHANGED_HEAD = ("run", "round", "id", "label was", "label is", "change", "by", "at")
+CHANGES = {"label": "corrected", "unsure": "now unsure", "reject": "rejected"}
 
 
-def _correction_rows(run: Run) -> list[list[str]]:
+def _changed_rows(run: Run) -> list[list[str]]:
+    """Return a row for each label that a commit after the one of the label has corrected or withdrawn."""
+    found = []
+    for point in asked_points(run.rounds):
+        steps = itertools.pairwise(point.history)
+        for (before, after), commit in zip(steps, point.commits[1:], strict=True):
+            if before is not None and before[0] == "label" and after != before:
+                found.append((commit.round, point.id, _changed_row(run, before, after, commit.rows)))
+    return [[run.name, str(number), str(index), *row] for number, index, row in sorted(found)]
+
+
+def _changed_row(run: Run, before: Vote, after: Vote | None, rows: Sequence[AnswerRow]) -> list[str]:
+    kind, label = after or ("undo", None)
+    is_now = _class(run, label) if kind == "label" else TAKEN_BACK
+    people = ", ".join(dict.fromkeys(str(row["who"]) for row in rows))
+    at = max((str(row["at"]) for row in rows if row.get("at") is not None), default="")
+    return [_class(run, before[1]), is_now, CHANGES.get(kind, "taken back"), people, at]
+
+
+DISPUTED_HEAD = ("run", "asked in round", "id", "stays", "answers")
+
+
+def _disputed_rows(run: Run, points: Sequence[AskedOnce]) -> list[list[str]]:
     return [
-        [
-            run.name,
-            str(record.round),
-            str(row["id"]),
-            _class(run, was),
-            _words(run, row),
-            str(row["who"]),
-            shown(row.get("at")),
-        ]
-        for record in run.rounds
-        for row in record.answers
-        if isinstance(was := row.get("was"), int)
+        [run.name, str(point.round), str(point.id), _words(run, point.answer), _said(run, point.last)]
+        for point in points
+        if point.answer is not None and point.is_disputed
     ]
 
 
-def _words(run: Run, row: AnswerRow) -> str:
-    kind, label = vote_of(row)
-    return _class(run, label) if kind == "label" else WORDS.get(kind, kind)
+def _said(run: Run, rows: Sequence[AnswerRow]) -> str:
+    return ", ".join(
+        f"{row['who']}: {_words(run, vote_of(row))}" for row in rows if row["kind"] not in {"skip", "undo"}
+    )
+
+
+def _words(run: Run, vote: Vote) -> str:
+    kind, label = vote
+    return _class(run, label) if kind == "label" else "rejected" if kind == "reject" else kind
 
 
 def _class(run: Run, number: int | None) -> str:

@@ -13,7 +13,7 @@ from al_lightning.report.holdout import holdout_accuracy, unheld
 from al_lightning.report.images import acquired_images, read_stored, stored_files
 from al_lightning.report.people import set_aside_in_holdout
 from al_lightning.report.reference import PaperCurve, paper_source
-from al_lightning.report.runs import Run, grouped, unmeasured
+from al_lightning.report.runs import DEFAULT_METRIC, Run, grouped, metrics_of, unmeasured
 from al_lightning.report.style import png
 from al_lightning.report.toy import toy_acquisitions
 
@@ -56,10 +56,18 @@ def efficiency_picture(
         "curves",
         f"Curves of {metric} against labels",
         "Mean over the runs, as far as all of them go (thin: a run that has come farther); the band reaches from the "
-        f"lowest to the highest run. {paper_source() if reference else ''}",
+        f"lowest to the highest run. {paper_source() if reference else ''}{_without_test(runs, metric)}",
         lambda: label_efficiency(runs, metric=metric, target=target, reference=reference),
         unmeasured(runs, metric),
     )
+
+
+def _without_test(runs: Sequence[Run], metric: str) -> str:
+    """Say why another metric than that of the test is shown."""
+    if metric == DEFAULT_METRIC or DEFAULT_METRIC in metrics_of(runs):
+        return ""
+    advice = "" if any(run.has_holdout for run in runs) else " `holdout_share` measures an accuracy without a test set."
+    return f"No {DEFAULT_METRIC} is recorded; `--metric` shows another number.{advice}"
 
 
 def information_picture(runs: Sequence[Run]) -> Picture:

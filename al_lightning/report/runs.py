@@ -40,6 +40,11 @@ class Run:
         return bool(self.header.get("asks_people"))
 
     @property
+    def has_holdout(self) -> bool:
+        """Tell whether points were reserved to measure the accuracy."""
+        return bool(self.header.get("reserved"))
+
+    @property
     def dataset(self) -> str:
         """The data module and its size: runs are compared only where both agree."""
         return f"{self.header.get('datamodule', UNKNOWN)}, {self.header.get('num_points', UNKNOWN)} points"
@@ -210,6 +215,30 @@ def metrics_of(runs: Iterable[Run]) -> list[str]:
     return sorted({name for run in runs for entry in run.rounds for name in entry.measured})
 
 
+DEFAULT_METRIC, HOLDOUT_METRIC = "test_acc", "holdout_acc"
+
+
+def default_metric(runs: Sequence[Run]) -> str:
+    """Return what curves show where nobody says it: of the test, else of the holdout, else the first one recorded.
+
+    An accuracy is preferred among those recorded, since targets are of numbers that rise.
+
+    Example:
+        >>> from al_lightning.records.round import Round
+        >>> of = lambda **metrics: [Run("a", Path("a"), {}, [Round(0, 9, 9, metrics=metrics)])]
+        >>> default_metric(of(test_acc=0.5, val_acc=0.5)), default_metric(of(train_loss=1.0, val_acc=0.5))
+        ('test_acc', 'val_acc')
+        >>> default_metric(of(train_loss=1.0)), default_metric(of())
+        ('train_loss', 'test_acc')
+    """
+    recorded = metrics_of(runs)
+    if DEFAULT_METRIC in recorded:
+        return DEFAULT_METRIC
+    if HOLDOUT_METRIC in recorded or any(run.has_holdout for run in runs):
+        return HOLDOUT_METRIC
+    return next((name for name in recorded if "acc" in name), next(iter(recorded), DEFAULT_METRIC))
+
+
 def unmeasured(runs: Sequence[Run], metric: str) -> str | None:
     """Return why there is no curve of the metric, or None."""
     if any(run.curve(metric) for run in runs):
@@ -218,5 +247,11 @@ def unmeasured(runs: Sequence[Run], metric: str) -> str | None:
     if falling:
         return f"{', '.join(falling)} took labels back, so there is no curve of the labels bought."
     if metrics := metrics_of(runs):
-        return f"`metric` is {metric!r}, but no round has a number of that name; recorded are {', '.join(metrics)}."
-    return "No round has recorded a metric yet."
+        return (
+            f"`metric` is {metric!r}, but no round has a number of that name; recorded are {', '.join(metrics)}: "
+            "choose one with `--metric`."
+        )
+    advice = (
+        " Without a test set, `holdout_share` measures an accuracy." if any(run.asks_people for run in runs) else ""
+    )
+    return f"No round has recorded a metric yet.{advice}"

@@ -98,7 +98,7 @@ def whole_numbers(axes: "Axes") -> None:
     """Ticks of the horizontal axis where positions and rounds are."""
     from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - an extra
 
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def plain(text: str) -> str:

@@ -8,12 +8,61 @@ from al_lightning.records.foreign import as_csv
 from al_lightning.records.header import UNKNOWN, as_call, is_call
 from al_lightning.report.runs import Group, Run, grouped
 
+MOST_UPRIGHT = 3  # rows that stand side by side as columns
+PAPER = 680  # pixels of a page of A4 between its margins, and less than a window has
+LETTER, PADDING = 8, 20  # pixels: of a letter at most, and around a cell
+MOST_LETTERS = 24  # of a word that no line breaks
+
 
 class Table(NamedTuple):
     """Head and rows of a table, in plain text."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+
+    @property
+    def parts(self) -> "list[Table]":
+        """Return it as tables that fit on paper: few rows as columns, else further columns below the others.
+
+        Example:
+            >>> wide = [f"number {column}" for column in range(30)]
+            >>> [len(part.rows) for part in Table(["run", *wide], [["a", *wide]]).parts]
+            [30]
+            >>> [part.head[0] for part in Table(["run", *wide], [["a", *wide]] * 9).parts]
+            ['run', 'run', 'run', 'run']
+        """
+        widths = [_width(self.head[column], [row[column] for row in self.rows]) for column in range(len(self.head))]
+        if sum(widths) <= PAPER or len(self.head) < 3:  # noqa: PLR2004 - nothing to fold
+            return [self]
+        if 0 < len(self.rows) <= MOST_UPRIGHT:
+            return [self._upright]
+        parts, width = [[0]], widths[0]
+        for column in range(1, len(self.head)):
+            if width + widths[column] > PAPER and len(parts[-1]) > 1:
+                parts.append([0])
+                width = widths[0]
+            parts[-1].append(column)
+            width += widths[column]
+        return [Table([self.head[i] for i in part], [[row[i] for i in part] for row in self.rows]) for part in parts]
+
+    @property
+    def _upright(self) -> "Table":
+        first, *others = zip(self.head, *self.rows, strict=True)
+        return Table(first, others)
+
+
+def _width(head: str, cells: Sequence[str]) -> int:
+    """Return about how many pixels a column needs, if lines break between words and in long ones."""
+    return PADDING + LETTER * min(max(map(_longest_word, (head, *cells))), MOST_LETTERS)
+
+
+def _longest_word(text: str) -> int:
+    return max(map(len, text.split()), default=0)
+
+
+def is_long(cell: str) -> bool:
+    """Tell a cell with a word in which a line has to break."""
+    return _longest_word(cell) > MOST_LETTERS
 
 
 class Details(NamedTuple):
@@ -66,7 +115,7 @@ def runs_table(runs: Sequence[Run], *, metric: str) -> Table:
     """A row for each run: how far it came, and the mean seconds of a round for each of its parts."""
     kinds = list(dict.fromkeys(kind for run in runs for entry in run.rounds for kind in entry.seconds))
     labels = {run.name: group.label for group in grouped(runs) for run in group.runs}
-    rows = []
+    rows, has_holdout = [], any(run.has_holdout for run in runs)
     for run in runs:
         seconds = {kind: [entry.seconds[kind] for entry in run.rounds if kind in entry.seconds] for kind in kinds}
         total = sum(sum(values) for values in seconds.values())
@@ -77,15 +126,29 @@ def runs_table(runs: Sequence[Run], *, metric: str) -> Table:
                 labels[run.name],
                 shown(run.header.get("seed", UNKNOWN)),
                 str(len(run.rounds)),
-                str(run.rounds[-1].num_labelled) if run.rounds else "",
+                *_counts(run, has_holdout=has_holdout),
                 shown(curve[max(curve)]) if curve else "",
                 run.state,
                 *(f"{statistics.mean(values):.3f}" if values else "" for values in seconds.values()),
                 f"{total:.1f}",
             ]
         )
-    head = ["run", "acquisition", "seed", "rounds", "labels", f"last {metric}", "state", *kinds, "all"]
+    counts = COUNTS if has_holdout else ["labels"]
+    head = ["run", "acquisition", "seed", "rounds", *counts, f"last {metric}", "state", *kinds, "all"]
     return Table(head, rows)
+
+
+COUNTS = ["paid for", "trained on", "held out"]
+
+
+def _counts(run: Run, *, has_holdout: bool) -> list[str]:
+    """Return the labels when the last batch was chosen; with a holdout all of them, and those of each kind."""
+    if not run.rounds:
+        return [""] * (len(COUNTS) if has_holdout else 1)
+    last = run.rounds[-1]
+    return list(
+        map(str, (last.num_paid, last.num_labelled, last.num_held_out) if has_holdout else (last.num_labelled,))
+    )
 
 
 def details_of(run: Run) -> Details:

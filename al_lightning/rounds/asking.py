@@ -1,7 +1,7 @@
 """Asking for a batch, between its choice and its commit: the query, the answers, and what a round takes up of them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from al_lightning._lightning import Trainer, rank_zero_info
@@ -9,6 +9,8 @@ from al_lightning.data import ActiveLearningDataModule
 from al_lightning.distributed import Ranks
 from al_lightning.labelling import Answers, AskedBatch, AskedPoint, Query
 from al_lightning.labelling.asked import now
+from al_lightning.labelling.missing import NUM_NAMED, disputed_words
+from al_lightning.labelling.resolve import Resolved
 from al_lightning.labelling.take_up import TakenUp, take_up, taken_up
 from al_lightning.randomness import derived_seed
 from al_lightning.records.replay import before_batch
@@ -96,10 +98,12 @@ class Closed:
     Args:
         draft: The round with them.
         taken: What it has taken up.
+        disputed: Sentence on committed points that keep what they have although the votes are a tie; or empty.
     """
 
     draft: Draft
     taken: TakenUp
+    disputed: str = ""
 
     @property
     def changes_training(self) -> bool:
@@ -119,21 +123,46 @@ def closed(datamodule: ActiveLearningDataModule, run: Run, draft: Draft, answers
     known = before_batch(run.header, [*run.rounds, record])
     recorded_moves = {(index, state) for index, state, _ in record.changed_after}
     by_hand = [each for each in run.changes_since_choice(datamodule) if (each[0], each[1]) not in recorded_moves]
+    known, classes = known.apply(by_hand), datamodule.classes or []
     taken = take_up(
         answers.of,
         record,
-        known=known.apply(by_hand),
-        classes=datamodule.classes or [],
+        known=known,
+        classes=classes,
         reserve=run.header.get("reserved") or [],
-        before=taken_up([*run.rounds, record], datamodule.classes or []),
+        before=taken_up([*run.rounds, record], classes),
     )
+    kept = {index: classes[known.target_of[index]] for index in taken.disputed if index in known.target_of}
     after = replace(
         record,
         targets=taken.targets,
         changed_after=[*record.changed_after, *by_hand, *taken.changes],
         answers=[*record.answers, *taken.rows],
     )
-    return Closed(replace(draft, record=after), taken)
+    disputed = disputed_words(taken.disputed, kept) if taken.disputed else ""
+    return Closed(replace(draft, record=after), taken, disputed)
+
+
+def finished_line(record: Round, of: Mapping[int, Resolved]) -> str:
+    """Return what `finish` closes of a batch: how many points have what, and which go back.
+
+    Example:
+        >>> record = Round(2, 9, 9, acquired=[4, 5, 6], scores=[0.5, 0.4, 0.3], asked_held_out=[8])
+        >>> finished_line(record, {4: Resolved("label", "cat", ())})
+        '`finish` closes the batch of round 2: 1 of 4 points has a label; 2 go back to the pool: 5, 6; 1 goes ba...'
+    """
+    kinds = {index: of[index].kind for index in record.asked if index in of}
+    num_labelled = sum(kind == "label" for kind in kinds.values())
+    num_aside = sum(kind in {"unsure", "reject"} for kind in kinds.values())
+    back = [index for index in record.asked if kinds.get(index) not in {"label", "unsure", "reject"}]
+    to_reserve = [index for index in back if index in record.asked_held_out]
+    to_pool = [index for index in back if index not in record.asked_held_out]
+    parts = [f"{num_labelled} of {len(record.asked)} points {'has' if num_labelled == 1 else 'have'} a label"]
+    parts += [f"{num_aside} {'is' if num_aside == 1 else 'are'} set aside"] if num_aside else []
+    for points, place in ((to_pool, "the pool"), (to_reserve, "the points reserved for the holdout")):
+        few = ", ".join(map(str, points[:NUM_NAMED])) + ", ..." * (len(points) > NUM_NAMED)
+        parts += [f"{len(points)} {'goes' if len(points) == 1 else 'go'} back to {place}: {few}"] if points else []
+    return f"`finish` closes the batch of round {record.round}: {'; '.join(parts)}."
 
 
 def wait_for_answers(
@@ -162,7 +191,7 @@ def wait_for_answers(
             raise RuntimeError("Rank 0 has read no answers.")
         answers, is_over = found
         missing = [index for index in query.batch.ids if index not in answers.of]
-        waiting = Waiting(draft.record.round, run.folder, missing, len(query.batch.ids), answers.unread)
+        waiting = Waiting(draft.record.round, run.folder, missing, len(query.batch.ids), answers.unread, answers.lacks)
         run.wait_for(None if answers.is_closed else waiting)
         if is_over:
             return answers

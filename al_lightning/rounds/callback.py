@@ -63,7 +63,8 @@ class ActiveLearning(Callback):
 
     Args:
         acquisition: Which points to label: `BatchBALD()`, `BALD()`, `Random()`, ...
-        query_size: Labels per round; the last batches may be smaller, at the budget's or the pool's end.
+        query_size: Labels per round; the last batches may be smaller, at the budget's or the pool's end. With
+            `holdout_share` a batch asks for points of the holdout on top of these.
         posterior: What draws networks from a trained model.
         num_samples: K, the number of posterior samples: by default 100, or the number of an ensemble's members. A batch
             of b points can tell at most log K nats.

@@ -16,6 +16,7 @@ from al_lightning.records.header import name_of
 from al_lightning.records.round import Round
 
 BAR_WIDTH = 15
+HOLDOUT_FORMS = {"acc": ".2f", "low": ".2f", "high": ".2f", "num": "g"}
 SECONDS_BETWEEN_UPDATES = 0.1
 SAID_ANEW_IN_EACH_ROUND = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning on a newer torch than it was written for
@@ -223,10 +224,10 @@ def resumes_line(rounds: Sequence[Round], found: Sequence[Round], *, num_labelle
 
 def round_line(record: Round, *, budget: int | None) -> str:
     """Return a round as one line: labels, test metrics, information of the batch, seconds."""
-    parts = [f"round {record.round}", _labels_bar(record.num_paid, budget) + _of_holdout(record)]
+    parts = [f"round {record.round}", _labels_bar(record.num_paid, budget) + _parts_of(record)]
     parts += [f"{name} {value:.3g}" for name, value in _shown_metrics(record).items() if value is not None]
     if record.holdout:
-        parts.append(f"holdout_acc {record.holdout['acc']:.2f} {_interval(record)}")
+        parts.append(f"holdout_acc {_accuracy(record)}")
     if "joint_mi" in record.information:
         joint, share = record.information["joint_mi"], record.information["joint_mi_over_log_k"]
         parts.append(f"batch tells {joint:.2f} nats ({share:.0%} of log K)")
@@ -235,18 +236,27 @@ def round_line(record: Round, *, budget: int | None) -> str:
     return " | ".join(parts + ([record.stopped] if record.stopped else []))
 
 
-def _of_holdout(record: Round) -> str:
-    return f", {record.num_held_out} of the holdout" if record.num_held_out else ""
-
-
-def _interval(record: Round) -> str:
-    """Return the interval of the accuracy on the holdout.
+def _parts_of(record: Round) -> str:
+    """Return of which labels those that are paid for consist, in a run with a holdout.
 
     Example:
-        >>> _interval(Round(1, 9, 9, holdout={"num": 4, "acc": 0.75, "low": 0.194, "high": 0.994}))
-        '[0.19, 0.99]'
+        >>> _parts_of(Round(1, 10, 9, num_held_out=7)), _parts_of(Round(1, 10, 9))
+        (' paid for: 10 trained on, 7 held out', '')
     """
-    return f"[{record.holdout['low']:.2f}, {record.holdout['high']:.2f}]"
+    if not record.num_held_out:
+        return ""
+    return f" paid for: {record.num_labelled} trained on, {record.num_held_out} held out"
+
+
+def _accuracy(record: Round) -> str:
+    """Return the accuracy on the holdout with its interval and its points, those of the round's batch included.
+
+    Example:
+        >>> _accuracy(Round(1, 9, 9, holdout={"num": 4, "acc": 0.75, "low": 0.194, "high": 0.994}))
+        '0.75 [0.19, 0.99] of 4'
+    """
+    acc, low, high, num = (f"{record.holdout[name]:{form}}" for name, form in HOLDOUT_FORMS.items())
+    return f"{acc} [{low}, {high}] of {num}"
 
 
 def _labels_bar(num_labelled: int, budget: int | None) -> str:
@@ -266,18 +276,26 @@ def _shown_metrics(record: Round) -> dict[str, float | None]:
 
 def table(rounds: Sequence[Round]) -> str:
     """All rounds under each other, a column per number; the seconds are the last columns."""
-    numbers = [{"round": str(r.round), "labels": str(r.num_labelled), **_cells(r)} for r in rounds]
+    has_holdout = any(r.num_held_out or r.holdout for r in rounds)
+    numbers = [{"round": str(r.round), **_counts(r, has_holdout=has_holdout), **_cells(r)} for r in rounds]
     seconds = [{f"{name} s": f"{value:.2f}" for name, value in r.seconds.items()} for r in rounds]
     names = dict.fromkeys(name for row in [*numbers, *seconds] for name in row)
     rows = [{**own, **times} for own, times in zip(numbers, seconds, strict=True)]
     return as_aligned([{name: row.get(name, "") for name in names} for row in rows])
 
 
+def _counts(record: Round, *, has_holdout: bool) -> dict[str, str]:
+    """Return the labels when the batch of a round was chosen; with a holdout all of them, and those of each kind."""
+    if not has_holdout:
+        return {"labels": str(record.num_labelled)}
+    counts = {"paid for": record.num_paid, "trained on": record.num_labelled, "held out": record.num_held_out}
+    return {name: str(number) for name, number in counts.items()}
+
+
 def _cells(record: Round) -> dict[str, str]:
     cells = {name: "" if value is None else f"{value:.4g}" for name, value in _shown_metrics(record).items()}
     if record.holdout:
-        cells["held out"] = f"{record.holdout['num']:g}"
-        cells["holdout_acc"] = f"{record.holdout['acc']:.2f} {_interval(record)}"
+        cells["holdout_acc"] = _accuracy(record)
     if "joint_mi" in record.information:
         cells["joint MI"] = f"{record.information['joint_mi']:.2f}"
         cells["of log K"] = f"{record.information['joint_mi_over_log_k']:.0%}"

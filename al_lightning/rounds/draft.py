@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from al_lightning.labelling import AskedBatch
+from al_lightning.labelling.missing import NO_ANSWER, NUM_NAMED, Lack, missing_words
 from al_lightning.records.foreign import printable
 from al_lightning.records.lines import round_of
 from al_lightning.records.round import Round
 from al_lightning.records.weights import States
-
-NUM_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,7 @@ class Waiting:
         missing: Points without an answer.
         num_asked: How many points the batch has.
         unread: What is not read yet, with the reason.
+        lacks: Why they are missing, where there is a reason.
     """
 
     round: int
@@ -92,12 +92,21 @@ class Waiting:
     missing: Sequence[int]
     num_asked: int
     unread: Sequence[str]
+    lacks: Mapping[int, Lack] = field(default_factory=dict)
+
+    @property
+    def _missing(self) -> str:
+        """Return which points are missing, and why where they are not just unanswered."""
+        lacks = {index: self.lacks.get(index, Lack(NO_ANSWER)) for index in self.missing}
+        if any(lack.reason != NO_ANSWER for lack in lacks.values()):
+            return missing_words(lacks)
+        return "points " + ", ".join(map(str, self.missing[:NUM_NAMED])) + ", ..." * (len(self.missing) > NUM_NAMED)
 
     def __str__(self) -> str:
         """Return what is missing and where to give it, for a person."""
-        few = ", ".join(map(str, self.missing[:NUM_NAMED])) + ", ..." * (len(self.missing) > NUM_NAMED)
         lines = [
-            f"Round {self.round} asks for {self.num_asked} labels, and {len(self.missing)} are missing: points {few}.",
+            f"Round {self.round} asks for {self.num_asked} labels, and {len(self.missing)} "
+            f"{'is' if len(self.missing) == 1 else 'are'} missing: {self._missing}.",
             f"Answer them with `al-lightning label {self.folder}`, or write files in {self.folder}/answers, and start "
             "the same command again.",
             *(f"Not read: {reason}." for reason in self.unread),
@@ -109,5 +118,5 @@ class Waiting:
         """Return where to answer, for a process that goes on by itself once the answers are there."""
         return printable(
             f"Round {self.round} asks for {self.num_asked} labels, and waits for {len(self.missing)}: answer them with "
-            f"`al-lightning label {self.folder}`, or write files in {self.folder}/answers."
+            f"`al-lightning label {self.folder}`, or write files in {self.folder}/answers. Missing: {self._missing}."
         )

@@ -21,8 +21,9 @@ from al_lightning._lightning import (
 )
 from al_lightning.data import ActiveLearningDataModule, wrapped_datamodule
 from al_lightning.distributed import Ranks
+from al_lightning.records.foreign import printable
 from al_lightning.records.round import Round
-from al_lightning.rounds.asking import Closed, check_people, closed, wait_for_answers
+from al_lightning.rounds.asking import Closed, check_people, closed, finished_line, wait_for_answers
 from al_lightning.rounds.callback import active_learning_callback
 from al_lightning.rounds.checkpoints import keeps_last, labels_due, prefix_checkpoints, read_checkpoints_as_before
 from al_lightning.rounds.console import Live, no_summary, quiet, round_line, table
@@ -132,7 +133,9 @@ class _Rounds:
             finish: Close the batch that an earlier process has asked for, with the answers that are there.
         """
         run = self.run
-        finish = not self._fits(ckpt_path) and finish
+        if (is_new := self._fits(ckpt_path)) and finish:
+            rank_zero_info("`finish` closes nothing: no batch was asked for when this start began.")
+        finish = finish and not is_new
         if run.ended_before:
             rank_zero_info(f"The run in {run.folder} ended before: {run.stopped}.")
             return False
@@ -180,7 +183,11 @@ class _Rounds:
         if not answers.is_closed:
             self.live.clear()
             return None
-        return closed(datamodule, run, self._draft(), answers)
+        batch = closed(datamodule, run, self._draft(), answers)
+        lines = [*([finished_line(draft.record, answers.of)] if finish else []), *filter(None, [batch.disputed])]
+        for line in [*lines, *(f"Not read: {reason}" for reason in answers.unread)]:
+            rank_zero_info(printable(line))
+        return batch
 
     def _fit(self, fit: Fit) -> None:
         is_first = self.trainer.state.fn is None

@@ -117,11 +117,16 @@ def test_half_a_last_line_is_not_read_yet_and_its_place_is_told(tmp_path, tail, 
         ('{"id": 1, "kind": "skip", "label": "cat"}', "with the kind 'skip' and the label 'cat'. Leave one of them"),
         ('{"id": 1, "kind": "later"}', "with the kind 'later', but it must be one of label, skip, unsure, reject, un"),
         ('{"id": 1, "kind": ["skip"]}', r"with the kind \['skip'\]"),
-        ('{"label": "cat"}', "has the id None, but must have that of a point"),
+        ('{"label": "cat"}', "has no id, but must have that of a point. Ids are whole numbers: asked.json has them"),
+        ('{"id": null, "label": "cat"}', "has no id, but must have"),
+        ('{"id": "0073.png", "label": "cat"}', "has the id '0073.png', .* the names of the files in asked/, and"),
+        ('{"id": 1, "label": "unsure"}', "'unsure' is no class but a kind: write it as `kind`"),
+        ('{"id": 1, "label": "Skip"}', "'skip' is no class but a kind: write it as `kind`"),
         ('{"id": 100, "label": "cat"}', "answers point 100, but ids run from 0 to 99"),
         ('{"id": -1, "label": "cat"}', "answers point -1, but ids run from 0 to 99"),
         ('{"id": 50, "label": "cat"}', "answers point 50, for which no batch has asked"),
-        ('{"id": 1.0, "label": "cat"}', "has the id 1.0"),
+        ('{"id": 1.5, "label": "cat"}', "has the id 1.5"),
+        ('{"id": 1e300, "label": "cat"}', "has the id 1e\\+300"),
         ('{"id": true, "label": "cat"}', "has the id True"),
         ('{"id": "one", "label": "cat"}', "has the id 'one'"),
         ('{"id": "²", "label": "cat"}', "has the id '²'"),
@@ -173,13 +178,20 @@ def test_bytes_that_are_no_utf_8_within_a_file_are_named_by_line():
         ("image,label\n1,cat\n", "has the columns image, label, but must have `id` and `label`"),
         ("id,label,label\n1,cat,cat\n", "has the columns id, label, label, but .* each once"),
         ("id,who\n1,ann\n", "must have `id` and `label`"),
-        ("1,cat\n", "has the columns 1, cat"),
+        ("1,cat\n", r"x.csv:1 is '1,cat', but the first line must be the header `id,label`"),
+        ("17.png,cat\n18.png,dog\n", r"x.csv:1 is '17.png,cat', but the first line must be the header"),
+        ("id,label,,\n1,cat,,\n2,dog,,x\n", "x.csv:3 has 4 cells, but the columns are id,label"),
+        ("id,,label\n1,,cat\n", "has the columns id, , label, but must have"),
+        ("id,label\n1,unsure\n", "'unsure' is no class but a kind: write it as `kind` .in a CSV a column of its own"),
+        ('id,label,seconds\n1,cat,"2,4"\n', "has `seconds` '2,4', .* Write decimals with a point"),
         ("id,label\n1,cat,dog\n", "x.csv:2 has 3 cells, but the columns are id,label"),
         ('id,label\n1,"cat"x\n', "x.csv:2 is no CSV"),
         ('id,label\n1,"cat\n2,"dog"\n', "is no CSV"),
         ("id,label\n1,bird\n", "x.csv:2 answers point 1 with the label 'bird'"),
-        ("id,label\n,cat\n", "x.csv:2 has the id None"),
-        ("id,label\n1.0,cat\n", "x.csv:2 has the id '1.0'"),
+        ("id,label\n,cat\n", "x.csv:2 has no id"),
+        ("id,label\n73.5,cat\n", "x.csv:2 has the id '73.5'"),
+        ('id,label\n"73,0",cat\n', "x.csv:2 has the id '73,0'"),
+        ("id,label\n0073.png,cat\n", "x.csv:2 has the id '0073.png', .* ids.jsonl"),
         (f"id,label\n{'9' * 5000},cat\n", "x.csv:2 has the id '999"),
         ("id,label,seconds\n1,cat,1e999\n", "x.csv:2 has `seconds` '1e999'"),
         ('id,label,who\n1,cat,"a\nb"\n\n2,bird,ann\n', "x.csv:5 answers point 2"),
@@ -202,6 +214,21 @@ def test_rows_without_an_answer_yet_are_passed_over_and_columns_may_come_in_any_
         Answer(5, "label", "=x", "x"),
         Answer(6, "label", "dog", "@bob"),
     ]
+
+
+@given(st.integers(0, 49), st.integers(0, 3), st.integers(0, 5), st.integers(0, 3))
+def test_empty_columns_and_rows_and_ids_as_floats_change_nothing(index, num_columns, num_rows, num_zeros):
+    more = "," * num_columns
+    shown = f"{index}.{'0' * num_zeros}" if num_zeros else str(index)
+    empty = f",{more}\r\n" * num_rows
+    found, torn = read(f"id,label{more}\r\n{empty}{shown},dog{more}\r\n{empty}", "x.csv")
+    assert (found, torn) == ([Answer(index, "label", "dog", "x")], None)
+    assert read(json.dumps({"id": float(index), "label": "dog"}), "x.jsonl")[0] == found
+
+
+def test_a_class_may_be_called_as_a_kind():
+    allowed = Allowed(["skip", "dog"], {}, num_points=9)
+    assert read("id,label\n1,skip\n", "x.csv", allowed)[0] == [Answer(1, "label", "skip", "x")]
 
 
 def test_a_quoted_name_may_hold_commas_quotes_and_ends_of_lines():
@@ -241,13 +268,23 @@ def test_times_sort_as_text(one, other):
     assert (normal_time(one.isoformat()) < normal_time(other.isoformat())) == (one.timestamp() < other.timestamp())
 
 
-def test_files_are_read_by_name_and_other_names_are_not(tmp_path):
-    for number, name in enumerate(["b.jsonl", "a.jsonl", ".c.jsonl", "d.txt", "e.jsonl.partial", "é 'x'.jsonl"]):
+def test_files_are_read_by_name_and_other_visible_ones_are_told(tmp_path):
+    names = ["b.jsonl", "a.JSONL", ".c.jsonl", "ann.xlsx", "e.jsonl.partial", "é 'x'.jsonl", "~$a.csv", ".~lock.a.csv#"]
+    for number, name in enumerate(names):
         (tmp_path / name).write_text(f'{{"id": {number}, "label": "cat"}}\n')
+    (tmp_path / "t.Csv").write_text("id,label\n9,dog\n")
+    (tmp_path / "older").mkdir()
     found, unread = read_answers(tmp_path, ALLOWED)
-    assert [(each.id, each.who) for each in found] == [(1, "a"), (0, "b"), (5, "é 'x'")]
-    assert unread == []
-    assert found[0].place == f"{tmp_path / 'a.jsonl'}:1"
+    assert [(each.id, each.who) for each in found] == [(1, "a"), (0, "b"), (9, "t"), (5, "é 'x'")]
+    assert unread == [
+        f"{tmp_path / 'ann.xlsx'} is neither .csv nor .jsonl: save it as CSV",
+        f"{tmp_path / 'e.jsonl.partial'} is neither .csv nor .jsonl: save it as CSV",
+        f"{tmp_path / 'older'} is a folder: put the files of answers beside it",
+    ]
+    for number in range(9):
+        (tmp_path / f"{number}.txt").touch()
+    assert read_answers(tmp_path, ALLOWED)[1][-1] == f"{tmp_path} holds 2 further files of other kinds"
+    assert found[0].place.lower() == f"{tmp_path / 'a.jsonl'}:1".lower()
 
 
 def test_a_folder_and_a_link_to_nothing_are_told_and_a_link_to_a_file_is_read(tmp_path):

@@ -113,6 +113,8 @@ class World:
             state, _ = self.state(index)
             home = RESERVED if index in RESERVE else IN_POOL
             labelled = HELD_OUT if index in RESERVE else state if state >= 0 else self.draft.round + 1
+            if kind == "tie":  # what was paid for stays
+                continue
             self.expected[index] = {
                 "label": (labelled, None if label is None else CLASSES.index(label)),
                 "unsure": (EXCLUDED, None),
@@ -217,14 +219,48 @@ def test_a_late_answer_a_correction_and_an_undo_are_changes_of_the_record_that_t
     assert taken_from([undone], record=record, rounds=rounds).changes == [[1, IN_POOL, None]]
 
 
-def test_a_tie_after_the_commit_takes_the_label_back_and_a_third_vote_gives_it_again():
-    ann, bob, eve = (said(1, what, who) for who, what in (("ann", "cat"), ("bob", "dog"), ("eve", "cat")))
+def by_several(index, **said_by):
+    return [said(index, what, who) for who, what in said_by.items()]
+
+
+@pytest.mark.parametrize(("first", "second"), [("cat", "dog"), ("cat", "unsure"), ("unsure", "cat"), ("reject", "dog")])
+def test_a_tie_after_the_commit_leaves_what_was_committed_and_is_told_once(first, second):
+    ann, bob = by_several(1, ann=first, bob=second)
+    found = taken_from([ann])
+    rounds = [replace(FIRST, targets=found.targets, changed_after=found.changes, answers=found.rows)]
+    num_labelled = 1 + (first == "cat")
+    tie = taken_from([ann, bob], record=Round(1, num_labelled, 7), rounds=rounds)
+    assert tie == TakenUp(None, [], [row(bob)], {1: Resolved("tie", None, (ann, bob))})
+    rounds.append(Round(1, num_labelled, 7, answers=tie.rows))
+    assert taken_from([ann, bob], record=Round(2, num_labelled, 7), rounds=rounds) == TakenUp(None, [], [])
+    assert recorded(HEADER, rounds).state_of[1] == (1 if first == "cat" else EXCLUDED)
+
+
+@pytest.mark.parametrize(
+    ("third", "state", "target"), [("cat", 1, 0), ("dog", 1, 1), ("unsure", 1, 0), ("undo", 1, 0), ("reject", 1, 0)]
+)
+def test_a_third_vote_settles_a_tie_for_what_it_is_cast_for(third, state, target):
+    ann, bob, eve = by_several(1, ann="cat", bob="dog", eve=third)
+    rounds = [
+        replace(FIRST, targets=[0, None], answers=[row(ann)]),
+        Round(1, 2, 7, answers=[row(bob)]),
+    ]
+    taken = taken_from([ann, bob, eve], record=Round(2, 2, 7), rounds=rounds)
+    assert taken.changes == ([[1, 1, 1]] if third == "dog" else [])
+    known = recorded(HEADER, [*rounds, Round(2, 2, 7, changed_after=taken.changes, answers=taken.rows)])
+    assert (known.state_of[1], known.target_of[1]) == (state, target)
+
+
+def test_most_votes_for_unsure_and_votes_that_are_taken_back_withdraw_a_label():
+    ann, *others = by_several(1, ann="cat", bob="unsure", eve="unsure")
     rounds = [replace(FIRST, targets=[0, None], answers=[row(ann)])]
-    tie = taken_from([ann, bob], record=Round(1, 2, 7), rounds=rounds)
-    assert tie == TakenUp(None, [[1, IN_POOL, None]], [row(bob, was=0)])
-    rounds.append(Round(1, 2, 7, changed_after=tie.changes, answers=tie.rows))
-    again = taken_from([ann, bob, eve], record=Round(2, 1, 8), rounds=rounds)
-    assert again == TakenUp(None, [[1, 3, 0]], [row(eve)])
+    taken = taken_from([ann, *others], record=Round(1, 2, 7), rounds=rounds)
+    assert taken == TakenUp(None, [[1, EXCLUDED, None]], [row(each, was=0) for each in others])
+    both = by_several(1, ann="cat", bob="cat")
+    rounds = [replace(FIRST, targets=[0, None], answers=[row(each) for each in both])]
+    (undone,) = by_several(1, bob="undo")
+    taken = taken_from([both[0], undone], record=Round(1, 2, 7), rounds=rounds, wanted=2)
+    assert taken == TakenUp(None, [[1, IN_POOL, None]], [row(undone, was=0)])
 
 
 def test_a_vote_that_was_not_enough_counts_when_the_point_is_asked_for_again():

@@ -70,6 +70,23 @@ def test_a_point_whose_label_was_taken_back_for_want_of_votes_has_none_until_it_
     assert [audit(row)[:3] for row in table([first, second, third])] == [("2", "label", "ann; bob; eve")]
 
 
+def test_a_tie_leaves_the_label_that_a_point_had_until_most_say_something_else():
+    first = Round(0, 0, 9, acquired=[1], scores=[0.5], targets=[2], answers=[answer(1, label=2)])
+    tie = Round(1, 1, 8, answers=[answer(1, label=0, who="bob")])
+    third = Round(2, 1, 8, answers=[answer(1, label=0, who="eve")], changed_after=[[1, 1, 0]])
+    (disputed,) = asked_points([first, tie])
+    assert (disputed.answer, disputed.is_disputed) == (("label", 2), True)
+    assert [audit(row)[:3] for row in table([first, tie])] == [("2", "label", "ann; bob")]
+    (settled,) = asked_points([first, tie, third])
+    assert (settled.history, settled.is_disputed) == ([("label", 2), ("label", 2), ("label", 0)], False)
+
+
+def test_a_tie_among_the_answers_of_one_commit_leaves_what_was_before_it():
+    first = Round(0, 0, 9, acquired=[1], scores=[0.5], targets=[2], answers=[answer(1, label=2)])
+    changed_and_other = [answer(1, label=0), answer(1, label=1, who="bob")]
+    assert audit(table([first, Round(1, 1, 8, answers=changed_and_other)])[0])[:2] == ("2", "label")
+
+
 def test_a_point_that_is_asked_for_again_has_two_rows():
     first = Round(0, 0, 9, acquired=[1], scores=[0.5], targets=[None], answers=[answer(1, "skip")])
     second = Round(1, 0, 9, acquired=[1], scores=[0.4], targets=[2], answers=[answer(1, label=2)])

@@ -97,3 +97,11 @@ def test_classes_have_their_names_where_all_runs_name_them_alike(make_people):
     first, other = make_people("a"), make_people("b", classes=["ant", "wasp"], seed=1)
     assert names(first) == ["ant", "bee"]
     assert names(first, other) == ["ant", "1"]
+
+
+def test_classes_without_any_label_have_a_row_too():
+    run = run_of(batch(0, [0.5], 0.5, targets=[1]))
+    named = Run(run.name, run.folder, {**run.header, "classes": ["ant", "bee", "cat"]}, run.rounds)
+    axes = class_balance([named]).axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["ant", "bee", "cat"]
+    assert axes.images[0].get_array().tolist() == [[0], [1], [0]]

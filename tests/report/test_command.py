@@ -31,7 +31,7 @@ def test_another_output_folder_and_metric_can_be_asked_for(make_folder, tmp_path
         (["one", "one"], "one is the same run as one: name each run once."),
         (
             ["one", "--metric", "acc"],
-            "`metric` is 'acc', but no round has a number of that name; recorded are test_acc.",
+            "`metric` is 'acc', but no round has a number of that name; recorded are test_acc: choose one",
         ),
         (["one", "--output", "one/rounds.jsonl"], "File exists"),
     ],

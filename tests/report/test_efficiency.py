@@ -51,3 +51,13 @@ def test_runs_that_measured_nothing_are_refused(make_run):
 def test_the_curve_of_a_run_without_initial_labels_begins_after_its_first_round(make_people):
     axes = label_efficiency([make_people()], metric="val_acc").axes[0]
     assert axes.lines[0].get_xydata().tolist() == [[2, 0.5], [3, 0.75]]
+
+
+def test_labels_are_whole_numbers_also_of_a_single_point(make_run):
+    figure = label_efficiency([make_run("a", (0.5,))])
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert ticks
+    assert all(float(tick).is_integer() for tick in ticks)

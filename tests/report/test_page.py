@@ -35,6 +35,18 @@ onload = () => {
 </script>"""
 
 
+TABLES = """<body style="margin: 0"><iframe src="report/report.html" width="WIDTH" height="800"></iframe>
+<script>
+onload = () => {
+  const page = document.querySelector("iframe").contentDocument
+  page.querySelectorAll("details").forEach(each => each.open = true)
+  const tables = [...page.querySelectorAll(".wide")]
+  const cut = tables.filter(each => each.scrollWidth > each.clientWidth).map(each => each.innerText.slice(0, 40))
+  document.body.innerHTML = `<p id="found">${tables.length > 9} ${JSON.stringify(cut)}</p>`
+}
+</script>"""
+
+
 class Checked(HTMLParser):
     """Every element is closed by its own end, and what it points to is collected."""
 
@@ -73,8 +85,8 @@ def page_with(text):
     drawn = Drawn(Picture(text, text, text, draw=None), "AAAA")
     details = Details(text, table, text, table)
     points = [Shown(text, image="AAAA"), Shown(text, text=text), Shown(text)]
-    people = PeopleSection(table, table, table, table, points, [text])
-    return page_of([Section(text, table, [drawn, missing], table, [details], people)], drawn, num_runs=1)
+    people = PeopleSection(table, table, table, table, table, points, [text])
+    return page_of([Section(text, text, table, [drawn, missing], table, [details], people)], drawn, num_runs=1)
 
 
 @settings(max_examples=50, deadline=None)
@@ -131,8 +143,8 @@ def test_killed_runs_are_reported_with_what_is_there(make_run, tmp_path):
 def test_datasets_have_sections_and_pictures_of_their_own(make_run, tmp_path):
     page = write_report([make_run("a"), make_run("b", datamodule="MNIST")], tmp_path / "report")
     assert [name.strip() for name in re.findall("<h2>(.*?)</h2>", page.read_text())] == [
-        "Digits, 60 points",
-        "MNIST, 60 points",
+        f"{tmp_path / 'a'} (Digits, 60 points)",
+        f"{tmp_path / 'b'} (MNIST, 60 points)",
         "The method",
     ]
     assert len(list(page.parent.glob("*-curves.png"))) == 2
@@ -170,7 +182,9 @@ def test_a_run_with_people_has_a_section_of_theirs_and_needs_no_test_metric(make
     run = make_people(classes=[evil, "bee"], who=evil)
     page = write_report([run], tmp_path / "report")
     checked = Checked(page.read_text())
-    assert "`metric` is 'test_acc', but no round has a number of that name" in checked.text
+    assert "No test_acc is recorded; `--metric` shows another number." in checked.text
+    assert "Curves of holdout_acc against labels" in {image["alt"] for image in checked.images}
+    assert "not measured" not in checked.text
     assert "1 point of the holdout is unsure or rejected: it is left out of its accuracy." in checked.text
     assert checked.text.count(evil) > 3
     assert (page.parent / "Digits-20-points-holdout.png").is_file()
@@ -180,6 +194,25 @@ def test_a_run_with_people_has_a_section_of_theirs_and_needs_no_test_metric(make
 def test_a_run_without_people_has_no_section_of_theirs(make_run, tmp_path):
     page = write_report([make_run("a")], tmp_path / "report")
     assert "<h3>People</h3>" not in page.read_text()
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 718], ids=["a window", "paper"])
+def test_no_column_of_a_table_is_cut_off(runs, make_people, tmp_path, width):
+    people = make_people(classes=["w" * 40, "bee"], who="<b>" + "w" * 40)
+    page = write_report([*runs, people], tmp_path / "report")
+    assert page.is_file()
+    (tmp_path / "tables.html").write_text(TABLES.replace("WIDTH", str(width)))
+    assert '<p id="found">true []</p>' in dom_of(tmp_path / "tables.html", tmp_path / "profile")
+
+
+def dom_of(url, profile):
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={profile}"]
+    flags += ["--allow-file-access-from-files", "--virtual-time-budget=5000", "--window-size=1400,900", "--dump-dom"]
+    return subprocess.run(
+        [BROWSER, *flags, url.as_uri()], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
 
 
 @needs_browser
@@ -196,7 +229,7 @@ def test_a_browser_shows_every_picture_without_scrolling_sideways_on_a_phone(run
     ]
     flags += ["--enable-logging=stderr", "--allow-file-access-from-files", "--virtual-time-budget=5000"]
     for url, found in {
-        tmp_path / "phone.html": '<p id="found">7 of 7 images, 0 pixels too wide</p>',
+        tmp_path / "phone.html": '<p id="found">8 of 8 images, 0 pixels too wide</p>',
         page: "Active learning report</h1>",
     }.items():
         command = [BROWSER, *flags, "--dump-dom", url.as_uri()]

@@ -1,13 +1,16 @@
 import base64
 import io
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from al_lightning.records.round import Round
 from al_lightning.report import people as part
 from al_lightning.report.people import people_section, set_aside_in_holdout
+from tests.report.conftest import answer
 
 
 @pytest.fixture
@@ -25,9 +28,10 @@ def test_a_run_without_people_has_no_section(make_run):
 
 def test_labels_are_counted_with_their_hours_and_the_answers_that_have_none(section):
     found = cells(section.runs)
-    assert (found["labels"], found["of the holdout"], found["unsure"], found["rejected"]) == ("4", "1", "1", "1")
+    counts = [found[name] for name in ("labels given", "of them held out", "unsure", "rejected")]
+    assert counts == ["4", "1", "1", "1"]
     assert (found["skipped"], found["answers"], found["without seconds"]) == ("1", "12", "9")
-    assert (found["hours"], found["hours per label"]) == ("1", "1")  # one label has seconds
+    assert (found["time"], found["time per label"]) == ("1 h", "1 h")  # one label has seconds
 
 
 def test_agreement_is_of_the_points_with_several_votes(section):
@@ -41,13 +45,80 @@ def test_each_person_has_a_row(section):
     assert [row[1] for row in section.persons.rows] == ["ann", "bob", "eve"]
     ann = cells(section.persons)
     assert (ann["answers"], ann["labels"], ann["unsure"], ann["skips"]) == ("6", "4", "1", "1")
-    assert (ann["hours"], ann["hours per label"], ann["without seconds"]) == ("0.75", "0.75", "4")
-    assert (cells(section.persons, 2)["hours"], cells(section.persons, 2)["hours per label"]) == ("", "")
+    assert (ann["time"], ann["time per label"], ann["without seconds"]) == ("45 min", "45 min", "4")
+    assert (cells(section.persons, 2)["time"], cells(section.persons, 2)["time per label"]) == ("", "")
 
 
-def test_corrections_say_what_was_and_what_is(section):
-    assert [row[1:5] for row in section.corrections.rows] == [["1", "1", "ant", "bee"]] * 2
-    assert cells(section.corrections)["at"] == "2026-01-02T00:00:00.000000Z"
+def test_a_correction_says_what_the_label_was_and_is_and_by_whose_answers(section):
+    at = "2026-01-02T00:00:00.000000Z"
+    assert [row[1:] for row in section.changed.rows] == [["1", "1", "ant", "bee", "corrected", "ann, bob", at]]
+    assert section.disputed.rows == []
+
+
+NUMBERS = itertools.count()  # of folders
+
+
+def reported(make_people, *later):
+    """The section of a run in which points got labels of ann, and later rounds took up further answers."""
+    run = make_people(f"people-{next(NUMBERS)}")
+    first = Round(
+        0,
+        0,
+        18,
+        acquired=[0, 1],
+        scores=[0.5, 0.4],
+        targets=[0, 0],
+        answers=[answer(i, label=0, who="ann") for i in (0, 1)],
+    )
+    rounds = [first, *(Round(number, 2, 16, **each) for number, each in enumerate(later, 1))]
+    return people_section([replace(run, rounds=rounds)])
+
+
+UNSURE = {"answers": [answer(0, "unsure", who=who, was=0) for who in ("bob", "eve")], "changed_after": [[0, -2, None]]}
+
+
+@pytest.mark.parametrize(
+    ("taken_up", "expected"),
+    [
+        (UNSURE, ["ant", "none", "now unsure", "bob, eve", ""]),
+        (
+            {"answers": [answer(0, "undo", who="ann", was=0)], "changed_after": [[0, -1, None]]},
+            ["ant", "none", "taken back", "ann", ""],
+        ),
+        (
+            {"answers": [answer(0, label=1, who="ann", was=0)], "changed_after": [[0, 1, 1]]},
+            ["ant", "bee", "corrected", "ann", ""],
+        ),
+        ({"answers": [answer(0, label=0, who="bob")]}, None),
+        ({"answers": [answer(0, label=1, who="bob")]}, None),
+    ],
+    ids=["unsure", "undo", "correction", "agreement", "tie"],
+)
+def test_what_happened_to_a_label_is_told_as_it_happened(make_people, taken_up, expected):
+    section = reported(make_people, taken_up)
+    assert [row[1:] for row in section.changed.rows] == ([] if expected is None else [["1", "0", *expected]])
+
+
+def test_a_disputed_point_is_listed_with_what_each_has_said_until_it_is_settled(make_people):
+    tie = {"answers": [answer(0, label=1, who="bob")]}
+    assert [row[1:] for row in reported(make_people, tie).disputed.rows] == [["0", "0", "ant", "ann: ant, bob: bee"]]
+    third = {"answers": [answer(0, label=1, who="eve", was=0)], "changed_after": [[0, 1, 1]]}
+    settled = reported(make_people, tie, third)
+    assert settled.disputed.rows == []
+    assert [row[1:6] for row in settled.changed.rows] == [["2", "0", "ant", "bee", "corrected"]]
+    aside = {"answers": [answer(0, "unsure", who="bob")]}
+    again = {"answers": [answer(0, label=0, who="zoe")]}
+    assert [row[3] for row in reported(make_people, UNSURE, again).disputed.rows] == ["unsure"]
+    assert [row[3] for row in reported(make_people, aside).disputed.rows] == ["ant"]
+
+
+def test_an_undo_is_no_answer_that_is_counted(make_people):
+    section = reported(
+        make_people, {"answers": [answer(0, "undo", who="ann", was=0)], "changed_after": [[0, -1, None]]}
+    )
+    ann = cells(section.persons)
+    assert (ann["answers"], ann["labels"], cells(section.runs)["answers"]) == ("2", "2", "2")
+    assert "undone" not in section.persons.head
 
 
 def test_skips_and_points_set_aside_are_listed(section, make_people):

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from al_lightning.report.runs import by_dataset, grouped, metrics_of, read_runs, unmeasured
+from al_lightning.report.runs import by_dataset, default_metric, grouped, metrics_of, read_runs, unmeasured
 
 
 def labels(groups):
@@ -105,10 +105,27 @@ def test_a_metric_that_nobody_recorded_is_named_beside_those_recorded(make_run):
     run = make_run("one")
     assert metrics_of([run]) == ["test_acc"]
     assert unmeasured([run], "test_acc") is None
-    assert (
-        unmeasured([run], "acc") == "`metric` is 'acc', but no round has a number of that name; recorded are test_acc."
+    assert unmeasured([run], "acc") == (
+        "`metric` is 'acc', but no round has a number of that name; recorded are test_acc: choose one with `--metric`."
     )
     assert unmeasured([make_run("empty", ())], "acc") == "No round has recorded a metric yet."
+
+
+def test_without_a_metric_named_the_test_the_holdout_and_any_accuracy_are_shown_in_this_order(make_run, make_people):
+    people = make_people()
+    assert default_metric([make_run("one"), people]) == "test_acc"
+    assert default_metric([people]) == "holdout_acc"
+    assert default_metric([replace(people, rounds=[])]) == "holdout_acc"  # to come
+    no_holdout = replace(
+        people,
+        header={**people.header, "reserved": []},
+        rounds=[replace(each, holdout={}, num_held_out=0) for each in people.rounds],
+    )
+    assert default_metric([no_holdout]) == "val_acc"
+    nothing = replace(no_holdout, rounds=[replace(each, metrics={}) for each in no_holdout.rounds])
+    assert unmeasured([nothing], default_metric([nothing])) == (
+        "No round has recorded a metric yet. Without a test set, `holdout_share` measures an accuracy."
+    )
 
 
 def test_a_round_without_labels_and_metrics_is_no_point_of_the_curve(make_people):

@@ -2,7 +2,10 @@ import csv
 import io
 from dataclasses import replace
 
-from al_lightning.report.tables import details_of, groups_table, rounds_csv, runs_table, shown
+from hypothesis import given
+from hypothesis import strategies as st
+
+from al_lightning.report.tables import Table, details_of, groups_table, rounds_csv, runs_table, shown
 
 
 def test_a_group_has_its_mean_where_all_runs_are_and_the_labels_each_needed(make_run):
@@ -47,6 +50,17 @@ def test_the_csv_has_a_row_for_each_round_with_what_it_belongs_to(make_run):
     assert rounds_csv([make_run("empty", ())]) == "run,dataset,acquisition,seed\n"
 
 
+@given(st.integers(1, 40), st.integers(0, 9), st.integers(1, 30))
+def test_a_wide_table_loses_no_cell_and_each_of_its_parts_begins_with_the_first_column(num_columns, num_rows, letters):
+    head = [f"c{column}" for column in range(num_columns)]
+    rows = [[f"{row}.{column}".ljust(letters, "x") for column in range(num_columns)] for row in range(num_rows)]
+    parts = Table(head, rows).parts
+    found = {cell for part in parts for cell in (*part.head, *(each for row in part.rows for each in row))}
+    assert found == {*head, *(cell for row in rows for cell in row)}
+    assert all(part.head[0] == "c0" for part in parts)
+    assert all(len(row) == len(part.head) for part in parts for row in part.rows)
+
+
 def test_numbers_are_shown_with_four_digits_and_ids_in_full():
     assert [shown(value) for value in (123456, 0.123456, None)] == ["123456", "0.1235", ""]
 
@@ -55,6 +69,12 @@ def test_tables_of_a_run_whose_first_round_has_no_label_and_no_metric(make_peopl
     run = make_people()
     (row,) = groups_table([run], metric="val_acc", target=0.7).rows
     assert row == ["BatchBALD", "1", "0.75 (0.75 to 0.75) at 3 labels", "3 labels to 0.7", "3"]
-    assert runs_table([run], metric="val_acc").rows[0][3:6] == ["3", "3", "0.75"]
+    head, (row,) = runs_table([run], metric="val_acc")
+    assert list(zip(head, row, strict=True))[3:7] == [
+        ("rounds", "3"),
+        ("paid for", "4"),
+        ("trained on", "3"),
+        ("held out", "1"),
+    ]
     assert "holdout_acc" in details_of(run).rounds.head
     assert len(list(csv.DictReader(io.StringIO(rounds_csv([run]))))) == 3

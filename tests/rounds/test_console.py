@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 from al_lightning.records.journal import Round
@@ -102,7 +103,8 @@ HELD_OUT = replace(
 
 def test_the_holdout_is_shown_with_its_interval_and_counts_in_the_budget():
     line = round_line(HELD_OUT, budget=50)
-    assert "| ███████░░░░░░░░ 25/50 labels, 5 of the holdout | test_acc 1 | holdout_acc 0.83 [0.36, 1.00] | fit" in line
+    counts = "25/50 labels paid for: 20 trained on, 5 held out"
+    assert f"| ███████░░░░░░░░ {counts} | test_acc 1 | holdout_acc 0.83 [0.36, 1.00] of 6 | fit" in line
 
 
 def test_a_round_that_trained_nothing_has_a_line_without_gaps():
@@ -111,6 +113,14 @@ def test_a_round_that_trained_nothing_has_a_line_without_gaps():
 
 def test_seconds_are_the_last_columns_although_the_first_round_measured_nothing_else():
     header, _, first, last = table([Round(0, 0, 9, seconds={"predict": 0.0}), HELD_OUT]).splitlines()
-    assert header.split() == ["round", "labels", "test_acc", "held", "out", "holdout_acc", "predict", "s", "fit", "s"]
-    assert first.split() == ["0", "0", "0.00"]
-    assert last.split() == ["1", "20", "1", "6", "0.83", "[0.36,", "1.00]", "1.00"]
+    counts = ["round", "paid", "for", "trained", "on", "held", "out"]
+    assert header.split() == [*counts, "test_acc", "holdout_acc", "predict", "s", "fit", "s"]
+    assert first.split() == ["0", "0", "0", "0", "0.00"]
+    assert last.split() == ["1", "25", "20", "5", "1", "0.83", "[0.36,", "1.00]", "of", "6", "1.00"]
+
+
+def test_the_counts_of_the_table_are_those_of_the_line():
+    (paid_for,) = re.findall(
+        r"(\d+)/50 labels paid for: (\d+) trained on, (\d+) held out", round_line(HELD_OUT, budget=50)
+    )
+    assert tuple(table([HELD_OUT]).splitlines()[2].split()[1:4]) == paid_for

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from al_lightning.labelling import AskedBatch, AskedPoint
+from al_lightning.labelling.missing import Lack
 from al_lightning.records.round import Round
 from al_lightning.rounds.draft import Draft, Waiting
 
@@ -82,6 +83,14 @@ def test_waiting_says_what_is_missing_and_where_to_give_it():
     assert "Round 2 asks for 20 labels, and 12 are missing: points 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ..." in said
     assert "`al-lightning label runs/a`, or write files in runs/a/answers" in said
     assert "Not read: b.jsonl:3 has no end of line." in said
+
+
+def test_waiting_says_why_points_are_missing():
+    lacks = {3: Lack("with contradicting answers", "ann 'cat', bob 'dog'")}
+    waiting = Waiting(2, Path("runs/a"), [3, 5], 20, [], lacks)
+    why = "1 with contradicting answers: 3 (ann 'cat', bob 'dog'); 1 without an answer: 5."
+    assert f"2 are missing: {why}" in str(waiting)
+    assert waiting.while_waiting.endswith(f"Missing: {why}")
 
 
 def test_names_of_files_cannot_move_the_cursor():

@@ -21,6 +21,7 @@ from al_lightning import (
 )
 from al_lightning.labelling.asked import read_asked
 from al_lightning.labelling.export import labels_csv
+from al_lightning.labelling.shown import forget
 from al_lightning.records.replay import recorded
 from tests.conftest import TinyData, TinyModule
 
@@ -194,6 +195,16 @@ def test_nothing_but_answers_is_needed_to_go_on_and_starting_in_vain_changes_not
         assert before[name] == after[name], name
     write(folder, [{"id": start().waiting_for[0], "label": "ant"}])
     assert len(start().waiting_for) == 3
+
+
+def test_the_same_command_writes_anew_what_was_deleted_of_what_people_see(start):
+    data = Unlabelled()
+    data.render = lambda item: f"seen as {item}"
+    folder = start(data=data).run.folder
+    before = {path.name: path.read_bytes() for path in (folder / "asked").iterdir()}
+    assert forget(folder) == len(before) == 4
+    start(data=data)
+    assert {path.name: path.read_bytes() for path in (folder / "asked").iterdir()} == before
 
 
 def test_skipped_points_go_back_to_the_pool_and_are_not_asked_in_the_next_round(start):
@@ -372,16 +383,23 @@ def test_a_part_of_the_batch_may_do_and_late_answers_are_labelled_with_the_next(
     assert [[late, 2, TRUE[late]]] == callback.rounds[1].changed_after or late in callback.rounds[1].acquired
 
 
-def test_finish_closes_a_batch_with_what_is_there(start):
-    callback = start()
-    folder, first = callback.run.folder, callback.waiting_for[0]
-    write(folder, [{"id": first, "label": name_of(first)}])
+def test_finish_closes_a_batch_with_what_is_there_and_says_what_goes_back(start, caplog):
+    caplog.set_level("INFO")
     callback = start(finish=True)
+    assert "`finish` closes nothing: no batch was asked for when this start began." in caplog.text
+    folder, (first, unsure, *others) = callback.run.folder, callback.waiting_for
+    write(folder, [{"id": first, "label": name_of(first)}, {"id": unsure, "kind": "unsure"}])
+    caplog.clear()
+    callback = start(finish=True)
+    back = ", ".join(map(str, others))
+    closed = "`finish` closes the batch of round 0: 1 of 4 points has a label; 1 is set aside; 2 go back to the pool"
+    assert f"{closed}: {back}." in caplog.text
     assert [record.targets for record in callback.rounds] == [[TRUE[first], None, None, None]]
+    assert recorded(callback.run.header, callback.rounds).state_of == {first: 1, unsure: -2}
     assert len(callback.waiting_for) == 4  # the next batch is asked for, and is not closed by the same word
 
 
-def test_several_people_vote_and_a_tie_is_asked_again(start):
+def test_several_people_vote_and_a_tie_is_asked_again(start, caplog):
     oracle = AskPeople(answers_per_point=2)
     callback = start(oracle=oracle)
     folder = callback.run.folder
@@ -391,11 +409,36 @@ def test_several_people_vote_and_a_tie_is_asked_again(start):
     write(folder, [{"id": first, "label": "ant"}])
     assert start(oracle=oracle).waiting_for == [first]
     write(folder, [{"id": first, "label": "bee"}], who="bob")
+    caplog.set_level("INFO")
     assert start(oracle=oracle).waiting_for == [first]  # a tie
+    assert f"1 is missing: 1 with contradicting answers: {first} (ann 'ant', bob 'bee')." in caplog.text
     write(folder, [{"id": first, "label": "bee"}], who="eve")
     record = start(oracle=oracle).rounds[0]
     assert record.targets[0] == 1
     assert len([row for row in record.answers if row["id"] == first]) == 3
+
+
+def test_a_committed_label_outlives_one_contradiction_which_is_said_and_not_a_majority(start, caplog):
+    caplog.set_level("INFO")
+    callback = start()
+    folder, (disputed, *_) = callback.run.folder, callback.waiting_for
+    wrong = CLASSES[(TRUE[disputed] + 1) % 3]
+    write(folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for])
+    callback = start()
+    write(folder, [{"id": disputed, "label": wrong}], who="bob")
+    write(folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for])
+    caplog.clear()
+    callback = start()
+    said = f"{disputed} stays {name_of(disputed)!r} (ann {name_of(disputed)!r}, bob {wrong!r})"
+    assert caplog.text.count(f"although its answers contradict each other: {said}") == 1
+    assert callback.rounds[1].changed_after == []
+    assert recorded(callback.run.header, callback.rounds).target_of[disputed] == TRUE[disputed]
+    assert read_asked(folder).asked_before[disputed] == 0
+    write(folder, [{"id": disputed, "label": wrong}], who="eve")
+    write(folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for])
+    callback = start()
+    assert callback.rounds[2].changed_after == [[disputed, 1, CLASSES.index(wrong)]]
+    assert "contradict each other" not in caplog.text.partition(said)[2]
 
 
 def test_an_undo_and_a_correction_of_a_committed_answer_take_effect_with_the_next_commit(start):

@@ -119,11 +119,16 @@ class Desk:
         shown = None if batch is None else _shown(self.folder, batch, index)
         kind = kind_of_file(shown)
         if shown is None or kind is None:
-            raise FileNotFoundError(f"Nothing shows point {index}.")
+            raise FileNotFoundError(f"No file shows point {index}.")
         if shown != f"{FOLDER}/{Path(shown).name}":
             raise FileNotFoundError(f"{shown} is not in the folder {FOLDER} of the run.")
         refuse_linked(self.folder)
-        return _read_plain(self.folder / shown), MEDIA_TYPES[kind]
+        try:
+            return _read_plain(self.folder / shown), MEDIA_TYPES[kind]
+        except OSError as error:
+            reason = "was deleted" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+            way = "Start the run's command again, which writes it anew."
+            raise OSError(f"What point {index} looks like ({shown}) {reason}. {way}") from error
 
 
 def _shown(folder: Path, batch: AskedBatch, index: int) -> str | None:
@@ -140,7 +145,7 @@ def _read_plain(path: Path) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise FileNotFoundError(f"{path} is no file.")
+            raise OSError(f"{path} is no file")
         return file.read()
 
 
@@ -180,7 +185,7 @@ def _answer(desk: Desk) -> Any:  # noqa: ANN401 - an endpoint
         async for chunk in request.stream():
             body += chunk
             if len(body) > MOST_BYTES:
-                return _json(Reply(TOO_LARGE, {"error": f"An answer may have {MOST_BYTES} bytes."}))
+                return _json(Reply(TOO_LARGE, {"error": f"An answer may have {MOST_BYTES} bytes at most."}))
         return _json(await run_in_threadpool(desk.take, body))
 
     return answer

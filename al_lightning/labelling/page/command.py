@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
-from al_lightning.labelling.asked import refuse_other_folders
+from al_lightning.labelling.asked import ASKED, read_asked, refuse_other_folders
 from al_lightning.labelling.page.guard import Guard
 from al_lightning.labelling.shown import forget
 from al_lightning.records.foreign import printable
+from al_lightning.records.images import ASKED_FOLDER
 
 REFUSED = 2  # the exit code of a command that was called wrongly
 LOOPBACK = "127.0.0.1"
 MOST_PORTS = 65535
+ELSEWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}  # which documentation alone uses
 
 
 def main(args: Sequence[str]) -> int:
@@ -44,7 +46,9 @@ def main(args: Sequence[str]) -> int:
     try:
         refuse_other_folders(asked.run)
         if asked.forget:
-            sys.stdout.write(printable(f"Deleted {forget(asked.run)} files in {asked.run / 'asked'}.\n"))
+            number = forget(asked.run)
+            say(f"Deleted {number} file{'' if number == 1 else 's'} in {asked.run / ASKED_FOLDER}.")
+            warn_of_open_batch(asked.run)
             return 0
         serve(asked.run, asked.who, asked.host, asked.port, show_predictions=asked.show_predictions)
     except (OSError, ValueError, ModuleNotFoundError) as error:
@@ -53,6 +57,23 @@ def main(args: Sequence[str]) -> int:
     except KeyboardInterrupt:
         pass
     return 0
+
+
+def warn_of_open_batch(folder: Path) -> None:
+    """Say how the points that are still asked for, and that nobody sees any more, can be labelled."""
+    batch = read_asked(folder)
+    number = 0 if batch is None else sum(point.shown is not None for point in batch.points)
+    if number > 0:
+        say(
+            f"The run still asks for {number} point{'' if number == 1 else 's'} that nobody sees now: the page takes "
+            "skips only, until the run's command is started again, which writes anew what they look like."
+        )
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(printable(f"{text}\n"))
+    sys.stdout.flush()
 
 
 def serve(folder: Path, who: str | None, host: str, port: int, *, show_predictions: bool) -> None:
@@ -78,10 +99,13 @@ def serve(folder: Path, who: str | None, host: str, port: int, *, show_predictio
             timeout_graceful_shutdown=2,
         )
         name = f" as {default}" if default else ""
-        sys.stdout.write(
-            printable(f"Label {folder}{name}: {address_of(listener, host)}{guard.root} (Ctrl-C ends it)\n")
-        )
-        sys.stdout.flush()
+        addresses = " or ".join(f"{address}{guard.root}" for address in addresses_of(listener, host))
+        say(f"Label {folder}{name}: {addresses} (Ctrl-C ends it)")
+        if not (folder / ASKED).exists():
+            say(
+                f"{folder} asks for no points at the moment: it trains, has ended, or asks nobody (a run with "
+                "`oracle=AskPeople()` asks people). Once there are some, they appear on the page by themselves."
+            )
         uvicorn.Server(config).run(sockets=[listener])
 
 
@@ -121,9 +145,20 @@ def guard_of(listener: socket.socket, host: str) -> Guard:
     return Guard(secrets.token_urlsafe(24), frozenset({host.lower(), socket.gethostname().lower()}))
 
 
-def address_of(listener: socket.socket, host: str) -> str:
-    """Return the address for a browser: the name of the machine where all its addresses are listened on."""
+def addresses_of(listener: socket.socket, host: str) -> list[str]:
+    """Return the addresses for a browser: where all of a machine's are listened on, its name and its IP address."""
     address, port = listener.getsockname()[:2]
+    names = [host]
     if ip_address(address).is_unspecified:
-        return f"http://{socket.gethostname().lower()}:{port}"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        names = [socket.gethostname().lower(), *own_ips(listener.family)]
+    return [f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}" for name in names]
+
+
+def own_ips(family: socket.AddressFamily) -> list[str]:
+    """Return the IP address from which this machine reaches others; none if it reaches no other. Nothing is sent."""
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((ELSEWHERE[family], 9))
+        except OSError:
+            return []
+        return [str(probe.getsockname()[0])]

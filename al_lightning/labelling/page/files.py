@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from al_lightning.labelling.answers import Allowed, Answer, answers_in, files_in, torn_words
+from al_lightning.labelling.answers import Allowed, Answer, answers_in, files_in, is_table, torn_words, unread_in
 from al_lightning.labelling.asked import ANSWERS, ASKED, AskedBatch, read_asked
 
 Stamp = tuple[int, ...]
@@ -63,10 +63,11 @@ class RunFiles:
             try:
                 self._read_batch(asked)
                 own, others = files_in(self.folder / ANSWERS), self._others()
-                stamps = (asked, [(path, _stamp(path)) for path in [*own, *others]])
+                ignored = self._ignored()
+                stamps = (asked, [(path, _stamp(path)) for path in [*own, *others]], ignored)
                 revision = hashlib.blake2b(repr(stamps).encode(), digest_size=8).hexdigest()
                 if stamps != self._stamps:
-                    self._snapshot = self._fresh(revision, own, others)
+                    self._snapshot = self._fresh(revision, own, others, ignored)
             except (ValueError, OSError) as error:
                 # Not kept: a file that could not be read may be read the next time without any change.
                 self._stamps = None
@@ -89,11 +90,16 @@ class RunFiles:
         folders = [] if self._batch is None else self._batch.folders
         return [path for folder in folders for path in files_in(folder)]
 
-    def _fresh(self, revision: str, own: list[Path], others: list[Path]) -> Snapshot:
+    def _ignored(self) -> list[str]:
+        """Return what in the folders of answers is not read because of its name or kind."""
+        folders = [self.folder / ANSWERS, *([] if self._batch is None else self._batch.folders)]
+        return [reason for folder in folders for reason in unread_in(folder)]
+
+    def _fresh(self, revision: str, own: list[Path], others: list[Path], ignored: list[str]) -> Snapshot:
         if self._batch is None:
             return Snapshot(revision)
         answers: list[Answer] = []
-        unread: list[str] = []
+        unread = list(ignored)
         asked = self._batch.allowed.asked or ()
         for path in dict.fromkeys([*own, *others]):
             allowed = self._batch.allowed if path in own else self._batch.allowed_elsewhere
@@ -104,7 +110,7 @@ class RunFiles:
 
     def _answers(self, path: Path, allowed: Allowed) -> tuple[tuple[Answer, ...], int | None]:
         data = path.read_bytes()
-        if path.suffix == ".csv":  # whose first line says what the others mean
+        if is_table(path):  # whose first line says what the others mean
             found, torn = answers_in(data, path, allowed)
             return tuple(found), torn
         before = self._read.get(path, _Read(b"", ()))

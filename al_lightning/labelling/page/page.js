@@ -5,6 +5,7 @@
 
 const POLL_MS = 1000, RETRY_MS = [300, 1000, 2000, 5000], TIMEOUT_MS = 10000;
 const GUARD_MS = 700; // a key that was meant for a point that has just been replaced answers nothing
+const SEEN_MS = 100; // nobody reacts in less to a point that has come into sight
 const NUM_LAST = 10, NUM_PREPARED = 3, MIN_FILTERED = 13, TINY = 128;
 const USUAL_KEYS = [..."123456789abcdefghijklmnopqrstuvwxyz"].filter((key) => !"sur".includes(key));
 
@@ -50,7 +51,7 @@ function isOpen(point, known) {
   return !answer.isLocal && state.batch.again.includes(point.id);
 }
 
-const pointOf = (id) => state.batch.points.find((point) => point.id === id);
+const pointOf = (id) => state?.batch?.points.find((point) => point.id === id);
 const openPoints = () => { const known = mine(); return state.batch.points.filter((point) => isOpen(point, known)); };
 const byTime = (one, other) => (one.at < other.at ? 1 : one.at > other.at ? -1 : 0);
 const given = () => [...mine().values()].filter((answer) => answer.kind !== "undo").sort(byTime);
@@ -75,6 +76,7 @@ async function poll() {
     const { status, content } = await ask(`state?${query}`);
     if (status !== 200) throw new Error(content.error);
     if (asker === who) take(content, began);
+    look_again();
   } catch (error) {
     away = `The server is away (${error.message}).`;
   }
@@ -97,6 +99,19 @@ function take(content, began) {
   }
   if (state.batch === null) return;
   if (current === null) advance(!isFirst);
+}
+
+// Shows the point in sight as soon as it can be seen: a run that is started again writes pictures and texts anew.
+function look_again() {
+  if (!current?.isUnseen) return;
+  const mark = current;
+  const content = prepare(mark.id);
+  content.ready.then(() => {
+    if (current !== mark) return;
+    if (content.isFailed) return $("item").replaceChildren(content.element);
+    show(mark.id, mark.isCorrection);
+    render();
+  });
 }
 
 function begin(content) {
@@ -155,14 +170,14 @@ function answer(kind, label = null) {
   if (current === null) return;
   if (!current.isTaking) return say("Not taken: this point has only just come into sight.");
   if (kind === "skip" && pointOf(current.id) === undefined) return say("A point of an earlier batch cannot be skipped.");
+  if (kind !== "skip" && current.isUnseen) return say(`Not taken: point ${current.id} cannot be seen.`);
   pause();
   put({ id: current.id, kind, ...(label === null ? {} : { label }), seconds: Math.round(current.seen) / 1000 });
-  const before = current;
   current = null;
   refused = "";
   advance(false);
   render();
-  if (before.isCorrection || document.activeElement === document.body || document.activeElement === $("filter")) $("title").focus();
+  leave_buttons();
 }
 
 function undo() {
@@ -173,6 +188,12 @@ function undo() {
   current = null;
   if (pointOf(last.id) === undefined) advance(false); else show(last.id, false);
   render();
+  leave_buttons();
+}
+
+// A further Enter is none for the next point.
+function leave_buttons() {
+  $($("work").hidden ? "rest-title" : "title").focus();
 }
 
 function put(entry) {
@@ -191,7 +212,7 @@ function time(id) {
 function correct(id) {
   show(id, true);
   render();
-  $("title").focus();
+  leave_buttons();
 }
 
 function leave() {
@@ -199,6 +220,7 @@ function leave() {
   current = null;
   if (state.batch !== null) advance(false);
   render();
+  leave_buttons();
 }
 
 // ---- the point in sight ----
@@ -213,7 +235,7 @@ function advance(isGuarded) {
 }
 
 function show(id, isCorrection) {
-  current = { id, isCorrection, seen: 0, since: null, isPlaced: false, isTaking: false };
+  current = { id, isCorrection, seen: 0, since: null, isPlaced: false, isTaking: false, isUnseen: false };
   const mark = current;
   const content = prepare(id);
   const place = () => {
@@ -221,9 +243,10 @@ function show(id, isCorrection) {
     $("item").replaceChildren(content.element);
     content.element.scrollTop = 0;
     current.isPlaced = true;
+    current.isUnseen = content.isFailed;
+    renderButtons();
     resume();
-    const wait = guardedUntil - performance.now();
-    if (wait > 0) setTimeout(take_keys, wait); else take_keys();
+    setTimeout(take_keys, Math.max(SEEN_MS, guardedUntil - performance.now()));
     for (const point of openPoints().slice(0, NUM_PREPARED)) prepare(point.id);
   };
   const take_keys = () => {
@@ -241,13 +264,20 @@ function prepare(id) {
   const shows = pointOf(id)?.shows;
   const before = prepared.get(id);
   if (before !== undefined && before.shows === shows && !before.isFailed) return before;
+  prepared.delete(id);
   const content = { shows, isReady: false, isFailed: false, element: null };
   const settle = (made, isFailed = false) => Object.assign(content, { element: made, isReady: true, isFailed });
   content.ready = load(id, shows).then(
-    (made) => settle(made), (error) => settle(element("p", "none", error.message), true));
+    (made) => settle(made), (error) => settle(marked(element("p", "none", ""), unseen(id, error)), true));
   prepared.set(id, content);
   if (prepared.size > 4 * NUM_PREPARED) prepared.delete(prepared.keys().next().value);
   return content;
+}
+
+function unseen(id, error) {
+  const reason = error.constructor === Error ? error.message : `Point ${id} cannot be loaded (${error.message}).`; // else of fetch
+  const taken = pointOf(id) === undefined ? "your answer to it can be taken back (Backspace) or left (Escape)" : "it can be skipped only";
+  return `${reason}\nAs nobody sees point ${id} here, ${taken}.`;
 }
 
 async function load(id, shows) {
@@ -263,11 +293,11 @@ async function load(id, shows) {
     } catch {
       if (shows === "picture") {
         const { content } = await ask(`shown/${id}`);
-        throw new Error(content.error && content.error.length < 500 ? content.error : `The picture of point ${id} is damaged.`);
+        throw new Error(content.error && content.error.length < 500 ? content.error : `The picture of point ${id} is damaged. Start the run's command again, which writes it anew.`);
       }
     }
   }
-  const response = await fetch(`shown/${id}`); // of an earlier batch it may be either
+  const response = await fetch(`shown/${id}`, { signal: AbortSignal.timeout(TIMEOUT_MS) }); // of an earlier batch it may be either
   if (!response.ok) throw new Error((await response.json()).error);
   const text = element("div", "text", await response.text());
   text.tabIndex = 0;
@@ -300,13 +330,27 @@ function put_text(id, text) {
   if ($(id).textContent !== text) $(id).textContent = text;
 }
 
+// What messages have in backquotes is a command or a name of the code.
+function marked(node, text) {
+  node.replaceChildren(...text.split("`").map((part, place) => (place % 2 === 1 ? element("code", "", part) : part)));
+  return node;
+}
+
+function put_marked(id, text) {
+  if ($(id).dataset.text === text) return;
+  $(id).dataset.text = text;
+  marked($(id), text);
+}
+
+const counted = (number, one, more) => `${number} ${number === 1 ? one : more}`;
+
 const say = (text) => put_text("news", text);
 
 function render() {
-  if (state === null) return put_text("problem", away);
+  if (state === null) return put_marked("problem", away);
   put_text("run", state.name);
-  const waiting = queue.length === 0 ? "" : `\n${queue.length} of your answers wait here and are sent again by themselves. Keep this page open.`;
-  put_text("problem", [refused, away && away + waiting, state.problem].filter(Boolean).join("\n"));
+  const waiting = queue.length === 0 ? "" : `\n${counted(queue.length, "of your answers waits here and is sent again by itself", "of your answers wait here and are sent again by themselves")}. Keep this page open.`;
+  put_marked("problem", [refused, away && away + waiting, state.problem].filter(Boolean).join("\n"));
   put_text("unread", state.unread.map((text) => `Not read yet: ${text}`).join("\n"));
   const batch = state.batch;
   const isWorking = current !== null && batch !== null;
@@ -342,17 +386,31 @@ function renderPoint() {
   if (point?.predicted != null) notes.push(`Prediction: ${point.predicted}${point.probability == null ? "" : ` (${Math.round(100 * point.probability)} %)`}`);
   if (state.batch.is_closed && !current.isCorrection) notes.push("The run has enough answers to go on; further ones count too.");
   put_text("note", notes.join(" "));
+  renderButtons();
+}
+
+function renderButtons() {
+  for (const button of [...$("classes").children, $("unsure"), $("reject")]) button.disabled = current?.isUnseen === true;
+  $("skip").disabled = current !== null && pointOf(current.id) === undefined;
 }
 
 function renderRest(batch) {
+  const numSaving = queue.length + answered.length;
   let title = "No points are asked for at the moment", text = "The run is training, or has ended. The next points will appear here by themselves.";
   if (!who) [title, text] = ["Who are you?", "Type your name above; your answers are stored under it."];
   else if (state.problem) [title, text] = ["The files of the run cannot be used", "Once they are mended, this page goes on by itself."];
-  else if (batch !== null && queue.length > 0) [title, text] = ["Your last answers are being saved", "Keep this page open."];
-  else if (batch !== null && batch.is_closed) [title, text] = ["All points are answered", "Start the command again that began the run, `al-lightning fit ...` or your script, unless it is waiting already. The next points will appear here by themselves."];
-  else if (batch !== null) [title, text] = ["You have answered all your points", `${batch.num_missing} of the batch wait for other people. \`al-lightning fit ... --finish\` goes on without them.`];
+  else if (batch !== null && numSaving > 0) [title, text] = [numSaving === 1 ? "Your last answer is being saved" : "Your last answers are being saved", "Keep this page open."];
+  else if (batch !== null && batch.is_closed) [title, text] = ["Nothing is left to answer", `${tally(batch)} Start the command again that began the run, \`al-lightning fit ...\` or your script, unless it is waiting already. The next points will appear here by themselves.`];
+  else if (batch !== null) [title, text] = ["No point is left for you", `${tally(batch)} ${counted(batch.num_missing, "point waits", "points wait")} for other people. \`al-lightning fit ... --finish\`, or \`active_fit(..., finish=True)\` in a script, goes on without ${batch.num_missing === 1 ? "it" : "them"}.`];
   put_text("rest-title", title);
-  put_text("rest-text", text);
+  put_marked("rest-text", text);
+}
+
+// "Of 10 points: 8 with a label, 1 unsure, 1 skipped."
+function tally(batch) {
+  const names = [["label", "with a label"], ["unsure", "unsure"], ["reject", "rejected"], ["skip", "skipped"]];
+  const parts = names.filter(([kind]) => batch.tally[kind]).map(([kind, name]) => `${batch.tally[kind]} ${name}`);
+  return `Of ${counted(batch.points.length, "point", "points")}: ${parts.join(", ") || "none with an answer"}.`;
 }
 
 function renderClasses(classes) {
@@ -422,7 +480,7 @@ function onFilterKey(event) {
   const found = matching();
   const exact = found.filter((button) => button.dataset.name.toLowerCase() === text);
   const [chosen, ...more] = exact.length === 1 ? exact : found;
-  if (chosen === undefined || more.length > 0) return say(`${found.length} classes match: type more, or go on to one of them with Tab.`);
+  if (chosen === undefined || more.length > 0) return say(found.length === 0 ? "No class matches." : `${found.length} classes match: type more, or go on to one of them with Tab.`);
   filter("");
   answer("label", chosen.dataset.name);
 }
@@ -436,7 +494,13 @@ document.addEventListener("keydown", (event) => {
     $("filter").focus();
     return;
   }
-  if (event.key === "Escape") return leave();
+  if (event.key === "," && state?.batch) {
+    event.preventDefault();
+    const last = $("last").querySelector("button");
+    if (last === null) return say("There is no answer to correct yet.");
+    return last.focus();
+  }
+  if (event.key === "Escape") return document.activeElement?.closest("#last") ? leave_buttons() : leave();
   if (event.key === "Backspace") { event.preventDefault(); if (!event.repeat) undo(); return; }
   const key = keyOf(event);
   if (event.repeat || $("work").hidden || !/^[0-9a-z]$/.test(key)) return;

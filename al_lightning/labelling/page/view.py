@@ -1,5 +1,6 @@
 """What the page shows one person of a batch; pure functions."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ def view(batch: AskedBatch, answers: Sequence[Answer], who: str, *, show_predict
         "mine": [_entry(by[who]) for by in of.values() if who in by],
         "earlier": _last([by[who] for by in earlier.values() if who in by and by[who].kind != "undo"]),
         "is_closed": is_closed(found, asked_now=batch.ids, min_answered=batch.min_answered),
+        "tally": dict(Counter(found[index].kind for index in ids if index in found)),
         "num_missing": sum(index not in found for index in ids),
     }
 

@@ -99,7 +99,7 @@ def test_an_answer_is_on_disk_when_it_is_confirmed_and_twice_is_once(client, run
         ({"who": "\ud800"}, "is not UTF-8"),
         ({"at": "noon"}, "must have a time like"),
         ({"at": None}, "has no at"),
-        ({"seconds": -1}, "a number from 0 on"),
+        ({"seconds": -1}, "a number from 0"),
         ({"path": "/etc/passwd"}, "'path'"),
         ({"kind": "skip"}, "Leave one of them out"),
     ],
@@ -214,6 +214,19 @@ def test_no_path_outside_of_the_folder_is_served_whatever_the_batch_names(client
     assert response.status_code == 404
     assert response.headers["content-type"] == "application/json"
     assert client.get("/shown/..%2F..%2Fsecret.txt").status_code == 404
+
+
+def test_what_was_deleted_is_told_with_the_way_out_and_no_number_of_the_system(client, run, write_run):
+    (run / "asked" / "10.txt").unlink()
+    error = client.get("/shown/10").json()["error"]
+    assert error == (
+        "What point 10 looks like (asked/10.txt) was deleted. Start the run's command again, which writes it anew."
+    )
+    (run / "asked" / "11.txt").unlink()
+    (run / "asked" / "11.txt").mkdir()
+    assert "asked/11.txt) cannot be read" in client.get("/shown/11").json()["error"]
+    write_run(run, [30], asked_before={10: 3})
+    assert client.get("/shown/10").json()["error"] == "No file shows point 10."
 
 
 def test_links_and_devices_are_not_followed(client, run):

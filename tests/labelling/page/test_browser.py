@@ -22,7 +22,8 @@ import uvicorn
 from al_lightning.labelling.answers import read_answers
 from al_lightning.labelling.asked import AskedBatch, AskedPoint, read_asked, write_asked
 from al_lightning.labelling.page.app import Desk, application
-from al_lightning.labelling.page.command import address_of, guard_of, listening
+from al_lightning.labelling.page.command import addresses_of, guard_of, listening
+from al_lightning.labelling.shown import forget
 from al_lightning.records.images import png
 
 AXE = os.environ.get("AL_LIGHTNING_AXE")  # axe.min.js of the package axe-core; where it is given nothing is skipped
@@ -81,7 +82,7 @@ def server(folder: Path, **options) -> Iterator[str]:
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            yield f"{address_of(listener, '127.0.0.1')}/"
+            yield f"{addresses_of(listener, '127.0.0.1')[0]}/"
         finally:
             running.should_exit = True
             thread.join()
@@ -141,7 +142,7 @@ def test_a_hundred_labels_by_keys_take_less_than_half_a_minute(pictures, open_pa
         began = time.monotonic()
         for index in range(100):
             press(page, index, str(1 + index % 2))
-        page.get_by_text("All points are answered").wait_for()
+        page.get_by_text("Nothing is left to answer").wait_for()
         took = time.monotonic() - began
         assert page.locator("#count").inner_text() == "100 of 100"
         assert "al-lightning fit" in page.locator("#rest-text").inner_text()
@@ -172,7 +173,9 @@ def test_everything_is_done_by_keyboard(run, open_page):
         press(page, 14, "1")
         saved(page, 14)
         wait_for(page, 'body[data-shown="15"]')
-        reach(page, '#last li[data-id="11"] button')
+        page.keyboard.press(",")
+        assert focus(page) == "#last 14"
+        reach(page, '#last li[data-id="11"] button', at_most=3)
         page.keyboard.press("Enter")
         press(page, 11, "2")
         wait_for(page, 'body[data-shown="15"]')
@@ -182,6 +185,9 @@ def test_everything_is_done_by_keyboard(run, open_page):
         wait_for(page, 'body[data-shown="15"]')
         reach(page, "#classes button:nth-child(3)")
         page.keyboard.press("Enter")
+        wait_for(page, 'body[data-shown="16"]')
+        for _ in range(3):
+            page.keyboard.press("Enter")  # labels nothing: the focus has left the button
         saved(page, 15)
         reach(page, "#who")
         page.keyboard.press("Control+A")
@@ -196,9 +202,149 @@ def test_everything_is_done_by_keyboard(run, open_page):
     ]
 
 
-def reach(page, selector: str) -> None:
+def test_a_key_leads_to_the_last_answers_and_escape_back(run, open_page):
+    with server(run) as address:
+        page = open_page(address)
+        wait_for(page, 'body[data-shown="10"]')
+        page.keyboard.press(",")
+        page.get_by_text("There is no answer to correct yet.").wait_for()
+        press(page, 10, "1")
+        saved(page, 10)
+        page.keyboard.press(",")
+        assert focus(page) == "#last 10"
+        page.keyboard.press("Escape")
+        assert focus(page) == "title"
+        page.keyboard.press(",")
+        page.keyboard.press("Enter")
+        page.get_by_role("heading", name="Correct point 10, answered: cat").wait_for()
+        press(page, 10, "2")
+        press(page, 11, "1")
+        saved(page, 11)
+        reach(page, "#undo")
+        page.keyboard.press("Enter")
+        page.keyboard.press("Enter")  # takes no further answer back
+        wait_for(page, 'body[data-shown="11"]')
+        assert focus(page) == "title"
+    assert on_disk(run) == [("ann", 10, "cat"), ("ann", 10, "dog"), ("ann", 11, "cat"), ("ann", 11, "undo")]
+
+
+def focus(page) -> str:
+    """Name what has the focus: its id, or its point in the list of the last answers."""
+    return page.evaluate(
+        """() => { const at = document.activeElement, item = at.closest("#last li");
+            return item ? `#last ${item.dataset.id}` : at.id; }"""
+    )
+
+
+@pytest.mark.parametrize("end", ["txt", "png"])
+def test_fast_presses_answer_one_point_and_none_that_has_only_just_come_into_sight(run, batch_of, open_page, end):
+    if end == "png":
+        write_pictures(run, batch_of([]), range(10, 20))
+    with server(run) as address:
+        page = open_page(address)
+        wait_for(page, 'body[data-shown="10"]')
+        page.wait_for_timeout(300)  # by now the next points are loaded
+        page.evaluate(
+            """() => { for (let number = 0; number < 6; number++) document.dispatchEvent(
+                new KeyboardEvent("keydown", { key: "1", code: "Digit1", bubbles: true })); }"""
+        )
+        wait_for(page, 'body[data-shown="11"]')
+        saved(page, 10)
+    assert on_disk(run) == [("ann", 10, "cat")]
+
+
+@pytest.mark.parametrize("end", ["txt", "png", None])
+def test_a_point_that_nobody_can_see_takes_a_skip_only_until_it_is_there_again(run, batch_of, open_page, end):
+    if end == "png":
+        write_pictures(run, batch_of([]), range(10, 20))
+    before = {path.name: path.read_bytes() for path in (run / "asked").iterdir()}
+    forget(run)
+    if end is None:
+        write_asked(run, replace(read_asked(run), points=[AskedPoint(10), AskedPoint(11)]))
+    with server(run) as address:
+        page = open_page(address)
+        for key in "1ur":
+            press(page, 10, key)
+            page.get_by_text("Not taken: point 10 cannot be seen.").wait_for()
+        assert page.locator("#classes button:enabled, #unsure:enabled, #reject:enabled").count() == 0
+        words = page.locator("#item").inner_text()
+        assert "it can be skipped only" in words
+        assert ("was deleted. Start the run's command again" in words) == (end is not None)
+        page.keyboard.press("s")
+        saved(page, 10)
+        wait_for(page, 'body[data-shown="11"]')
+        if end is not None:
+            (run / "asked").mkdir()
+            for name, content in before.items():  # as the run's command does
+                (run / "asked" / name).write_bytes(content)
+            page.locator("#item img, #item .text").wait_for()
+            wait_for(page, "#classes button:enabled")
+            press(page, 11, "1")
+            saved(page, 11)
+    assert on_disk(run) == [("ann", 10, "skip")] + [("ann", 11, "cat")] * (end is not None)
+
+
+def test_an_answer_to_a_point_of_an_earlier_batch_that_nobody_sees_can_be_taken_back_only(run, write_run, open_page):
+    with server(run) as address:
+        page = open_page(address)
+        press(page, 10, "1")
+        saved(page, 10)
+    forget(run)
+    write_run(run, [30], asked_before=dict.fromkeys(range(10, 20), 3))
+    with server(run) as address:
+        page = open_page(address)
+        wait_for(page, 'body[data-shown="30"]')
+        page.keyboard.press(",")
+        page.keyboard.press("Enter")
+        press(page, 10, "2")
+        page.get_by_text("Not taken: point 10 cannot be seen.").wait_for()
+        assert "can be taken back" in page.locator("#item").inner_text()
+        page.keyboard.press("Backspace")
+        page.get_by_text("Taken back: the answer to point 10").wait_for()
+    assert on_disk(run) == [("ann", 10, "cat"), ("ann", 10, "undo")]
+
+
+def test_the_end_of_a_batch_says_what_became_of_its_points_with_commands_as_code(tmp_path, write_run, open_page):
+    run = tmp_path / "run"
+    write_run(run, [3, 4, 5])
+    with server(run) as address:
+        page = open_page(address)
+        for index, key in ((3, "1"), (4, "u"), (5, "s")):
+            press(page, index, key)
+        page.get_by_text("Nothing is left to answer").wait_for()
+        assert "Of 3 points: 1 with a label, 1 unsure, 1 skipped." in page.locator("#rest-text").inner_text()
+        assert page.locator("#rest-text code").all_inner_texts() == ["al-lightning fit ..."]
+        assert "`" not in page.locator("body").inner_text()
+
+
+def test_one_point_that_waits_for_others_is_one_point(tmp_path, write_run, open_page):
+    run = tmp_path / "run"
+    write_run(run, [3], answers_per_point=2)
+    with server(run) as address:
+        page = open_page(address)
+        press(page, 3, "1")
+        page.get_by_text("No point is left for you").wait_for()
+        words = page.locator("#rest-text").inner_text()
+    assert words == (
+        "Of 1 point: none with an answer. 1 point waits for other people. "
+        "al-lightning fit ... --finish goes on without it."
+    )
+
+
+def test_backquotes_of_data_are_shown_as_they_are(tmp_path, write_run, open_page):
+    run = tmp_path / "run"
+    write_run(run, [3, 4], classes=["`cat`", "dog"])
+    with server(run) as address:
+        page = open_page(address)
+        press(page, 3, "1")
+        saved(page, 3)
+        assert "Saved: `cat` for point 3." in page.locator("#news").inner_text()
+        assert page.locator("#classes bdi").first.inner_text() == "`cat`"
+
+
+def reach(page, selector: str, *, at_most: int = 60) -> None:
     """Press Tab until an element has the focus."""
-    for _ in range(60):
+    for _ in range(at_most + 1):
         if page.evaluate("selector => document.activeElement === document.querySelector(selector)", selector):
             return
         page.keyboard.press("Tab")
@@ -388,7 +534,9 @@ def test_two_people_at_once_share_the_work_and_lose_nothing(run, open_page):
         bob.keyboard.press("Enter")
         both = {ann: "ann", bob: "bob"}
         given = []
-        for page in (ann, bob, bob, ann, ann, bob):
+        for page in (ann, ann, ann, bob, bob, ann):
+            if len(given) == 3:
+                bob.get_by_text("3 of 10").wait_for()
             wait_for(page, "body[data-shown]")
             shown = int(page.locator("body").get_attribute("data-shown"))
             page.keyboard.press("1")
@@ -398,7 +546,7 @@ def test_two_people_at_once_share_the_work_and_lose_nothing(run, open_page):
         for page in both:  # what the other has answered is done for both
             page.get_by_text(f"{len(settled)} of 10").wait_for()
     assert sorted(on_disk(run)) == sorted(given)
-    assert len(settled) >= 4  # at most each person's first point was in sight of both
+    assert len(settled) >= 4  # bob's second point is none of ann's first three
 
 
 def test_the_next_batch_appears_by_itself_and_no_key_for_the_one_before_answers_it(run, write_run, open_page):
@@ -434,7 +582,7 @@ def test_a_large_picture_fits_a_narrow_screen_and_a_missing_one_is_told(tmp_path
         assert page.locator("#item img").bounding_box()["width"] <= 320
         page.keyboard.press("2")
         wait_for(page, 'body[data-shown="4"]')
-        assert "4.png" in page.locator("#item").inner_text()
+        assert "asked/4.png) was deleted" in page.locator("#item").inner_text()
         page.keyboard.press("s")
         saved(page, 4)
 

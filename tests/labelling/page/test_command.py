@@ -8,7 +8,7 @@ import urllib.request
 
 import pytest
 
-from al_lightning.labelling.page.command import address_of, guard_of, listening, main
+from al_lightning.labelling.page.command import addresses_of, guard_of, listening, main
 
 SERVE = "import sys; from al_lightning.labelling.page.command import main; sys.exit(main(sys.argv[1:]))"
 
@@ -68,8 +68,62 @@ def test_only_an_address_that_others_reach_needs_a_token():
         guard = guard_of(open_to_all, "0.0.0.0")  # noqa: S104
         assert len(guard.token) >= 32
         assert guard.token != guard_of(open_to_all, "0.0.0.0").token  # noqa: S104
-        assert address_of(open_to_all, "0.0.0.0").split(":")[1] == f"//{socket.gethostname().lower()}"  # noqa: S104
-        assert address_of(own, "localhost") == f"http://localhost:{own.getsockname()[1]}"
+        assert addresses_of(open_to_all, "0.0.0.0")[0].split(":")[1] == f"//{socket.gethostname().lower()}"  # noqa: S104
+        assert addresses_of(own, "localhost") == [f"http://localhost:{own.getsockname()[1]}"]
+
+
+class Probe:
+    """A socket of a machine with one IP address, or without a network."""
+
+    def __init__(self, ip):
+        self.ip = ip
+
+    def __call__(self, *arguments):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def connect(self, address):
+        if self.ip is None:
+            raise OSError(101, "Network is unreachable")
+
+    def getsockname(self):
+        return self.ip, 40000
+
+
+@pytest.mark.parametrize(("ip", "others"), [("192.168.0.7", ["http://192.168.0.7:{}"]), (None, [])])
+def test_where_all_addresses_are_listened_on_the_ip_address_is_told_too(monkeypatch, ip, others):
+    with listening("0.0.0.0", 0) as listener:  # noqa: S104 - what is tested
+        port = listener.getsockname()[1]
+        monkeypatch.setattr(socket, "socket", Probe(ip))
+        found = addresses_of(listener, "0.0.0.0")  # noqa: S104
+    assert found == [f"http://{socket.gethostname().lower()}:{port}", *[other.format(port) for other in others]]
+
+
+def test_forget_says_what_an_open_batch_needs_and_a_closed_run_nothing(run, write_run, capsys):
+    assert main([str(run), "--forget"]) == 0
+    assert "still asks for 10 points that nobody sees now" in capsys.readouterr().out
+    write_run(run, [3])
+    assert main([str(run), "--forget"]) == 0
+    out = capsys.readouterr().out
+    assert "Deleted 1 file in" in out
+    assert "still asks for 1 point that" in out
+    (run / "asked.json").rename(run / "rounds.jsonl")
+    assert main([str(run), "--forget"]) == 0
+    assert "still asks" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_a_run_that_asks_for_nothing_is_served_and_the_terminal_says_so(run, is_asked, capsys, monkeypatch):
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
+    if not is_asked:
+        (run / "asked.json").rename(run / "rounds.jsonl")
+    assert main([str(run), "--port", "0"]) == 0
+    assert ("asks for no points at the moment" in capsys.readouterr().out) != is_asked
 
 
 @pytest.mark.slow

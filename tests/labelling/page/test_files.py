@@ -113,3 +113,13 @@ def test_a_file_that_cannot_be_read_is_a_problem_until_it_can(run, monkeypatch):
         patch.setattr(Path, "read_bytes", fail)
         assert "ann.jsonl" in files.snapshot().problem
     assert len(files.snapshot().answers) == 1
+
+
+def test_a_table_by_a_name_in_capitals_is_read_and_a_file_of_another_kind_is_told(run):
+    files = RunFiles(run)
+    files.snapshot()
+    (run / "answers" / "ann.CSV").write_text("id,label\n10,cat\n11,dog\n")
+    (run / "answers" / "bob.xlsx").touch()
+    found = files.snapshot()
+    assert [(answer.id, answer.who) for answer in found.answers] == [(10, "ann"), (11, "ann")]
+    assert found.unread == (f"{run / 'answers' / 'bob.xlsx'} is neither .csv nor .jsonl: save it as CSV",)

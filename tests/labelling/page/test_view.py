@@ -77,6 +77,13 @@ def test_a_closed_batch_is_closed_and_open_points_are_counted():
     assert not seen(batch(3, 4), [label(3, "cat", "bob")])["is_closed"]
 
 
+def test_points_are_tallied_by_what_they_are():
+    answers = [label(3, "cat", "ann"), label(4, "dog", "ann"), Answer(5, "unsure", None, "ann", at(0))]
+    answers += [Answer(6, "skip", None, "ann", at(0)), label(50, "cat", "ann")]
+    state = seen(batch(3, 4, 5, 6, 7, asked_before={50: 0}), answers)
+    assert state["tally"] == {"label": 2, "unsure": 1, "skip": 1}
+
+
 def test_the_last_ten_answers_to_earlier_batches_can_be_corrected():
     before = dict.fromkeys(range(50, 62), 0)
     answers = [label(index, "cat", "ann", index - 50) for index in before]
