@@ -85,7 +85,8 @@ class Vectorised:
         results = self._masked.results
         self._bytes_of_a_cell = results.largest / (len(outputs_b_2_C) if self._in_rows else 1)
         shared = results.shared / max(results.own, 1)
-        if shared < _LEAST_SHARED and outputs_b_2_C.device.type == "cpu":
+        is_attention = any(found.kind.of_weights for found in self._masked.masks.values())  # slow one by one
+        if shared < _LEAST_SHARED and outputs_b_2_C.device.type == "cpu" and not is_attention:
             raise RuntimeError(
                 f"What all samples share is {shared:.0%} of what each computes, too little to gain by it."
             )
