@@ -66,11 +66,11 @@ class MCDropout(Posterior):
 
     What precedes the first dropout is computed once for all K samples, by `torch.vmap` over the masks. This is tried on
     the first batch and compared there with plain forward passes. K plain passes are made for a model that cannot be
-    traced (`if` on values, custom functions without a rule), for one without attention whose samples share
-    little (on the CPU), and with a torch that has renamed private functions. `predict.path` is "vmap" or "loop", and
-    `predict.reason` says why it is the loop. A convolution after dropped channels mixes the responses of its input channels, which all samples share;
-    on the CPU it skips the output channels that dropout removes right after it. The results are the same up to the
-    order of float32 sums.
+    traced (`if` on values, custom functions without a rule), for one without attention whose samples share little (on
+    the CPU), and with a torch that has renamed private functions. `predict.path` is "vmap" or "loop", and
+    `predict.reason` says why it is the loop. A convolution after dropped channels mixes the responses of its input
+    channels, which all samples share; on the CPU it skips the output channels that dropout removes right after it. The
+    results are the same up to the order of float32 sums.
 
     Args:
         predict: How to get logits or log-probabilities (B, C) of a batch, `predict(module, batch)`. By default
