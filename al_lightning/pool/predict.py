@@ -80,6 +80,19 @@ def _with_progress(trainer: Trainer, batches: DataLoader[object]) -> Iterable[ob
     return tqdm(batches, desc=DESCRIPTION, leave=False, disable=shown is None or shown.is_disabled)
 
 
+@dataclass(frozen=True)
+class Passes:
+    """Description of the forward passes of a posterior; None for one that does not tell.
+
+    Args:
+        path: How they were made.
+        sampled: What was sampled in them.
+    """
+
+    path: str | None = None
+    sampled: str | None = None
+
+
 class PoolChunks(Iterator[Tensor]):
     """Chunks of `predict_pool`, and the description of the forward passes."""
 
@@ -91,10 +104,10 @@ class PoolChunks(Iterator[Tensor]):
         return next(self._chunks)
 
     @property
-    def path(self) -> str | None:
-        """Describe the forward passes of the posterior; None for one that does not tell."""
-        path, reason = (getattr(self._predict, name, None) for name in ("path", "reason"))
-        return f"{path}: {' '.join(reason.split())[:MOST_REASON]}" if path and reason else path
+    def passes(self) -> Passes:
+        """Describe the forward passes that were made."""
+        path, reason, sampled = (getattr(self._predict, name, None) for name in ("path", "reason", "sampled"))
+        return Passes(f"{path}: {' '.join(reason.split())[:MOST_REASON]}" if path and reason else path, sampled)
 
 
 @contextmanager
@@ -278,19 +291,19 @@ class Predictor:
 
         return cls(trainer, module, datamodule, *ranks.together(fitted), storage)
 
-    def __call__(self, indices_N: Tensor, draw: Draw) -> tuple[Predictions, str | None]:
+    def __call__(self, indices_N: Tensor, draw: Draw) -> tuple[Predictions, Passes]:
         """Predict this rank's part of some points, and describe the forward passes."""
         ranks = Ranks(self.trainer)
         part = ranks.part(len(indices_N), self.batch_size)
-        log_probs_n_K_C, path = ranks.together(lambda: self._own(indices_N[part.start : part.stop], draw))
+        log_probs_n_K_C, passes = ranks.together(lambda: self._own(indices_N[part.start : part.stop], draw))
         num_classes = int(ranks.gather(torch.tensor(log_probs_n_K_C.shape[2])).max())
         if len(part) == 0:  # of no points, a rank knows no number of classes
             log_probs_n_K_C = log_probs_n_K_C.new_empty(0, draw.num_samples, num_classes)
-        return Predictions(log_probs_n_K_C, offset=part.start, total=len(indices_N)), path
+        return Predictions(log_probs_n_K_C, offset=part.start, total=len(indices_N)), passes
 
-    def _own(self, indices_n: Tensor, draw: Draw) -> tuple[Tensor, str | None]:
+    def _own(self, indices_n: Tensor, draw: Draw) -> tuple[Tensor, Passes]:
         if len(indices_n) == 0:
-            return torch.empty(0, draw.num_samples, 0), None
+            return torch.empty(0, draw.num_samples, 0), Passes()
         with predict_pool(
             self.trainer,
             self.module,
@@ -299,7 +312,7 @@ class Predictor:
             num_samples=draw.num_samples,
             seed=draw.seed,
         ) as chunks:
-            return self.storage.filled(chunks, num_points=len(indices_n)), chunks.path
+            return self.storage.filled(chunks, num_points=len(indices_n)), chunks.passes
 
 
 def _finite(chunks: Iterable[Tensor], batches: DataLoader[object]) -> Iterator[Tensor]:

@@ -27,7 +27,7 @@ from al_lightning.acquisition.base import check_batch, check_needs
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.distributed import Ranks
 from al_lightning.information import kernel_name, mutual_information
-from al_lightning.pool.predict import Draw, Predictor, preview_pool
+from al_lightning.pool.predict import Draw, Passes, Predictor, preview_pool
 from al_lightning.pool.storage import Storage
 from al_lightning.posterior import Posterior
 from al_lightning.randomness import derived_seed
@@ -52,6 +52,7 @@ class Selection:
         information: Numbers about the acquisition.
         kernel: Kernel that evaluated the gains of BatchBALD.
         predict_path: Description of MC dropout's K forward passes.
+        sampled: Dropouts that these sampled.
         warnings: Warnings by subject.
         probs: Mean prediction for each point (B, C).
     """
@@ -66,6 +67,7 @@ class Selection:
     information: dict[str, float | None] = field(default_factory=dict)
     kernel: Literal["torch", "triton"] | None = None
     predict_path: str | None = None
+    sampled: str | None = None
     warnings: dict[str, str] = field(default_factory=dict)
     probs: list[list[float]] | None = None
 
@@ -179,14 +181,14 @@ class Chooser:
         indices_N = self._considered(pool_indices_N, round_index=round_index)
         ranks.same("the pool, whose ids have this fingerprint", blake2b(indices_N.numpy().tobytes()).hexdigest())
         started = time.perf_counter()
-        predictions, screened, path = Predictions(None, total=len(indices_N)), None, None
+        predictions, screened, passes = Predictions(None, total=len(indices_N)), None, Passes()
         if self._predicts:
             predict = Predictor.after_training(trainer, module, datamodule, self.posterior, self.storage)
             screened = self._screened(indices_N, predict, round_index=round_index)
             if screened is not None:
                 indices_N = indices_N[screened.kept]
             draw = Draw(self.num_samples, derived_seed(self.seed, round_index, "posterior"))
-            predictions, path = predict(indices_N, draw)
+            predictions, passes = predict(indices_N, draw)
         predicted = time.perf_counter()
         batch = self.acquisition(
             predictions, batch_size, generator=self._generator(round_index, "acquisition"), exchange=ranks
@@ -205,10 +207,12 @@ class Chooser:
         )
         if num_classes is None:
             return selection
+        passes = ranks.first(passes)
         return replace(
             selection,
             **self._found(predictions, batch, screened, ranks, round_index=round_index),
-            predict_path=ranks.first(path),
+            predict_path=passes.path,
+            sampled=passes.sampled,
             warnings=self._warnings(batch, screened, num_points=len(indices_N)),
         )
 

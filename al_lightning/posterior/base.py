@@ -111,6 +111,11 @@ class Posterior(ABC):
         return True
 
     @property
+    def mask_scheme(self) -> int | None:
+        """Return the number of the rule by which masks are drawn; None without masks. A run keeps to one rule."""
+        return None
+
+    @property
     def way_to_more_samples(self) -> str:
         """Return the advice for too few samples, as the beginning of a sentence."""
         return "Raise `num_samples`"

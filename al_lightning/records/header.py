@@ -43,6 +43,7 @@ HEADER: Mapping[str, Setting] = {
     "posterior": Setting(Rule | None, compared="method"),
     "query_size": Setting(int | None, compared="task"),
     "num_samples": Setting(int | None, compared="method"),
+    "mask_scheme": Setting(int | None, compared="method"),
     "max_predicted": Setting(int | None, compared="method"),
     "weights": Setting(str | None, compared="method"),
     "warm_start": Setting(bool | None, compared="method"),

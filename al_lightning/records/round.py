@@ -41,6 +41,7 @@ class Round:
         seconds: Wall time of fit, predict, acquire and test.
         predict_path: How MC dropout made its K forward passes, "vmap", or "loop: " and the reason; None for other
             posteriors.
+        sampled: Dropouts that MC dropout sampled, and the scheme of their masks.
         kernel: What evaluated the gains, "torch" or "triton"; None where the acquisition computes none.
         stopped: Why no round follows, or None.
         logged_steps: Where the step axis of the loggers is at the end of the fit; the next round's resumes there.
@@ -73,6 +74,7 @@ class Round:
     information: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     predict_path: str | None = None
+    sampled: str | None = None
     kernel: Literal["torch", "triton"] | None = None
     stopped: str | None = None
     logged_steps: int = 0

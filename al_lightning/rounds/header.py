@@ -71,6 +71,7 @@ def described(
     header = {
         **{name: as_data(getattr(settings, name), argument=name) for name in SETTINGS_RECORDED},
         **{name: as_data(value, argument=name) for name, value in {**seeds, **asdict(settings.limits)}.items()},
+        "mask_scheme": settings.posterior.mask_scheme,
         "model": type(module).__name__,
         "datamodule": type(datamodule.inner).__name__,
         "num_points": len(datamodule.labels),

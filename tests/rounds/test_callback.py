@@ -305,6 +305,19 @@ def test_the_record_of_batchbald_says_how_sure_its_picks_are(make_trainer, make_
     assert rounds[-1].kernel is None
 
 
+def test_the_record_says_what_was_sampled_and_a_run_keeps_to_its_masks(
+    make_trainer, make_model, make_data, make_callback, tmp_path, monkeypatch
+):
+    def rounds(max_rounds):
+        callback = make_callback(max_rounds=max_rounds, folder=tmp_path / "run")
+        return active_fit(make_trainer(callback), make_model(), make_data())
+
+    assert [record.sampled for record in rounds(2)] == ["1 of nn.Dropout (masks 1)", None]
+    monkeypatch.setattr(MCDropout, "mask_scheme", 2)
+    with pytest.raises(ValueError, match=r"its `mask_scheme` is 1, and this run's is 2"):
+        rounds(3)
+
+
 @pytest.mark.slow
 def test_the_record_says_how_mc_dropout_made_its_passes(make_trainer, make_model, make_data, make_callback):
     class Untraceable(type(make_model())):

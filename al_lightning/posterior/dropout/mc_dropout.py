@@ -86,6 +86,11 @@ class MCDropout(Posterior):
 
     predict: Callable[[nn.Module, Any], Tensor] | None = None
 
+    @property
+    @override
+    def mask_scheme(self) -> int:
+        return MASK_SCHEME
+
     @override
     def preview(self, model: nn.Module, batch: object, *, smaller: object = None) -> Tensor:
         refuse_unreachable_dropout(model)
