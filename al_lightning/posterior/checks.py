@@ -35,7 +35,8 @@ def refuse_no_masks(model: nn.Module, masks: Mapping[tuple[str, int], LayerMasks
     raise ValueError(
         f"MCDropout drew no mask in a forward pass of {type(model).__name__}, whose dropout layers are: "
         f"{', '.join(layers) or 'none'}. Add nn.Dropout with 0 < p < 1 to `forward` and train with it (called with "
-        f"`training=False` it never drops), or {another_posterior('MCDropout')}."
+        f"`training=False` it never drops), or {another_posterior('MCDropout')}. Acquisitions of the mean prediction, as "
+        f"Entropy(), need no dropout with `posterior=Point()`."
     )
 
 
