@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from al_lightning.posterior.base import another_posterior
+from al_lightning.posterior.compiled import named_originals
 from al_lightning.posterior.dropout.masks import named
 from al_lightning.posterior.model import Call, evaluating, log_probs_of
 
@@ -48,8 +49,8 @@ def last_layer_pass(
         output_B_C = call.output(call.inputs(batch))
     if not calls:
         raise ValueError(
-            f"None of {_listed(linears)} ran in a forward pass of {type(model).__name__}, as far as hooks tell. Pass "
-            f"the model as it was before compiling, or {another_posterior('LastLayerLaplace')}."
+            f"None of {_listed(linears)} ran in a forward pass of {type(model).__name__}, as far as hooks tell. Look "
+            f"whether they run in evaluation mode, or {another_posterior('LastLayerLaplace')}."
         )
     found = calls[-1]
     _refuse_anything_between(found, output_B_C)
@@ -57,7 +58,7 @@ def last_layer_pass(
 
 
 def _linears(model: nn.Module, layer: str | None) -> dict[str, nn.Linear]:
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linears = {name: module for name, module in named_originals(model) if isinstance(module, nn.Linear)}
     if not linears:
         raise ValueError(
             f"{type(model).__name__} has no nn.Linear, and a Laplace approximation of the last layer needs the model "

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from al_lightning.posterior.base import Posterior, Predict
 from al_lightning.posterior.checks import check_before_training, checked_first, fill_zeros, learning
+from al_lightning.posterior.compiled import warn_compiled
 from al_lightning.posterior.dropout.masks import named
 from al_lightning.posterior.laplace.gaussian import full_deviations, kron_deviations
 from al_lightning.posterior.laplace.last_layer import LastLayerPass, last_layer_pass
@@ -75,6 +76,7 @@ class LastLayerLaplace(Posterior):
         def output(inputs: object) -> Tensor:
             return self._run(model, inputs, self.layer).logits_B_C
 
+        warn_compiled(model)
         with torch.no_grad(), handed_back(model):
             log_probs_B_C = log_probs_of(output(batch))
             fill_zeros(learning(model))

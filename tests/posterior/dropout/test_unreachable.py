@@ -20,12 +20,6 @@ def lstm_of_one_layer():
     return module
 
 
-def compiled_in_place():
-    module = nn.Linear(2, 2)
-    module.compile(backend="eager")
-    return module
-
-
 @pytest.mark.parametrize(
     ("module", "words"),
     [
@@ -33,8 +27,6 @@ def compiled_in_place():
         (nn.GRU(2, 2, num_layers=3, dropout=0.2), r"`1` \(GRU with dropout=0.2 between its 3 layers\)"),
         (nn.RNN(2, 2, num_layers=2, dropout=0.2), r"`1` \(RNN with dropout=0.2 between its 2 layers\)"),
         (scripted(nn.Sequential(nn.Linear(2, 2), nn.Dropout())), r"`1` \(a TorchScript module that contains dropout\)"),
-        (torch.compile(nn.Linear(2, 2), backend="eager"), r"`1` \(compiled by torch.compile\)"),
-        (compiled_in_place(), r"`1` \(compiled by torch.compile\)"),
     ],
 )
 def test_dropout_that_cannot_be_reached_is_refused_by_name(module, words):
