@@ -59,8 +59,8 @@ def warn_compiled(model: nn.Module) -> None:
     found = dict.fromkeys(named(name_before(name)) for name, module in model.named_modules() if _is_compiled(module))
     if found:
         warnings.warn(
-            f"Compiled by torch.compile are {', '.join(found)}. They train compiled, and predict the pool as they were "
-            f"before compiling, with the same weights: a graph holds no masks of posterior samples.",
+            f"torch.compile has compiled {', '.join(found)}. That trains compiled, and predicts the pool as it was "
+            f"before compiling, with the same weights: a compiled graph takes no masks.",
             stacklevel=2,
         )
 
