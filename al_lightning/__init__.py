@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         UnlabelledImagesDataModule,
     )
     from al_lightning.labelling import AskPeople, DatasetLabels, LabelStudio, Oracle
-    from al_lightning.posterior import DeepEnsemble, LastLayerLaplace, MCDropConnect, MCDropout, Posterior
+    from al_lightning.posterior import DeepEnsemble, LastLayerLaplace, MCDropConnect, MCDropout, Point, Posterior
     from al_lightning.records import Round, read_journal
     from al_lightning.rounds import ActiveLearning, MeanPrediction, active_fit
 
@@ -59,6 +59,7 @@ __all__ = [
     "LastLayerLaplace",
     "MCDropConnect",
     "MCDropout",
+    "Point",
     "Posterior",
     "DigitsDataModule",
     "IDXDataModule",

@@ -47,9 +47,11 @@ if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
     from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
     from pytorch_lightning.utilities import CombinedLoader
+    from pytorch_lightning.utilities.compile import from_compiled
     from pytorch_lightning.utilities.exceptions import SIGTERMException
     from pytorch_lightning.utilities.model_helpers import is_overridden
     from pytorch_lightning.utilities.seed import isolate_rng
+    from torch._dynamo import OptimizedModule
 else:
     pl = importlib.import_module(FLAVOUR)
     Callback, LightningDataModule = pl.Callback, pl.LightningDataModule
@@ -58,6 +60,8 @@ else:
     launchers = importlib.import_module(f"{FLAVOUR}.strategies.launchers.multiprocessing")
     _MultiProcessingLauncher = launchers._MultiProcessingLauncher
     CombinedLoader = importlib.import_module(f"{FLAVOUR}.utilities").CombinedLoader
+    OptimizedModule = importlib.import_module(f"{FLAVOUR}.utilities.compile").OptimizedModule
+    from_compiled = importlib.import_module(f"{FLAVOUR}.utilities.compile").from_compiled
     SIGTERMException = importlib.import_module(f"{FLAVOUR}.utilities.exceptions").SIGTERMException
     is_overridden = importlib.import_module(f"{FLAVOUR}.utilities.model_helpers").is_overridden
     rank_zero_info = importlib.import_module(f"{FLAVOUR}.utilities.rank_zero").rank_zero_info
@@ -77,6 +81,11 @@ def check_flavour(argument: str, value: object, expected: type) -> None:
             f"classes do not mix. Import `{other}` before al_lightning, or set {ENVIRONMENT_VARIABLE}={other}."
         )
     raise TypeError(f"`{argument}` is a {type(value).__name__}, but must be a {expected.__name__} of `{FLAVOUR}`.")
+
+
+def lightning_module_of(model: Any) -> Any:  # noqa: ANN401 - whatever the user gives
+    """Return the LightningModule in `torch.compile(model)`, whose steps stay compiled; anything else is itself."""
+    return from_compiled(model) if isinstance(model, OptimizedModule) else model
 
 
 def check_strategy(trainer: Trainer) -> None:
@@ -139,6 +148,7 @@ __all__ = [
     "is_overridden",
     "is_tuning",
     "isolate_rng",
+    "lightning_module_of",
     "logged_steps",
     "pl",
     "rank_zero_info",

@@ -16,8 +16,8 @@ from al_lightning.information.entropies import at_least_single, check_shape
 Prepared = TypeVar("Prepared")
 
 
-Need = Literal["predictions"]
-"""Declared by an acquisition, given by a run: `predictions` of the pool by K posterior samples."""
+Need = Literal["predictions", "disagreement"]
+"""Declared by an acquisition, given by a run: `predictions` of the pool, and `disagreement` of at least two samples."""
 
 BY_CHANCE_BELOW = 2e-4
 """Nats that a point adds to BatchBALD's batch; less than that may be rounding, even of 10,000 classes."""
@@ -136,10 +136,11 @@ class Acquisition(ABC):
     A base class so that YAML can name its subclasses by their short names.
 
     Attributes:
-        needs: Declares what a run must give: predictions of the pool by K posterior samples, or nothing.
+        needs: Declares what a run must give: predictions of the pool by K posterior samples that may disagree; with
+            `frozenset({"predictions"})` K may be 1, for an acquisition of the mean prediction; or nothing.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"predictions"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"predictions", "disagreement"})
 
     @abstractmethod
     def __call__(
@@ -162,6 +163,35 @@ def check_needs(acquisition: Acquisition) -> None:
         raise ValueError(
             f"`needs` of the acquisition {acquisition!r} is {needs!r}, but must be a frozenset of some of "
             f"{', '.join(map(repr, known))}, or empty."
+        )
+    if "disagreement" in needs and "predictions" not in needs:
+        raise ValueError(
+            f"`needs` of the acquisition {acquisition!r} is {needs!r}, but disagreement is between predictions: add "
+            "'predictions'."
+        )
+
+
+def check_disagreement(acquisition: Acquisition, *, num_samples: int, posterior: str) -> None:
+    """Refuse an acquisition that compares samples where there is one network.
+
+    Args:
+        acquisition: The acquisition.
+        num_samples: K.
+        posterior: The posterior's name for the error.
+
+    Example:
+        >>> from al_lightning.acquisition import BALD, Entropy
+        >>> check_disagreement(Entropy(), num_samples=1, posterior="Point()")
+        >>> check_disagreement(BALD(), num_samples=1, posterior="Point()")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: `acquisition` BALD() needs samples that disagree, but `posterior` Point() is one network ...
+    """
+    if num_samples == 1 and "disagreement" in acquisition.needs:
+        raise ValueError(
+            f"`acquisition` {acquisition!r} needs samples that disagree, but `posterior` {posterior} is one network "
+            "(K = 1). Choose a posterior that samples, as `posterior=MCDropout()`, or an acquisition of the mean "
+            "prediction: Entropy(), Margin() or LeastConfidence(). One of your own that needs no more declares "
+            '`needs = frozenset({"predictions"})`.'
         )
 
 

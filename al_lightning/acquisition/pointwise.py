@@ -25,6 +25,8 @@ from al_lightning.distributed import ALONE, Exchange
 from al_lightning.information import check_log_probs, entropy, mean_probs, mutual_information
 from al_lightning.information.entropies import at_least_single
 
+_MEAN_PREDICTION: frozenset[Need] = frozenset({"predictions"})  # of any number of samples, one included
+
 
 def least_confidence(log_probs_N_K_C: Tensor) -> Tensor:
     """Return 1 - max_c E_w p(c|w), the missing confidence of the mean prediction (N).
@@ -120,11 +122,13 @@ class Pointwise(Acquisition):
     """Points of the highest `score`, the one method to write for an acquisition of your own.
 
     Each point is scored by itself. Make the subclass a frozen dataclass: YAML sets its fields. Blocks, threads, ranks
-    and ties are taken care of; chance decides between equal scores.
+    and ties are taken care of; chance decides between equal scores. One that needs no more than the mean prediction
+    says so in `needs`, and may then be used with a posterior of one network.
 
     Example:
         >>> @dataclass(frozen=True)
         ... class RenyiEntropy(Pointwise):
+        ...     needs = frozenset({"predictions"})
         ...     order: float = 2.0
         ...
         ...     def score(self, log_probs_N_K_C):
@@ -169,6 +173,8 @@ class Random(Acquisition):
 class Entropy(Pointwise):
     """Points of the highest predictive entropy, the total uncertainty, noise included (`entropy`)."""
 
+    needs: ClassVar[frozenset[Need]] = _MEAN_PREDICTION
+
     @override
     def score(self, log_probs_N_K_C: Tensor) -> Tensor:
         return entropy(log_probs_N_K_C)
@@ -178,6 +184,8 @@ class Entropy(Pointwise):
 class LeastConfidence(Pointwise):
     """Points of the lowest probability of the predicted class (`least_confidence`)."""
 
+    needs: ClassVar[frozenset[Need]] = _MEAN_PREDICTION
+
     @override
     def score(self, log_probs_N_K_C: Tensor) -> Tensor:
         return least_confidence(log_probs_N_K_C)
@@ -186,6 +194,8 @@ class LeastConfidence(Pointwise):
 @dataclass(frozen=True)
 class Margin(Pointwise):
     """Points of the smallest margin between the two most probable classes (`margin`)."""
+
+    needs: ClassVar[frozenset[Need]] = _MEAN_PREDICTION
 
     @override
     def score(self, log_probs_N_K_C: Tensor) -> Tensor:

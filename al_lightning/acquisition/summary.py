@@ -10,6 +10,8 @@ from al_lightning.acquisition.top_k import in_blocks
 from al_lightning.distributed import ALONE, Exchange
 from al_lightning.information import batch_information, mutual_information
 
+_OF_DISAGREEMENT = ("joint_mi", "joint_mi_over_log_k", "mean_bald_pool", "mean_bald_picked")
+
 AT_LIMIT = 0.9
 """Share of log K from which on a batch counts as at the limit of what K samples can tell."""
 
@@ -24,12 +26,12 @@ def summarise(
 ) -> dict[str, float | None]:
     """Summarise a batch and its pool in numbers that compare acquisitions.
 
-    N, K, the joint information of the batch, its share of log K (None with K = 1), the mean BALD of pool and batch
-    (nats), and the work done. Joint information is estimated alike for every acquisition, with configurations that had
-    no part in choosing the batch: the scores of a batch flatter the acquisition that maximised them. A share of log K
-    near 1 says that K samples cannot tell the candidates apart any more. For BatchBALD also the configurations kept,
-    the points filled in, the points that are certified, and the least margin of a point over its runner-up, in standard
-    errors: below 2, noise decided it.
+    N, K, the joint information of the batch, its share of log K, the mean BALD of pool and batch (nats), and the work
+    done. Informations are None with K = 1, where they would be 0 for every batch. Joint information is estimated alike
+    for every acquisition, with configurations that had no part in choosing the batch: the scores of a batch flatter the
+    acquisition that maximised them. A share of log K near 1 says that K samples cannot tell the candidates apart any
+    more. For BatchBALD also the configurations kept, the points filled in, the points that are certified, and the least
+    margin of a point over its runner-up, in standard errors: below 2, noise decided it.
 
     Args:
         predictions: This process's part of the pool.
@@ -46,14 +48,20 @@ def summarise(
         (0.6931, 1.0)
     """
     num_samples = rows_B_K_C.shape[1]
-    joint = batch_information(rows_B_K_C, generator=generator).sum().item()
+    compared: dict[str, float | None] = dict.fromkeys(_OF_DISAGREEMENT)
+    if num_samples > 1:
+        joint = batch_information(rows_B_K_C, generator=generator).sum().item()
+        numbers = (
+            joint,
+            joint / math.log(num_samples),
+            mean_bald(predictions, exchange=exchange),
+            mutual_information(rows_B_K_C).mean().item(),
+        )
+        compared = dict(zip(_OF_DISAGREEMENT, numbers, strict=True))
     return {
         "num_predicted": predictions.num_points,
         "num_samples": num_samples,
-        "joint_mi": joint,
-        "joint_mi_over_log_k": joint / math.log(num_samples) if num_samples > 1 else None,
-        "mean_bald_pool": mean_bald(predictions, exchange=exchange),
-        "mean_bald_picked": mutual_information(rows_B_K_C).mean().item(),
+        **compared,
         "num_evaluated": 0 if batch.search is None else batch.search.num_evaluated,
         **({} if batch.search is None else _search_numbers(batch.search)),
     }

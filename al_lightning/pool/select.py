@@ -23,7 +23,7 @@ from al_lightning.acquisition import (
     summarise,
     uncertified_warning,
 )
-from al_lightning.acquisition.base import check_batch, check_needs
+from al_lightning.acquisition.base import check_batch, check_disagreement, check_needs
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.distributed import Ranks
 from al_lightning.information import kernel_name, mutual_information
@@ -46,7 +46,7 @@ class Selection:
         scores: Score that the acquisition gave each.
         targets: Labels of the points.
         seconds: Wall time of predicting the pool and of the acquisition.
-        bald: BALD of each point; None, as the fields below, where nothing was predicted.
+        bald: BALD of each point; None with K = 1, and, as the fields below, where nothing was predicted.
         predicted: Most probable class of each point.
         posterior: Posterior that drew the networks.
         information: Numbers about the acquisition.
@@ -101,6 +101,7 @@ class Chooser:
 
     def __post_init__(self) -> None:
         check_needs(self.acquisition)
+        check_disagreement(self.acquisition, num_samples=self.num_samples, posterior=repr(self.posterior))
         if self.query_size < 1:
             raise ValueError(f"`query_size` is {self.query_size}, but must be at least 1.")
         if self.max_predicted is not None and self.max_predicted < self.query_size:
@@ -261,7 +262,7 @@ class Chooser:
         if screened is not None:
             information |= screened.numbers(batch.by_score)  # its mean BALD is that of the whole pool
         return {
-            "bald": mutual_information(rows_B_K_C).tolist(),
+            "bald": mutual_information(rows_B_K_C).tolist() if self.num_samples > 1 else None,
             "predicted": rows_B_K_C.logsumexp(dim=1).argmax(dim=1).tolist(),
             "probs": None if self.labels_are_known else rows_B_K_C.exp().mean(dim=1).tolist(),
             "posterior": repr(self.posterior),

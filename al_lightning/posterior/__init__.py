@@ -7,6 +7,7 @@ from al_lightning.posterior.dropout.mc_dropout import MCDropout
 from al_lightning.posterior.ensemble.deep_ensemble import DeepEnsemble
 from al_lightning.posterior.ensemble.members import Members, load_state, state_of, tensors_of
 from al_lightning.posterior.laplace.last_layer_laplace import LastLayerLaplace
+from al_lightning.posterior.point import Point
 
 __all__ = [
     "Posterior",
@@ -16,6 +17,7 @@ __all__ = [
     "MCDropConnect",
     "MCDropout",
     "Members",
+    "Point",
     "dropout_mask",
     "load_state",
     "state_of",

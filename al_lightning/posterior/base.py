@@ -175,6 +175,6 @@ class Posterior(ABC):
 
         Args:
             model: A trained model, on its device, in any mode.
-            num_samples: K, at least 2: a single network cannot disagree with itself.
+            num_samples: K, as `checked_num_samples` returns it: at least 2, or 1 where the posterior is one network.
             seed: Determines the K networks, together with the model.
         """

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from al_lightning.posterior.base import another_posterior
+from al_lightning.posterior.compiled import named_originals
 from al_lightning.posterior.dropout.function_mode import LayerMasks
 from al_lightning.posterior.dropout.masks import named
 from al_lightning.posterior.model import has_rows, leaves, log_probs_of, map_tensors, refuse_probabilities
@@ -29,13 +30,14 @@ def refuse_no_masks(model: nn.Module, masks: Mapping[tuple[str, int], LayerMasks
         return
     layers = [
         f"{named(name)} ({type(module).__name__}, p={module.p})"
-        for name, module in model.named_modules()
+        for name, module in named_originals(model)
         if is_dropout(module)
     ]
     raise ValueError(
         f"MCDropout drew no mask in a forward pass of {type(model).__name__}, whose dropout layers are: "
         f"{', '.join(layers) or 'none'}. Add nn.Dropout with 0 < p < 1 to `forward` and train with it (called with "
-        f"`training=False` it never drops), or {another_posterior('MCDropout')}."
+        f"`training=False` it never drops), or {another_posterior('MCDropout')}. Entropy(), Margin() and "
+        f"LeastConfidence() need no dropout with `posterior=Point()`."
     )
 
 
@@ -264,7 +266,7 @@ def _changed(names: Sequence[str]) -> str:
 def _batch_statistics(model: nn.Module) -> str:
     found = [
         named(name)
-        for name, module in model.named_modules()
+        for name, module in named_originals(model)
         if isinstance(module, _BATCH_NORMS) and module.running_mean is None
     ]
     return f" BatchNorm has no running statistics in {', '.join(found)}." if found else ""

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from al_lightning.posterior.base import Posterior, Predict, another_posterior
 from al_lightning.posterior.checks import fill_zeros, halves, learning
+from al_lightning.posterior.compiled import name_before, named_originals
 from al_lightning.posterior.dropout.masks import dropout_mask, masked, named
 from al_lightning.posterior.ensemble.members import State
 from al_lightning.posterior.ensemble.networks import Networks
@@ -68,26 +69,30 @@ class MCDropConnect(Posterior):
 
     def _masks(self, model: nn.Module, num_samples: int, *, seed: int) -> dict[str, Tensor]:
         """Draw masks (K, ...) of each weight, by its name."""
-        return {
-            name: torch.stack(
-                [dropout_mask(weight.shape, self.p, seed=seed, layer=name, call=0, k=k) for k in range(num_samples)]
-            ).to(weight.device)
-            for name, weight in self.weights(model).items()
-        }
+
+        def drawn(name: str, weight: Tensor) -> Tensor:
+            layer = name_before(name)
+            masks = [
+                dropout_mask(weight.shape, self.p, seed=seed, layer=layer, call=0, k=k) for k in range(num_samples)
+            ]
+            return torch.stack(masks).to(weight.device)
+
+        return {name: drawn(name, weight) for name, weight in self.weights(model).items()}
 
     def _networks(self, model: nn.Module, masks: Mapping[str, Tensor]) -> Networks:
         def refuse_equal(log_probs_B_K_C: Tensor) -> None:
             if len(log_probs_B_K_C) > 1 and bool((log_probs_B_K_C == log_probs_B_K_C[:, :1]).all()):
+                names = ", ".join(named(name_before(name)) for name in masks)
                 raise ValueError(
                     f"All {log_probs_B_K_C.shape[1]} samples predict exactly the same, although weights were left out "
-                    f"of {', '.join(map(named, masks))}. Raise p, or look whether they reach the output."
+                    f"of {names}. Raise p, or look whether they reach the output."
                 )
 
         return Networks(model, self.predict, _Masked(self, model, masks), refuse_equal=refuse_equal)
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the weights that samples are drawn for, by name; a weight that several layers share is listed once."""
-        found = {name: module for name, module in model.named_modules() if isinstance(module, _LAYERS)}
+        found = {name: module for name, module in named_originals(model) if isinstance(module, _LAYERS)}
         unknown = [name for name in self.layers or () if name not in found]
         if unknown or not found:
             raise ValueError(

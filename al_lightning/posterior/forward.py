@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from al_lightning._lightning import LightningModule
 from al_lightning.data.items import KEYS
+from al_lightning.posterior.compiled import named_originals, original
 
 PREDICT_REMEDY = "`MCDropout(predict=lambda module, batch: module(batch['image']).logits)`, as other posteriors"
 POINT_KEYS = ("idx", "index", "id")
@@ -49,7 +50,7 @@ class Parameters:
             Parameters(names=('input',), required=('input',), first='input', takes_any=False, shown='input')
         """
         try:
-            found = list(inspect.signature(model.forward).parameters.values())
+            found = list(inspect.signature(original(model).forward).parameters.values())
         except (TypeError, ValueError):
             return None
         by_position = [one for one in found if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
@@ -103,7 +104,8 @@ def _kind(value: object) -> str:
 
 
 def _refuse_no_forward(model: nn.Module) -> None:
-    if getattr(model.forward, "__func__", None) in (nn.Module.forward, LightningModule.forward):
+    forward = inspect.unwrap(original(model).forward)
+    if getattr(forward, "__func__", None) in (nn.Module.forward, LightningModule.forward):
         raise TypeError(
             f"{type(model).__name__} has no `forward`, by which points are predicted. Give it one that returns the "
             f"logits, as `def forward(self, **inputs): return self.model(**inputs)`, or say how to call the model: "
@@ -255,7 +257,7 @@ def refuse_other_tasks(model: nn.Module, *, has_predict: bool) -> None:
         model: The model.
         has_predict: The user says what the logits are: then a single label may be a sigmoid's.
     """
-    for name, module in model.named_modules():
+    for name, module in named_originals(model):
         config, num_labels = getattr(module, "config", None), getattr(module, "num_labels", None)
         task = getattr(config, "problem_type", None)
         if num_labels is None or not hasattr(config, "problem_type"):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
+from al_lightning.posterior.compiled import running_uncompiled
 from al_lightning.posterior.forward import PREDICT_REMEDY, arguments_of, called, logits_of, refuse_other_tasks
 
 _SIGMOIDS = frozenset({torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, torch.special.expit})
@@ -207,8 +208,9 @@ class Call(nn.Module):
         self._predict = predict
 
     def forward(self, inputs: object) -> object:
-        """Return whatever the model returns."""
-        return called(self.model, inputs) if self._predict is None else self._predict(self.model, inputs)
+        """Return whatever the model returns, run as it was before torch.compile."""
+        with running_uncompiled():
+            return called(self.model, inputs) if self._predict is None else self._predict(self.model, inputs)
 
     def inputs(self, batch: object) -> object:
         """Return what the model is called with."""

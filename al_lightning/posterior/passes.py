@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from al_lightning.posterior.compiled import named_originals
 from al_lightning.posterior.model import leaves
 
 Event = tuple[str, list[Tensor]]
@@ -67,7 +68,7 @@ def _followed(model: nn.Module, events: list[Event]) -> Iterator[None]:
         events.append((running.pop(), _copies(output)))
 
     try:
-        for name, module in model.named_modules():
+        for name, module in named_originals(model):
             if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
                 handles.append(module.register_forward_pre_hook(entering(name), with_kwargs=True))
                 handles.append(module.register_forward_hook(leaving))

@@ -31,13 +31,13 @@ class Round:
         acquired: Ids chosen at its end, best first; they are labelled from the next round on.
         scores: The acquisition's score of each acquired point when it was chosen.
         targets: Labels of the acquired points; None for a point that people did not label.
-        bald: What the label of each alone would tell about the model.
+        bald: What the label of each alone would tell about the model; None with K = 1.
         predicted: The class that the posterior's mean gives each the most probability.
         metrics: The fit's last callback metrics and the test metrics.
         posterior: What drew the networks that predicted.
         information: Numbers about the acquisition: points predicted by K samples, K, joint information of the batch and
-            its share of log K, mean BALD of points predicted and of those chosen. After a screening also the points and
-            samples of that, by which the pool's mean BALD is then taken.
+            its share of log K, mean BALD of points predicted and of those chosen (None with K = 1). After a screening
+            also the points and samples of that, by which the pool's mean BALD is then taken.
         seconds: Wall time of fit, predict, acquire and test.
         predict_path: How MC dropout made its K forward passes, "vmap", or "loop: " and the reason; None for other
             posteriors.
@@ -71,7 +71,7 @@ class Round:
     targets: list[int | None] | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
     posterior: str | None = None
-    information: dict[str, float] = field(default_factory=dict)
+    information: dict[str, float | None] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     predict_path: str | None = None
     sampled: str | None = None
@@ -97,15 +97,15 @@ class Round:
     def redundancy(self) -> float | None:
         """Sum of the individual BALD scores divided by the joint mutual information (1 = no redundancy).
 
-        None where nothing was predicted, and where the batch has no information.
+        None where nothing was predicted, with one posterior sample, and where the batch has no information.
 
         Example:
             >>> Round(0, 9, 9, acquired=[1, 2, 3], information={"mean_bald_picked": 0.5, "joint_mi": 0.5}).redundancy
             3.0
             >>> Round(0, 9, 9, acquired=[4], information={"mean_bald_picked": 0.0, "joint_mi": 0.0}).redundancy
         """
-        joint, mean_bald = (self.information.get(name, 0.0) for name in ("joint_mi", "mean_bald_picked"))
-        return len(self.acquired) * mean_bald / joint if joint > 0 and mean_bald > 0 else None
+        joint, mean_bald = (self.information.get(name) for name in ("joint_mi", "mean_bald_picked"))
+        return len(self.acquired) * mean_bald / joint if joint and mean_bald and min(joint, mean_bald) > 0 else None
 
     @property
     def measured(self) -> dict[str, float | None]:

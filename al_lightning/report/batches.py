@@ -37,11 +37,14 @@ def uninformed(runs: Sequence[Run]) -> str | None:
     """Return why there is no joint information to draw, or None."""
     if any(_is_informed(entry) for run in runs for entry in run.rounds):
         return None
-    return "No round records the joint information of its batch: only acquisitions that predict the pool have one."
+    return (
+        "No round records the joint information of its batch: only acquisitions that predict the pool by at least two "
+        "posterior samples have one."
+    )
 
 
 def _is_informed(entry: Round) -> bool:
-    return "joint_mi" in entry.information and entry.information.get("num_samples", 0) >= 1
+    return entry.information.get("joint_mi") is not None and (entry.information.get("num_samples") or 0) >= 1
 
 
 def joint_information(runs: Sequence[Run]) -> "Figure":
@@ -62,7 +65,8 @@ def joint_information(runs: Sequence[Run]) -> "Figure":
         if _whole_batches(group):
             shift += 0.3
             _draw_information(axes, group, line, shift=shift)
-    limits = sorted({entry.information["num_samples"] for group in groups for entry in _whole_batches(group)})
+    counts = {entry.information["num_samples"] for group in groups for entry in _whole_batches(group)}
+    limits = sorted(num_samples for num_samples in counts if num_samples is not None)
     for num_samples in limits:
         limit = math.log(num_samples)
         axes.axhline(limit, color=INK, linestyle=":", linewidth=1.2)

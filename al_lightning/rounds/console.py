@@ -167,7 +167,7 @@ def header_line(header: Mapping[str, Any], folder: Path | None) -> str:
     parts = [
         acquisition,
         f"{header['query_size']} labels a round{budget}{_from_people(header)}",
-        f"{posterior}, {header['num_samples']} samples",
+        f"{posterior}, {header['num_samples']} sample{'s' * (header['num_samples'] != 1)}",
         f"seed {header['seed']} of draws{' and fits' if of_both else of_fits}",
         "no folder" if folder is None else str(folder),
     ]
@@ -228,8 +228,8 @@ def round_line(record: Round, *, budget: int | None) -> str:
     parts += [f"{name} {value:.3g}" for name, value in _shown_metrics(record).items() if value is not None]
     if record.holdout:
         parts.append(f"holdout_acc {_accuracy(record)}")
-    if "joint_mi" in record.information:
-        joint, share = record.information["joint_mi"], record.information["joint_mi_over_log_k"]
+    joint, share = _joint_information(record)
+    if joint is not None and share is not None:
         parts.append(f"batch tells {joint:.2f} nats ({share:.0%} of log K)")
     if record.seconds:
         parts.append(", ".join(f"{name} {value:.1f} s" for name, value in record.seconds.items()))
@@ -296,7 +296,13 @@ def _cells(record: Round) -> dict[str, str]:
     cells = {name: "" if value is None else f"{value:.4g}" for name, value in _shown_metrics(record).items()}
     if record.holdout:
         cells["holdout_acc"] = _accuracy(record)
-    if "joint_mi" in record.information:
-        cells["joint MI"] = f"{record.information['joint_mi']:.2f}"
-        cells["of log K"] = f"{record.information['joint_mi_over_log_k']:.0%}"
+    joint, share = _joint_information(record)
+    if joint is not None and share is not None:
+        cells["joint MI"] = f"{joint:.2f}"
+        cells["of log K"] = f"{share:.0%}"
     return cells
+
+
+def _joint_information(record: Round) -> tuple[float | None, float | None]:
+    """Return the joint information of the batch and its share of log K; None without predictions or with K = 1."""
+    return record.information.get("joint_mi"), record.information.get("joint_mi_over_log_k")

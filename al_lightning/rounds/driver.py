@@ -16,6 +16,7 @@ from al_lightning._lightning import (
     has_only_tuned,
     is_overridden,
     isolate_rng,
+    lightning_module_of,
     rank_zero_info,
     spawns,
 )
@@ -71,7 +72,8 @@ def active_fit(
     Args:
         trainer: A Trainer that has not trained yet, with one `ActiveLearning` callback; a `Tuner` may have used it.
         model: Its weights at the call are those that every round starts from (unless `warm_start`, or an ensemble's
-            members start with new ones). They were drawn when it was made: call `seed_everything` before that.
+            members start with new ones). They were drawn when it was made: call `seed_everything` before that. It, or
+            parts of it, may be compiled by `torch.compile`; the pool is predicted uncompiled.
         datamodule: What is labelled and what is pool.
         seed: Of everything drawn in the rounds, each round's training included, but not of the weights that the model
             comes with: by default what `seed_everything` has set, else 0. Initial labels have the data module's.
@@ -81,6 +83,7 @@ def active_fit(
         finish: Close the batch that people are asked for with the answers that are there.
     """
     check_flavour("trainer", trainer, Trainer)
+    model = lightning_module_of(model)
     check_flavour("model", model, LightningModule)
     run = active_learning_callback(trainer).run
     wrapped_datamodule(datamodule)

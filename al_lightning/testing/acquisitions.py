@@ -24,8 +24,8 @@ def check_acquisition(acquisition: Acquisition, *, seed: int = 0) -> None:
     """Raise an AssertionError that says which part of the contract of an acquisition is broken.
 
     It is called with predictions of 23 points, among them copies and one that is certain: for batches of 1, 6 and all
-    points, twice with one generator state, and on two and three ranks, which are threads here. A `Pointwise` is also
-    asked for the score of each point alone.
+    points, twice with one generator state, and on two and three ranks, which are threads here; with one posterior
+    sample too, if by its `needs` that is enough. A `Pointwise` is also asked for the score of each point alone.
 
     Args:
         acquisition: Yours.
@@ -45,11 +45,9 @@ def check_acquisition(acquisition: Acquisition, *, seed: int = 0) -> None:
     whole = Predictions(pool)
     before, random_state = pool.clone(), torch.get_rng_state()
     for batch_size in (1, 6, NUM_POINTS):
-        batch = acquisition(whole, batch_size, generator=_generator(seed))
-        try:
-            check_batch(batch, batch_size, NUM_POINTS, acquisition=repr(acquisition))
-        except ValueError as error:
-            raise AssertionError(str(error)) from error
+        _check_batch(acquisition, whole, batch_size, seed=seed)
+    if acquisition.needs == {"predictions"}:
+        _check_one_sample(acquisition, Predictions(pool[:, :1].clone()), seed=seed)
     _expect(torch.equal(pool, before), acquisition, "changes the predictions that it is given: work on a copy")
     _expect(
         torch.equal(torch.get_rng_state(), random_state),
@@ -67,6 +65,26 @@ def check_acquisition(acquisition: Acquisition, *, seed: int = 0) -> None:
                 acquisition,
                 f"chooses another batch where {len(cuts) + 1} ranks hold parts of the pool: agree by `exchange.gather`",
             )
+
+
+def _check_batch(acquisition: Acquisition, whole: Predictions, batch_size: int, *, seed: int) -> Batch:
+    batch = acquisition(whole, batch_size, generator=_generator(seed))
+    try:
+        check_batch(batch, batch_size, NUM_POINTS, acquisition=repr(acquisition))
+    except ValueError as error:
+        raise AssertionError(str(error)) from error
+    return batch
+
+
+def _check_one_sample(acquisition: Acquisition, whole: Predictions, *, seed: int) -> None:
+    """Check that one posterior sample tells points apart, as an acquisition without "disagreement" declares."""
+    scores_B = _check_batch(acquisition, whole, NUM_POINTS, seed=seed).scores
+    is_constant = isinstance(acquisition, Pointwise) and bool((scores_B == scores_B[0]).all())
+    _expect(
+        not is_constant,
+        acquisition,
+        "gives all points one score where there is one posterior sample: add 'disagreement' to its `needs`",
+    )
 
 
 def _check_pointwise(acquisition: Pointwise, pool: Tensor) -> None:

@@ -177,6 +177,20 @@ def test_an_acquisition_that_needs_no_predictions_works_without():
     assert len(random(Predictions(None, total=5), 2, generator=seeded()).positions) == 2
 
 
+@pytest.mark.parametrize("acquisition", [each for each in THAT_PREDICT if "disagreement" not in each.needs], ids=repr)
+def test_without_need_of_disagreement_the_batch_is_that_of_the_mean_prediction(acquisition):
+    log_probs_N_K_C = pool_of()
+    mean_N_1_C = log_probs_N_K_C.double().exp().mean(dim=1, keepdim=True).log()
+    of_samples, of_mean = (acquisition(whole(pool), 6, generator=seeded()) for pool in (log_probs_N_K_C, mean_N_1_C))
+    assert of_samples.positions.tolist() == of_mean.positions.tolist()
+    assert_close(of_samples.scores, of_mean.scores)
+
+
+def test_those_that_need_the_mean_prediction_alone_are_these():
+    of_the_mean = {type(each).__name__ for each in THAT_PREDICT if "disagreement" not in each.needs}
+    assert of_the_mean == {"Entropy", "LeastConfidence", "Margin"}
+
+
 class Needing(Random):
     """An acquisition that declares whatever the test wants."""
 
@@ -186,11 +200,16 @@ class Needing(Random):
 def test_needs_that_a_run_cannot_give_are_refused_and_those_that_exist_are_named(make_callback, monkeypatch):
     for acquisition in EVERY_ACQUISITION:
         check_needs(acquisition)
-    words = r"`needs` of the acquisition Needing\(\) is .*, but must be a frozenset of some of 'predictions', or empty"
+    words = (
+        r"`needs` of the acquisition Needing\(\) is .*, but must be a frozenset of some of 'predictions', 'dis.*, or em"
+    )
     with pytest.raises(ValueError, match=words):
         make_callback(Needing())
     monkeypatch.setattr(Needing, "needs", "predictions")
     with pytest.raises(ValueError, match=words):
+        check_needs(Needing())
+    monkeypatch.setattr(Needing, "needs", frozenset({"disagreement"}))
+    with pytest.raises(ValueError, match="disagreement is between predictions: add 'predictions'"):
         check_needs(Needing())
 
 

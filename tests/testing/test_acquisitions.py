@@ -83,6 +83,20 @@ def test_needs_that_a_run_cannot_give_are_named():
         check_acquisition(Needing("none"))
 
 
+def test_a_comparison_of_samples_that_declares_to_need_none_is_named():
+    @dataclass(frozen=True)
+    class Spreads(Pointwise):
+        needs = frozenset({"predictions"})
+
+        def score(self, log_probs_N_K_C):
+            return log_probs_N_K_C.exp().var(dim=1, correction=0).sum(dim=1)
+
+    with pytest.raises(AssertionError, match="gives all points one score where there is one posterior sample"):
+        check_acquisition(Spreads())
+    Spreads.needs = Pointwise.needs
+    check_acquisition(Spreads())
+
+
 def test_a_score_of_a_wrong_shape_is_refused_on_every_rank():
     @dataclass(frozen=True)
     class Wrong(Pointwise):

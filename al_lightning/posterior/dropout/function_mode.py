@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from al_lightning.posterior.base import another_posterior
+from al_lightning.posterior.compiled import named_originals
 from al_lightning.posterior.dropout.attention import (
     Drop,
     begins_padded,
@@ -155,7 +156,7 @@ class MaskedForward(TorchFunctionMode):
         handles = []
         self.time_first = frozenset(_time_first(model))
         try:
-            for name, module in model.named_modules():
+            for name, module in named_originals(model):
                 if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks, and has no dropout
                     handles += [
                         module.register_forward_pre_hook(self._entering(name)),
@@ -402,7 +403,7 @@ def _refusing_unbatched(name: str) -> Callable[..., None]:
 
 def _time_first(model: nn.Module) -> Iterator[str]:
     """Yield the names of the dropouts whose input is (T, B, D): those in torch's transformer layers."""
-    for name, module in model.named_modules():
+    for name, module in named_originals(model):
         if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
             is_time_first = not module.self_attn.batch_first
             children = module.named_children() if is_time_first else ()

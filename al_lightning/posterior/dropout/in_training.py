@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from al_lightning.posterior.checks import fill_zeros, learning
+from al_lightning.posterior.compiled import named_originals
 from al_lightning.posterior.dropout.draws import Draw, Draws
 from al_lightning.posterior.dropout.function_mode import AXES_OF_WEIGHTS, WAY_OUT, LayerMasks, MaskedForward
 from al_lightning.posterior.dropout.lazy.private import sees_operations, words_of_missing
@@ -83,7 +84,7 @@ class InTraining:
                 output = self._call(map_tensors(Tensor.clone, self._inputs))
             if draws is not None:
                 draws += seen.found
-                modules = dict(self._model.named_modules())
+                modules = dict(named_originals(self._model))
                 # Layers in evaluation mode may drop when they train.
                 self.never = frozenset(call for call in mode.not_training if modules[call[0]].training)
             return output

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from al_lightning.posterior.compiled import named_originals
 from al_lightning.posterior.dropout.function_mode import DROPOUTS, LayerMasks, MaskedForward, cut
 from al_lightning.posterior.dropout.masks import DropoutKind, keep_factors, masked
 
@@ -27,7 +28,7 @@ _KINDS: Mapping[type[nn.Module], DropoutKind] = MappingProxyType(
 
 def can_be_replaced(model: nn.Module, mode: MaskedForward) -> bool:
     """Tell whether all masks belong to torch's dropout modules, and none to a function of dropout."""
-    modules = dict(model.named_modules())
+    modules = dict(named_originals(model))
     drop_all = [module for module in modules.values() if type(module) in _KINDS and module.p == 1]  # without masks
     return not drop_all and all(
         type(modules.get(layer)) in _KINDS and layer not in mode.time_first and not found.kind.of_weights
@@ -48,7 +49,7 @@ class ReplacedDropout:
         self._sample = 0
         self._calls: Counter[str] = Counter()
         layers = {layer for layer, _ in mode.masks}
-        self._modules: list[tuple[str, Any]] = [pair for pair in model.named_modules() if pair[0] in layers]
+        self._modules: list[tuple[str, Any]] = [pair for pair in named_originals(model) if pair[0] in layers]
         self._factors: dict[tuple[str, int], Tensor] = {}
 
     @contextmanager

@@ -27,6 +27,7 @@ from al_lightning.posterior.checks import (
     refuse_points_second,
     rounding_tolerance,
 )
+from al_lightning.posterior.compiled import named_originals, warn_compiled
 from al_lightning.posterior.dropout.function_mode import LayerMasks, MaskedForward, refuse_left_padding
 from al_lightning.posterior.dropout.in_training import InTraining
 from al_lightning.posterior.dropout.looped import ReplacedDropout, can_be_replaced
@@ -94,6 +95,7 @@ class MCDropout(Posterior):
     @override
     def preview(self, model: nn.Module, batch: object, *, smaller: object = None) -> Tensor:
         refuse_unreachable_dropout(model)
+        warn_compiled(model)
         return _Samples(model, self.predict, MaskedForward(3, seed=0)).preview(batch, smaller)
 
     @override
@@ -304,7 +306,7 @@ def sampled_dropouts(model: nn.Module, masks: Mapping[tuple[str, int], LayerMask
         >>> sampled_dropouts(model, {("0", 0): LayerMasks(0.5, keep), ("0", 1): LayerMasks(0.5, keep)})
         '1 of nn.Dropout (masks 1)'
     """
-    modules = dict(model.named_modules())
+    modules = dict(named_originals(model))
     attention = {layer for (layer, _), found in masks.items() if found.kind.of_weights}
     others = {layer for (layer, _), found in masks.items() if not found.kind.of_weights}
     named_in_torch = {

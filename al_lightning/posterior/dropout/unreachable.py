@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from al_lightning.posterior.base import another_posterior
+from al_lightning.posterior.compiled import named_originals
 from al_lightning.posterior.dropout.masks import named
 
 _SEEN_ATTENTION = frozenset({"eager", "sdpa"})
@@ -14,18 +15,18 @@ _SEEN_ATTENTION = frozenset({"eager", "sdpa"})
 def refuse_unreachable_dropout(model: nn.Module) -> None:
     """Raise if a submodule drops units out of reach of Python, so that its masks cannot be kept."""
     _refuse_other_attention(model)
-    reasons = [(name, _reason(module)) for name, module in model.named_modules()]
+    reasons = [(name, _reason(module)) for name, module in named_originals(model)]
     found = [f"{named(name)} ({reason})" for name, reason in reasons if reason]
     if found:
         raise ValueError(
             f"MCDropout cannot reach the dropout inside {', '.join(found)}. Set that dropout to 0 and add nn.Dropout "
-            f"after the layer, pass the module as it was before compiling, or {another_posterior('MCDropout')}."
+            f"after the layer, or {another_posterior('MCDropout')}."
         )
 
 
 def _refuse_other_attention(model: nn.Module) -> None:
     """Raise if a module's attention is a kernel that drops by itself, as transformers' `config` tells."""
-    for name, module in model.named_modules():
+    for name, module in named_originals(model):
         config = getattr(module, "config", None)
         # Private, but the only place where a model of transformers tells it; a config without it has torch's attention.
         kernel = getattr(config, "_attn_implementation", None)
@@ -48,6 +49,4 @@ def _reason(module: nn.Module) -> str | None:
     if isinstance(module, torch.jit.ScriptModule):
         graph = str(module.inlined_graph) if hasattr(module, "inlined_graph") else ""
         return "a TorchScript module that contains dropout" if "dropout" in graph else None
-    if module._compiled_call_impl is not None or hasattr(module.forward, "_torchdynamo_orig_callable"):
-        return "compiled by torch.compile"
     return None

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from al_lightning.posterior.base import Posterior, Predict
 from al_lightning.posterior.checks import fill_zeros
+from al_lightning.posterior.compiled import name_before
 from al_lightning.posterior.ensemble.members import Members, State, tensors_of
 from al_lightning.posterior.ensemble.networks import Networks, own_states
 from al_lightning.posterior.sampling import check_draws, until_the_end
@@ -209,8 +210,9 @@ def read_state(path: str | Path, model: nn.Module) -> State:
             f"{path} cannot be read as tensors and plain values alone ({error}). Save the weights by themselves: "
             f"`torch.save(model.state_dict(), path)`."
         ) from error
-    loaded = content.get("state_dict", content) if isinstance(content, Mapping) else {}
-    expected = model.state_dict()
+    stored = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+    loaded = {name_before(name): tensor for name, tensor in stored.items()}
+    expected = {name_before(name): tensor for name, tensor in model.state_dict().items()}
     missing, unexpected = expected.keys() - loaded.keys(), loaded.keys() - expected.keys()
     other = [name for name in loaded.keys() & expected.keys() if _shape(loaded[name]) != _shape(expected[name])]
     if missing or unexpected or other:
@@ -218,7 +220,7 @@ def read_state(path: str | Path, model: nn.Module) -> State:
             f"{path} holds another network than {type(model).__name__}: missing {_first(missing)}; not in the model "
             f"{_first(unexpected)}; of another shape {_first(other)}. Give checkpoints of this model."
         )
-    return {name: loaded.get(name, tensor.detach()) for name, tensor in tensors_of(model).items()}
+    return {name: loaded.get(name_before(name), tensor.detach()) for name, tensor in tensors_of(model).items()}
 
 
 def _shape(value: object) -> tuple[int, ...]:

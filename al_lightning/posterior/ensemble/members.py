@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from al_lightning.posterior.compiled import named_originals, original
+
 State = Mapping[str, Tensor]
 """Parameters and buffers by name, those that a `state_dict` leaves out included."""
 
@@ -56,7 +58,7 @@ class Members:
     def _fresh_parts(self, model: nn.Module) -> list[nn.Module]:
         if self.fresh is None:
             return [model]
-        parts = dict(model.named_modules())
+        parts = dict(named_originals(model))
         unknown = [name for name in self.fresh if name not in parts]
         if unknown:
             raise ValueError(
@@ -75,7 +77,7 @@ def last_learning(model: nn.Module) -> str | None:
     """
     found = [
         name
-        for name, module in model.named_modules()
+        for name, module in named_originals(model)
         if name and any(each.requires_grad for each in module.parameters(recurse=False))
     ]
     return found[-1] if found else None
@@ -125,9 +127,9 @@ def reset_parameters(module: nn.Module) -> None:
 
 def _children_first(module: nn.Module) -> Iterator[nn.Module]:
     """The order of construction, so that a parent's reset has the last word on its children."""
-    for child in module.children():
+    for child in original(module).children():
         yield from _children_first(child)
-    yield module
+    yield original(module)
 
 
 def _reset(module: nn.Module) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from al_lightning.posterior.checks import check_before_training, checked_first, is_fine
+from al_lightning.posterior.compiled import warn_compiled
 from al_lightning.posterior.ensemble.members import State, tensors_of
 from al_lightning.posterior.model import Call, evaluating, log_probs_of, refuse_probabilities
 from al_lightning.posterior.model_state import attributes_back, handed_back
@@ -81,6 +82,7 @@ class Networks:
             fill: Gives weights that are all zero other values, since with them no fault would show.
         """
         inputs, model = self._call.inputs(batch), self._call.model
+        warn_compiled(model)
         with torch.no_grad(), evaluating(model), handed_back(model):
             log_probs_B_C = log_probs_of(self._output_of_first(inputs))
             fill()

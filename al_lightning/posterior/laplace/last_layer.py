@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from al_lightning.posterior.base import another_posterior
+from al_lightning.posterior.compiled import named_originals
 from al_lightning.posterior.dropout.masks import named
 from al_lightning.posterior.model import Call, evaluating, log_probs_of
 
+_AXES_OF_TOKENS = 3  # (B, T, D)
 ROUNDINGS = 32  # times the largest logit's rounding error: tolerated difference of two log_softmaxes
 
 
@@ -39,7 +41,7 @@ def last_layer_pass(
         model: The trained model; it is left as it was.
         batch: A batch of the loader.
         predict: How to get logits of a batch, `predict(module, batch)`, if not by `module(x)`.
-        layer: Name of the layer; by default the last nn.Linear that runs.
+        layer: Name of the layer, or of a module that holds it; by default the last nn.Linear that runs.
     """
     linears = _linears(model, layer)
     call = Call(model, predict)
@@ -48,24 +50,28 @@ def last_layer_pass(
         output_B_C = call.output(call.inputs(batch))
     if not calls:
         raise ValueError(
-            f"None of {_listed(linears)} ran in a forward pass of {type(model).__name__}, as far as hooks tell. Pass "
-            f"the model as it was before compiling, or {another_posterior('LastLayerLaplace')}."
+            f"None of {_listed(linears)} ran in a forward pass of {type(model).__name__}, as far as hooks tell. Look "
+            f"whether they run in evaluation mode, or {another_posterior('LastLayerLaplace')}."
         )
-    found = calls[-1]
+    found = _of_one_position(calls[-1], output_B_C)
     _refuse_anything_between(found, output_B_C)
     return found if linears[found.layer].bias is None else _with_ones(found)
 
 
 def _linears(model: nn.Module, layer: str | None) -> dict[str, nn.Linear]:
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linears = {name: module for name, module in named_originals(model) if isinstance(module, nn.Linear)}
     if not linears:
         raise ValueError(
             f"{type(model).__name__} has no nn.Linear, and a Laplace approximation of the last layer needs the model "
             f"to end in one. Give it one, or {another_posterior('LastLayerLaplace')}."
         )
-    if layer is not None and layer not in linears:
-        raise ValueError(f"`layer` is {layer!r}, but must be one of the model's nn.Linear: {_listed(linears)}.")
-    return linears if layer is None else {layer: linears[layer]}
+    named_so = {name: module for name, module in linears.items() if layer is None or f"{name}.".startswith(f"{layer}.")}
+    if not named_so:
+        raise ValueError(
+            f"`layer` is {layer!r}, but must be one of the model's nn.Linear, or a module that holds one: "
+            f"{_listed(linears)}."
+        )
+    return named_so
 
 
 def _listed(linears: Mapping[str, nn.Linear]) -> str:
@@ -93,6 +99,25 @@ def _recorded(linears: Mapping[str, nn.Linear]) -> Iterator[list[LastLayerPass]]
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _of_one_position(found: LastLayerPass, output_B_C: Tensor) -> LastLayerPass:
+    """Return the rows of a layer that runs on each token (B, T, D) of which the output is that of one token."""
+    logits_B_T_C = found.logits_B_C
+    if logits_B_T_C.dim() != _AXES_OF_TOKENS or output_B_C.shape != (len(logits_B_T_C), logits_B_T_C.shape[2]):
+        return found
+    is_output_B_T = (logits_B_T_C == output_B_C.unsqueeze(1)).all(dim=2)
+    position_B = is_output_B_T.int().argmax(dim=1)
+    rows_B = torch.arange(len(position_B), device=position_B.device)
+    features_B_D = found.features_B_D[rows_B, position_B]
+    is_other_B_T = (found.features_B_D != features_B_D.unsqueeze(1)).any(dim=2)
+    if not bool(is_output_B_T.any(dim=1).all()) or bool((is_output_B_T & is_other_B_T).any()):
+        raise ValueError(
+            f"{named(found.layer)} runs on each of {logits_B_T_C.shape[1]} tokens, and the model's output is not that "
+            f"of one of them that its values tell from the others. Return the logits of one token, or "
+            f"{another_posterior('LastLayerLaplace')}."
+        )
+    return LastLayerPass(found.layer, features_B_D, logits_B_T_C[rows_B, position_B])
 
 
 def _refuse_anything_between(found: LastLayerPass, output_B_C: Tensor) -> None:

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from al_lightning.posterior.base import Posterior, Predict
 from al_lightning.posterior.checks import check_before_training, checked_first, fill_zeros, learning
+from al_lightning.posterior.compiled import warn_compiled
 from al_lightning.posterior.dropout.masks import named
 from al_lightning.posterior.laplace.gaussian import full_deviations, kron_deviations
 from al_lightning.posterior.laplace.last_layer import LastLayerPass, last_layer_pass
@@ -38,7 +39,9 @@ class LastLayerLaplace(Posterior):
             how the model was trained. By default one over the mean square of the trained weights, which are then
             typical draws of the prior; this default follows the scale of the features. A fixed number does not, and
             with 1.0 the predictions of nets that are trained without weight decay become noise.
-        layer: Name of the last linear layer, as "head.fc"; by default the last nn.Linear that runs.
+        layer: Name of the last linear layer, as "head.fc", or of a module that holds it, as PEFT's copy of a
+            "classifier"; by default the last nn.Linear that runs. A layer that runs on each token of a text is served
+            if the output is that of one token, as in GPT-2.
         structure: "full" is the covariance of all weights, "kron" a Kronecker-factored approximation for many of them.
             By default "full" up to 6000 weights.
         predict: How to get logits or log-probabilities (B, C) of a batch, `predict(module, batch)`. By default
@@ -75,6 +78,7 @@ class LastLayerLaplace(Posterior):
         def output(inputs: object) -> Tensor:
             return self._run(model, inputs, self.layer).logits_B_C
 
+        warn_compiled(model)
         with torch.no_grad(), handed_back(model):
             log_probs_B_C = log_probs_of(output(batch))
             fill_zeros(learning(model))

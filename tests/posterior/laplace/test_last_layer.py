@@ -118,8 +118,8 @@ def test_a_small_temperature_is_seen_where_all_predictions_are_certain():
 
 
 def test_an_output_of_another_shape_than_the_layers_is_refused():
-    with pytest.raises(ValueError, match=r"`net.2` .* returned shape \(6, 1, 3\), but the model's output, .* \(6, 3\)"):
-        run(Forward(lambda net, x: net(x.unsqueeze(1)).squeeze(1)))
+    with pytest.raises(ValueError, match=r"`net.2` .* returned shape \(6, 3\), but the model's output, .* \(6, 2\)"):
+        run(Forward(lambda net, x: net(x)[:, :2]))
 
 
 def test_a_named_layer_is_used_although_another_one_runs_later():
@@ -131,7 +131,7 @@ def test_a_named_layer_is_used_although_another_one_runs_later():
 
 def test_a_name_that_is_no_linear_layer_is_refused_with_those_that_are():
     with pytest.raises(
-        ValueError, match=r"`layer` is 'relu', but must be one of the model's nn.Linear: `body`, `head`"
+        ValueError, match=r"`layer` is 'relu', but must be .* nn.Linear, or a module that holds one: `body`, `head`"
     ):
         run(TwoHeads(), layer="relu")
 
@@ -176,3 +176,49 @@ def test_log_softmax_in_double_precision_is_served():
     model = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 4), nn.LogSoftmax(dim=1)).double()
     found = last_layer_pass(model, torch.randn(50, 3).double(), predict=None, layer=None)
     assert found.logits_B_C.dtype == torch.float64
+
+
+class OfTokens(nn.Module):
+    """A layer on each token, of which the model returns one, as GPT-2 does."""
+
+    def __init__(self, pick):
+        super().__init__()
+        self.pick = pick
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.score = nn.Linear(4, 3)
+
+    def forward(self, x_B_T_D):
+        return self.pick(self.score(x_B_T_D))
+
+
+def tokens():
+    return torch.randn(5, 6, 4, generator=torch.Generator().manual_seed(0))
+
+
+def test_of_a_layer_on_each_token_the_features_are_those_of_the_token_that_is_returned():
+    last_B = torch.tensor([2, 5, 0, 3, 5])
+    model = OfTokens(lambda logits_B_T_C: logits_B_T_C[torch.arange(5), last_B])
+    found = last_layer_pass(model, tokens(), predict=None, layer=None)
+    expected_B_D = tokens()[torch.arange(5), last_B]
+    assert torch.equal(found.features_B_D, torch.cat([expected_B_D, torch.ones(5, 1)], dim=1))
+    assert torch.equal(found.logits_B_C, model(tokens()))
+
+
+def test_a_mean_over_tokens_is_refused():
+    with pytest.raises(ValueError, match=r"`score` runs on each of 6 tokens, and the model's output is not that of"):
+        last_layer_pass(OfTokens(lambda logits: logits.mean(dim=1)), tokens(), predict=None, layer=None)
+
+
+def test_tokens_of_equal_logits_and_other_features_are_refused():
+    model = OfTokens(lambda logits_B_T_C: logits_B_T_C[:, 0])
+    nn.init.zeros_(model.score.weight)
+    with pytest.raises(ValueError, match="is not that of one of them that its values tell from the others"):
+        last_layer_pass(model, tokens(), predict=None, layer=None)
+
+
+def test_a_module_that_holds_the_layer_may_be_named():
+    model = nn.Sequential(nn.Linear(4, 8), nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)))
+    assert last_layer_pass(model, torch.rand(5, 4), predict=None, layer="1").layer == "1.2"
+    with pytest.raises(ValueError, match=r"or a module that holds one: `0`, `1.0`, `1.2`"):
+        last_layer_pass(model, torch.rand(5, 4), predict=None, layer="2")
