@@ -129,7 +129,9 @@ def round_rows(curves: Curves) -> list[dict[str, object]]:
     return rows
 
 
-def write_results(path: Path, rows: Sequence[Mapping[str, object]], curves: Curves, *, data: str, target: float) -> None:
+def write_results(
+    path: Path, rows: Sequence[Mapping[str, object]], curves: Curves, *, data: str, target: float
+) -> None:
     """Write the CSV file, and beside it the picture: mean and one standard deviation over seeds."""
     write_rows(path, rows)
     figure, axes = plt.subplots(figsize=(7, 4.2), dpi=150, layout="constrained")
