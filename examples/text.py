@@ -1,6 +1,7 @@
 """A data module for CSV files with the columns `text,label`, and a small transformer: see docs/text.md.
 
-This is the code of a user. Nothing is downloaded: the transformer is built from its configuration.
+This is the code of a user. Nothing is downloaded: the transformer is built from its configuration. There is no validation
+set, because its labels are paid for as well.
 """
 
 import csv
@@ -48,8 +49,6 @@ class TextDataModule(LightningDataModule):
         batch_size: Texts in a batch.
         vocab_size: Ids of words at most: the most frequent words of the training texts, labelled or not.
         max_length: Ids of a text at most, its start included; a longer text loses its end.
-        val_share: Share of the training texts that is taken out for validation. Their labels are paid for as well, so
-            there is none by default, and a fit has a fixed number of steps.
     """
 
     def __init__(  # noqa: PLR0913 - they are the fields of the configuration
@@ -61,7 +60,6 @@ class TextDataModule(LightningDataModule):
         batch_size: int = 32,
         vocab_size: int = 10_000,
         max_length: int = 64,
-        val_share: float = 0.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -77,11 +75,7 @@ class TextDataModule(LightningDataModule):
         most = counts.most_common(self.hparams.vocab_size - START - 1)
         self.ids = {word: START + 1 + place for place, (word, _) in enumerate(most)}
         self.classes = sorted({label for _, label in train})
-        items = self.items(train)
-        num_val = int(self.hparams.val_share * len(items))
-        order = torch.randperm(len(items)).tolist() if num_val else range(len(items))
-        self.val_set, self.train_set = ([items[place] for place in some] for some in (order[:num_val], order[num_val:]))
-        self.test_set = self.items(test)
+        self.train_set, self.test_set = self.items(train), self.items(test)
 
     def read(self, name: str) -> list[tuple[str, str]]:
         """Return the rows (text, label) of a file."""
@@ -103,10 +97,6 @@ class TextDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Item]:
         """Return all training texts: the wrapper takes the labelled ones."""
         return DataLoader(self.train_set, self.hparams.batch_size, shuffle=True, collate_fn=collate)
-
-    def val_dataloader(self) -> DataLoader[Item] | list[Item]:
-        """Return the validation texts, if there are any."""
-        return DataLoader(self.val_set, 256, collate_fn=collate) if len(self.val_set) else []
 
     def test_dataloader(self) -> DataLoader[Item]:
         """Return the test texts."""
@@ -167,11 +157,6 @@ class TextClassifier(LightningModule):
         loss = cross_entropy(self(batch["input_ids"], batch["attention_mask"]), batch["labels"])
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["labels"]))
         return loss
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Log the loss of the validation texts."""
-        loss = cross_entropy(self(batch["input_ids"], batch["attention_mask"]), batch["labels"])
-        self.log("val_loss", loss, batch_size=len(batch["labels"]))
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Log accuracy and mean recall over classes, both without dropout."""
