@@ -1,7 +1,7 @@
 """A data module for CSV files with the columns `text,label`, and a small transformer: see docs/text.md.
 
-This is the code of a user. Nothing is downloaded: the transformer is built from its configuration. There is no validation
-set, because its labels are paid for as well.
+This is the code of a user. Nothing is downloaded: the transformer is built from its configuration. There is no
+validation set, because its labels are paid for as well.
 """
 
 import csv
@@ -51,7 +51,7 @@ class TextDataModule(LightningDataModule):
         max_length: Ids of a text at most, its start included; a longer text loses its end.
     """
 
-    def __init__(  # noqa: PLR0913 - they are the fields of the configuration
+    def __init__(
         self,
         *,
         root: str | None = None,
