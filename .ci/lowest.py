@@ -6,7 +6,7 @@ from pathlib import Path
 import tomllib
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-EXTRAS = ("plot", "label", "dev")  # `bench` is pinned
+EXTRAS = ("plot", "label", "text", "dev")  # `bench` is pinned
 
 
 def lowest(requirement: str) -> str:

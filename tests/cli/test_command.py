@@ -325,7 +325,10 @@ def test_print_config_shows_every_key(capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", COMPLETE, ids=lambda path: path.stem)
-def test_every_config_is_accepted(path, capsys):
+def test_every_config_is_accepted(path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(CONFIGS.parent)  # as where the command is started, for the classes of `examples`
+    if "examples." in path.read_text():
+        pytest.importorskip("transformers")
     with pytest.raises(SystemExit) as exit_info:
         run(["fit", "--config", str(path), "--print_config"])
     assert exit_info.value.code == 0
