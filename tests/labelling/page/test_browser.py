@@ -327,7 +327,7 @@ def test_one_point_that_waits_for_others_is_one_point(tmp_path, write_run, open_
         words = page.locator("#rest-text").inner_text()
     assert words == (
         "Of 1 point: none with an answer. 1 point waits for other people. "
-        "al-lightning fit ... --finish goes on without it."
+        "al-lightning fit ... --finish, or active_fit(..., finish=True) in a script, goes on without it."
     )
 
 
