@@ -33,7 +33,7 @@ ARGUMENTS = [
         ["--data.datamodule=DigitDataModule"],
         "`DigitDataModule`, given for `data.datamodule`, names no class that is known; did you mean `DigitsDataModule`",
     ),
-    (["--model=Clasifier"], "`Clasifier`, given for `model`, names no class that is known; did you mean `Classifier`?"),
+    (["--model=Clasifier"], "`Clasifier`, given for `model`, names no class that is known; did you mean `Classifier`"),
     (["--seed_evrything", "3"], "`seed_evrything` is no key; did you mean `seed_everything`?"),
     (["--trainer.max_epochz=3"], "`trainer.max_epochz` is no key; did you mean `trainer.max_epochs`"),
     (["--trainer.max_epochs=abc"], "`trainer.max_epochs` is abc, but must be int or null."),
