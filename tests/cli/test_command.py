@@ -377,6 +377,7 @@ def test_a_command_that_says_last_begins_its_run_and_goes_on_with_it(tmp_path):
     assert names == ["round=000-last.ckpt", "round=001-last.ckpt"]  # the first fit was not made again
 
 
+@pytest.mark.slow
 def test_a_data_module_that_is_not_wrapped_is_refused():
     arguments = ["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), "--data=DigitsDataModule"]
     with pytest.raises(TypeError, match="`datamodule` is a DigitsDataModule, but active learning needs"):
@@ -397,11 +398,13 @@ def said(monkeypatch, capsys):
     return said
 
 
+@pytest.mark.slow
 def test_what_the_package_refuses_once_a_run_begins_is_one_line(said):
     (line,) = said("fit", "--config", str(CONFIGS / "repeated_digits.yaml"), "--data=DigitsDataModule")
     assert line.startswith("error: `datamodule` is a DigitsDataModule, but active learning needs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lines", "message"),
     [("raise ValueError('mine')", "mine"), ("int('no number')", "invalid literal")],

@@ -97,6 +97,7 @@ def test_any_other_error_is_said_as_jsonargparse_says_it(said):
     assert "nowhere.yaml" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
@@ -110,6 +111,7 @@ def test_what_a_constructor_of_ours_refuses_is_one_line(said, argument, expected
     assert line.startswith(f"error: {expected}")
 
 
+@pytest.mark.slow
 def test_what_a_users_class_raises_is_raised_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["al-lightning"])
     lines = ["from al_lightning import DigitsDataModule", "class Mine(DigitsDataModule):"]

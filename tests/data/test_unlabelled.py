@@ -129,6 +129,11 @@ def weighted():
     return WeightedRandomSampler(torch.arange(1.0, NUM + 1), 7, generator=torch.Generator().manual_seed(5))
 
 
+def some_slow(cases, *plain):
+    """Return the cases, of which only those named run in the plain `pytest`."""
+    return [case if case in plain else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
 LOADERS = {
     "in order": {},
     "shuffled": {"shuffle": True, "drop_last": True, "batch_size": 2},
@@ -145,8 +150,8 @@ def initial_and_answers(initial):
     return {"given": "given", "ids": GIVEN[:3], "none": 0, "count": 3}[initial], own, asked
 
 
-@pytest.mark.parametrize("loader", LOADERS)
-@pytest.mark.parametrize("initial", ["given", "ids", "none", "count"])
+@pytest.mark.parametrize("loader", some_slow(LOADERS, "shuffled"))
+@pytest.mark.parametrize("initial", some_slow(["given", "ids", "none", "count"], "given", "none"))
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_are_those_of_a_dataset_that_had_the_labels_from_the_start(kind, initial, loader):
     begin, own, answers = initial_and_answers(initial)

@@ -47,6 +47,7 @@ def test_impossible_labels_make_no_configuration():
     assert_close(configurations.weights_M_K, torch.eye(2).double())
 
 
+@pytest.mark.slow
 @given(seed=seeds, sharpness=st.sampled_from([0.3, 2.0, 10.0]))
 @settings(max_examples=20, deadline=None)
 def test_exact_gains_equal_enumeration_in_plain_python(seed, sharpness):
@@ -111,6 +112,7 @@ def test_the_same_generator_draws_the_same_configurations():
     assert not torch.equal(one.probs_M, other.probs_M)
 
 
+@pytest.mark.slow
 def test_sampled_gains_are_unbiased_and_their_standard_error_is_honest():
     log_probs_N_K_C = random_log_probs(6, 5, sharpness=1.0)
     chosen, candidate = log_probs_N_K_C[:4], log_probs_N_K_C[4]

@@ -39,6 +39,7 @@ def drawn_answers(draw, names=NAMES):
     return Answer(draw(st.integers(0, 49)), kind, label, draw(names), at, draw(SECONDS))
 
 
+@pytest.mark.slow
 @given(st.lists(drawn_answers()), st.sampled_from([b"\n", b"\r\n"]), st.booleans())
 def test_lines_of_json_are_read_as_they_were_written(answers, end, has_mark):
     data = "".join(map(as_line, answers)).encode().replace(b"\n", end)
@@ -50,6 +51,7 @@ SPREADSHEET_NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", 
 )
 
 
+@pytest.mark.slow
 @given(st.lists(drawn_answers(SPREADSHEET_NAMES)), st.sampled_from([b"\n", b"\r\n"]), st.booleans())
 @example([Answer(3, "label", "=x", "@bob")], b"\n", False)
 def test_a_table_is_read_as_it_was_exported(answers, end, has_mark):
@@ -58,6 +60,7 @@ def test_a_table_is_read_as_it_was_exported(answers, end, has_mark):
     assert read((b"\xef\xbb\xbf" if has_mark else b"") + data, "x.csv") == (answers, None)
 
 
+@pytest.mark.slow
 @given(st.lists(drawn_answers(), min_size=1, max_size=4), st.data())
 def test_a_file_that_is_cut_anywhere_holds_the_answers_of_its_whole_lines(answers, data):
     whole = "".join(json.dumps(json.loads(as_line(each)), ensure_ascii=False) + "\n" for each in answers).encode(
@@ -72,6 +75,7 @@ def test_a_file_that_is_cut_anywhere_holds_the_answers_of_its_whole_lines(answer
     assert torn == (None if at_an_end or is_between else num_whole + 1)
 
 
+@pytest.mark.slow
 @given(st.lists(drawn_answers(), min_size=1, max_size=4), st.data())
 def test_a_table_that_is_cut_anywhere_holds_the_answers_of_its_whole_lines(answers, data):
     columns, rows = ["id", "label", "kind", "who", "at", "seconds"], [vars(answer) for answer in answers]
@@ -263,6 +267,7 @@ def test_times_are_utc_with_microseconds(text, expected):
     assert normal_time(text) == expected
 
 
+@pytest.mark.slow
 @given(st.datetimes(timezones=st.timezones()), st.datetimes(timezones=st.timezones()))
 def test_times_sort_as_text(one, other):
     assert (normal_time(one.isoformat()) < normal_time(other.isoformat())) == (one.timestamp() < other.timestamp())
@@ -334,6 +339,7 @@ def test_an_error_names_ten_classes_of_many():
     assert words_of('{"id": 1, "label": "x"}\n', allowed=many).endswith("'c8', 'c9', ....")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x.jsonl", "x.csv"])
 def test_as_many_answers_as_anybody_gives_are_read_each_once(name):
     of_all = Allowed([f"c{number}" for number in range(1000)], {}, num_points=20_000)

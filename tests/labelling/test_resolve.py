@@ -123,6 +123,7 @@ def test_an_answer_in_several_files_counts_once_in_any_order(drawn, wanted, orde
         assert all(answer.id == index for answer in point.answers)
 
 
+@pytest.mark.slow
 @given(copied_at_will(), st.integers(1, 3), st.data())
 def test_a_line_that_is_added_once_more_anywhere_changes_nothing(drawn, wanted, data):
     _, files = drawn

@@ -174,6 +174,7 @@ def live(actions, *, wanted, has_times, asks_once):
     return world
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(st.lists(ACTIONS, min_size=8, max_size=40), st.booleans())
 def test_labels_are_at_last_what_all_answers_say_whenever_they_were_taken_up(actions, has_times):
@@ -181,6 +182,7 @@ def test_labels_are_at_last_what_all_answers_say_whenever_they_were_taken_up(act
     assert decoded(encoded(HEADER, world.rounds))[1] == world.rounds  # a journal takes them
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(st.lists(ACTIONS, min_size=8, max_size=40), st.integers(1, 3), st.booleans())
 def test_so_are_the_labels_by_votes_of_several_people(actions, wanted, has_times):

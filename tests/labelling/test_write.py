@@ -86,6 +86,7 @@ def test_half_a_last_line_goes_and_the_lines_before_stay(tmp_path, tail, impatie
     assert read(tmp_path) == [numbered(1), ANN]
 
 
+@pytest.mark.slow
 def test_half_a_line_of_a_script_that_is_still_writing_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(write, "STANDS_STILL_S", 0.4)
     path = file_of(tmp_path, "ann")

@@ -165,6 +165,7 @@ def test_a_part_as_large_as_the_pool_is_the_pool(run):
     assert [entry.information["num_predicted"] for entry in run(max_predicted=52)[:2]] == [52, 50]
 
 
+@pytest.mark.slow
 def test_random_chooses_from_the_whole_pool(run):
     assert untimed(run(Random(), max_predicted=4)) == untimed(run(Random()))
 

@@ -99,7 +99,14 @@ def points(num_points=11):
     return torch.randn(num_points, 12, generator=torch.Generator().manual_seed(7))
 
 
-@pytest.fixture(params=MODELS.values(), ids=MODELS.keys())
+PLAIN = {"mlp", "cnn with channel dropout", "batch norm", "functional", "in place, first of all", "packed lstm"}
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(build, id=name, marks=[] if name in PLAIN else pytest.mark.slow) for name, build in MODELS.items()
+    ]
+)
 def model(request):
     with torch.random.fork_rng():
         torch.manual_seed(1)

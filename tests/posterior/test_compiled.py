@@ -91,6 +91,7 @@ def predictions(posterior, model, num_samples=K):
         return predict(points())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("posterior", POSTERIORS, ids=repr)
 def test_samples_are_those_of_the_model_before_it_was_compiled(posterior, way):
@@ -125,6 +126,7 @@ def test_the_contract_of_posteriors_is_kept(posterior, way):
     check_posterior(posterior, model, points(), num_samples=1 if isinstance(posterior, Point) else K)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_sampling_between_passes_compiles_nothing_again(way, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "compiled", lambda part: torch.compile(part, backend=counting))

@@ -96,6 +96,7 @@ def raise_after(predict, batch):
     raise ZeroDivisionError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [points(), (points(), torch.arange(11) % 3)], ids=["x", "x, y"])
 def test_the_check_for_posteriors_of_the_users_own_passes(unfitted, model, batch):
     before = state(model)

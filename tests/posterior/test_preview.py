@@ -101,6 +101,7 @@ def test_what_would_be_refused_after_the_training_is_refused_before_it(make, wor
     assert torch.equal(torch.random.get_rng_state(), generator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 2, 8])
 def test_a_good_model_passes_whatever_the_number_of_points(rows, posterior):
     model = Net(nn.BatchNorm1d(16), nn.LogSoftmax(dim=1))

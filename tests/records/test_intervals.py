@@ -12,6 +12,7 @@ LEVELS = st.sampled_from([0.05, 0.025, 0.05 / 6, 0.05 / 90, 1e-6])
 COUNTS = st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_points", [*range(1, 61), 100, 257])
 def test_the_interval_covers_every_accuracy_in_95_percent_of_all_cases(num_points):
     k = np.arange(num_points + 1)

@@ -13,6 +13,7 @@ NUM_POINTS = 12
 HEADER = {"num_points": NUM_POINTS, "initial": [0, 1], "initial_targets": [0, 1], "excluded": [11]}
 
 
+@pytest.mark.slow
 @given(st.lists(st.lists(st.tuples(st.integers(0, NUM_POINTS - 1), st.integers(-2, 5)), max_size=4), max_size=5))
 def test_the_state_is_that_of_a_label_array_to_which_the_same_was_done(edits):
     labels, rounds = Labels(NUM_POINTS), []

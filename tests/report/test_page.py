@@ -89,6 +89,7 @@ def page_with(text):
     return page_of([Section(text, text, table, [drawn, missing], table, [details], people)], drawn, num_runs=1)
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30))
 @example("<script>alert('1')</script>\"&")
@@ -215,6 +216,7 @@ def dom_of(url, profile):
     ).stdout
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_browser_shows_every_picture_without_scrolling_sideways_on_a_phone(runs, make_people, tmp_path):
     hostile = "<img src=x onerror=console.log(1)>" + "w" * 300

@@ -223,6 +223,7 @@ def test_a_second_fit_of_a_finished_trainer_acquires_nothing(make_trainer, make_
     assert (len(callback.rounds), datamodule.labels.num_labelled) == (1, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_named", [True, False])
 def test_plain_fits_after_the_last_round_add_none(
     is_named, make_trainer, make_model, make_data, make_callback, tmp_path

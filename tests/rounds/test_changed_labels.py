@@ -105,6 +105,7 @@ def test_the_records_tell_the_label_state_that_the_run_had(start, tmp_path):
     assert all(target == index % 3 for index, (number, target) in changed.items() if number >= 0)
 
 
+@pytest.mark.slow
 def test_a_run_that_takes_back_a_whole_batch_runs_to_its_end(start, tmp_path):
     rounds, _ = start(tmp_path, Edits("on_train_start", num_rounds=1, edit=takes_back_a_batch))
     assert [record.num_labelled for record in rounds] == [6, 6, 10, 14]
@@ -187,6 +188,7 @@ def test_a_corrected_label_is_told_from_other_data_and_accepted_by_its_id(start,
     assert [record.corrections for record in third] == [[], [[index, old, new]], [], []]
 
 
+@pytest.mark.slow
 def test_a_corrected_initial_label_is_accepted_and_the_header_keeps_the_old_one(start, corrected_data, tmp_path):
     start(tmp_path, max_rounds=2)
     before, _ = read_journal(tmp_path)

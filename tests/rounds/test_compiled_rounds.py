@@ -73,6 +73,7 @@ def test_other_posteriors_pick_the_same_as_before_compiling(posterior, run):
     assert numbers(rounds) == numbers(expected)
 
 
+@pytest.mark.slow
 def test_both_views_of_the_weights_are_the_same_tensors_after_the_rounds(
     make_trainer, make_callback, make_model, make_data
 ):

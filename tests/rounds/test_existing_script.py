@@ -26,6 +26,7 @@ def test_the_rounds_use_up_the_budget(ran):
     assert [entry.num_labelled for entry in ran["trainer"].callbacks[-2].rounds] == [10, 15, 20, 25]
 
 
+@pytest.mark.slow
 def test_every_round_starts_with_fresh_weights_optimizer_scheduler_and_counters(ran):
     first, *others = ran["STARTS"]
     assert len(others) == 3

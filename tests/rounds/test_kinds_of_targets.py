@@ -177,6 +177,7 @@ NOT_CLASSIFIERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("acquisition", [BALD(), Random()], ids=["BALD", "Random"])
 @pytest.mark.parametrize("initial", [8, list(range(8))], ids=["drawn", "named"])
 @pytest.mark.parametrize(("model", "dataset", "words"), NOT_CLASSIFIERS.values(), ids=NOT_CLASSIFIERS)

@@ -102,6 +102,7 @@ def critical(num_points, number, target):
     return bisect.bisect_left(counts, True, key=ends)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "growth"), [(0.9, 3), (0.9, 40), (0.6, 2), (0.97, 7), (0.97, 150)])
 def test_a_run_that_stays_just_below_its_target_ends_in_at_most_5_percent_of_all_runs(target, growth):
     sizes = range(growth, growth * 81, growth)

@@ -47,6 +47,7 @@ def run(make_trainer, make_callback, make_model, make_data, tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("acquisition", [Entropy(), Margin(), LeastConfidence()], ids=repr)
 def test_acquisitions_of_the_mean_prediction_choose_the_points_that_the_model_itself_ranks_first(
     acquisition, run, make_model, make_data

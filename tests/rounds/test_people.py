@@ -135,6 +135,7 @@ def test_a_run_through_files_acquires_what_one_with_all_labels_does(start, tmp_p
     assert not (tmp_path / "run" / "asked.json").exists()
 
 
+@pytest.mark.slow
 def test_the_first_round_has_no_labels_no_metrics_and_the_first_weights(start, make_model):
     callback = start()
     assert (callback.rounds, len(callback.waiting_for), callback.stopped) == ([], 4, None)
@@ -145,6 +146,7 @@ def test_the_first_round_has_no_labels_no_metrics_and_the_first_weights(start, m
     assert all(torch.equal(tensor, saved[name]) for name, tensor in make_model().state_dict().items())
 
 
+@pytest.mark.slow
 def test_people_may_answer_while_the_run_waits_which_says_so_once_a_round(start, tmp_path, caplog):
     caplog.set_level("INFO")
     expected = with_all_labels(start, tmp_path / "all")
@@ -197,6 +199,7 @@ def test_nothing_but_answers_is_needed_to_go_on_and_starting_in_vain_changes_not
     assert len(start().waiting_for) == 3
 
 
+@pytest.mark.slow
 def test_the_same_command_writes_anew_what_was_deleted_of_what_people_see(start):
     data = Unlabelled()
     data.render = lambda item: f"seen as {item}"
@@ -227,6 +230,7 @@ def test_skipped_points_go_back_to_the_pool_and_are_not_asked_in_the_next_round(
     assert first in batches[-1]  # some later round asks again, and the old skip does not answer
 
 
+@pytest.mark.slow
 def test_a_point_is_skipped_only_by_all_who_take_part(start):
     callback = start()
     folder = callback.run.folder
@@ -238,6 +242,7 @@ def test_a_point_is_skipped_only_by_all_who_take_part(start):
     assert start().rounds[0].targets[0] == 2
 
 
+@pytest.mark.slow
 def test_unsure_and_rejected_points_leave_the_pool_and_are_recorded(start):
     callback = start()
     folder = callback.run.folder
@@ -261,6 +266,7 @@ def _records(start):
     return callback.run.header, callback.rounds
 
 
+@pytest.mark.slow
 def test_a_batch_without_a_label_makes_no_fit_and_the_next_is_asked_from_the_same_predictions(start, tmp_path):
     settings = {"initial": 0, "acquisition": BALD()}
     callback = start(**settings)
@@ -292,6 +298,7 @@ def test_a_batch_without_a_label_makes_no_fit_and_the_next_is_asked_from_the_sam
     assert {index for index, state, _ in record.changed_after if state == -2} == {first.ids[1], first.ids[2]}
 
 
+@pytest.mark.slow
 def test_a_late_answer_to_a_batch_that_was_closed_without_a_label_is_labelled(start):
     first = start().waiting_for
     folder = start().run.folder
@@ -306,6 +313,7 @@ def test_a_late_answer_to_a_batch_that_was_closed_without_a_label_is_labelled(st
     assert [later, 2, TRUE[later]] in start().rounds[1].changed_after
 
 
+@pytest.mark.slow
 def test_a_pool_of_which_nobody_can_tell_a_label_is_asked_for_to_its_end(start):
     class Few(Unlabelled):
         def __init__(self, num=10):
@@ -329,6 +337,7 @@ def test_a_pool_of_which_nobody_can_tell_a_label_is_asked_for_to_its_end(start):
     assert set(start(data=Few(12)).rounds[1].acquired) == {10, 11}
 
 
+@pytest.mark.slow
 def test_a_budget_that_a_correction_uses_up_ends_the_run_after_a_batch_without_a_label(start):
     settings = {"max_labelled": 11, "holdout_share": 0.25}
     callback, num_corrected = start(**settings), None
@@ -347,6 +356,7 @@ def test_a_budget_that_a_correction_uses_up_ends_the_run_after_a_batch_without_a
     assert start(**settings).rounds == callback.rounds
 
 
+@pytest.mark.slow
 def test_the_scores_after_a_batch_without_a_label_are_those_of_one_wide_batch(start, tmp_path):
     """The eight best of one fit, asked for at once, are the four best and, without any label, the four after them."""
 
@@ -365,6 +375,7 @@ def test_the_scores_after_a_batch_without_a_label_are_those_of_one_wide_batch(st
     assert len(both) == 8
 
 
+@pytest.mark.slow
 def test_a_part_of_the_batch_may_do_and_late_answers_are_labelled_with_the_next(start):
     oracle = AskPeople(min_answered=3)
     callback = start(oracle=oracle)
@@ -383,6 +394,7 @@ def test_a_part_of_the_batch_may_do_and_late_answers_are_labelled_with_the_next(
     assert [[late, 2, TRUE[late]]] == callback.rounds[1].changed_after or late in callback.rounds[1].acquired
 
 
+@pytest.mark.slow
 def test_finish_closes_a_batch_with_what_is_there_and_says_what_goes_back(start, caplog):
     caplog.set_level("INFO")
     callback = start(finish=True)
@@ -418,6 +430,7 @@ def test_several_people_vote_and_a_tie_is_asked_again(start, caplog):
     assert len([row for row in record.answers if row["id"] == first]) == 3
 
 
+@pytest.mark.slow
 def test_a_committed_label_outlives_one_contradiction_which_is_said_and_not_a_majority(start, caplog):
     caplog.set_level("INFO")
     callback = start()
@@ -441,6 +454,7 @@ def test_a_committed_label_outlives_one_contradiction_which_is_said_and_not_a_ma
     assert "contradict each other" not in caplog.text.partition(said)[2]
 
 
+@pytest.mark.slow
 def test_an_undo_and_a_correction_of_a_committed_answer_take_effect_with_the_next_commit(start):
     callback = start()
     folder = callback.run.folder
@@ -465,6 +479,7 @@ def test_an_undo_and_a_correction_of_a_committed_answer_take_effect_with_the_nex
     assert callback.datamodule.targets_of([corrected]) == [TRUE[corrected]]
 
 
+@pytest.mark.slow
 def test_each_resolved_label_is_in_exactly_one_record_and_in_the_table_and_the_export(start):
     callback, _ = answered_to_the_end(start)
     with (callback.run.folder / "acquisitions.csv").open() as file:
@@ -477,6 +492,7 @@ def test_each_resolved_label_is_in_exactly_one_record_and_in_the_table_and_the_e
     assert len(ids) == len(set(ids)) == 12
 
 
+@pytest.mark.slow
 def test_members_of_an_ensemble_and_a_warm_start_outlive_the_waiting(start, tmp_path):
     settings = {"acquisition": BALD(), "posterior": DeepEnsemble(2), "num_samples": 2, "warm_start": True}
     expected = with_all_labels(start, tmp_path / "all", **settings)
@@ -486,6 +502,7 @@ def test_members_of_an_ensemble_and_a_warm_start_outlive_the_waiting(start, tmp_
     assert [record.weights for record in callback.rounds[1:]] == [record.weights for record in expected.rounds[1:]]
 
 
+@pytest.mark.slow
 def test_a_raised_budget_asks_for_further_points_and_withdraws_none(start):
     callback, _ = answered_to_the_end(start, max_labelled=6)  # the second batch is cut to two
     assert [len(record.acquired) for record in callback.rounds] == [4, 2, 0]
@@ -530,6 +547,7 @@ def test_bad_input_is_named_by_file_line_and_id_and_nothing_is_lost(start, case)
     assert start().waiting_for == [asked[3]]
 
 
+@pytest.mark.slow
 def test_an_answer_for_a_point_that_the_user_has_excluded_is_refused(start, make_trainer, make_model, tmp_path):
     callback = start()
     folder, asked = callback.run.folder, callback.waiting_for
@@ -544,6 +562,7 @@ def test_an_answer_for_a_point_that_the_user_has_excluded_is_refused(start, make
         active_fit(make_trainer(again), make_model(), module, seed=1)
 
 
+@pytest.mark.slow
 def test_a_point_that_the_user_excludes_while_it_is_asked_for_is_not_waited_for(
     start, make_trainer, make_model, tmp_path
 ):
@@ -566,6 +585,7 @@ def test_a_point_that_the_user_excludes_while_it_is_asked_for_is_not_waited_for(
     assert (first.targets[0], first.changed_after) == (None, [[gone, -2, None]])
 
 
+@pytest.mark.slow
 def test_appended_points_enter_the_pool_and_reordered_ones_are_refused(start):
     callback = start()
     folder = callback.run.folder
@@ -591,6 +611,7 @@ class Wide(TinyModule):
         self.net[3] = torch.nn.Linear(16, num_outputs)
 
 
+@pytest.mark.slow
 def test_classes_are_appended_and_neither_dropped_nor_reordered(start):
     model = lambda num: (torch.manual_seed(0), Wide(num))[1]  # noqa: E731
     callback = start(classes=CLASSES[:2], model=model(3))
@@ -618,6 +639,7 @@ def test_a_renamed_class_keeps_its_number_and_old_answers_count(start):
     assert callback.rounds[1].targets == [0] * 4
 
 
+@pytest.mark.slow
 def test_answers_keep_their_class_whatever_names_come_and_go(start):
     callback = start(classes=["ant", "bee"])
     write(callback.run.folder, [{"id": index, "label": "bee"} for index in callback.waiting_for])
@@ -631,6 +653,7 @@ def test_answers_keep_their_class_whatever_names_come_and_go(start):
     assert start(classes=["ant", "bee"], renamed={"wasp": "bee", "hornet": "bee"}).rounds[0].targets == [1, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_more_classes_than_outputs_are_refused_and_a_larger_model_goes_on(start):
     model = lambda num: (torch.manual_seed(num), Wide(num))[1]  # noqa: E731
     callback = start(data=OnlyTraining(), classes=CLASSES[:2], model=model(2))
@@ -680,6 +703,7 @@ def test_another_script_cannot_take_over_a_folder_in_which_people_have_answered(
         start(query_size=5)
 
 
+@pytest.mark.slow
 def test_the_holdout_is_drawn_first_never_acquired_and_measures_the_mean_prediction(start):
     callback, _ = answered_to_the_end(start, holdout_share=0.25, max_labelled=20)
     header, rounds = callback.run.header, callback.rounds
@@ -698,6 +722,7 @@ def test_the_holdout_is_drawn_first_never_acquired_and_measures_the_mean_predict
     assert all(state == -4 for index, state in known.state_of.items() if index in asked)
 
 
+@pytest.mark.slow
 def test_a_target_on_the_holdout_stops_by_its_lower_bound_and_says_so(start):
     settings = {"holdout_share": 0.5, "max_labelled": 60, "monitor": "holdout_acc", "target": 0.3, "epochs": 20}
     callback, _ = answered_to_the_end(start, **settings)

@@ -110,6 +110,7 @@ def test_other_hyper_parameters_of_a_run_that_goes_on_are_told_once(start, tmp_p
     assert "model.rate was 0.1, and is 0.5 now" in words
 
 
+@pytest.mark.slow
 def test_rounds_that_were_trained_otherwise_say_so_in_their_records(
     make_trainer, make_model, make_data, make_callback, tmp_path
 ):
@@ -145,6 +146,7 @@ def test_a_folder_that_does_not_record_the_trainer_is_resumed_without_a_warning(
     assert [record.hyper_parameters for record in read_journal(tmp_path)[1]] == [{}, {}, {}]
 
 
+@pytest.mark.slow
 def test_a_folder_that_has_vanished_is_not_called_whole(start, tmp_path):
     class Moves(Callback):
         def on_train_end(self, trainer, pl_module):
@@ -279,6 +281,7 @@ def test_settings_that_no_record_can_hold_are_refused_before_anything_is_written
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_says_how_it_resumes_and_that_a_lower_limit_has_no_effect(start, tmp_path, caplog):
     class DiesInRound1(Callback):
         def on_train_start(self, trainer, pl_module):

@@ -393,6 +393,7 @@ def test_code_in_a_checkpoint_does_not_run_however_lightning_finds_it(start, tmp
     assert starts.weights == []
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_refused_where_no_round_is_due_and_for_an_ensemble(start, tmp_path):
     start(tmp_path / "run", ModelCheckpoint(dirpath=tmp_path / "checkpoints"))
     path = next((tmp_path / "checkpoints").glob("round=002*"))

@@ -109,6 +109,7 @@ def test_a_model_that_lightning_builds_starts_in_a_new_process_as_in_the_old(
         assert again == whole[dies_in_fit - 1 :]
 
 
+@pytest.mark.slow
 def test_all_fits_start_from_the_first_weights_of_the_first_process(fits, make_model, tmp_path):
     first = make_model(1)
     expected = {name: value.tolist() for name, value in first.state_dict().items()}

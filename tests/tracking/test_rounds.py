@@ -76,6 +76,7 @@ def test_class_counts_are_of_the_labels_that_the_round_trained_on(tracked):
     )
 
 
+@pytest.mark.slow
 def test_every_logger_gets_the_same_numbers_at_the_same_steps(tracked):
     expected = csv_rounds(tracked.folder)
     media = ("al/acquired.", "al/images.")

@@ -94,6 +94,7 @@ def test_what_another_rule_chose_is_scored_but_has_no_margin():
     assert batch.search.margins[1] == batch.search.margin_errors[1] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(120))
 def test_where_little_more_than_rounding_is_left_the_best_two_are_those_of_evaluating_all(seed):
     opposite_1_K_C = torch.tensor([[[1.0, 0.0, 0.0, 0.0]] * 15 + [[0.0, 1.0, 0.0, 0.0]] * 15]).log()

@@ -52,6 +52,7 @@ def test_pictures_are_data_uris(studio, project, ask):
     assert studio.tasks[1]["data"]["image"] == "data:image/png;base64,iVBORw=="
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["cut off", "done, but cut off", {"detail": "Down."}], ids=str)
 @pytest.mark.parametrize("at", range(8))
 def test_a_push_that_fails_anywhere_is_completed_by_the_next(studio, project, ask, monkeypatch, fault, at):

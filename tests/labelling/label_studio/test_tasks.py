@@ -177,6 +177,7 @@ class Played:
         return words
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(
     st.lists(

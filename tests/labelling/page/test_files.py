@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +29,7 @@ def test_a_snapshot_is_kept_until_a_file_changes(run):
     assert files.snapshot() is second
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.sampled_from([*WHOLE, "\n", '{"id": 11', ', "label": "dog"}\n', WHOLE[3][:-1]]), max_size=12))
 def test_a_file_that_grows_is_read_as_if_it_were_read_whole(tmp_path_factory, write_run, parts):

@@ -118,6 +118,7 @@ class Passed(torch.overrides.TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of_batch", OF_BATCH.values(), ids=OF_BATCH.keys())
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 @pytest.mark.parametrize("settings", MODULES.values(), ids=MODULES.keys())

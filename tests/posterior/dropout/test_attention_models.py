@@ -114,7 +114,11 @@ OF_TRANSFORMERS = {
     for name, build in {"BERT": bert, "GPT-2": gpt2, "ViT": vit}.items()
     for implementation in ("eager", "sdpa")
 }
-MODELS = OF_TORCH | OF_TRANSFORMERS | {"ConvNeXt": convnext}
+PLAIN = {"encoder", "decoder, time first", "attention, masked, no weights"}
+MODELS = [
+    pytest.param(build, id=name, marks=[] if name in PLAIN else pytest.mark.slow)
+    for name, build in (OF_TORCH | OF_TRANSFORMERS | {"ConvNeXt": convnext}).items()
+]
 
 
 def built(build, p=0.5):
@@ -215,7 +219,7 @@ class InTraining:
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
-@pytest.mark.parametrize("build", MODELS.values(), ids=MODELS.keys())
+@pytest.mark.parametrize("build", MODELS)
 def test_sample_k_is_the_model_in_training_mode_with_the_masks_of_k(build, p, monkeypatch):
     model = built(build, p)
     batch = points(model)
@@ -229,7 +233,7 @@ def test_sample_k_is_the_model_in_training_mode_with_the_masks_of_k(build, p, mo
     assert (log_probs_B_K_C[:, 0] - log_probs_B_K_C[:, 1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("build", MODELS.values(), ids=MODELS.keys())
+@pytest.mark.parametrize("build", MODELS)
 def test_the_networks_are_the_same_for_any_batch_size_order_and_length(build):
     model = built(build)
     batch = points(model)
@@ -247,7 +251,7 @@ def test_the_networks_are_the_same_for_any_batch_size_order_and_length(build):
         torch.testing.assert_close(predict(batch), expected_B_K_C, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("build", MODELS.values(), ids=MODELS.keys())
+@pytest.mark.parametrize("build", MODELS)
 def test_the_model_is_previewed_and_left_as_it_was(build):
     model = built(build)
     model.train()
@@ -292,7 +296,7 @@ def test_a_line_says_which_dropouts_are_sampled(build, words):
         assert predict.sampled == words
 
 
-@pytest.mark.parametrize("build", MODELS.values(), ids=MODELS.keys())
+@pytest.mark.parametrize("build", MODELS)
 def test_samples_computed_at_once_are_those_of_the_loop(build, monkeypatch):
     model, log_probs = built(build), {}
     monkeypatch.setattr(vmapped, "_LEAST_SHARED", 0.0)  # of ConvNeXt, which has no attention

@@ -207,6 +207,7 @@ GOOD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", GOOD.values(), ids=GOOD.keys())
 @pytest.mark.parametrize("rows", [1, 8])
 def test_other_models_are_taken_without_a_word(model, rows):

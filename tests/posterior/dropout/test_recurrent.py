@@ -79,6 +79,7 @@ class ByLayer(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     net=recurrent_nets(),
@@ -142,6 +143,7 @@ def masks_of(net, length, k, *, layer="", first_call=0):
     return [dropout_mask((length, width), P, seed=SEED, layer=layer, call=call, k=k) for call in calls]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     net=recurrent_nets(),
@@ -221,6 +223,7 @@ def test_all_samples_at_once_are_those_of_the_loop_for_all_lengths(make):
     assert predict.sampled == f"1 of nn.{type(model.rnn).__name__} (masks 1)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
 @pytest.mark.parametrize("by_loop", [False, True])
 def test_a_text_is_predicted_alike_however_long_its_batch_is_and_whatever_came_before(make, by_loop):

@@ -310,6 +310,7 @@ def test_slices_change_nothing(make, working_set, monkeypatch):
     assert_same_as_the_loop(made(make), points(), points(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_point_is_predicted_alike_in_every_batch(batch_size):
     model = made(MODELS["paper"])

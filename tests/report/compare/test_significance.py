@@ -83,6 +83,7 @@ def test_holms_values_lie_below_a_level_exactly_where_the_step_down_procedure_re
     assert {index for index, p_value in enumerate(holm(p_values)) if p_value <= level} == rejected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_pairs", [2, 5])
 def test_chance_alone_is_significant_in_one_of_twenty_experiments(num_pairs):
     random = np.random.default_rng(num_pairs)
