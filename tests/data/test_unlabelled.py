@@ -677,6 +677,7 @@ def test_the_holdout_has_a_seed_of_its_own():
     assert module.labels.reserved_indices.tolist() == sorted(expected.tolist())
 
 
+@pytest.mark.slow
 def test_each_set_of_points_is_as_likely_a_holdout():
     counts = dict.fromkeys([(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)], 0)
     for seed in range(300):

@@ -95,6 +95,7 @@ def plain(found):
     return {index: (point.kind, point.label) for index, point in found.items()}
 
 
+@pytest.mark.slow
 @given(one_file_each(), st.integers(1, 3))
 def test_without_times_the_lines_of_a_file_tell_the_order(files, wanted):
     answers = as_files(files)
@@ -111,6 +112,7 @@ def test_times_come_before_lines_and_the_order_of_the_files_says_nothing(files, 
     assert plain(found) == model(in_time, asked=ASKED, wanted=wanted)
 
 
+@pytest.mark.slow
 @given(copied_at_will(), st.integers(1, 3), st.permutations(range(3)))
 def test_an_answer_in_several_files_counts_once_in_any_order(drawn, wanted, order):
     answers, files = drawn
@@ -137,6 +139,7 @@ def test_a_line_that_is_added_once_more_anywhere_changes_nothing(drawn, wanted, 
     )
 
 
+@pytest.mark.slow
 @given(one_file_each(times=SOME_TIMES), st.integers(1, 3), st.permutations(range(6)))
 def test_a_copy_of_each_file_changes_nothing(files, wanted, order):
     both = [*files, *((f"copy-of-{name}", lines) for name, lines in files)]

@@ -243,6 +243,7 @@ def test_screening_is_after_the_random_part_and_not_for_random(run):
     assert untimed(run(Random(), screening=Screening(num_points=10))) == untimed(run(Random()))
 
 
+@pytest.mark.slow
 def test_picks_from_the_end_of_the_screening_are_warned_of_once(run):
     with pytest.warns(UserWarning, match=r"An acquired point was number 4 of the 4 that the screening kept") as caught:
         run(screening=Screening(num_points=4))

@@ -55,6 +55,7 @@ def test_each_sample_is_the_network_with_its_weights_left_out(layers):
     torch.testing.assert_close(log_probs_B_K_C, torch.stack(expected_B_K_C, dim=1).detach())
 
 
+@pytest.mark.slow
 def test_the_mean_logit_of_a_linear_model_is_its_own():
     model = nn.Linear(12, 1)
     log_probs_B_K_C = predictions(MCDropConnect(0.3), model, num_samples=2000)

@@ -26,6 +26,7 @@ def test_the_area_is_torchs_trapezoid_over_the_range_of_labels(points):
     assert area_under_curve(num_labels, values) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.slow
 @given(CURVES)
 @settings(max_examples=50, deadline=None)
 def test_the_area_is_the_mean_of_the_curve_read_off_at_every_number_of_labels(points):

@@ -37,6 +37,7 @@ def test_the_metrics_are_those_of_the_mean_over_samples_taken_by_hand(
     assert records[-1].metrics["test_mean_loss"] == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_what_the_model_logs_and_what_is_acquired_stays_the_same(make_trainer, make_model, make_data, make_callback):
     with_it, *_ = run(make_trainer, make_model, make_data, make_callback)
     plain = active_fit(make_trainer(make_callback(Random(), max_rounds=2)), make_model(), make_data(), seed=5)

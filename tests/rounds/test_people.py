@@ -210,6 +210,7 @@ def test_the_same_command_writes_anew_what_was_deleted_of_what_people_see(start)
     assert {path.name: path.read_bytes() for path in (folder / "asked").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_skipped_points_go_back_to_the_pool_and_are_not_asked_in_the_next_round(start):
     callback = start()
     first, *others = callback.waiting_for
@@ -628,6 +629,7 @@ def test_classes_are_appended_and_neither_dropped_nor_reordered(start):
     assert callback.rounds[0].targets == [0, 0, 0, 2]
 
 
+@pytest.mark.slow
 def test_a_renamed_class_keeps_its_number_and_old_answers_count(start):
     callback = start()
     folder = callback.run.folder

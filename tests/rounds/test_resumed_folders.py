@@ -136,6 +136,7 @@ def test_rounds_that_were_trained_otherwise_say_so_in_their_records(
     assert run(max_epochs=2, is_warned=None, max_rounds=4) == [{}, other, {}, {}]
 
 
+@pytest.mark.slow
 def test_a_folder_that_does_not_record_the_trainer_is_resumed_without_a_warning(start, tmp_path):
     start(tmp_path)
     header, rounds = read_journal(tmp_path)
@@ -223,6 +224,7 @@ def test_weights_of_the_users_own_in_a_run_folder_are_none_of_an_earlier_run(sta
     assert len(start(tmp_path)) == 2
 
 
+@pytest.mark.slow
 def test_a_first_attempt_that_died_in_its_first_round_leaves_room_for_a_model_of_another_size(
     start, make_model, tmp_path
 ):

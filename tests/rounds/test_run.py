@@ -469,6 +469,7 @@ def test_a_plain_fit_is_a_round_and_new_objects_go_on_with_the_next(
     assert callback.stopped == "max_rounds=3 reached"
 
 
+@pytest.mark.slow
 def test_a_plain_fit_that_fails_lets_go_of_its_folder(make_trainer, make_model, make_data, make_callback, tmp_path):
     callback = make_callback(folder=tmp_path / "run")
     with pytest.raises(DiedError):

@@ -194,6 +194,7 @@ def test_a_process_that_ended_before_its_first_training_leaves_no_weights(fits, 
     assert not (other / "first_weights.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_named_part_that_is_built_late_is_fresh_in_every_member(fits, make_late, tmp_path):
     model = make_late("configure_model", num_built=3, seed=1)
     backbone = model.net[0].weight.tolist()
@@ -212,6 +213,7 @@ def test_whose_weights_an_ensemble_takes_is_said_in_the_first_process_alone(fits
         assert sum("starts with new weights" in record.message for record in caplog.records) == times
 
 
+@pytest.mark.slow
 def test_the_checkpoints_of_a_run_that_goes_on_have_the_names_of_its_rounds(
     make_trainer, make_model, make_data, make_callback, tmp_path
 ):
@@ -256,6 +258,7 @@ class Excludes(Callback):
             trainer.datamodule.exclude(labels.pool_indices[:5])
 
 
+@pytest.mark.slow
 def test_samples_that_were_excluded_stay_so_when_the_run_goes_on(
     tmp_path, make_trainer, make_model, make_data, make_callback
 ):

@@ -94,6 +94,7 @@ def test_every_logger_gets_the_same_numbers_at_the_same_steps(tracked):
         np.testing.assert_allclose([scalar.value for scalar in scalars], [expected[n][name] for n in has], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_last_round_sums_up_the_label_curve_in_the_summary_of_wandb_too(tracked):
     accuracies = [record.metrics["test_acc"] for record in tracked.rounds]
     area = (accuracies[0] / 2 + accuracies[1] + accuracies[2] / 2) / 2

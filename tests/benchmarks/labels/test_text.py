@@ -50,6 +50,7 @@ def rounds_with(accuracies, targets):
     ]
 
 
+@pytest.mark.slow
 def test_the_table_is_that_of_runs_counted_by_hand_and_no_complete_run_is_run_again(
     modules, write_run, tmp_path, monkeypatch, capsys
 ):
