@@ -43,7 +43,7 @@ def test_chance_is_that_of_the_position_whoever_asks():
     assert not torch.equal(by_chance(torch.arange(100_000), seeded(1)), everywhere_N)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("num_points", "num_parts"), [(3, 3), (10, 10), (100, 10), (1003, 10)])
 def test_every_part_of_the_pool_has_the_same_chance(num_points, num_parts):
     generator, num_draws = seeded(), 20_000

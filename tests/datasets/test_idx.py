@@ -105,7 +105,7 @@ except ValueError as error:
     return subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False, timeout=60)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="tells how much memory a process takes")
 @pytest.mark.parametrize(
     ("lengths", "num_values", "words"),

@@ -233,7 +233,7 @@ for kill in range(100):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_was_said_to_be_answered_survives_100_kills(tmp_path):
     ran = subprocess.run([sys.executable, "-c", KILLER, str(tmp_path)], capture_output=True, text=True, check=True)
     told = [int(line) for line in ran.stdout.split()]

@@ -1,5 +1,6 @@
 """Who is labelled may change by hand in any round: no change is lost by a kill, and none is made twice."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -77,9 +78,13 @@ def start(make_trainer, make_model, make_data, make_callback):
     return start
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("edit", EDITS)
-@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize(
+    ("hook", "edit"),
+    [
+        pytest.param(hook, edit, marks=pytest.mark.slow if number % 4 == 0 else pytest.mark.long)
+        for number, (hook, edit) in enumerate(itertools.product(HOOKS, EDITS))
+    ],
+)
 def test_a_run_whose_labels_change_by_hand_goes_on_as_if_it_had_not_been_interrupted(start, tmp_path, edit, hook):
     whole = start(tmp_path / "whole", Edits(hook, num_rounds=1, edit=edit))
     assert any(record.changed or record.changed_after for record in whole[0])

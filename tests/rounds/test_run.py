@@ -89,14 +89,14 @@ def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "hooks"),
     [
-        ("afresh", ["on_train_batch_start", "on_train_end", "on_test_end"]),
-        ("warm", ["on_train_end", "on_test_end"]),
-        ("ensemble", ["on_train_batch_start", "on_test_end"]),
-        ("warm ensemble", ["on_train_end"]),
+        pytest.param("afresh", ["on_train_end", "on_test_end"], marks=pytest.mark.slow),
+        pytest.param("afresh", ["on_train_batch_start"], marks=pytest.mark.long),
+        pytest.param("warm", ["on_train_end", "on_test_end"], marks=pytest.mark.long),
+        pytest.param("ensemble", ["on_train_batch_start", "on_test_end"], marks=pytest.mark.long),
+        pytest.param("warm ensemble", ["on_train_end"], marks=pytest.mark.long),
     ],
 )
 def test_a_run_interrupted_in_any_round_equals_the_uninterrupted_one(start, tmp_path, kind, hooks):
@@ -110,7 +110,7 @@ def test_a_run_interrupted_in_any_round_equals_the_uninterrupted_one(start, tmp_
             assert on_disk(folder) == whole[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["afresh", "warm", "warm ensemble"])
 @pytest.mark.parametrize("what", ["write", "save_states"])
 def test_a_run_that_cannot_be_written_goes_on_where_it_was(start, tmp_path, kind, what, monkeypatch):
@@ -135,7 +135,7 @@ def test_a_run_that_cannot_be_written_goes_on_where_it_was(start, tmp_path, kind
         assert start(folder, model_seed=9 if has_begun else 0, **KINDS[kind]) == whole, fails_at
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("is_written", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("fails_at", range(2, 6))
 def test_a_run_killed_before_or_after_a_write_of_its_records_acquires_the_same_again(

@@ -93,7 +93,7 @@ def settings_of(kind):
     return {**settings, "posterior": DeepEnsemble(2)} if "posterior" in settings else settings
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", SETTINGS)
 @pytest.mark.parametrize(("hook", "num_built"), [("configure_model", 0), ("setup", 3)])
 def test_a_model_that_lightning_builds_starts_in_a_new_process_as_in_the_old(

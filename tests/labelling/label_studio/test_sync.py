@@ -245,7 +245,7 @@ def test_an_annotation_that_is_no_answer_writes_nothing_of_the_others_and_loses_
     assert labels_in(folder) == {3: "cat", 4: "dog"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_pull_that_is_killed_after_any_byte_is_completed_by_the_next(studio, project, ask):
     folder = ask([3, 4])
     push(folder, project)

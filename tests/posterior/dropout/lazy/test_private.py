@@ -74,8 +74,13 @@ def with_all(tmp_path_factory):
     return path
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("hidden", [NAMES, NAMES[:1], NAMES[3:4], NAMES[-2:-1], NAMES[-1:]], ids=["all", *"abcd"])
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        pytest.param(NAMES, marks=pytest.mark.slow, id="all"),
+        *(pytest.param((NAMES[position],), marks=pytest.mark.long, id=NAMES[position]) for position in (0, 3, -2, -1)),
+    ],
+)
 def test_without_private_names_mc_dropout_takes_the_loop_and_says_which_are_missing(hidden, with_all):
     command = [sys.executable, "-c", WITHOUT, str(with_all), *hidden]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
