@@ -143,8 +143,9 @@ class Weights(Callback):
 
 @pytest.fixture
 def run(make_trainer, make_callback):
-    def run(model, *callbacks, posterior=None, folder=None, rounds=3):
-        callback = make_callback(posterior=posterior or MCDropout(), num_samples=None, max_rounds=rounds, folder=folder)
+    def run(model, *callbacks, posterior=MCDropout(), folder=None, rounds=2):  # noqa: B008 - a value
+        num_samples = 8 if posterior.members is None else None
+        callback = make_callback(posterior=posterior, num_samples=num_samples, max_rounds=rounds, folder=folder)
         datamodule = ActiveLearningDataModule(Data(), initial=6)
         trainer = make_trainer(*callbacks, callback, max_epochs=1)
         try:
@@ -188,11 +189,11 @@ def assert_equal(found, expected):
 def test_each_round_starts_from_the_first_weights_and_is_a_fit_of_a_new_model(kind, run, stand_alone):
     weights = Weights()
     _, datamodule = run(kind(), weights)
-    assert len(weights.ends) == 3
+    assert len(weights.ends) == 2
     first, learns = weights.starts[0], weights.learns[0]
     assert any("lora_A" in name and learns[name] for name in learns)
     assert any("modules_to_save" in name and learns[name] for name in learns)
-    for index in range(3):
+    for index in range(2):
         assert_equal(weights.starts[index], first)
         assert weights.learns[index] == learns
         assert_equal(weights.ends[index], stand_alone(kind, datamodule, index))
@@ -200,7 +201,7 @@ def test_each_round_starts_from_the_first_weights_and_is_a_fit_of_a_new_model(ki
         assert changed == {name for name in learns if learns[name]}
 
 
-@pytest.mark.parametrize("kind", [*KINDS[1:5], LooksAtItsBase], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [MergesInTheEnd, UnloadsInTheEnd], ids=lambda kind: kind.__name__)
 def test_what_is_done_after_the_batch_was_chosen_changes_no_batch(kind, run):
     (found, _), (expected, _) = run(kind()), run(FineTuned())
     assert [(record.acquired, record.scores) for record in found] == [
@@ -275,7 +276,7 @@ def test_a_merged_adapter_that_does_not_learn_is_a_part_of_the_base(run):
     model.model.merge_adapter()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and "lora_" not in name)
-    records, _ = run(model, rounds=2)
+    records, _ = run(model)
     assert len(records) == 2
     assert "nn.Dropout" in records[0].sampled
 
