@@ -89,6 +89,7 @@ class ReplacedDropout:
         known = self._factors.get(name)
         if known is not None and known.shape != found.keep.shape:  # longer masks were drawn since
             known = None
-        if known is None and found.keep.numel() * dtype.itemsize <= MOST_FACTORS:
+        is_small = isinstance(found.keep, Tensor) and found.keep.numel() * dtype.itemsize <= MOST_FACTORS
+        if known is None and is_small:
             known = self._factors[name] = keep_factors(found.keep, found.p, dtype=dtype)
         return known if known is not None and known.dtype == dtype else None
