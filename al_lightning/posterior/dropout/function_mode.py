@@ -356,8 +356,8 @@ class MaskedForward(TorchFunctionMode):
                 f"{_way_out_of(drawn, shape)}"
             )
         if isinstance(found.keep, AttentionMasks) and self._keep is None and drawn != shape:
-            keep = replace(found.keep, shape=(self.num_samples, *shape))
-            found = self.masks[layer, call] = replace(found, keep=keep)
+            found = replace(found, keep=replace(found.keep, shape=(self.num_samples, *shape)))
+            self.masks[layer, call] = found
             return found
         lengths = list(zip(shape, drawn, strict=True))
         if any(length > before for length, before in lengths):
