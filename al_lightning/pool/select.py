@@ -27,7 +27,8 @@ from al_lightning.acquisition.base import check_batch, check_disagreement, check
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.distributed import Ranks
 from al_lightning.information import kernel_name, mutual_information
-from al_lightning.pool.predict import Draw, Passes, Predictor, preview_pool
+from al_lightning.pool.features import features_of, made_once, target_loader, targets_of
+from al_lightning.pool.predict import Draw, Few, Passes, Predictor, preview_pool
 from al_lightning.pool.storage import Storage
 from al_lightning.posterior import Posterior
 from al_lightning.randomness import derived_seed
@@ -125,6 +126,9 @@ class Chooser:
     def _predicts(self) -> bool:
         return "predictions" in self.acquisition.needs
 
+    def _reads_last_layer(self, datamodule: ActiveLearningDataModule) -> bool:
+        return "features" in self.acquisition.needs and made_once(datamodule) is None
+
     def preview(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> None:
         """Refuse before the first training what would fail after it; the model is handed back as it was."""
         ranks = Ranks(trainer)
@@ -137,19 +141,20 @@ class Chooser:
     def _try(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> None:
         # Once before the model is tried, because a collate function would stumble over a missing label.
         datamodule.check_targets_to_come(num_classes=None, pool_is_labelled=self.labels_are_known)
-        if self._predicts:
+        if self._predicts or self._reads_last_layer(datamodule):
             num_classes = self._try_model(trainer, module, datamodule)
             datamodule.check_targets_to_come(num_classes=num_classes, pool_is_labelled=self.labels_are_known)
 
     def _try_model(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> int:
         """Predict a few points, and return the number of classes."""
         few_N = datamodule.labels.pool_indices[:NUM_PREVIEWED]
-        few = datamodule.pool_dataloader(few_N)
-        num_fewer = min(len(few_N), few.batch_size or 1) // 2
+        batches = datamodule.pool_dataloader(few_N)
+        num_fewer = min(len(few_N), batches.batch_size or 1) // 2
         fewer = datamodule.pool_dataloader(few_N[:num_fewer]) if num_fewer else None
-        num_classes = preview_pool(
-            trainer, module, few, self.posterior, smaller=fewer, looked_through=_looked_through(datamodule, few)
-        ).shape[1]
+        targets = target_loader(datamodule) if "targets" in self.acquisition.needs else None
+        few = Few(batches, fewer, _looked_through(datamodule, batches), targets)
+        reads_last_layer = self._reads_last_layer(datamodule)
+        num_classes = preview_pool(trainer, module, few, self.posterior, reads_last_layer=reads_last_layer).shape[1]
         num_points = len(self._considered(datamodule.labels.pool_indices, round_index=0))
         if self.screening is not None and num_points > self.screening.num_points:
             self.storage.check((num_points, self.screening.num_samples, num_classes))
@@ -183,13 +188,16 @@ class Chooser:
         ranks.same("the pool, whose ids have this fingerprint", blake2b(indices_N.numpy().tobytes()).hexdigest())
         started = time.perf_counter()
         predictions, screened, passes = Predictions(None, total=len(indices_N)), None, Passes()
-        if self._predicts:
-            predict = Predictor.after_training(trainer, module, datamodule, self.posterior, self.storage)
-            screened = self._screened(indices_N, predict, round_index=round_index)
-            if screened is not None:
-                indices_N = indices_N[screened.kept]
+        if self.acquisition.needs:
+            make = Predictor.after_training if self._predicts else Predictor.unfitted
+            predict = make(trainer, module, datamodule, self.posterior, self.storage)
             draw = Draw(self.num_samples, derived_seed(self.seed, round_index, "posterior"))
-            predictions, passes = predict(indices_N, draw)
+            if self._predicts:
+                screened = self._screened(indices_N, predict, round_index=round_index)
+                if screened is not None:
+                    indices_N = indices_N[screened.kept]
+                predictions, passes = predict(indices_N, draw)
+            predictions = self._with_more(predictions, indices_N, predict, draw)
         predicted = time.perf_counter()
         batch = self.acquisition(
             predictions, batch_size, generator=self._generator(round_index, "acquisition"), exchange=ranks
@@ -216,6 +224,20 @@ class Chooser:
             sampled=passes.sampled,
             warnings=self._warnings(batch, screened, num_points=len(indices_N)),
         )
+
+    def _with_more(self, predictions: Predictions, indices_N: Tensor, predict: Predictor, draw: Draw) -> Predictions:
+        """Add what the acquisition needs besides predictions of the pool."""
+        if "features" in self.acquisition.needs:
+            predictions = replace(
+                predictions,
+                features_N_D=features_of(predict, indices_N, is_divided=self._predicts),
+                labelled_features_L_D=features_of(
+                    predict, predict.datamodule.labels.labelled_indices, is_divided=False
+                ),
+            )
+        if "targets" in self.acquisition.needs:
+            predictions = replace(predictions, target_log_probs_T_K_C=targets_of(predict, draw))
+        return predictions
 
     def predicted_classes(
         self,

@@ -194,14 +194,15 @@ def test_those_that_need_the_mean_prediction_alone_are_these():
 class Needing(Random):
     """An acquisition that declares whatever the test wants."""
 
-    needs = frozenset({"predictions", "features"})
+    needs = frozenset({"predictions", "gradients"})
 
 
 def test_needs_that_a_run_cannot_give_are_refused_and_those_that_exist_are_named(make_callback, monkeypatch):
     for acquisition in EVERY_ACQUISITION:
         check_needs(acquisition)
     words = (
-        r"`needs` of the acquisition Needing\(\) is .*, but must be a frozenset of some of 'predictions', 'dis.*, or em"
+        r"`needs` of the acquisition Needing\(\) is .*, but must be a frozenset of some of 'predictions', "
+        r"'disagreement', 'features', 'targets', or em"
     )
     with pytest.raises(ValueError, match=words):
         make_callback(Needing())

@@ -32,16 +32,16 @@ def last_layer_pass(
     *,
     predict: Callable[[nn.Module, Any], Tensor] | None,
     layer: str | None,
+    has_ones: bool = True,
 ) -> LastLayerPass:
     """Run `model` in evaluation mode and find the nn.Linear whose output is the model's, up to log_softmax.
-
-    The features have a last column of ones where the layer has a bias.
 
     Args:
         model: The trained model; it is left as it was.
         batch: A batch of the loader.
         predict: How to get logits of a batch, `predict(module, batch)`, if not by `module(x)`.
         layer: Name of the layer, or of a module that holds it; by default the last nn.Linear that runs.
+        has_ones: Give the features a last column of ones where the layer has a bias.
     """
     linears = _linears(model, layer)
     call = Call(model, predict)
@@ -55,7 +55,7 @@ def last_layer_pass(
         )
     found = _of_one_position(calls[-1], output_B_C)
     _refuse_anything_between(found, output_B_C)
-    return found if linears[found.layer].bias is None else _with_ones(found)
+    return _with_ones(found) if has_ones and linears[found.layer].bias is not None else found
 
 
 def _linears(model: nn.Module, layer: str | None) -> dict[str, nn.Linear]:
