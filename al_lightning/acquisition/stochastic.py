@@ -53,9 +53,7 @@ class _Drawn(Acquisition):
         return BALD() if self.score is None else self.score
 
     @abstractmethod
-    def _keys(
-        self, scores_N: Tensor, noise_N: Tensor, luck_N: Tensor, *, first: int, exchange: Exchange
-    ) -> Tensor:
+    def _keys(self, scores_N: Tensor, noise_N: Tensor, luck_N: Tensor, *, first: int, exchange: Exchange) -> Tensor:
         """Return log-weight plus noise of each point of this part (N, double)."""
 
     def _check(self, scores_N: Tensor, *, first: int) -> None:
@@ -106,7 +104,9 @@ class PowerBALD(_Drawn):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.score, Margin):
-            raise ValueError(f"`score` is {self.score!r}, whose scores are negative, but {_WAY_OUT}")
+            raise ValueError(  # noqa: TRY004 - its values are wrong, not its type
+                f"`score` is {self.score!r}, whose scores are negative, but {_WAY_OUT}"
+            )
 
     @override
     def _check(self, scores_N: Tensor, *, first: int) -> None:
@@ -119,9 +119,7 @@ class PowerBALD(_Drawn):
             )
 
     @override
-    def _keys(
-        self, scores_N: Tensor, noise_N: Tensor, luck_N: Tensor, *, first: int, exchange: Exchange
-    ) -> Tensor:
+    def _keys(self, scores_N: Tensor, noise_N: Tensor, luck_N: Tensor, *, first: int, exchange: Exchange) -> Tensor:
         below_all_others = self.beta * _LEAST_LOG_SCORE + _LEAST_NOISE
         return (self.beta * scores_N.log() + noise_N).where(scores_N > 0, below_all_others)
 
@@ -143,9 +141,7 @@ class SoftmaxBALD(_Drawn):
     """
 
     @override
-    def _keys(
-        self, scores_N: Tensor, noise_N: Tensor, luck_N: Tensor, *, first: int, exchange: Exchange
-    ) -> Tensor:
+    def _keys(self, scores_N: Tensor, noise_N: Tensor, luck_N: Tensor, *, first: int, exchange: Exchange) -> Tensor:
         return self.beta * scores_N + noise_N
 
 
@@ -168,9 +164,7 @@ class SoftrankBALD(_Drawn):
     """
 
     @override
-    def _keys(
-        self, scores_N: Tensor, noise_N: Tensor, luck_N: Tensor, *, first: int, exchange: Exchange
-    ) -> Tensor:
+    def _keys(self, scores_N: Tensor, noise_N: Tensor, luck_N: Tensor, *, first: int, exchange: Exchange) -> Tensor:
         return noise_N - self.beta * _ranks(scores_N, luck_N, first=first, exchange=exchange).log()
 
 

@@ -1,7 +1,7 @@
 """Entropies and informations of posterior predictions, in nats: pure functions of tensors, usable alone.
 
-Axes are in the names of tensors: N points, T targets, K posterior samples, C classes, M joint label configurations, B points of a
-batch. Upper case is a whole axis, lower case a chunk of it.
+Axes are in the names of tensors: N points, T targets, K posterior samples, C classes, M joint label configurations, B
+points of a batch. Upper case is a whole axis, lower case a chunk of it.
 """
 
 from al_lightning.information.configurations import Configurations

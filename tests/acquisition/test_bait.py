@@ -48,7 +48,9 @@ def dense_batch(log_probs_N_K_C, batch_size):
     return positions, scores
 
 
-@given(seed=st.integers(0, 2**31), num_samples=st.integers(2, 7), num_classes=st.integers(2, 5), scale=st.floats(0.2, 4))
+@given(
+    seed=st.integers(0, 2**31), num_samples=st.integers(2, 7), num_classes=st.integers(2, 5), scale=st.floats(0.2, 4)
+)
 @settings(max_examples=60, deadline=None)
 def test_the_batch_is_that_of_a_direct_dense_computation(seed, num_samples, num_classes, scale):
     log_probs_N_K_C = random_log_probs(

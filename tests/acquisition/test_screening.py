@@ -23,7 +23,10 @@ def test_the_points_of_largest_bald_are_left_in_the_order_of_the_pool():
 def test_another_score_keeps_its_own_highest_and_the_record_has_the_mean_bald_of_the_pool():
     log_probs_N_K_C, targets_T_K_C = pool(), pool()[::9].roll(1, dims=2)
     predictions = Predictions(log_probs_N_K_C, target_log_probs_T_K_C=targets_T_K_C)
-    scores = {EPIG(): expected_predictive_information(log_probs_N_K_C, targets_T_K_C), Entropy(): entropy(log_probs_N_K_C)}
+    scores = {
+        EPIG(): expected_predictive_information(log_probs_N_K_C, targets_T_K_C),
+        Entropy(): entropy(log_probs_N_K_C),
+    }
     rankings = []
     for score, scores_N in scores.items():
         screening = Screening(num_points=7, num_samples=6, score=score)
@@ -42,7 +45,9 @@ def test_another_score_keeps_its_own_highest_and_the_record_has_the_mean_bald_of
 
 
 def test_bald_screens_by_default_and_needs_no_targets():
-    named, default = (Screening(7, 6, score)(Predictions(pool()), generator=torch.Generator()) for score in (BALD(), None))
+    named, default = (
+        Screening(7, 6, score)(Predictions(pool()), generator=torch.Generator()) for score in (BALD(), None)
+    )
     assert named.ranking.tolist() == default.ranking.tolist()
     assert Screening().needs == BALD().needs
 

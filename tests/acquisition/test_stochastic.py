@@ -55,9 +55,7 @@ def test_first_points_and_ordered_pairs_come_as_often_as_enumeration_says(name):
     kind, beta, weights = DISTRIBUTIONS[name]
     acquisition, generator, number = kind(LeastConfidence(), beta), torch.Generator().manual_seed(0), 3000
     predictions, total = pool_of(SCORES), sum(weights)
-    pairs = Counter(
-        tuple(acquisition(predictions, 2, generator=generator).positions.tolist()) for _ in range(number)
-    )
+    pairs = Counter(tuple(acquisition(predictions, 2, generator=generator).positions.tolist()) for _ in range(number))
     firsts = Counter(first for first, _ in pairs.elements())
     expected = [number * weight / total for weight in weights]
     assert chisquare([firsts[point] for point in range(4)], expected).pvalue > 1e-3
@@ -84,7 +82,7 @@ def test_with_a_large_beta_the_batch_is_that_of_the_highest_scores(kind):
 
 @pytest.mark.parametrize("beta", [0.01, 1.0, 8.0])
 def test_points_of_score_zero_come_last_and_in_random_order(beta):
-    predictions = pool_of([0.0, 1e-30, 0.0, 0.3, 0.0])
+    predictions = pool_of([0.0, 1e-12, 0.0, 0.3, 0.0])
     batches = [
         PowerBALD(LeastConfidence(), beta)(predictions, 5, generator=torch.Generator().manual_seed(seed))
         for seed in range(40)
@@ -98,7 +96,9 @@ def test_points_of_score_zero_come_last_and_in_random_order(beta):
 def test_equal_scores_have_equal_chances_of_each_rank():
     predictions = pool_of([0.2] * 40)
     firsts = [
-        int(SoftrankBALD(VariationRatios(), 100.0)(predictions, 1, generator=torch.Generator().manual_seed(s)).positions)
+        int(
+            SoftrankBALD(VariationRatios(), 100.0)(predictions, 1, generator=torch.Generator().manual_seed(s)).positions
+        )
         for s in range(400)
     ]
     assert 16 < sum(firsts) / 400 < 23  # 19.5, give or take five standard errors of 0.6
@@ -128,9 +128,7 @@ def test_negative_scores_are_refused_by_the_power_alone_and_on_all_ranks(on_rank
 
     def choose(kind):
         return on_rank_threads(
-            lambda rank, exchange: kind(Shifted(-0.1))(
-                parts[rank], 1, generator=torch.Generator(), exchange=exchange
-            ),
+            lambda rank, exchange: kind(Shifted(-0.1))(parts[rank], 1, generator=torch.Generator(), exchange=exchange),
             2,
         )
 

@@ -76,5 +76,5 @@ def test_targets_by_other_samples_or_of_other_classes_are_refused():
         targets = random_log_probs(1, num_points=2, num_samples=num_samples, num_classes=num_classes)
         with pytest.raises(ValueError, match=r"`target_log_probs_T_K_C` has \(K, C\) = .* has \(4, 3\)"):
             expected_predictive_information(points, targets)
-    with pytest.raises(ValueError, match="`target_log_probs_T_K_C`.* not normalised"):
+    with pytest.raises(ValueError, match=r"`target_log_probs_T_K_C`.* not normalised"):
         expected_predictive_information(points, points + 1)

@@ -99,7 +99,9 @@ def test_epig_screens_with_targets_of_which_the_acquisition_need_not_know(run):
     assert by_epig.acquired != by_bald.acquired
 
 
-@pytest.mark.parametrize("arguments", [{"acquisition": EPIG()}, {"acquisition": BALD(), "screening": Screening(12, 5, EPIG())}])
+@pytest.mark.parametrize(
+    "arguments", [{"acquisition": EPIG()}, {"acquisition": BALD(), "screening": Screening(12, 5, EPIG())}]
+)
 def test_epig_without_a_target_dataloader_is_refused_before_the_training(run, monkeypatch, arguments):
     monkeypatch.setattr("tests.conftest.TinyModule.training_step", lambda *_: pytest.fail("trained"))
     with pytest.raises(ValueError, match=r"no method `target_dataloader\(\)`"):
