@@ -53,7 +53,7 @@ class Shifted(Pointwise):
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_first_points_and_ordered_pairs_come_as_often_as_enumeration_says(name):
     kind, beta, weights = DISTRIBUTIONS[name]
-    acquisition, generator, number = kind(LeastConfidence(), beta), torch.Generator().manual_seed(0), 3000
+    acquisition, generator, number = kind(LeastConfidence(), beta), torch.Generator().manual_seed(0), 1000
     predictions, total = pool_of(SCORES), sum(weights)
     pairs = Counter(tuple(acquisition(predictions, 2, generator=generator).positions.tolist()) for _ in range(number))
     firsts = Counter(first for first, _ in pairs.elements())
