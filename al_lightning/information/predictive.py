@@ -42,7 +42,9 @@ def expected_predictive_information(log_probs_N_K_C: Tensor, target_log_probs_T_
     information_N = torch.empty(len(log_probs_N_K_C), dtype=torch.float64, device=log_probs_N_K_C.device)
     for start in range(0, len(information_N), num_points):
         probs_n_C_K = _probs(log_probs_N_K_C[start : start + num_points])
-        joint_n = sum(_joint_entropies(probs_n_C_K, probs_t_C_K) for probs_t_C_K in probs_T_C_K.split(num_targets))
+        joint_n = torch.zeros_like(information_N[start : start + num_points])
+        for probs_t_C_K in torch.split(probs_T_C_K, num_targets):
+            joint_n += _joint_entropies(probs_n_C_K, probs_t_C_K)
         own_n = _entropies(probs_n_C_K) + target_entropy
         information_N[start : start + num_points] = own_n - joint_n / len(probs_T_C_K)
     return information_N.to(at_least_single(log_probs_N_K_C[:1]).dtype)
