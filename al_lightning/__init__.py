@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from al_lightning import models
     from al_lightning.acquisition import (
+        BAIT,
         BALD,
+        EPIG,
         Acquisition,
         BatchBALD,
         Entropy,
@@ -18,8 +20,11 @@ if TYPE_CHECKING:
         Margin,
         MeanSTD,
         Pointwise,
+        PowerBALD,
         Random,
         Screening,
+        SoftmaxBALD,
+        SoftrankBALD,
         VariationRatios,
     )
     from al_lightning.data import ActiveLearningDataModule
@@ -41,15 +46,20 @@ __all__ = [
     "ActiveLearningDataModule",
     "active_fit",
     "Acquisition",
+    "BAIT",
     "BALD",
     "BatchBALD",
+    "EPIG",
     "Entropy",
     "LeastConfidence",
     "Margin",
     "MeanSTD",
     "Pointwise",
+    "PowerBALD",
     "Random",
     "Screening",
+    "SoftmaxBALD",
+    "SoftrankBALD",
     "VariationRatios",
     "Oracle",
     "DatasetLabels",

@@ -1,6 +1,8 @@
 """Acquisitions: one class for each, and the pure functions of log-probabilities that they call."""
 
+from al_lightning.acquisition.bait import BAIT
 from al_lightning.acquisition.base import Acquisition, Batch, Predictions, Search
+from al_lightning.acquisition.epig import EPIG
 from al_lightning.acquisition.greedy.batchbald import BatchBALD, batchbald
 from al_lightning.acquisition.pointwise import (
     BALD,
@@ -10,6 +12,7 @@ from al_lightning.acquisition.pointwise import (
     MeanSTD,
     Pointwise,
     Random,
+    Scoring,
     VariationRatios,
     least_confidence,
     margin,
@@ -17,11 +20,13 @@ from al_lightning.acquisition.pointwise import (
     variation_ratios,
 )
 from al_lightning.acquisition.screening import Screened, Screening
+from al_lightning.acquisition.stochastic import PowerBALD, SoftmaxBALD, SoftrankBALD
 from al_lightning.acquisition.summary import log_k_limit_warning, summarise, uncertified_warning
 from al_lightning.distributed import Alone, Exchange
 
 __all__ = [
     "Acquisition",
+    "Scoring",
     "Pointwise",
     "Predictions",
     "Batch",
@@ -30,6 +35,11 @@ __all__ = [
     "Alone",
     "BatchBALD",
     "BALD",
+    "EPIG",
+    "BAIT",
+    "PowerBALD",
+    "SoftmaxBALD",
+    "SoftrankBALD",
     "Entropy",
     "LeastConfidence",
     "Margin",

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -153,13 +153,16 @@ class Acquisition(ABC):
     """Choice of the points to label; `Pointwise` is the short way to one of your own.
 
     A base class so that YAML can name its subclasses by their short names.
-
-    Attributes:
-        needs: Declares what a run must give: predictions of the pool by K posterior samples that may disagree; with
-            `frozenset({"predictions"})` K may be 1, for an acquisition of the mean prediction; or nothing.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"predictions", "disagreement"})
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Declare what a run must give: predictions of the pool by K posterior samples that may disagree.
+
+        A subclass that needs something else says so in a line of its class: with
+        `needs = frozenset({"predictions"})` K may be 1, for an acquisition of the mean prediction.
+        """
+        return frozenset({"predictions", "disagreement"})
 
     @abstractmethod
     def __call__(

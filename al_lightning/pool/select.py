@@ -23,7 +23,7 @@ from al_lightning.acquisition import (
     summarise,
     uncertified_warning,
 )
-from al_lightning.acquisition.base import check_batch, check_disagreement, check_needs
+from al_lightning.acquisition.base import Need, check_batch, check_disagreement, check_needs
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.distributed import Ranks
 from al_lightning.information import kernel_name, mutual_information
@@ -126,6 +126,10 @@ class Chooser:
     def _predicts(self) -> bool:
         return "predictions" in self.acquisition.needs
 
+    @property
+    def _needs_of_screening(self) -> frozenset[Need]:
+        return frozenset() if self.screening is None else self.screening.needs
+
     def _reads_last_layer(self, datamodule: ActiveLearningDataModule) -> bool:
         return "features" in self.acquisition.needs and made_once(datamodule) is None
 
@@ -151,7 +155,8 @@ class Chooser:
         batches = datamodule.pool_dataloader(few_N)
         num_fewer = min(len(few_N), batches.batch_size or 1) // 2
         fewer = datamodule.pool_dataloader(few_N[:num_fewer]) if num_fewer else None
-        targets = target_loader(datamodule) if "targets" in self.acquisition.needs else None
+        asks_for_targets = "targets" in self.acquisition.needs or "targets" in self._needs_of_screening
+        targets = target_loader(datamodule) if asks_for_targets else None
         few = Few(batches, fewer, _looked_through(datamodule, batches), targets)
         reads_last_layer = self._reads_last_layer(datamodule)
         num_classes = preview_pool(trainer, module, few, self.posterior, reads_last_layer=reads_last_layer).shape[1]
@@ -271,7 +276,10 @@ class Chooser:
             return None
         draw = Draw(screening.num_samples, derived_seed(self.seed, round_index, "screening"))
         generator = self._generator(round_index, "screened")
-        return screening(predict(indices_N, draw)[0], generator=generator, exchange=Ranks(predict.trainer))
+        predictions, _ = predict(indices_N, draw)
+        if "targets" in screening.needs:
+            predictions = replace(predictions, target_log_probs_T_K_C=targets_of(predict, draw))
+        return screening(predictions, generator=generator, exchange=Ranks(predict.trainer))
 
     def _found(
         self, predictions: Predictions, batch: Batch, screened: Screened | None, ranks: Ranks, *, round_index: int

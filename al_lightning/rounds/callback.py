@@ -71,7 +71,8 @@ class ActiveLearning(Callback):
         max_predicted: How many points of the pool a round predicts and chooses from at most, drawn at random anew each
             round. By default the whole pool. `Random()` predicts none and chooses from the whole pool.
         screening: A look at these points by a few samples, which leaves only those of largest BALD to the K samples and
-            the acquisition: `Screening(num_points=2000, num_samples=20)`. By default none.
+            the acquisition: `Screening(num_points=2000, num_samples=20)`; with `score=EPIG()` those that tell most
+            about the targets of the data module. By default none.
         predictions_budget_mib: What predictions of the pool, 4 N K C bytes, may take in memory, where they are made.
             Beyond it they are kept in a file in the run folder while the acquisition chooses, on the CPU.
         max_labelled: The label budget, initial labels included.

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from al_lightning import ActiveLearningDataModule, active_fit
+from al_lightning import BALD, EPIG, ActiveLearningDataModule, Screening, active_fit
 from al_lightning.acquisition import Acquisition, Batch
 from al_lightning.distributed import ALONE
 from tests.conftest import TinyData
@@ -89,6 +89,23 @@ def test_targets_are_predicted_by_the_networks_that_predict_the_pool(run):
     pool = [index for index in range(60) if index not in initial]
     assert seen.target_log_probs_T_K_C.shape == (60, 8, 3)
     assert torch.allclose(seen.target_log_probs_T_K_C[pool], seen.log_probs_N_K_C, atol=1e-5)
+
+
+def test_epig_screens_with_targets_of_which_the_acquisition_need_not_know(run):
+    _, _, (by_epig, _) = run(WithTargets(), BALD(), screening=Screening(12, 5, EPIG()), seed=0)
+    _, _, (by_bald, _) = run(WithTargets(), BALD(), screening=Screening(12, 5), seed=0)
+    assert by_epig.information["num_screened"] == by_bald.information["num_screened"] == 54
+    assert by_epig.information["mean_bald_pool"] == by_bald.information["mean_bald_pool"]
+    assert by_epig.acquired != by_bald.acquired
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"acquisition": EPIG()}, {"acquisition": BALD(), "screening": Screening(12, 5, EPIG())}]
+)
+def test_epig_without_a_target_dataloader_is_refused_before_the_training(run, monkeypatch, arguments):
+    monkeypatch.setattr("tests.conftest.TinyModule.training_step", lambda *_: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=r"no method `target_dataloader\(\)`"):
+        run(TinyData(), **arguments)
 
 
 def test_features_that_the_data_module_made_once_are_taken_as_they_are(run):
