@@ -1,6 +1,10 @@
 """Acquisitions: one class for each, and the pure functions of log-probabilities that they call."""
 
 from al_lightning.acquisition.base import Acquisition, Batch, Predictions, Search
+from al_lightning.acquisition.diverse.badge import BADGE
+from al_lightning.acquisition.diverse.coreset import CoreSet
+from al_lightning.acquisition.diverse.probcover import ProbCover
+from al_lightning.acquisition.diverse.typiclust import TypiClust
 from al_lightning.acquisition.greedy.batchbald import BatchBALD, batchbald
 from al_lightning.acquisition.pointwise import (
     BALD,
@@ -36,6 +40,10 @@ __all__ = [
     "VariationRatios",
     "MeanSTD",
     "Random",
+    "TypiClust",
+    "CoreSet",
+    "ProbCover",
+    "BADGE",
     "Screening",
     "Screened",
     "batchbald",
