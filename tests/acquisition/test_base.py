@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 import al_lightning.acquisition
-from al_lightning.acquisition import Acquisition, BatchBALD, Predictions, Random
+from al_lightning.acquisition import BADGE, Acquisition, BatchBALD, Predictions, Random, TypiClust
 from al_lightning.acquisition.base import check_needs, prepared_on_all_ranks
 from al_lightning.testing import check_acquisition
 
@@ -15,10 +15,12 @@ EVERY_ACQUISITION = [
     for member in (getattr(al_lightning.acquisition, name) for name in al_lightning.acquisition.__all__)
     if inspect.isclass(member) and issubclass(member, Acquisition) and not inspect.isabstract(member)
 ] + [BatchBALD(num_configs=30)]  # the last draws configurations from the second pick on
+NOT_BY_SCORE = [BADGE(), TypiClust()]  # one draws, and one goes from cluster to cluster
 THAT_PREDICT = [acquisition for acquisition in EVERY_ACQUISITION if "predictions" in acquisition.needs]
 
 every_acquisition = pytest.mark.parametrize("acquisition", EVERY_ACQUISITION, ids=repr)
 every_that_predicts = pytest.mark.parametrize("acquisition", THAT_PREDICT, ids=repr)
+every_that_ranks = pytest.mark.parametrize("acquisition", [each for each in THAT_PREDICT if each != BADGE()], ids=repr)
 
 
 def pool_of(num_points=23, num_samples=5, num_classes=4, *, seed=0, dtype=torch.float32):
@@ -41,13 +43,24 @@ def pool_stacked_over_samples():
 
 
 def whole(log_probs_N_K_C):
-    return Predictions(log_probs_N_K_C)
+    return Predictions(log_probs_N_K_C, **features_of(log_probs_N_K_C))
+
+
+def features_of(log_probs_N_K_C):
+    """Return features for those that need them: the mean predictions, so that copies of a point share theirs."""
+    features_N_D = log_probs_N_K_C.double().exp().mean(dim=1).float()
+    return {"features_N_D": features_N_D, "labelled_features_L_D": torch.eye(features_N_D.shape[1])[:2]}
 
 
 def parts_of(log_probs_N_K_C, cuts):
     bounds = [0, *cuts, len(log_probs_N_K_C)]
     return [
-        Predictions(log_probs_N_K_C[start:end], offset=start, total=len(log_probs_N_K_C))
+        Predictions(
+            log_probs_N_K_C[start:end],
+            offset=start,
+            total=len(log_probs_N_K_C),
+            **features_of(log_probs_N_K_C[start:end]),
+        )
         for start, end in itertools.pairwise(bounds)
     ]
 
@@ -73,7 +86,7 @@ def test_a_batch_holds_the_asked_number_of_distinct_positions(acquisition):
         assert batch.scores.isfinite().all()
 
 
-@every_acquisition
+@pytest.mark.parametrize("acquisition", [each for each in EVERY_ACQUISITION if each not in NOT_BY_SCORE], ids=repr)
 def test_the_best_comes_first(acquisition):
     scores = acquisition(whole(pool_with_copies_and_certainty()), 8, generator=seeded()).scores
     noise = 0.2 if acquisition == BatchBALD(num_configs=30) else 1e-12  # drawn configurations estimate each gain anew
@@ -99,7 +112,7 @@ def test_the_predictions_are_left_as_they_were(acquisition, layout):
     assert torch.equal(log_probs_N_K_C, before)
 
 
-@every_that_predicts
+@every_that_ranks
 def test_the_order_of_the_pool_does_not_matter(acquisition):
     # Not the share of votes: with five samples it ties, and a tie goes to the lowest position.
     log_probs_N_K_C = pool_of()
@@ -111,7 +124,7 @@ def test_the_order_of_the_pool_does_not_matter(acquisition):
         assert torch.equal(batch.positions, order[shuffled.positions])
 
 
-@every_that_predicts
+@every_that_ranks
 def test_equal_points_are_equal_wherever_they_lie_and_chance_decides(acquisition):
     log_probs_N_K_C = pool_of(40).repeat(3, 1, 1)[torch.randperm(120, generator=seeded(2))]
     first, second = (acquisition(whole(log_probs_N_K_C), 12, generator=seeded(seed)) for seed in (0, 1))
@@ -134,6 +147,8 @@ def test_several_ranks_choose_what_one_chooses(acquisition, cuts, pool, on_rank_
     log_probs_N_K_C = pool()
     alone = acquisition(whole(log_probs_N_K_C), 9, generator=seeded(4))
     parts = parts_of(log_probs_N_K_C, cuts)
+    if acquisition.needs == {"features"}:  # a pool that is not predicted is not divided
+        parts = [Predictions(None, total=23, **features_of(log_probs_N_K_C))] * len(parts)
     batches = on_rank_threads(
         lambda rank, exchange: acquisition(parts[rank], 9, generator=seeded(4), exchange=exchange), len(parts)
     )
@@ -188,7 +203,7 @@ def test_without_need_of_disagreement_the_batch_is_that_of_the_mean_prediction(a
 
 def test_those_that_need_the_mean_prediction_alone_are_these():
     of_the_mean = {type(each).__name__ for each in THAT_PREDICT if "disagreement" not in each.needs}
-    assert of_the_mean == {"Entropy", "LeastConfidence", "Margin"}
+    assert of_the_mean == {"BADGE", "Entropy", "LeastConfidence", "Margin"}
 
 
 class Needing(Random):

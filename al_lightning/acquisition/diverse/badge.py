@@ -151,4 +151,5 @@ class _Gradients:
             + between_features_n * (self.residual_norms_n + of_residual)
             - between_residuals_n * between_features_n
         )
-        return (doubled_n / 2).clamp(min=0)  # a rounded difference of gradients that are equal by other factors
+        squares_n: Tensor = (doubled_n / 2).clamp(min=0)  # rounding, of gradients that are equal by other factors
+        return squares_n

@@ -100,7 +100,7 @@ class Balls:
 
         def fill(start: int) -> None:
             part = slice(start, start + ROWS)
-            for columns in members_m.split(COLUMNS):
+            for columns in torch.split(members_m, COLUMNS):
                 counts_n[part] += self._within(rows_n[part], columns).sum(dim=1).long()
 
         with own_threads(self.features_N_D.device):
@@ -165,7 +165,7 @@ def within(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], radius: fl
     row_p, column_p = (over_n_m[unclear].abs() <= error_n[unclear, None]).nonzero().unbind(dim=1)
     row_p = unclear[row_p]
     over_n_m.le_(0)
-    for rows, columns in zip(row_p.split(COLUMNS), column_p.split(COLUMNS), strict=True):
+    for rows, columns in zip(torch.split(row_p, COLUMNS), torch.split(column_p, COLUMNS), strict=True):
         distances = pairwise(left_n_D[rows][:, None], right_m_D[columns][:, None])[:, 0, 0]
         over_n_m[rows, columns] = (distances <= radius).float()
     return over_n_m
