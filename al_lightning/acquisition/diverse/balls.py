@@ -16,7 +16,7 @@ ROWS, COLUMNS = 512, 2048
 NUM_DIRECTIONS, NUM_ITERATIONS, NUM_FITTED = 64, 3, 4096
 NUM_SORTED_BY = 64
 ROUNDINGS = 32
-"""Error of a squared distance by a matrix product, in units of rounding; pairs so near to the radius are decided anew."""
+"""Error of a squared distance by a matrix product, in units of rounding; pairs so near the radius are decided anew."""
 SIEVE_TOLERANCE = 1e-5
 
 
@@ -100,8 +100,9 @@ class Balls:
 
         def fill(start: int) -> None:
             part = slice(start, start + ROWS)
-            for columns in torch.split(members_m, COLUMNS):
-                counts_n[part] += self._within(rows_n[part], columns).sum(dim=1).long()
+            for first in range(0, len(members_m), COLUMNS):
+                is_within_n_m = self._within(rows_n[part], members_m[first : first + COLUMNS])
+                counts_n[part] += is_within_n_m.sum(dim=1).long()
 
         with own_threads(self.features_N_D.device):
             each(fill, range(0, len(rows_n), ROWS))

@@ -69,6 +69,7 @@ def test_picks_are_those_of_gradients_that_are_formed_given_the_same_numbers(see
     assert batch.scores.numpy() == pytest.approx(np.array(scores), rel=1e-5)
 
 
+@pytest.mark.slow
 @SIXTY
 @given(seeds)
 def test_scikit_activeml_draws_from_the_same_gradients_given_the_same_numbers(seed):
@@ -119,6 +120,7 @@ def test_scikit_activeml_draws_from_the_same_gradients_given_the_same_numbers(se
         assert utilities[place][is_left] == pytest.approx(expected[is_left], abs=1e-5)
 
 
+@pytest.mark.slow
 @SIXTY
 @given(seeds, st.lists(st.integers(0, 40), max_size=3))
 def test_parts_on_ranks_agree_with_the_whole_to_the_last_digit(seed, cuts):
@@ -145,10 +147,10 @@ def test_parts_on_ranks_agree_with_the_whole_to_the_last_digit(seed, cuts):
 
 def test_each_point_is_drawn_as_often_as_its_squared_distance_says():
     log_probs, features = torch.tensor([[[0.6, 0.4]]] * 4).log(), torch.tensor([[9.0], [8.0], [7.0], [6.0]])
-    seconds = [choose(log_probs, features, 2, seed=seed).positions.tolist() for seed in range(1000)]
+    seconds = [choose(log_probs, features, 2, seed=seed).positions.tolist() for seed in range(300)]
     assert {first for first, _ in seconds} == {0}
-    shares = np.bincount([second for _, second in seconds], minlength=4) / 1000
-    assert shares == pytest.approx(np.array([0, 1, 4, 9]) / 14, abs=0.06)  # four standard errors
+    shares = np.bincount([second for _, second in seconds], minlength=4) / 300
+    assert shares == pytest.approx(np.array([0, 1, 4, 9]) / 14, abs=0.1)  # three and a half standard errors
 
 
 @pytest.mark.parametrize("is_certain", [True, False])
@@ -175,4 +177,4 @@ def test_copies_far_from_zero_are_not_drawn_while_other_points_are_left():
 
 def test_features_that_are_missing_are_refused():
     with pytest.raises(ValueError, match="`features_N_D` is None, but this acquisition needs features"):
-        BADGE()(Predictions(torch.zeros(3, 1, 1)), 2, generator=torch.Generator())
+        BADGE()(Predictions(torch.full((3, 1, 2), 0.5).log()), 2, generator=torch.Generator())

@@ -46,6 +46,7 @@ def test_a_plain_loop_picks_the_same_points_at_the_same_distances(seed):
     assert batch.scores.numpy() == pytest.approx(np.array(radii), rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.slow
 @SIXTY
 @given(seeds)
 def test_scikit_activeml_picks_the_same_points_at_the_same_distances(seed):
