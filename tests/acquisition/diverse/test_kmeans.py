@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from al_lightning.acquisition.diverse import kmeans as module
-from al_lightning.acquisition.diverse.distances import nearest
+from al_lightning.acquisition.diverse.distances import centred, nearest
 from al_lightning.acquisition.diverse.kmeans import drawn, kmeans, seeds
 from al_lightning.testing import on_rank_threads
 
@@ -31,15 +31,16 @@ def test_scikit_learn_moves_the_same_centres_to_the_same_places(seed):
 
 def test_points_are_drawn_as_often_as_their_squared_distance_says():
     features = torch.tensor([[0.0], [1.0], [3.0]])
-    pairs = [tuple(seeds(features, 2, generator=seeded(seed)).flatten().tolist()) for seed in range(1500)]
+    pairs = [tuple(seeds(features, 2, generator=seeded(seed)).flatten().tolist()) for seed in range(600)]
     expected = {(0, 1): 1 / 10, (0, 3): 9 / 10, (1, 0): 1 / 5, (1, 3): 4 / 5, (3, 0): 9 / 13, (3, 1): 4 / 13}
     for pair, share in expected.items():
-        assert pairs.count(pair) / 1500 == pytest.approx(share / 3, abs=0.05)
+        assert pairs.count(pair) / 600 == pytest.approx(share / 3, abs=0.07)
 
 
 def test_fewer_distinct_points_than_clusters_are_all_centres():
-    features = torch.tensor([[1e4, 0.0], [1e4, 1e-2]]).repeat(20, 1)
-    assert kmeans(features, 5, generator=seeded(0)).unique(dim=0).tolist() == features[:2].tolist()
+    features = centred(torch.tensor([[1e4, 0.0], [1e4, 1e-2]]).repeat(20, 1))
+    centres = kmeans(features, 5, generator=seeded(0))
+    assert centres[:, 1].sort().values.numpy() == pytest.approx([-5e-3, 5e-3])
     assert len(kmeans(torch.full((9, 4), 0.1), 3, generator=seeded(0))) == 1
 
 
