@@ -2,6 +2,10 @@
 
 from al_lightning.acquisition.bait import BAIT
 from al_lightning.acquisition.base import Acquisition, Batch, Predictions, Search
+from al_lightning.acquisition.diverse.badge import BADGE
+from al_lightning.acquisition.diverse.coreset import CoreSet
+from al_lightning.acquisition.diverse.probcover import ProbCover
+from al_lightning.acquisition.diverse.typiclust import TypiClust
 from al_lightning.acquisition.epig import EPIG
 from al_lightning.acquisition.greedy.batchbald import BatchBALD, batchbald
 from al_lightning.acquisition.pointwise import (
@@ -46,6 +50,10 @@ __all__ = [
     "VariationRatios",
     "MeanSTD",
     "Random",
+    "TypiClust",
+    "CoreSet",
+    "ProbCover",
+    "BADGE",
     "Screening",
     "Screened",
     "batchbald",

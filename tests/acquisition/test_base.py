@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 import al_lightning.acquisition
 from al_lightning.acquisition import (
+    BADGE,
     BAIT,
     Acquisition,
     BatchBALD,
@@ -16,6 +17,7 @@ from al_lightning.acquisition import (
     Random,
     SoftmaxBALD,
     SoftrankBALD,
+    TypiClust,
 )
 from al_lightning.acquisition.base import check_needs, prepared_on_all_ranks
 from al_lightning.testing import check_acquisition
@@ -25,13 +27,16 @@ EVERY_ACQUISITION = [
     for member in (getattr(al_lightning.acquisition, name) for name in al_lightning.acquisition.__all__)
     if inspect.isclass(member) and issubclass(member, Acquisition) and not inspect.isabstract(member)
 ] + [BatchBALD(num_configs=30)]  # the last draws configurations from the second pick on
+NOT_BY_SCORE = [BADGE(), TypiClust()]  # one draws, and one goes from cluster to cluster
 THAT_PREDICT = [acquisition for acquisition in EVERY_ACQUISITION if "predictions" in acquisition.needs]
 THAT_DRAW = (PowerBALD, SoftmaxBALD, SoftrankBALD)  # for each place in the pool anew
 THAT_DRAW_NOTHING = [acquisition for acquisition in THAT_PREDICT if not isinstance(acquisition, THAT_DRAW)]
 
 every_acquisition = pytest.mark.parametrize("acquisition", EVERY_ACQUISITION, ids=repr)
 every_that_predicts = pytest.mark.parametrize("acquisition", THAT_PREDICT, ids=repr)
-every_that_draws_nothing = pytest.mark.parametrize("acquisition", THAT_DRAW_NOTHING, ids=repr)
+every_that_ranks = pytest.mark.parametrize(
+    "acquisition", [each for each in THAT_DRAW_NOTHING if each != BADGE()], ids=repr
+)
 
 
 def pool_of(num_points=23, num_samples=5, num_classes=4, *, seed=0, dtype=torch.float32):
@@ -59,14 +64,30 @@ def targets_for(log_probs_N_K_C):
 
 
 def whole(log_probs_N_K_C):
-    return Predictions(log_probs_N_K_C, target_log_probs_T_K_C=targets_for(log_probs_N_K_C))
+    return Predictions(log_probs_N_K_C, **more_of(log_probs_N_K_C, targets_for(log_probs_N_K_C)))
+
+
+def more_of(log_probs_N_K_C, targets_T_K_C):
+    """Return targets, and features for those that need them: the mean predictions, so that copies share theirs."""
+    features_N_D = log_probs_N_K_C.double().exp().mean(dim=1).float()
+    labelled_L_D = torch.eye(features_N_D.shape[1])[:2]
+    return {
+        "features_N_D": features_N_D,
+        "labelled_features_L_D": labelled_L_D,
+        "target_log_probs_T_K_C": targets_T_K_C,
+    }
 
 
 def parts_of(log_probs_N_K_C, cuts):
     bounds = [0, *cuts, len(log_probs_N_K_C)]
     targets_T_K_C, total = targets_for(log_probs_N_K_C), len(log_probs_N_K_C)
     return [
-        Predictions(log_probs_N_K_C[start:end], offset=start, total=total, target_log_probs_T_K_C=targets_T_K_C)
+        Predictions(
+            log_probs_N_K_C[start:end],
+            offset=start,
+            total=total,
+            **more_of(log_probs_N_K_C[start:end], targets_T_K_C),
+        )
         for start, end in itertools.pairwise(bounds)
     ]
 
@@ -92,7 +113,7 @@ def test_a_batch_holds_the_asked_number_of_distinct_positions(acquisition):
         assert batch.scores.isfinite().all()
 
 
-@every_acquisition
+@pytest.mark.parametrize("acquisition", [each for each in EVERY_ACQUISITION if each not in NOT_BY_SCORE], ids=repr)
 def test_the_best_comes_first(acquisition):
     scores = acquisition(whole(pool_with_copies_and_certainty()), 8, generator=seeded()).scores
     # Drawn configurations estimate each gain anew; what a point adds to BAIT's batch may rise, here by little.
@@ -119,7 +140,7 @@ def test_the_predictions_are_left_as_they_were(acquisition, layout):
     assert torch.equal(log_probs_N_K_C, before)
 
 
-@every_that_draws_nothing
+@every_that_ranks
 def test_the_order_of_the_pool_does_not_matter(acquisition):
     # Not the share of votes: with five samples it ties, and a tie goes to the lowest position.
     log_probs_N_K_C = pool_of()
@@ -131,7 +152,7 @@ def test_the_order_of_the_pool_does_not_matter(acquisition):
         assert torch.equal(batch.positions, order[shuffled.positions])
 
 
-@every_that_draws_nothing
+@every_that_ranks
 def test_equal_points_are_equal_wherever_they_lie_and_chance_decides(acquisition):
     log_probs_N_K_C = pool_of(40).repeat(3, 1, 1)[torch.randperm(120, generator=seeded(2))]
     first, second = (acquisition(whole(log_probs_N_K_C), 12, generator=seeded(seed)) for seed in (0, 1))
@@ -154,6 +175,8 @@ def test_several_ranks_choose_what_one_chooses(acquisition, cuts, pool, on_rank_
     log_probs_N_K_C = pool()
     alone = acquisition(whole(log_probs_N_K_C), 9, generator=seeded(4))
     parts = parts_of(log_probs_N_K_C, cuts)
+    if acquisition.needs == {"features"}:  # a pool that is not predicted is not divided
+        parts = [Predictions(None, total=23, **more_of(log_probs_N_K_C, None))] * len(parts)
     batches = on_rank_threads(
         lambda rank, exchange: acquisition(parts[rank], 9, generator=seeded(4), exchange=exchange), len(parts)
     )
@@ -208,7 +231,7 @@ def test_without_need_of_disagreement_the_batch_is_that_of_the_mean_prediction(a
 
 def test_those_that_need_the_mean_prediction_alone_are_these():
     of_the_mean = {type(each).__name__ for each in THAT_PREDICT if "disagreement" not in each.needs}
-    assert of_the_mean == {"Entropy", "LeastConfidence", "Margin"}
+    assert of_the_mean == {"BADGE", "Entropy", "LeastConfidence", "Margin"}
 
 
 class Needing(Random):
