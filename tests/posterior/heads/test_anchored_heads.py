@@ -38,7 +38,7 @@ def test_each_sample_is_a_head_whose_whole_loss_has_no_gradient(classes, bias):
     length = features_N_D.square().sum(dim=1).mean().sqrt() if bias else torch.tensor(1.0)
     generator = torch.Generator().manual_seed(1)
     log_probs_B_K_C = predictions(AnchoredHeads(0.7), model, targets_N=targets_N)
-    for k in range(K):
+    for k in range(2):
         noise_C_D = torch.randn(classes, 12 + bias, generator=generator, dtype=torch.float64) / math.sqrt(0.7)
         weight = noise_C_D[:, :12].clone().requires_grad_()
         offset = (noise_C_D[:, 12:].sum(dim=1) * length).requires_grad_()  # 0 without a bias
@@ -68,11 +68,14 @@ def test_each_sample_is_a_head_whose_whole_loss_has_no_gradient(classes, bias):
         torch.testing.assert_close(log_probs_B_K_C[:, k].double(), logits_B_C.log_softmax(dim=1), rtol=1e-3, atol=1e-3)
 
 
-def test_heads_fit_the_labelled_points_and_disagree_elsewhere():
-    probs_N_K_C = predictions(AnchoredHeads(), net(), points(), num_samples=100).exp()
-    is_right_N_K = probs_N_K_C.argmax(dim=2) == TARGETS[:, None]
-    assert is_right_N_K.double().mean() > 0.97
-    far_B_K_C = predictions(AnchoredHeads(), net(), 10 * points(20, seed=5), num_samples=100)
+def test_heads_fit_separable_labelled_points_and_disagree_far_from_them():
+    model = net()
+    clusters_N = 3 * torch.eye(5)[TARGETS] + 0.1 * points()
+    posterior = AnchoredHeads().fit_to_labels(model, [clusters_N], TARGETS)
+    with posterior.sample(model, 100, seed=1) as predict:
+        near_N_K_C, far_B_K_C = predict(clusters_N), predict(-10 * clusters_N)
+    assert predict.labelled_fit.samples > 0.97
+    assert (near_N_K_C.argmax(dim=2) == TARGETS[:, None]).double().mean() > 0.97
     votes_B_C = nn.functional.one_hot(far_B_K_C.argmax(dim=2), 3).double().mean(dim=1)
     assert votes_B_C.max(dim=1).values.mean() < 0.9
 
@@ -102,9 +105,9 @@ def test_two_classes_and_one_logit_have_the_same_spread_by_default():
     targets_N = TARGETS.clamp(max=1)
     spreads = []
     for classes in (1, 2):
-        log_probs_B_K_C = predictions(AnchoredHeads(), net(classes=classes), num_samples=3000, targets_N=targets_N)
+        log_probs_B_K_C = predictions(AnchoredHeads(), net(classes=classes), num_samples=1000, targets_N=targets_N)
         spreads.append((log_probs_B_K_C[:, :, 1] - log_probs_B_K_C[:, :, 0]).std(dim=1))
-    torch.testing.assert_close(*spreads, rtol=0.1, atol=0)
+    torch.testing.assert_close(*spreads, rtol=0.15, atol=0)
 
 
 def test_how_the_last_layer_was_trained_does_not_matter():
@@ -199,6 +202,7 @@ def test_a_dataset_that_does_not_tell_its_classes_is_refused_before_the_training
         make_trainer(callback).fit(make_model(), datamodule=make_data())
 
 
+@pytest.mark.slow
 def test_a_run_acquires_by_heads_on_its_own_labels_and_records_how_they_fit(
     make_trainer, make_model, make_data, make_callback
 ):
@@ -212,26 +216,33 @@ def test_a_run_acquires_by_heads_on_its_own_labels_and_records_how_they_fit(
     assert all(entry.numbers()["labelled_acc_samples"] > 0.9 for entry in rounds[:-1])
 
 
-def test_a_bad_prior_is_warned_of_once_and_the_default_is_not(
-    make_trainer, make_model, make_data, make_callback, recwarn
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("default", "bad", "words"),
+    [
+        (LastLayerLaplace(), LastLayerLaplace(1e-6), "Raise `prior_precision` of LastLayerLaplace"),
+        (AnchoredHeads(), AnchoredHeads(1e6), "Lower `prior_precision` of AnchoredHeads"),
+    ],
+    ids=["laplace", "heads"],
+)
+def test_a_bad_prior_is_warned_of_and_the_default_is_not(
+    default, bad, words, make_trainer, make_model, make_data, make_callback, recwarn
 ):
     def run(posterior):
         recwarn.clear()
-        callback = make_callback(BALD(), posterior=posterior, num_samples=50, max_rounds=3)
-        rounds = active_fit(make_trainer(callback, max_epochs=60), make_model(dropout=0.0), make_data())
+        callback = make_callback(BALD(), posterior=posterior, num_samples=50)
+        make_trainer(callback, max_epochs=40).fit(make_model(dropout=0.0), datamodule=make_data())
         said = [str(warning.message) for warning in recwarn if "posterior samples classify" in str(warning.message)]
-        return rounds[0].information, said
+        return callback.rounds[0].information, said
 
-    for posterior in (LastLayerLaplace(), AnchoredHeads()):
-        information, said = run(posterior)
-        assert information["labelled_acc_samples"] > FAR_WORSE * information["labelled_acc_model"]
-        assert said == []
-    for posterior, words in ((LastLayerLaplace(1e-6), "Raise `prior_precision` of"), (AnchoredHeads(1e6), "Lower")):
-        information, said = run(posterior)
-        assert information["labelled_acc_samples"] < FAR_WORSE * information["labelled_acc_model"]
-        assert len(said) == 1
-        assert words in said[0]
-        assert said[0].endswith("This is said once a run.")
+    information, said = run(default)
+    assert information["labelled_acc_samples"] > FAR_WORSE * information["labelled_acc_model"]
+    assert said == []
+    information, said = run(bad)
+    assert information["labelled_acc_samples"] < FAR_WORSE * information["labelled_acc_model"]
+    assert len(said) == 1
+    assert words in said[0]
+    assert said[0].endswith("This is said once a run.")
 
 
 def test_the_solver_is_given_the_bias_as_one_more_feature_of_the_others_length(monkeypatch):

@@ -46,6 +46,7 @@ def case(seed=0, *, points=7, features=5, classes=3, heads=3, prior_precision=0.
     return features_N_D, targets_N, anchors_K_C_D / math.sqrt(prior_precision), options
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
