@@ -25,10 +25,10 @@ class AnchoredHeads(Posterior):
 
     Head k minimises sum_n w_n CE(softmax(W h_n), y_n) + prior_precision / 2 |W - W_k|^2, with W_k drawn from the prior
     N(0, 1 / prior_precision) (randomised MAP sampling; Pearce et al. 2020, "Uncertainty in neural networks:
-    approximately Bayesian ensembling"). So heads fit labelled points that the features tell apart, and differ elsewhere.
-    They take from the trained model the inputs h of its last linear layer alone, so that features made beforehand suit
-    them best. They are trained after each round, all at once: about a second for K = 100, 100 points and 10 classes,
-    and more in proportion to n min(n, D) K C. A batch costs one forward pass and one matrix product.
+    approximately Bayesian ensembling"). So heads fit labelled points that the features tell apart, and differ
+    elsewhere. They take from the trained model the inputs h of its last linear layer alone, so that features made
+    beforehand suit them best. They are trained after each round, all at once: about a second for K = 100, 100 points
+    and 10 classes, and more in proportion to n min(n, D) K C. A batch costs one forward pass and one matrix product.
 
     Args:
         prior_precision: One over the variance that the prior gives each weight. A bias is the weight of one more
