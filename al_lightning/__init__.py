@@ -39,7 +39,15 @@ if TYPE_CHECKING:
         UnlabelledImagesDataModule,
     )
     from al_lightning.labelling import AskPeople, DatasetLabels, LabelStudio, Oracle
-    from al_lightning.posterior import DeepEnsemble, LastLayerLaplace, MCDropConnect, MCDropout, Point, Posterior
+    from al_lightning.posterior import (
+        AnchoredHeads,
+        DeepEnsemble,
+        LastLayerLaplace,
+        MCDropConnect,
+        MCDropout,
+        Point,
+        Posterior,
+    )
     from al_lightning.records import Round, read_journal
     from al_lightning.rounds import ActiveLearning, MeanPrediction, active_fit
 
@@ -73,6 +81,7 @@ __all__ = [
     "DatasetLabels",
     "AskPeople",
     "LabelStudio",
+    "AnchoredHeads",
     "DeepEnsemble",
     "LastLayerLaplace",
     "MCDropConnect",

@@ -17,6 +17,7 @@ from al_lightning.data import ActiveLearningDataModule
 from al_lightning.distributed import Ranks
 from al_lightning.pool.storage import Storage
 from al_lightning.posterior import Posterior, Predict
+from al_lightning.posterior.labelled_fit import LabelledFit
 from al_lightning.posterior.laplace.last_layer import last_layer_pass
 from al_lightning.posterior.model import leaves
 from al_lightning.posterior.snapshot import Snapshot
@@ -88,10 +89,12 @@ class Passes:
     Args:
         path: How they were made.
         sampled: What was sampled in them.
+        labelled_fit: Fit of the posterior samples to the labelled points.
     """
 
     path: str | None = None
     sampled: str | None = None
+    labelled_fit: LabelledFit | None = None
 
 
 class PoolChunks(Iterator[Tensor]):
@@ -107,8 +110,9 @@ class PoolChunks(Iterator[Tensor]):
     @property
     def passes(self) -> Passes:
         """Describe the forward passes that were made."""
-        path, reason, sampled = (getattr(self._predict, name, None) for name in ("path", "reason", "sampled"))
-        return Passes(f"{path}: {' '.join(reason.split())[:MOST_REASON]}" if path and reason else path, sampled)
+        told = ("path", "reason", "sampled", "labelled_fit")
+        path, reason, sampled, fit = (getattr(self._predict, name, None) for name in told)
+        return Passes(f"{path}: {' '.join(reason.split())[:MOST_REASON]}" if path and reason else path, sampled, fit)
 
 
 @contextmanager
@@ -273,11 +277,16 @@ def refuse_empty_texts(batch: object, indices: Sequence[int]) -> None:
 
 
 def fitted_posterior(
-    trainer: Trainer, module: LightningModule, batches: DataLoader[object], posterior: Posterior
+    trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule, posterior: Posterior
 ) -> Posterior:
-    """Fit the posterior after a training to the labelled points, which `batches` holds in order."""
+    """Fit the posterior after a training to the labelled points, and to their classes where these are known."""
+    indices = datamodule.labels.labelled_indices
+    batches, targets = datamodule.pool_dataloader(indices), datamodule.targets_of(indices)
     with _predicting(trainer, module), trainer.precision_plugin.forward_context():
-        return posterior.fit(module, _batches_on_device(trainer, module, batches))
+        batches_on_device = _batches_on_device(trainer, module, batches)
+        if targets is None:
+            return posterior.fit(module, batches_on_device)
+        return posterior.fit_to_labels(module, batches_on_device, torch.tensor(targets, dtype=torch.long))
 
 
 def last_layer_features(
@@ -350,8 +359,8 @@ class Predictor:
         ranks.send_buffers(module)
 
         def fitted() -> tuple[Posterior, int]:
-            labelled = datamodule.pool_dataloader(datamodule.labels.labelled_indices)
-            return fitted_posterior(trainer, module, labelled, posterior), labelled.batch_size or 1
+            batch_size = datamodule.pool_dataloader([]).batch_size or 1
+            return fitted_posterior(trainer, module, datamodule, posterior), batch_size
 
         return cls(trainer, module, datamodule, *ranks.together(fitted), storage)
 

@@ -148,6 +148,15 @@ class Chooser:
         if self._predicts or self._reads_last_layer(datamodule):
             num_classes = self._try_model(trainer, module, datamodule)
             datamodule.check_targets_to_come(num_classes=num_classes, pool_is_labelled=self.labels_are_known)
+            self._check_labels(datamodule)
+
+    def _check_labels(self, datamodule: ActiveLearningDataModule) -> None:
+        if self.posterior.needs_labels and datamodule.targets_of(datamodule.labels.labelled_indices[:1]) is None:
+            raise ValueError(
+                f"`posterior` is {self.posterior!r}, which needs the classes of the labelled points, and nothing says "
+                "where the dataset keeps them. Give it an attribute `targets` with one class for each point, or choose "
+                "another posterior."
+            )
 
     def _try_model(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> int:
         """Predict a few points, and return the number of classes."""
@@ -224,10 +233,10 @@ class Chooser:
         passes = ranks.first(passes)
         return replace(
             selection,
-            **self._found(predictions, batch, screened, ranks, round_index=round_index),
+            **self._found(predictions, batch, screened, passes, ranks, round_index=round_index),
             predict_path=passes.path,
             sampled=passes.sampled,
-            warnings=self._warnings(batch, screened, num_points=len(indices_N)),
+            warnings=self._warnings(batch, screened, passes, num_points=len(indices_N)),
         )
 
     def _with_more(self, predictions: Predictions, indices_N: Tensor, predict: Predictor, draw: Draw) -> Predictions:
@@ -282,7 +291,14 @@ class Chooser:
         return screening(predictions, generator=generator, exchange=Ranks(predict.trainer))
 
     def _found(
-        self, predictions: Predictions, batch: Batch, screened: Screened | None, ranks: Ranks, *, round_index: int
+        self,
+        predictions: Predictions,
+        batch: Batch,
+        screened: Screened | None,
+        passes: Passes,
+        ranks: Ranks,
+        *,
+        round_index: int,
     ) -> dict[str, Any]:
         """Return the fields of the record that describe the batch."""
         generator = self._generator(round_index, "information")
@@ -291,6 +307,8 @@ class Chooser:
         information = summarise(predictions, batch, rows_B_K_C, generator=generator, exchange=ranks)
         if screened is not None:
             information |= screened.numbers(batch.by_score)  # its mean BALD is that of the whole pool
+        if passes.labelled_fit is not None:
+            information |= passes.labelled_fit.numbers()
         return {
             "bald": mutual_information(rows_B_K_C).tolist() if self.num_samples > 1 else None,
             "predicted": rows_B_K_C.logsumexp(dim=1).argmax(dim=1).tolist(),
@@ -300,8 +318,9 @@ class Chooser:
             "kernel": None if batch.search is None else kernel,
         }
 
-    def _warnings(self, batch: Batch, screened: Screened | None, *, num_points: int) -> dict[str, str]:
+    def _warnings(self, batch: Batch, screened: Screened | None, passes: Passes, *, num_points: int) -> dict[str, str]:
         messages = {
+            "labelled fit": None if passes.labelled_fit is None else passes.labelled_fit.warning(),
             "screening": None if screened is None else screened.warning(batch.by_score),
             "saturation": log_k_limit_warning(
                 batch, num_samples=self.num_samples, more=self.posterior.way_to_more_samples

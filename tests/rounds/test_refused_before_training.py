@@ -15,6 +15,7 @@ from al_lightning import (
     BALD,
     ActiveLearning,
     ActiveLearningDataModule,
+    AnchoredHeads,
     DeepEnsemble,
     LastLayerLaplace,
     MCDropConnect,
@@ -22,7 +23,13 @@ from al_lightning import (
     active_fit,
 )
 
-POSTERIORS = [MCDropout, LastLayerLaplace, MCDropConnect, lambda: DeepEnsemble(2, init=lambda module: None)]
+POSTERIORS = [
+    MCDropout,
+    LastLayerLaplace,
+    AnchoredHeads,
+    MCDropConnect,
+    lambda: DeepEnsemble(2, init=lambda module: None),
+]
 
 
 class Part(nn.Module):
