@@ -87,20 +87,27 @@ class FeatureDataset(Dataset[Any]):
         rows: Features of all points.
         dataset: The points.
         form: Form of their items.
+        digests: Digests of the inputs of a few points, by which the dataset is known again.
         draws_views: Draw one of several views of a point each time, from the global generator; else take the first.
     """
 
     rows: Rows
     dataset: Dataset[Any]
     form: Form
+    digests: Sequence[str] = ()
     draws_views: bool = False
     _told: list[object] | None = field(init=False, default=None)
     _read: dict[int, object] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.looked_at_again()
+
+    def looked_at_again(self) -> "FeatureDataset":
+        """Return itself with the targets as the dataset tells them now."""
         with seeded(0):  # reading an item may augment it
             told = None if self.form.label_key is not None else told_at_once(self.dataset)
         self._told = None if told is None else [_plain(one, getattr(one, "value", one)) for one in told]
+        return self
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -18,6 +18,7 @@ from al_lightning.data.wrapper import Wrapper
 from al_lightning.features.dataset import FeatureDataset, Form
 from al_lightning.features.encoder import PoolEncoder, digest_of
 from al_lightning.features.making import Fitted, Maker, Source, checked_version
+from al_lightning.features.stored import Rows
 from al_lightning.randomness import seeded
 
 DTYPES = ("float32", "float16")
@@ -81,7 +82,8 @@ class Embedded(Wrapper):
     _digest: str | None
     _train: FeatureDataset | None
     _pool: FeatureDataset | None
-    _seen: dict[str, "tuple[FeatureDataset, Sequence[str]]"]
+    _seen: dict[str, FeatureDataset]
+    _pool_is_train: bool
     _fitted: Fitted | None
 
     # Labels are put into (features, class) items, whatever the items of the wrapped module are.
@@ -115,8 +117,8 @@ class Embedded(Wrapper):
             raise ValueError(f"`dtype` is {dtype!r}, but must be one of {DTYPES}.")
         if views > 1 and isinstance(encoder, PoolEncoder):
             raise ValueError(
-                f"`views` is {views}, but the features of a point by {type(encoder).__name__} depend on the whole pool, "
-                "of which there is one. Leave `views` out, or give an encoder that reads points one by one."
+                f"`views` is {views}, but by {type(encoder).__name__} the features of a point depend on the whole "
+                "pool, of which there is one. Leave `views` out, or give an encoder that reads points one by one."
             )
         self.encoder = encoder
         self.folder = Path(folder)
@@ -130,6 +132,7 @@ class Embedded(Wrapper):
         self._train = None
         self._pool = None
         self._seen = {}
+        self._pool_is_train = True
         self._fitted = None
         super().__init__(datamodule)
 
@@ -146,10 +149,10 @@ class Embedded(Wrapper):
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the wrapped module's training loader, of features."""
         loader = checked_loader(self.inner.train_dataloader(), "train")
-        train = self._made(self._train)
-        if self.pool is None and self.views == 1 and not hasattr(self.inner, "pool_dataset"):
-            self._refuse_other(loader.dataset, "train")
-        return of_features(loader, train)
+        self._train = self._renewed("train", self._made(self._train), loader.dataset)
+        if self._pool_is_train:
+            self._pool = self._train
+        return of_features(loader, self._train)
 
     def pool_dataset(self) -> Dataset[Any]:
         """Return the features of the pool: the dataset of the training loader, unless this has several views."""
@@ -211,56 +214,77 @@ class Embedded(Wrapper):
 
     def _loader(self, given: object, name: str) -> DataLoader[Any]:
         loader = checked_loader(given, name)
-        if name in self._seen:
-            self._refuse_other(loader.dataset, name)
-        else:
-            fitted = self._fitted_to_pool if isinstance(self.encoder, PoolEncoder) else None
-            rows = self._maker.made(Source(name, loader.dataset, loader, form=None), fitted)
-            self._remember(name, FeatureDataset(rows, loader.dataset, self._form))
-        return of_features(loader, self._seen[name][0])
+        if name not in self._seen:
+            self._seen[name] = self._first(Source(name, loader.dataset, loader, form=None))
+        self._seen[name] = self._renewed(name, self._seen[name], loader.dataset)
+        return of_features(loader, self._seen[name])
+
+    def _first(self, source: Source) -> FeatureDataset:
+        """Return the features of points that are no training data, made now where they are not on disk."""
+        if isinstance(self.encoder, PoolEncoder) and not self._maker.has("train"):
+            self.setup("fit")  # as where a test runs before any fit
+        fitted = self._fitted_to_pool if isinstance(self.encoder, PoolEncoder) else None
+        return self._of(self._maker.made(source, fitted), source.dataset)
 
     def _make_train(self) -> None:
         """Make the features of the training data and of the pool; at a later fit only of points that are new."""
         with seeded(0):
             loader = checked_loader(self.inner.train_dataloader(), "train")
             pool = pool_of(self.inner, loader.dataset, given=self.pool)
-        if "train" in self._seen and len(self._seen["train"][0]) == len(pool):  # type: ignore[arg-type] # checked
-            self._refuse_other(pool, "train")
-            return
-        is_own = pool is not loader.dataset or self.views == 1
-        encoded = Source("train", pool, loader, self._form, num_views=1 if is_own else self.views)
-        in_pool = FeatureDataset(self._maker.made(encoded, None), pool, self._form)
-        self._remember("train", in_pool)
-        self._pool = self._train = in_pool
-        if not is_own:
-            self._train = FeatureDataset(in_pool.rows, pool, self._form, draws_views=True)
+        self._pool_is_train = pool is loader.dataset and self.views == 1
+        if self._train is None or self._pool is None or len(pool) != len(self._pool):  # type: ignore[arg-type] # checked
+            self._make_both(loader, pool)
+        else:
+            self._train = self._renewed("train", self._train, loader.dataset, is_told=False)
+            self._pool = self._train if self._pool_is_train else self._renewed("pool", self._pool, pool, is_told=False)
+
+    def _make_both(self, loader: DataLoader[Any], pool: Dataset[Any]) -> None:
+        train = loader.dataset
+        is_of_views = pool is train and self.views > 1
+        rows = self._maker.made(
+            Source("train", pool, loader, self._form, num_views=self.views if is_of_views else 1), fitted=None
+        )
+        self._pool = self._of(rows, pool)
+        if self._pool_is_train:
+            self._train = self._pool
+        elif is_of_views:
+            self._train = self._of(rows, train, draws_views=True)
         elif self.views > 1:
-            views = Source("train-views", loader.dataset, loader, self._form, num_views=self.views)
-            self._train = FeatureDataset(self._maker.made(views, None), loader.dataset, self._form, draws_views=True)
+            views = Source("train-views", train, loader, self._form, num_views=self.views)
+            self._train = self._of(self._maker.made(views, fitted=None), train, draws_views=True)
+        else:
+            self._train = self._of(rows, train)
 
-    def _remember(self, name: str, made: FeatureDataset) -> None:
+    def _of(self, rows: Rows, dataset: Dataset[Any], *, draws_views: bool = False) -> FeatureDataset:
         with seeded(0):
-            self._seen[name] = (made, digests(made.dataset, len(made), seed=0))
+            found = digests(dataset, len(rows), seed=0)
+        return FeatureDataset(rows, dataset, self._form, found, draws_views=draws_views)
 
-    def _refuse_other(self, dataset: Dataset[Any], name: str) -> None:
-        """Refuse a dataset that the wrapped module has built anew, unless it holds the same points."""
-        made, before = self._seen[name]
+    def _renewed(
+        self, name: str, made: FeatureDataset, dataset: Dataset[Any], *, is_told: bool = True
+    ) -> FeatureDataset:
+        """Return the same features with a dataset that the wrapped module may have built anew, of the same points.
+
+        Args:
+            name: Name of the dataset.
+            made: The features.
+            dataset: The dataset now.
+            is_told: The targets of the same dataset are as they were.
+        """
         if dataset is made.dataset:
-            return
+            return made if is_told else made.looked_at_again()
         num_points = len(dataset)  # type: ignore[arg-type] # checked
-        now = digests(dataset, num_points, seed=0) if num_points == len(made) else []
-        if list(before) != list(now):
+        found = digests(dataset, num_points, seed=0) if num_points == len(made) else []
+        if list(made.digests) != found:
             raise ValueError(
                 f"The {name} data are others than those whose features were made ({num_points} points, and {len(made)} "
                 "then). Let the data module build the same dataset always, splitting it by a seeded generator."
             )
+        return FeatureDataset(made.rows, dataset, self._form, found, draws_views=made.draws_views)
 
     def _fitted_to_pool(self) -> Fitted:
         """Return what an encoder of the whole pool has found in it."""
         self._fitted = self._fitted or self._maker.fitted("train")
-        if self._fitted is None:  # as where a test runs before any fit
-            self.setup("fit")
-            self._fitted = self._maker.fitted("train") or {}
         return self._fitted
 
     def _made(self, dataset: FeatureDataset | None) -> FeatureDataset:

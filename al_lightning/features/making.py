@@ -137,11 +137,14 @@ class Maker:
                 header = ranks.together(lambda: _seen(store))
             return store.rows(header)
 
-    def fitted(self, name: str) -> Fitted | None:
-        """Return what an encoder of the whole pool has found in it; None if it was not fitted yet."""
+    def has(self, name: str) -> bool:
+        """Return True if there are features of that dataset."""
+        return Store(self.folder, name).header() is not None
+
+    def fitted(self, name: str) -> Fitted:
+        """Return what an encoder of the whole pool has found in it."""
         store = Store(self.folder, name)
-        header = store.header()
-        return None if header is None else _fitted_in(store.beside(header))
+        return _fitted_in(store.beside(_seen(store)))
 
     @property
     def _trainer(self) -> Trainer | None:
@@ -267,7 +270,7 @@ class Maker:
 
         def begin() -> None:
             if ranks.rank == 0:
-                store.begin(store.partial, header.shape_N_V_D, self.dtype)
+                store.begin(store.partial, header.shape, self.dtype)
                 file = np.load(store.partial, mmap_mode="r+")
                 if before is not None:
                     file[:start] = np.load(store.folder / before.file, mmap_mode="r")
@@ -279,7 +282,7 @@ class Maker:
         ranks.together(lambda: self._fill(store.partial, source, ranks, num_there, kept))
         ranks.together(lambda: store.commit(header, beside) if ranks.rank == 0 else None)
 
-    def _fitted_for(  # noqa: PLR0913, PLR0917 - one step of `_write`
+    def _fitted_for(
         self,
         source: Source,
         store: Store,

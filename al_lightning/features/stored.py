@@ -42,8 +42,8 @@ class Header:
     beside: str
 
     @property
-    def shape_N_V_D(self) -> tuple[int, int, int]:
-        """Return the shape of the features."""
+    def shape(self) -> tuple[int, int, int]:
+        """Return the shape of the features (N, V, D)."""
         return self.num_points, self.num_views, self.width
 
 
@@ -99,7 +99,7 @@ class Store:
 
     def rows(self, header: Header) -> Rows:
         """Return the features."""
-        return Rows(self.folder / header.file, header.shape_N_V_D)
+        return Rows(self.folder / header.file, header.shape)
 
     def beside(self, header: Header) -> dict[str, Tensor]:
         """Return what was written beside the features."""
@@ -156,7 +156,7 @@ class Store:
         if any(Path(name).name != name for name in (header.file, header.beside)):
             raise ValueError("it names files of another folder")
         mapped = np.load(self.folder / header.file, mmap_mode="r")  # refuses a file that is cut short
-        if (mapped.shape, mapped.dtype.name) != (header.shape_N_V_D, header.dtype):
+        if (mapped.shape, mapped.dtype.name) != (header.shape, header.dtype):
             raise ValueError(f"{header.file} holds {mapped.dtype.name} {mapped.shape}")
         with np.load(self.folder / header.beside, allow_pickle=False) as arrays:
             [arrays[name].shape for name in arrays.files]  # refuses damaged ones by their check sums
