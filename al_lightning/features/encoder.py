@@ -75,11 +75,16 @@ def _rows_of(output: object, encoder: nn.Module) -> Tensor:
     )
 
 
+def device_of(encoder: nn.Module) -> torch.device:
+    """Return the device of an encoder's first parameter or buffer; the CPU if it has none."""
+    held = [*encoder.parameters(), *encoder.buffers()]
+    return held[0].device if held else torch.device("cpu")
+
+
 @contextmanager
 def encoding(encoder: nn.Module, device: torch.device) -> Iterator[None]:
     """Set an encoder to evaluation mode on a device, without gradients and in full float32; restore it afterwards."""
-    parameter = next((*encoder.parameters(), *encoder.buffers()), None)  # type: ignore[call-overload]
-    before = None if parameter is None else parameter.device
+    before = device_of(encoder)
     try:
         encoder.to(device)
         with (
@@ -91,8 +96,7 @@ def encoding(encoder: nn.Module, device: torch.device) -> Iterator[None]:
         ):
             yield
     finally:
-        if before is not None:
-            encoder.to(before)
+        encoder.to(before)
 
 
 def refuse_random(first_B_D: Tensor, second_B_D: Tensor, indices: Iterable[int]) -> None:

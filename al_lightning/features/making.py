@@ -25,6 +25,7 @@ from al_lightning.features.encoder import (
     NUM_NAMED,
     TOLERANCE,
     PoolEncoder,
+    device_of,
     encoding,
     largest_difference,
     read_by,
@@ -91,12 +92,17 @@ class Source:
         if self.num_views > 1:
             return
         changed = [index for index in indices if digest(self.dataset[index]) != digest(self.dataset[index])]
+        way_out = (
+            "Leave them out."
+            if self.form is None
+            else "Give the data module a method `pool_dataset()` that returns the same points without them, or "
+            "`Embedded(..., pool=dataset)`, or `views=V` for the features of V draws of each point."
+        )
         if changed:
             raise ValueError(
                 f"{len(changed)} of {len(indices)} points of the {self.name} data that were read twice have changed in "
                 f"between, first of the points {changed[:NUM_NAMED]}: random transforms, but features are made once. "
-                "Give the data module a method `pool_dataset()` that returns the same points without them, or "
-                "`Embedded(..., pool=dataset)`, or for the training data `views=V` for the features of V draws."
+                f"{way_out}"
             )
 
 
@@ -127,6 +133,8 @@ class Maker:
             source: The points.
             fitted: Returns what an encoder of the whole pool has found in it; None to fit it to these points.
         """
+        if source.num_points == 0:
+            raise ValueError(f"The {source.name} data have no points, so there are no features to make.")
         ranks, store = Ranks(self._trainer), Store(self.folder, source.name)  # type: ignore[arg-type] # without a Trainer a process is alone
         with self._locked(store, ranks), seeded(0), self._encoding():
             header = ranks.together(store.header)
@@ -154,9 +162,7 @@ class Maker:
     def _device(self) -> torch.device:
         if self._trainer is not None:
             return self._trainer.strategy.root_device
-        held = next((*self.encoder.parameters(), *self.encoder.buffers(), torch.empty(0)))  # type: ignore[call-overload]
-        device: torch.device = held.device
-        return device
+        return device_of(self.encoder)
 
     @contextmanager
     def _locked(self, store: Store, ranks: Ranks) -> Iterator[None]:
