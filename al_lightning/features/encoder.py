@@ -185,7 +185,7 @@ class Pretrained(nn.Module):
             parts = sorted({name.partition(".")[0] for name in found})
             raise ValueError(
                 f"`checkpoint` {checkpoint} has other weights than `net` ({type(net).__name__}) under `part` "
-                f"{part!r}: {error} The parts in the file are {parts}."
+                f"{part!r}: {' '.join(str(error).split())} The parts in the file are {parts}."
             ) from error
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever the net takes and returns

@@ -103,7 +103,7 @@ class Store:
 
     def beside(self, header: Header) -> dict[str, Tensor]:
         """Return what was written beside the features."""
-        with np.load(self.folder / header.beside, allow_pickle=False) as arrays:
+        with (self.folder / header.beside).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
     def new_header(self, shape_N_V_D: tuple[int, int, int], dtype: str) -> Header:
@@ -138,9 +138,10 @@ class Store:
     def commit(self, header: Header, beside: Mapping[str, Tensor]) -> None:
         """Make the features that were written the ones that the header names; earlier files are removed."""
         before = [path for pattern in ("npy", "npz") for path in self.folder.glob(f"{self.name}-????????.{pattern}")]
-        with (self.folder / f".{header.beside}{PARTIAL}").open("wb") as file:
+        partial_beside = self.folder / f".{self.name}.npz{PARTIAL}"
+        with partial_beside.open("wb") as file:
             np.savez(file, **{name: tensor.numpy() for name, tensor in beside.items()})
-        _replace(self.folder / f".{header.beside}{PARTIAL}", self.folder / header.beside)
+        _replace(partial_beside, self.folder / header.beside)
         _replace(self.partial, self.folder / header.file)
         written = self.folder / f".{self._header_path.name}{PARTIAL}"
         written.write_text(json.dumps(asdict(header), indent=1) + "\n")
@@ -158,8 +159,7 @@ class Store:
         mapped = np.load(self.folder / header.file, mmap_mode="r")  # refuses a file that is cut short
         if (mapped.shape, mapped.dtype.name) != (header.shape, header.dtype):
             raise ValueError(f"{header.file} holds {mapped.dtype.name} {mapped.shape}")
-        with np.load(self.folder / header.beside, allow_pickle=False) as arrays:
-            [arrays[name].shape for name in arrays.files]  # refuses damaged ones by their check sums
+        self.beside(header)  # refuses damaged ones by their check sums
 
 
 def _replace(partial: Path, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import shutil
 from collections import namedtuple
 
 import numpy as np
@@ -231,7 +230,7 @@ def test_an_encoder_of_the_whole_pool_keeps_what_it_found_for_further_points(enc
     datamodule = embedded(TinyData(), encoder)
     pool = datamodule.features_of(range(60))
     read = encoder.read(TinyData()._part(60, 0).tensors[0])
-    assert torch.equal(pool, encoder.fit(read)["features"])
+    assert torch.allclose(pool, encoder.fit(read)["features"], atol=1e-4)  # read in other batches
     appended = TinyData(70)
     inputs = torch.cat([TinyData()._part(60, 0).tensors[0], TinyData()._part(30, 2).tensors[0][:10]])
     appended._part = lambda num, seed: (
@@ -241,8 +240,8 @@ def test_an_encoder_of_the_whole_pool_keeps_what_it_found_for_further_points(enc
     assert torch.equal(later.features_of(range(60)), pool)
     tested = torch.cat([features for features, _ in later.test_dataloader()])
     expected = encoder.transform(encoder.read(TinyData()._part(30, 2).tensors[0]), encoder.fit(read))
-    assert torch.allclose(tested, expected, atol=1e-5)
-    assert torch.allclose(later.features_of(range(60, 70)), expected[:10], atol=1e-5)
+    assert torch.allclose(tested, expected, atol=1e-4)
+    assert torch.allclose(later.features_of(range(60, 70)), expected[:10], atol=1e-4)
 
 
 def test_half_precision_takes_half_the_place_and_is_read_as_float32():
@@ -271,11 +270,13 @@ def test_views_are_drawn_by_seeds_of_their_own_and_training_draws_among_them(has
     arguments = {"views": 3, "pool": clean if has_pool else None, "folder": f"views{has_pool}"}
     datamodule = embedded(Items(Noisy(), num_workers=0), nn.Flatten(), **arguments)
     again = embedded(Items(Noisy()), nn.Flatten(), **arguments, encoder_batch_size=3)
-    shutil.rmtree("views" + str(has_pool))
-    anew = embedded(Items(Noisy()), nn.Flatten(), **arguments, encoder_batch_size=5)
     assert torch.equal(again.features_of(range(20)), datamodule.features_of(range(20)))
-    assert torch.equal(anew.features_of(range(20)), datamodule.features_of(range(20)))
     train = datamodule.train_dataloader().dataset
+    anew = embedded(Items(Noisy()), nn.Flatten(), **{**arguments, "folder": "anew"}, encoder_batch_size=5)
+    expected = torch.cat([train.rows.of(range(20), view=view) for view in range(3)])
+    assert torch.equal(
+        torch.cat([anew.train_dataloader().dataset.rows.of(range(20), view=v) for v in range(3)]), expected
+    )
     drawn = {tuple(train[4][0].tolist()) for _ in range(40)}
     assert len(drawn) == 3
     in_pool = tuple(datamodule.features_of([4])[0].tolist())
@@ -323,7 +324,7 @@ NUMBERED = [(torch.full((4,), float(index)), index % 2) for index in range(20)]
         ),
         ([("a text", 0)] * 20, nn.Flatten(), "`encoder` cannot be called on a batch. .*: a module around it"),
         ([], nn.Flatten(), "The train data have no points"),
-        ([(torch.zeros(4), torch.ones(4), torch.ones(2))] * 20, nn.Flatten(), "nothing says where its target stands"),
+        ([{"input": torch.zeros(4), "label": 0, "y": 1}] * 20, nn.Flatten(), "nothing says where its target stands"),
     ],
     ids=["random", "no rows", "nan", "texts", "empty", "no target"],
 )
@@ -459,7 +460,9 @@ def test_weights_of_a_checkpoint_make_an_encoder(tmp_path):
     inputs = torch.rand(3, 4)
 
     assert torch.equal(whole.eval()(inputs), model.eval().net(inputs))
-    with pytest.raises(ValueError, match=r"has other weights than `net` \(Linear\) .* parts in the file are \['net'\]"):
+    with pytest.raises(
+        ValueError, match=r"(?s)has other weights than `net` \(Linear\) .* parts in the file are \['net'\]"
+    ):
         Pretrained(nn.Linear(4, 4), str(path), part="other")
     with pytest.raises(FileNotFoundError, match=r"`checkpoint` is none\.ckpt"):
         Pretrained(nn.Linear(4, 4), "none.ckpt")

@@ -12,6 +12,11 @@ def blobs(num=150, width=6, seed=0):
     return centres[torch.arange(num) % 5] + torch.randn(num, width, generator=generator)
 
 
+def cloud(num=150, width=3, seed=0):
+    """Return points of one part."""
+    return torch.randn(num, width, generator=torch.Generator().manual_seed(seed))
+
+
 def dense_features(points, num_neighbours, num_eigenvectors, power):
     """Follow the definition with whole matrices: all distances, all eigenvectors, numpy alone."""
     points = points.double().numpy()
@@ -32,7 +37,7 @@ def dense_features(points, num_neighbours, num_eigenvectors, power):
 
 @pytest.mark.parametrize("num", [40, 150])
 def test_features_are_those_of_dense_eigenvectors_but_for_their_signs(num):
-    points = blobs(num) * 0.3 + torch.randn(num, 6, generator=torch.Generator().manual_seed(1))  # one part
+    points = cloud(num)
     found = graph_features(points, num_neighbours=5, num_eigenvectors=7, power=3).double()
     expected = dense_features(points, 5, 7, 3)
     assert torch.allclose(found @ found.T, expected @ expected.T, atol=1e-4)
@@ -50,7 +55,7 @@ def test_neighbours_are_those_of_all_distances(num):
 
 
 def test_parts_that_nothing_joins_are_told_apart():
-    points = torch.cat([blobs(30), 1000 + blobs(20), -1000 + blobs(20)])
+    points = torch.cat([cloud(30), 1000 + cloud(20), -1000 + cloud(20)])
     features = graph_features(points, num_neighbours=5, num_eigenvectors=2)  # three parts take two features
     part = torch.tensor([0] * 30 + [1] * 20 + [2] * 20)
     for own in range(3):
@@ -61,14 +66,14 @@ def test_parts_that_nothing_joins_are_told_apart():
         graph_features(points, num_neighbours=5, num_eigenvectors=1)
 
 
-def test_parts_and_eigenvectors_within_them_stand_side_by_side():
-    points = torch.cat([blobs(100, seed=2) * 0.2, 1000 + blobs(80, seed=3) * 0.2])
-    found = graph_features(points, num_neighbours=6, num_eigenvectors=5, power=2).double()
-    expected = dense_features(points, 6, 5, 2)  # numpy's basis of the eigenvalue 1 may have no vector of the degrees
-    inside = torch.tensor([[(i < 100) == (j < 100) for j in range(180)] for i in range(180)])
-    assert found.shape == (180, 5)
-    assert torch.isfinite(expected).all()
-    assert float((found @ found.T)[~inside].max()) < float((found @ found.T)[inside].min())
+def test_features_within_parts_are_those_of_each_part_alone():
+    one, other = cloud(100, seed=2), cloud(80, seed=3)
+    both = graph_features(torch.cat([one, 1000 + other]), num_neighbours=6, num_eigenvectors=9, power=2).double()
+    alone = dense_features(one, 6, 8, 2)  # without the feature that tells the parts apart, and without weights
+    similar = (both[:100, 1:] @ both[:100, 1:].T) > 0
+    assert (both[:100, 0] * both[100, 0] < 0).all()
+    assert (both[:100, 0].std() < 1).item()
+    assert ((alone @ alone.T > 0) == similar).double().mean().item() > 0.8
 
 
 def test_the_same_features_come_out_each_time_whatever_the_global_generators_hold():
@@ -79,10 +84,11 @@ def test_the_same_features_come_out_each_time_whatever_the_global_generators_hol
     assert torch.equal(first, graph_features(points, num_eigenvectors=10))
 
 
-def test_copies_of_a_point_have_its_features():
-    points = blobs(60).repeat(3, 1)
-    features = graph_features(points, num_neighbours=10, num_eigenvectors=8).view(3, 60, 8)
-    assert torch.allclose(features[0], features[1], atol=1e-4)
+def test_points_of_which_there_are_too_many_copies_are_refused():
+    copies = cloud(60).repeat(12, 1)
+    with pytest.raises(ValueError, match="has 60 parts that nothing joins, .* copies of one another.* to at least 59"):
+        graph_features(copies)
+    assert graph_features(copies[:120], num_neighbours=5).isfinite().all()  # two of each
 
 
 def test_further_points_get_the_mean_of_their_nearest_points_of_the_pool():
