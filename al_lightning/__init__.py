@@ -29,7 +29,6 @@ if TYPE_CHECKING:
         ImageFolderDataModule,
         UnlabelledImagesDataModule,
     )
-    from al_lightning.features import Combined, Embedded, GraphFeatures, Pretrained
     from al_lightning.labelling import AskPeople, DatasetLabels, LabelStudio, Oracle
     from al_lightning.posterior import DeepEnsemble, LastLayerLaplace, MCDropConnect, MCDropout, Point, Posterior
     from al_lightning.records import Round, read_journal
@@ -66,10 +65,6 @@ __all__ = [
     "IDXDataModule",
     "ImageFolderDataModule",
     "UnlabelledImagesDataModule",
-    "Embedded",
-    "Combined",
-    "GraphFeatures",
-    "Pretrained",
     "MeanPrediction",
     "Round",
     "read_journal",
@@ -79,7 +74,7 @@ __all__ = [
 # Imported when they are asked for: `al_lightning.information` needs no Lightning, and the command line limits what
 # torch's threads do before it loads torch.
 # `rounds` last: whoever asks for it gets all rules imported, whose short names a configuration may use.
-_ROOMS = ("acquisition", "posterior", "records", "data", "datasets", "models", "labelling", "features", "rounds")
+_ROOMS = ("acquisition", "posterior", "records", "data", "datasets", "models", "labelling", "rounds")
 
 
 def __getattr__(name: str) -> object:

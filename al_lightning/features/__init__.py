@@ -4,5 +4,15 @@ from al_lightning.features.embedded import Embedded
 from al_lightning.features.encoder import PoolEncoder, Pretrained
 from al_lightning.features.graph import graph_features
 from al_lightning.features.pool_encoders import Combined, GraphFeatures
+from al_lightning.features.simclr import ConvEncoder, SimCLR
 
-__all__ = ["Embedded", "Combined", "GraphFeatures", "PoolEncoder", "Pretrained", "graph_features"]
+__all__ = [
+    "Embedded",
+    "Combined",
+    "GraphFeatures",
+    "PoolEncoder",
+    "Pretrained",
+    "ConvEncoder",
+    "SimCLR",
+    "graph_features",
+]

@@ -11,9 +11,9 @@ from pytorch_lightning import LightningDataModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from al_lightning import ActiveLearningDataModule, Embedded, GraphFeatures, Pretrained, active_fit
+from al_lightning import ActiveLearningDataModule, active_fit
 from al_lightning.acquisition import BatchBALD
-from al_lightning.features import Combined
+from al_lightning.features import Combined, Embedded, GraphFeatures, Pretrained
 from al_lightning.features.stored import shutil as disk
 from al_lightning.posterior import LastLayerLaplace
 from tests.conftest import TinyData, TinyModule

@@ -86,7 +86,7 @@ def test_the_same_features_come_out_each_time_whatever_the_global_generators_hol
 
 def test_points_of_which_there_are_too_many_copies_are_refused():
     copies = cloud(60).repeat(12, 1)
-    with pytest.raises(ValueError, match="has 60 parts that nothing joins, .* copies of one another.* to at least 59"):
+    with pytest.raises(ValueError, match=r"has 60 parts that nothing joins, .* copies of one another.* to at least 59"):
         graph_features(copies)
     assert graph_features(copies[:120], num_neighbours=5).isfinite().all()  # two of each
 
