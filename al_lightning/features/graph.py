@@ -63,10 +63,10 @@ class Coordinates:
         """Return at most that many principal components of the pool, the sign of each fixed by its largest entry."""
         num_points, width = features_N_D.shape
         total_D, second_D_D = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
-        for rows_B_D in features_N_D.split(4 * ROWS):
+        for rows_B_D in torch.split(features_N_D, 4 * ROWS):
             total_D += rows_B_D.double().sum(dim=0)
         mean_D = total_D / num_points
-        for rows_B_D in features_N_D.split(4 * ROWS):
+        for rows_B_D in torch.split(features_N_D, 4 * ROWS):
             centred_B_D = (rows_B_D - mean_D).float()
             second_D_D += centred_B_D.T @ centred_B_D
         _, axes_D_D = torch.linalg.eigh(second_D_D)
@@ -76,7 +76,7 @@ class Coordinates:
     def __call__(self, features_B_D: Tensor) -> Tensor:
         """Return the coordinates of points (B, P), float32."""
         axes_D_P = self.axes_D_P.float()
-        parts = [(part - self.mean_D).float() @ axes_D_P for part in features_B_D.split(4 * ROWS)]
+        parts = [(part - self.mean_D).float() @ axes_D_P for part in torch.split(features_B_D, 4 * ROWS)]
         return torch.cat(parts) if parts else features_B_D.new_zeros(0, self.axes_D_P.shape[1])
 
 
@@ -160,7 +160,7 @@ def _check(features_N_D: Tensor, settings: Graph) -> None:
                 f"`{name}` is {value}, but there are {num_points} points, and a graph needs at least {value + 2}. "
                 f"Lower `{name}`."
             )
-    broken = (~torch.stack([part.isfinite().all(dim=1).all() for part in features_N_D.split(4 * ROWS)])).any()
+    broken = (~torch.stack([part.isfinite().all(dim=1).all() for part in torch.split(features_N_D, 4 * ROWS)])).any()
     if bool(broken):
         rows = (~features_N_D.isfinite()).any(dim=1).nonzero().flatten()[:20].tolist()
         raise ValueError(f"The features of some points are no finite numbers, first of the points {rows}.")
@@ -182,7 +182,7 @@ def nearest(points_B_P: Tensor, pool_N_P: Tensor, num: int, *, is_same: bool) ->
     """
     found = [
         _nearest_of(rows_b_P, pool_N_P, num, first=number * ROWS if is_same else None)
-        for number, rows_b_P in enumerate(points_B_P.split(ROWS))
+        for number, rows_b_P in enumerate(torch.split(points_B_P, ROWS))
     ]
     return torch.cat(found) if found else torch.zeros(0, num, dtype=torch.int64)
 
@@ -242,7 +242,8 @@ def _eigenvectors(weights: csr_array, degree_N: Array, settings: Graph) -> tuple
         vector_N = vector_N.reshape(-1)
         smoothed_N = root_N * (weights @ (root_N * vector_N))
         # The known ones get the eigenvalue -1, the smallest that there can be.
-        return smoothed_N - 2 * (parts_N_S @ (parts_N_S.T @ vector_N))
+        deflated_N: Array = smoothed_N - 2 * (parts_N_S @ (parts_N_S.T @ vector_N))
+        return deflated_N
 
     operator = LinearOperator((num_points, num_points), matvec=product, dtype=np.float64)
     start_N = np.random.default_rng(0).standard_normal(num_points)
@@ -276,7 +277,8 @@ def _of_parts(weights: csr_array, degree_N: Array, *, most: int) -> Array:
     volume_S = np.bincount(rank_N, weights=degree_N)
     basis_S_S = np.concatenate([np.sqrt(volume_S)[:, None], np.eye(num_parts)[:, : num_parts - 1]], axis=1)
     axes_S_S = _with_fixed_signs(torch.from_numpy(np.linalg.qr(basis_S_S)[0])).numpy()
-    return (axes_S_S / np.sqrt(volume_S)[:, None])[rank_N] * np.sqrt(degree_N)[:, None]
+    parts_N_S: Array = (axes_S_S / np.sqrt(volume_S)[:, None])[rank_N] * np.sqrt(degree_N)[:, None]
+    return parts_N_S
 
 
 def _with_fixed_signs(vectors_N_E: Tensor) -> Tensor:

@@ -208,7 +208,7 @@ class Maker:
         before_R_D = store.beside(header)[PROBE]
         now_R_D = self._probe(source, header.num_points)
         num_rows = len(rows_of(header.num_points))
-        pairs = zip(before_R_D.split(num_rows), now_R_D.split(num_rows), strict=True)
+        pairs = zip(torch.split(before_R_D, num_rows), torch.split(now_R_D, num_rows), strict=True)
         scale = max(float(before_R_D.abs().max()), float(now_R_D.abs().max()), 1e-30)
         same = before_R_D.shape == now_R_D.shape and largest_difference(before_R_D, now_R_D) <= TOLERANCE
         if same:

@@ -125,7 +125,7 @@ class Combined(nn.Module):
         """Return what each encoder has read."""
         num = len(self.encoders)
         widths = [int(width) for width in read_B_D[0, :num].tolist()] if len(read_B_D) else [0] * num
-        return read_B_D[:, num:].split(widths, dim=1)
+        return torch.split(read_B_D[:, num:], widths, dim=1)
 
 
 def refuse_nested(name: str, encoder: nn.Module) -> None:

@@ -139,8 +139,9 @@ class Store:
         """Make the features that were written the ones that the header names; earlier files are removed."""
         before = [path for pattern in ("npy", "npz") for path in self.folder.glob(f"{self.name}-????????.{pattern}")]
         partial_beside = self.folder / f".{self.name}.npz{PARTIAL}"
+        arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in beside.items()}
         with partial_beside.open("wb") as file:
-            np.savez(file, **{name: tensor.numpy() for name, tensor in beside.items()})
+            np.savez(file, **arrays)
         _replace(partial_beside, self.folder / header.beside)
         _replace(self.partial, self.folder / header.file)
         written = self.folder / f".{self._header_path.name}{PARTIAL}"
