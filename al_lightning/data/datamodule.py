@@ -426,7 +426,14 @@ class ActiveLearningDataModule(Wrapper):
         return self._fit_loader().dataset if self._pool_dataset is None else self._pool_dataset
 
     def pool_items(self, indices: Sequence[int]) -> Iterator[object]:
-        """Yield the items of some points as the pool loader reads them, each with the same global random generators."""
+        """Yield the items of some points as the pool loader reads them, each with the same global random generators.
+
+        If the pool holds features, they are the items of which these were made.
+        """
+        shown = getattr(self._dataset_of_pool(), "shown", None)
+        if shown is not None:
+            yield from map(shown, self.labels.checked(indices).tolist())
+            return
         items = self.pool_dataloader(indices).dataset
         for position in range(len(indices)):
             with seeded(self.seed):  # reading an item may augment it
@@ -436,8 +443,11 @@ class ActiveLearningDataModule(Wrapper):
     def pool_item(self, index: int) -> object:
         """Return the item of a point as the pool has it, with -1 for its label: nobody who sees it learns the label."""
         (checked,) = self.labels.checked([index]).tolist()
+        dataset = self._dataset_of_pool()
+        if hasattr(dataset, "shown"):  # it holds features
+            return dataset.shown(checked)
         with seeded(self.seed):
-            item = self._dataset_of_pool()[checked]
+            item = dataset[checked]
         return self._put_label(item, MISSING)
 
     @property

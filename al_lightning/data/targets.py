@@ -220,6 +220,22 @@ def tells_at_once(dataset: Dataset[Any]) -> bool:
     return False
 
 
+def told_at_once(dataset: Dataset[Any]) -> list[Class] | None:
+    """Return the classes of all points as the dataset has them; None if that takes reading the items.
+
+    Example:
+        >>> import torch
+        >>> told_at_once(Subset(TensorDataset(torch.zeros(3, 2), torch.tensor([7, 8, -1])), [2, 0]))
+        [-1, 7]
+        >>> told_at_once([("text", 1)]) is None
+        True
+    """
+    if not tells_at_once(dataset):
+        return None
+    found_N = _classes(dataset, range(len(dataset)), has_none=has_no_target)  # type: ignore[arg-type] # it is sized
+    return None if isinstance(found_N, Unclear) else list(found_N)
+
+
 def refuse_outside(target_of: Mapping[int, int], *, num_classes: int | None) -> None:
     """Refuse targets that are no class, naming the ids of their points."""
     wrong = [
