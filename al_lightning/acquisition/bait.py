@@ -202,11 +202,12 @@ class _Greedy:
 def _bounds(uncertain_n_C_C: Tensor, useful_n_C_C: Tensor) -> Tensor:
     """Return bounds on tr[(I + A)^-1 B] / 2 (n, single)."""
     traces_n = useful_n_C_C.diagonal(dim1=1, dim2=2).sum(dim=1)
-    norms_n = uncertain_n_C_C.flatten(1).norm(dim=1)
-    return (traces_n - (uncertain_n_C_C * useful_n_C_C).sum(dim=(1, 2)) / (1 + norms_n)) / 2
+    norms_n = uncertain_n_C_C.square().sum(dim=(1, 2)).sqrt()
+    bounds_n: Tensor = (traces_n - (uncertain_n_C_C * useful_n_C_C).sum(dim=(1, 2)) / (1 + norms_n)) / 2
+    return bounds_n
 
 
 def _rounding(left_K_J: Tensor, right_K_J: Tensor) -> float:
     """Bound the error of tr(D L R' D') in single precision for tr(D D') = 1; rounding errors add up like noise."""
     epsilon = 4 * math.sqrt(len(right_K_J)) * torch.finfo(torch.float32).eps
-    return epsilon * (torch.linalg.matrix_norm(left_K_J) * torch.linalg.matrix_norm(right_K_J)).item()
+    return epsilon * float(torch.linalg.matrix_norm(left_K_J) * torch.linalg.matrix_norm(right_K_J))

@@ -48,6 +48,7 @@ def dense_batch(log_probs_N_K_C, batch_size):
     return positions, scores
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**31), num_samples=st.integers(2, 7), num_classes=st.integers(2, 5), scale=st.floats(0.2, 4)
 )

@@ -99,9 +99,9 @@ def test_equal_scores_have_equal_chances_of_each_rank():
         int(
             SoftrankBALD(VariationRatios(), 100.0)(predictions, 1, generator=torch.Generator().manual_seed(s)).positions
         )
-        for s in range(400)
+        for s in range(200)
     ]
-    assert 16 < sum(firsts) / 400 < 23  # 19.5, give or take five standard errors of 0.6
+    assert 15 < sum(firsts) / 200 < 24  # 19.5, give or take five standard errors of 0.8
     assert len(set(firsts)) > 30
 
 
