@@ -83,18 +83,22 @@ class Balls:
             each(add, range(0, num_points, ROWS))
         return counts_N
 
-    def ball(self, row: int) -> Tensor:
-        """Return which points lie in the ball around one (N, bool)."""
-        return distances_to(self.features_N_D, self.features_N_D[row]) <= self.radius
+    def distances(self, center: int) -> Tensor:
+        """Return the distance of each point to one of them (N)."""
+        return distances_to(self.features_N_D, self.features_N_D[center])
 
-    def holding(self, center: int, members_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Count in each ball its points among some members of the ball around `center`.
+    def holding(self, distances_N: Tensor, members_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Count in each ball its points among some members of one ball.
+
+        Args:
+            distances_N: Distance of each point to the center of that ball.
+            members_N: Members to count (bool).
 
         Returns:
             Rows of the balls that may hold any, which lie within twice the radius, and the number of each (n, long).
         """
         reach = 2 * self.radius * (1 + SIEVE_TOLERANCE)
-        rows_n = (distances_to(self.features_N_D, self.features_N_D[center]) <= reach).nonzero().flatten()
+        rows_n = (distances_N <= reach).nonzero().flatten()
         members_m = members_N.nonzero().flatten()
         counts_n = torch.zeros(len(rows_n), dtype=torch.long)
 

@@ -81,9 +81,10 @@ class ProbCover(Acquisition):
             is_open_N[rows[-1]] = False
             if scores[-1] == 0:
                 continue
-            is_new_N = balls.ball(rows[-1]) & ~is_covered_N
+            distances_N = balls.distances(rows[-1])
+            is_new_N = (distances_N <= delta) & ~is_covered_N
             is_covered_N |= is_new_N
-            near_n, num_covered_n = balls.holding(rows[-1], is_new_N)
+            near_n, num_covered_n = balls.holding(distances_N, is_new_N)
             counts_N[near_n] -= num_covered_n
         return Batch(balls.order_N[rows], torch.tensor(scores, dtype=torch.float64))
 

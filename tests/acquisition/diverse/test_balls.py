@@ -34,9 +34,9 @@ def test_counts_are_those_of_all_pairs_also_at_exactly_the_radius(num_features, 
         points, is_counted = points[balls.order_N], is_counted[balls.order_N]
         is_within = is_within_of(points, points, radius)
         assert balls.count(is_counted).tolist() == (is_within & is_counted).sum(dim=1).tolist()
-        members = balls.ball(5) & is_counted
+        members = (balls.distances(5) <= radius) & is_counted
         assert members.tolist() == (is_within[5] & is_counted).tolist()
-        rows, counts = balls.holding(5, members)
+        rows, counts = balls.holding(balls.distances(5), members)
         every = torch.zeros(70, dtype=torch.long)
         every[rows] = counts
         assert every.tolist() == (is_within & members).sum(dim=1).tolist()
