@@ -37,9 +37,9 @@ class Round:
         posterior: What drew the networks that predicted.
         information: Numbers about the acquisition: points predicted by K samples, K, joint information of the batch and
             its share of log K, mean BALD of points predicted and of those chosen (None with K = 1). After a screening
-            also the points and samples of that, by which the pool's mean BALD is then taken. With `LastLayerLaplace` and
-            `AnchoredHeads` also the accuracy on the labelled points, of their samples (`labelled_acc_samples`) and of
-            the trained model (`labelled_acc_model`).
+            also the points and samples of that, by which the pool's mean BALD is then taken. With `LastLayerLaplace`
+            and `AnchoredHeads` also the accuracy on the labelled points, of their samples (`labelled_acc_samples`) and
+            of the trained model (`labelled_acc_model`).
         seconds: Wall time of fit, predict, acquire and test.
         predict_path: How MC dropout made its K forward passes, "vmap", or "loop: " and the reason; None for other
             posteriors.

@@ -15,7 +15,7 @@ from al_lightning.posterior.dropout.masks import named
 from al_lightning.posterior.heads.minimum import anchored_minima
 from al_lightning.posterior.laplace.fitted import FittedLastLayer, LabelledFeatures, preview_last_layer, read_labelled
 
-PRIOR_STD = 6.0
+PRIOR_STD = 8.0
 """Prior standard deviation of a logit at a typical labelled point, by default."""
 
 
@@ -33,9 +33,9 @@ class AnchoredHeads(Posterior):
     Args:
         prior_precision: One over the variance that the prior gives each weight. A bias is the weight of one more
             feature, constant and as long as the others together (root mean square), so that predictions do not depend
-            on the scale of the features. By default mean |h|^2 / 36, over the labelled points and with that constant
-            feature: a logit at a typical point then has the prior standard deviation 6. Of 1, 2, 3, 4, 6, 8, 12 and 16
-            that number has the smallest log loss for scikit-learn's digits, averaged over 20, 50 and 100 points of one
+            on the scale of the features. By default mean |h|^2 / 64, over the labelled points and with that constant
+            feature: a logit at a typical point then has the prior standard deviation 8. Of 1, 2, 3, 4, 6, 8, 12 and 16
+            that one has the smallest log loss for scikit-learn's digits, averaged over 20, 50 and 100 points of one
             half of the training part and judged on the other half (benchmarks/labels/anchored_prior.py). A single
             logit, as the difference of two, has half the precision.
         layer: Name of the last linear layer, as "head.fc", or of a module that holds it, as PEFT's copy of a
