@@ -58,12 +58,11 @@ class Embedded(Wrapper):
         encoder_batch_size: Points that are encoded at a time; by default as many as the loader's batches hold.
 
     Example:
-        >>> import tempfile, torch
-        >>> from torch.utils.data import TensorDataset
-        >>> images = TensorDataset(torch.rand(50, 1, 8, 8), torch.arange(50) % 2)
-        >>> plain = LightningDataModule.from_datasets(images, batch_size=10)
+        >>> import tempfile
+        >>> from al_lightning import DigitsDataModule
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     datamodule = Embedded(plain, nn.Sequential(nn.AvgPool2d(4), nn.Flatten()), folder=folder)
+        ...     encoder = nn.Sequential(nn.AvgPool2d(4), nn.Flatten())
+        ...     datamodule = Embedded(DigitsDataModule(batch_size=10), encoder, folder=folder)
         ...     datamodule.setup("fit")
         ...     features, classes = next(iter(datamodule.train_dataloader()))
         >>> features.shape, classes.shape
