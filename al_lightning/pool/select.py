@@ -27,7 +27,7 @@ from al_lightning.acquisition.base import check_batch, check_disagreement, check
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.distributed import Ranks
 from al_lightning.information import kernel_name, mutual_information
-from al_lightning.pool.features import features_of, made_once, target_loader, targets_of
+from al_lightning.pool.features import features_of, made_once, try_made_once, target_loader, targets_of
 from al_lightning.pool.predict import Draw, Few, Passes, Predictor, preview_pool
 from al_lightning.pool.storage import Storage
 from al_lightning.posterior import Posterior
@@ -88,6 +88,7 @@ class Chooser:
         storage: Place of the predictions.
         seed: Seed of all draws, together with the round.
         labels_are_known: The dataset has the labels of the pool.
+        is_fitted: A model is trained; without one, features are those that the data module made once.
     """
 
     acquisition: Acquisition
@@ -99,6 +100,7 @@ class Chooser:
     storage: Storage
     seed: int
     labels_are_known: bool = True
+    is_fitted: bool = True
 
     def __post_init__(self) -> None:
         check_needs(self.acquisition)
@@ -141,9 +143,24 @@ class Chooser:
     def _try(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> None:
         # Once before the model is tried, because a collate function would stumble over a missing label.
         datamodule.check_targets_to_come(num_classes=None, pool_is_labelled=self.labels_are_known)
+        self._try_features(datamodule)
         if self._predicts or self._reads_last_layer(datamodule):
             num_classes = self._try_model(trainer, module, datamodule)
             datamodule.check_targets_to_come(num_classes=num_classes, pool_is_labelled=self.labels_are_known)
+
+    def _try_features(self, datamodule: ActiveLearningDataModule) -> None:
+        """Look at the features of a few points, where no model gives them."""
+        if "features" not in self.acquisition.needs:
+            return
+        if made_once(datamodule) is not None:
+            try_made_once(datamodule, datamodule.labels.pool_indices[:NUM_PREVIEWED].tolist())
+        elif not self.is_fitted:
+            raise ValueError(
+                f"`cold_start` {self.acquisition!r} needs features before any fit, but the data module has made none, "
+                "and the last layer of a model that is not trained gives none that mean anything. Give the data "
+                "module a method `features_of(indices)` that returns features made once, a row for each point, or "
+                "draw the first batch at random: `cold_start=Random()`."
+            )
 
     def _try_model(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> int:
         """Predict a few points, and return the number of classes."""

@@ -50,6 +50,7 @@ HEADER: Mapping[str, Setting] = {
     "seed": Setting(int | None),
     "fit_seed": Setting(int | None),
     "screening": Setting(Rule | None, compared="method"),
+    "cold_start": Setting(Rule | None, compared="method"),  # None: at random
     "oracle": Setting(Rule | None, "free"),
     "asks_people": Setting(bool | None),
     "classes": Setting(list[str] | None, "free"),

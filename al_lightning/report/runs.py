@@ -16,7 +16,7 @@ from al_lightning.records.round import Round
 
 # Within a group of runs only seeds, initial labels and budgets differ.
 SETTINGS = [*names_of(compared="method"), "query_size", "model"]
-MAY_BE_ABSENT = ("screening",)  # older versions had none, and did not say so
+MAY_BE_ABSENT = ("screening", "cold_start")  # older versions had none, and did not say so
 LARGEST = 1e100  # beyond it scales and variances overflow; no number in single precision comes near
 MAX_SHOWN = 120  # letters of a name in a picture
 

@@ -14,7 +14,7 @@ from al_lightning._lightning import (
     rank_zero_warn,
     spawns,
 )
-from al_lightning.acquisition import Acquisition, Screening
+from al_lightning.acquisition import Acquisition, Random, Screening
 from al_lightning.data import wrapped_datamodule
 from al_lightning.distributed import Ranks
 from al_lightning.labelling import DatasetLabels, Oracle
@@ -94,6 +94,8 @@ class ActiveLearning(Callback):
             test set: that part of `max_labelled` is drawn at random before anything else. The records then have the
             accuracy of the mean prediction with its 95 % interval; `monitor="holdout_acc"` compares `target` with its
             lower bound.
+        cold_start: Chooses the first batch where the data module has `initial=0`, before any fit: by default
+            `Random()`. One that needs features takes those that the data module made once (`features_of(indices)`).
 
     Attributes:
         settings: The arguments above.
@@ -122,10 +124,12 @@ class ActiveLearning(Callback):
         bars: bool = False,
         oracle: Oracle | None = None,
         holdout_share: float | None = None,
+        cold_start: Acquisition | None = None,
     ) -> None:
         posterior = MCDropout() if posterior is None else posterior
         oracle = DatasetLabels() if oracle is None else oracle
-        check_objects(acquisition, posterior, screening, oracle)
+        cold_start = Random() if cold_start is None else cold_start
+        check_objects(acquisition, posterior, screening, oracle, cold_start)
         self.settings = Settings(
             acquisition,
             query_size=query_size,
@@ -142,6 +146,7 @@ class ActiveLearning(Callback):
             bars=bars,
             oracle=oracle,
             holdout_share=holdout_share,
+            cold_start=cold_start,
         )
         self.run = Run(self.settings)
         self._fit_started, self._steps_before = 0.0, 0
@@ -201,6 +206,7 @@ class ActiveLearning(Callback):
             counts = {"num_labelled": labels.num_labelled + labels.num_held_out, "num_pool": labels.num_pool}
             num_reserved = len(labels.reserved_indices)
             settings.limits.check_start(settings.query_size, **counts, num_reserved=num_reserved)
+            settings.check_is_cold(num_labelled=labels.num_labelled)
         self._labels_due = labels_due(labels, round_index=len(run.rounds))  # before Lightning loads a checkpoint's
         if settings.weights == "best":
             best_checkpoint(trainer)
@@ -244,6 +250,8 @@ class ActiveLearning(Callback):
         is_new = not self.rounds or (self.settings.oracle.asks_people and datamodule.labels.num_pool > 0)
         if is_new and not self._is_previewed and not self.member:
             self.run.chooser().preview(trainer, pl_module, datamodule)
+            if datamodule.labels.num_labelled == 0:
+                self.run.chooser(is_fitted=False).preview(trainer, pl_module, datamodule)
             self._is_previewed = True
         self._is_first_batch = True
         self._steps_before = trainer.global_step

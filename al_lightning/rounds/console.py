@@ -164,8 +164,9 @@ def header_line(header: Mapping[str, Any], folder: Path | None) -> str:
     of_both = header["fit_seed"] == header["seed"]
     of_fits = "" if of_both or header["fit_seed"] is None else f", {header['fit_seed']} of fits"
     acquisition, posterior = (name_of(header[name]) for name in ("acquisition", "posterior"))
+    cold_start = header.get("cold_start")
     parts = [
-        acquisition,
+        acquisition + ("" if cold_start is None else f", the first batch by {name_of(cold_start)}"),
         f"{header['query_size']} labels a round{budget}{_from_people(header)}",
         f"{posterior}, {header['num_samples']} sample{'s' * (header['num_samples'] != 1)}",
         f"seed {header['seed']} of draws{' and fits' if of_both else of_fits}",

@@ -7,6 +7,7 @@ from hashlib import blake2b
 from typing import Any
 
 from al_lightning._lightning import LightningModule, Trainer
+from al_lightning.acquisition import Random
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.records.header import HEADER, as_data
 from al_lightning.records.lines import misfits
@@ -71,6 +72,9 @@ def described(
     header = {
         **{name: as_data(getattr(settings, name), argument=name) for name in SETTINGS_RECORDED},
         **{name: as_data(value, argument=name) for name, value in {**seeds, **asdict(settings.limits)}.items()},
+        "cold_start": None
+        if settings.cold_start == Random()
+        else as_data(settings.cold_start, argument="cold_start"),
         "mask_scheme": settings.posterior.mask_scheme,
         "model": type(module).__name__,
         "datamodule": type(datamodule.inner).__name__,

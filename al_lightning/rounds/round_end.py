@@ -59,7 +59,7 @@ def choose_batch(
 ) -> dict[str, str]:
     """Choose the batch of a draft, and keep it; return what to warn of.
 
-    A model without a label to train on does not choose: points are drawn at random then.
+    A model without a label to train on does not choose: `cold_start` does then.
     """
     record, labels, limits = draft.record, datamodule.labels, run.settings.limits
     is_fitted, warnings = record.num_labelled > 0, dict[str, str]()

@@ -117,9 +117,8 @@ class Run:
         return self.settings.posterior.trained(self._members) if is_trained else self.settings.posterior
 
     def chooser(self, *, is_fitted: bool = True) -> Chooser:
-        """Return what selects the points to label; without a fit at random."""
-        settings = self.settings if is_fitted else self.settings.for_no_labels()
-        return settings.chooser(self.posterior, folder=self.folder, seed=self.seed or 0)
+        """Return what selects the points to label; without a fit `cold_start`."""
+        return self.settings.chooser(self.posterior, folder=self.folder, seed=self.seed or 0, is_fitted=is_fitted)
 
     def take_seed(self, seed: int) -> None:
         """Take the seed of `active_fit`: of the fits, and where the settings name none of the draws."""
