@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         Screening,
         VariationRatios,
     )
-    from al_lightning.data import ActiveLearningDataModule
+    from al_lightning.data import ActiveLearningDataModule, without_reject
     from al_lightning.datasets import (
         DigitsDataModule,
         IDXDataModule,
@@ -40,6 +40,7 @@ __all__ = [
     "ActiveLearning",
     "ActiveLearningDataModule",
     "active_fit",
+    "without_reject",
     "Acquisition",
     "BALD",
     "BatchBALD",

@@ -350,7 +350,7 @@ class Predictor:
         ranks.send_buffers(module)
 
         def fitted() -> tuple[Posterior, int]:
-            labelled = datamodule.pool_dataloader(datamodule.labels.labelled_indices)
+            labelled = datamodule.pool_dataloader(datamodule.trained_indices)
             return fitted_posterior(trainer, module, labelled, posterior), labelled.batch_size or 1
 
         return cls(trainer, module, datamodule, *ranks.together(fitted), storage)

@@ -55,6 +55,8 @@ HEADER: Mapping[str, Setting] = {
     "asks_people": Setting(bool | None),
     "classes": Setting(list[str] | None, "free"),
     "renamed": Setting(dict[str, str] | None, "free"),
+    "reject": Setting(str | None, "free", compared="method"),  # None: set aside
+    "junk": Setting(int | str | None, compared="method"),
     "holdout_share": Setting(float | None, compared="method"),
     "reserved": Setting(list[int] | None, "first"),
     "fingerprint": Setting(list[str] | None, "first"),

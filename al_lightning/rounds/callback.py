@@ -203,7 +203,7 @@ class ActiveLearning(Callback):
         if run.ended_before:
             return
         if not run.rounds and run.draft is None:  # else points may have left the pool since
-            counts = {"num_labelled": labels.num_labelled + labels.num_held_out, "num_pool": labels.num_pool}
+            counts = {"num_labelled": labels.num_paid, "num_pool": labels.num_pool}
             num_reserved = len(labels.reserved_indices)
             settings.limits.check_start(settings.query_size, **counts, num_reserved=num_reserved)
             settings.check_is_cold(num_labelled=labels.num_labelled)
@@ -248,7 +248,8 @@ class ActiveLearning(Callback):
             return
         datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
         is_new = not self.rounds or (self.settings.oracle.asks_people and datamodule.labels.num_pool > 0)
-        if is_new and not self._is_previewed and not self.member:
+        is_asked = datamodule.trains_rejected and not datamodule.knows_outputs
+        if ((is_new and not self._is_previewed) or is_asked) and not self.member:
             self.run.chooser().preview(trainer, pl_module, datamodule)
             if datamodule.labels.num_labelled == 0:
                 self.run.chooser(is_fitted=False).preview(trainer, pl_module, datamodule)
@@ -266,7 +267,11 @@ class ActiveLearning(Callback):
         labels = datamodule.labels
         Ranks(trainer).same("who is labelled", labels_due(labels, round_index=len(self.rounds)))  # or some would wait
         coming = Coming(
-            self.settings.query_size, self.settings.limits, len(self.rounds), labels.num_labelled, labels.num_pool
+            self.settings.query_size,
+            self.settings.limits,
+            len(self.rounds),
+            len(datamodule.trained_indices),
+            labels.num_pool,
         )
         self._batch_norm = watch_batch_norm(
             trainer,
