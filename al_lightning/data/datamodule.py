@@ -675,7 +675,8 @@ class ActiveLearningDataModule(Wrapper):
         if self.junk is None:
             return []
         with seeded(self.seed):  # reading an item may augment it
-            return marked(self._dataset_with_labels, indices, self.junk)
+            dataset, may_be_anything = self._dataset_with_labels, self.classes is not None
+            return marked(dataset, indices, self.junk, may_be_anything=may_be_anything)
 
     def junk_among(self, indices: Sequence[int]) -> list[int]:
         """Return the points, of some, that are none of the classes, as far as the dataset says so (`junk`)."""

@@ -138,14 +138,20 @@ def known_targets_of(
     return [_known(index, found, numbers, positions) for index, found in zip(indices, found_N, strict=True)]
 
 
-def marked(dataset: Dataset[Any], indices: Sequence[int], marker: int | str) -> list[int]:
+def marked(dataset: Dataset[Any], indices: Sequence[int], marker: int | str, *, may_be_anything: bool) -> list[int]:
     """Return the ids, of some, of the points that have `marker` as their target.
 
+    Args:
+        dataset: A dataset with `__getitem__` and `__len__`.
+        indices: Ids of the points.
+        marker: The target.
+        may_be_anything: Take an item in which nothing says where the target stands for one without a target.
+
     Example:
-        >>> marked([("text", 0), ("noise", 9), ("text", 1)], [0, 1], 9)
+        >>> marked([("text", 0), ("noise", 9), ("text", 1)], [0, 1], 9, may_be_anything=False)
         [1]
     """
-    found_N = _classes(dataset, indices, has_none=lambda _: True)
+    found_N = _classes(dataset, indices, has_none=(lambda _: True) if may_be_anything else _never)
     if isinstance(found_N, Unclear):
         raise ValueError(  # noqa: TRY004 - the item is at fault
             f"`junk` is {marker!r}, a target of the dataset, but an item is {found_N.seen}, and nothing says where its "
