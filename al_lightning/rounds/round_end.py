@@ -69,8 +69,7 @@ def choose_batch(
     num_paid = labels.num_paid
     if record.asked_without_label:  # since then points have left the pool, and the holdout may have got labels
         reason = limits.reason(num_labelled=num_paid, num_pool=labels.num_pool, num_fits=record.round + 1, metrics=None)
-        counts = {"num_held_out": labels.num_held_out, "num_rejected": labels.num_rejected}
-        record = replace(record, **counts, stopped=reason)
+        record = replace(record, num_held_out=labels.num_held_out, num_rejected=labels.num_rejected, stopped=reason)
     if record.stopped is None:
         held_out = _next_held_out(run, labels, query_size=run.settings.query_size)
         num_left = limits.batch_size(
@@ -185,7 +184,7 @@ def finish_round(trainer: Trainer, datamodule: ActiveLearningDataModule, run: Ru
     else:
         moved = {index for index, *_ in record.changed_after}
         datamodule.label([index for index in record.acquired if index not in moved], round=record.round + 1)
-        datamodule.labels.reject(record.rejected)
+        datamodule.labels.reject([index for index in record.rejected if index in record.acquired])
     log_last_round(trainer, run.rounds, run.header, run.folder)
 
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -42,6 +42,7 @@ def trained(module):
     return [(int(x), int(y)) for xs, ys in module.train_dataloader() for x, y in zip(xs, ys, strict=True)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-30, 30), min_size=2, max_size=6), st.floats(-50, 50))
 def test_without_reject_renormalises_the_probabilities_of_the_others(row, shift):
     logits = torch.tensor(row, dtype=torch.float64)

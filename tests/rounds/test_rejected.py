@@ -182,6 +182,7 @@ def test_junk_that_is_set_aside_costs_a_label_and_is_never_trained(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*points that were asked for are rejected")
 @pytest.mark.parametrize("reject", ["train", "set_aside"])
 def test_people_who_tell_the_truth_are_asked_for_what_a_simulation_acquires(tmp_path, reject):
     settings = {"reject": reject, "acquisition": BatchBALD(num_configs=200), "initial": 0}
@@ -311,30 +312,29 @@ def test_a_posterior_that_is_fitted_and_the_mean_prediction_know_rejected_points
     assert all(0 <= record.metrics["test_mean_acc"] <= 1 for record in callback.rounds)
 
 
-class _Junk(BALD):
-    """Asks for junk first."""
+class InOrder(BALD):
+    """Asks for the first points of the pool."""
 
     def score(self, log_probs_N_K_C):
-        return log_probs_N_K_C.new_zeros(len(log_probs_N_K_C)) + torch.linspace(1, 0, len(log_probs_N_K_C))
+        return torch.linspace(1, 0, len(log_probs_N_K_C), dtype=torch.float64)
 
 
-MANY = [1 if index in {1, 4, 7} else JUNK for index in range(NUM)]
+MANY = [1 if index in {1, 4, 7} else index // 3 % 3 if index % 3 == 0 else JUNK for index in range(NUM)]
 
 
+@pytest.mark.slow
 def test_rejected_points_that_pile_up_are_warned_of_once_with_the_way_out(tmp_path, recwarn):
-    settings = {"reject": "set_aside", "targets": MANY, "acquisition": _Junk()}
-    start(tmp_path, **settings, max_labelled=15)
-    found = [str(each.message) for each in recwarn if "are rejected" in str(each.message)]
-    assert len(found) == 0  # the last round, which would say so, asks for none
-    start(tmp_path / "more", **settings, max_labelled=23)
-    found = [str(each.message) for each in recwarn if "are rejected" in str(each.message)]
-    assert len(found) == 1
-    assert "12 of 12 points that were asked for are rejected" in found[0]
-    assert "reject='train'" in found[0]
-    recwarn.clear()
-    start(tmp_path / "more", **settings, max_labelled=27)
-    start(tmp_path / "trained", **{**settings, "reject": "train"}, max_labelled=23)
-    assert not [each for each in recwarn if "are rejected" in str(each.message)]
+    def found(name, **settings):
+        recwarn.clear()
+        start(tmp_path / name, targets=MANY, acquisition=InOrder(), **settings)
+        return [words for each in recwarn if "are rejected" in (words := str(each.message))]
+
+    assert found("a", reject="set_aside", max_labelled=23) == []  # 9 of 16 when the last batch is chosen
+    (words,) = found("a", reject="set_aside", max_labelled=27)
+    assert words.startswith("12 of 20 points that were asked for are rejected")
+    assert "`ActiveLearningDataModule(..., reject='train')`" in words
+    assert found("a", reject="set_aside", max_labelled=31) == []
+    assert found("b", reject="train", max_labelled=27) == []
 
 
 def test_records_tables_and_exports_say_what_was_rejected(tmp_path, caplog):
