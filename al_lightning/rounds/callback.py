@@ -74,7 +74,7 @@ class ActiveLearning(Callback):
             the acquisition: `Screening(num_points=2000, num_samples=20)`. By default none.
         predictions_budget_mib: What predictions of the pool, 4 N K C bytes, may take in memory, where they are made.
             Beyond it they are kept in a file in the run folder while the acquisition chooses, on the CPU.
-        max_labelled: The label budget, initial labels included.
+        max_labelled: The label budget, initial labels and rejected points included.
         max_rounds: The number of rounds.
         monitor: A metric logged during the fit, e.g. "val_acc"; ends the rounds once it reaches `target`.
         target: See `monitor`. Not a test metric: those are measured after the choice, and stopping on them is cheating.
