@@ -50,6 +50,13 @@ def made_once(datamodule: ActiveLearningDataModule) -> Callable[[Sequence[int]],
     return own
 
 
+def try_made_once(datamodule: ActiveLearningDataModule, indices: Sequence[int]) -> None:
+    """Refuse the data module's own features of a few points if they are none."""
+    own = made_once(datamodule)
+    if own is not None:
+        _checked(own(indices), indices)
+
+
 def targets_of(predictor: Predictor, draw: Draw) -> Tensor:
     """Return the log-probabilities of all points of `target_dataloader()` by the same posterior samples (T, K, C).
 

@@ -279,9 +279,8 @@ def refuse_empty_texts(batch: object, indices: Sequence[int]) -> None:
 def fitted_posterior(
     trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule, posterior: Posterior
 ) -> Posterior:
-    """Fit the posterior after a training to the labelled points, and to their classes where these are known."""
-    indices = datamodule.labels.labelled_indices
-    batches, targets = datamodule.pool_dataloader(indices), datamodule.targets_of(indices)
+    """Fit the posterior after a training to the points that it saw, and to their classes where these are known."""
+    batches, targets = datamodule.pool_dataloader(datamodule.trained_indices), datamodule.trained_targets
     with _predicting(trainer, module), trainer.precision_plugin.forward_context():
         batches_on_device = _batches_on_device(trainer, module, batches)
         if targets is None:

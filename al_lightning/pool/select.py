@@ -27,10 +27,10 @@ from al_lightning.acquisition.base import Need, check_batch, check_disagreement,
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.distributed import Ranks
 from al_lightning.information import kernel_name, mutual_information
-from al_lightning.pool.features import features_of, made_once, target_loader, targets_of
+from al_lightning.pool.features import features_of, made_once, target_loader, targets_of, try_made_once
 from al_lightning.pool.predict import Draw, Few, Passes, Predictor, preview_pool
 from al_lightning.pool.storage import Storage
-from al_lightning.posterior import Posterior
+from al_lightning.posterior import Point, Posterior
 from al_lightning.randomness import derived_seed
 
 NUM_PREVIEWED = 8
@@ -45,7 +45,7 @@ class Selection:
     Args:
         acquired: Ids of the points, best first.
         scores: Score that the acquisition gave each.
-        targets: Labels of the points.
+        targets: Labels of the points; None for one that is none of the classes.
         seconds: Wall time of predicting the pool and of the acquisition.
         bald: BALD of each point; None with K = 1, and, as the fields below, where nothing was predicted.
         predicted: Most probable class of each point.
@@ -60,7 +60,7 @@ class Selection:
 
     acquired: list[int]
     scores: list[float]
-    targets: list[int] | None
+    targets: list[int | None] | None
     seconds: dict[str, float]
     bald: list[float] | None = None
     predicted: list[int] | None = None
@@ -88,6 +88,7 @@ class Chooser:
         storage: Place of the predictions.
         seed: Seed of all draws, together with the round.
         labels_are_known: The dataset has the labels of the pool.
+        is_fitted: A model is trained; without one, features are those that the data module made once.
     """
 
     acquisition: Acquisition
@@ -99,6 +100,7 @@ class Chooser:
     storage: Storage
     seed: int
     labels_are_known: bool = True
+    is_fitted: bool = True
 
     def __post_init__(self) -> None:
         check_needs(self.acquisition)
@@ -130,6 +132,11 @@ class Chooser:
     def _needs_of_screening(self) -> frozenset[Need]:
         return frozenset() if self.screening is None else self.screening.needs
 
+    @property
+    def _point(self) -> Posterior:
+        """The model alone, called as the posterior calls it, where nothing but its outputs is looked at."""
+        return Point(predict=getattr(self.posterior, "predict", None))
+
     def _reads_last_layer(self, datamodule: ActiveLearningDataModule) -> bool:
         return "features" in self.acquisition.needs and made_once(datamodule) is None
 
@@ -145,7 +152,9 @@ class Chooser:
     def _try(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> None:
         # Once before the model is tried, because a collate function would stumble over a missing label.
         datamodule.check_targets_to_come(num_classes=None, pool_is_labelled=self.labels_are_known)
-        if self._predicts or self._reads_last_layer(datamodule):
+        self._try_features(datamodule)
+        counts_outputs = datamodule.trains_rejected and self.is_fitted
+        if self._predicts or self._reads_last_layer(datamodule) or counts_outputs:
             num_classes = self._try_model(trainer, module, datamodule)
             datamodule.check_targets_to_come(num_classes=num_classes, pool_is_labelled=self.labels_are_known)
             self._check_labels(datamodule)
@@ -158,9 +167,24 @@ class Chooser:
                 "another posterior."
             )
 
+    def _try_features(self, datamodule: ActiveLearningDataModule) -> None:
+        """Look at the features of a few points, where no model gives them."""
+        if "features" not in self.acquisition.needs:
+            return
+        if made_once(datamodule) is not None:
+            try_made_once(datamodule, datamodule.labels.pool_indices[:NUM_PREVIEWED].tolist())
+        elif not self.is_fitted:
+            raise ValueError(
+                f"`cold_start` {self.acquisition!r} needs features before any fit, but the data module has made none, "
+                "and the last layer of a model that is not trained gives none that mean anything. Give the data "
+                "module a method `features_of(indices)` that returns features made once, a row for each point, or "
+                "draw the first batch at random: `cold_start=Random()`."
+            )
+
     def _try_model(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> int:
         """Predict a few points, and return the number of classes."""
-        few_N = datamodule.labels.pool_indices[:NUM_PREVIEWED]
+        labels = datamodule.labels
+        few_N = (labels.pool_indices if labels.num_pool > 0 else labels.labelled_indices)[:NUM_PREVIEWED]
         batches = datamodule.pool_dataloader(few_N)
         num_fewer = min(len(few_N), batches.batch_size or 1) // 2
         fewer = datamodule.pool_dataloader(few_N[:num_fewer]) if num_fewer else None
@@ -168,7 +192,10 @@ class Chooser:
         targets = target_loader(datamodule) if asks_for_targets else None
         few = Few(batches, fewer, _looked_through(datamodule, batches), targets)
         reads_last_layer = self._reads_last_layer(datamodule)
-        num_classes = preview_pool(trainer, module, few, self.posterior, reads_last_layer=reads_last_layer).shape[1]
+        posterior = self.posterior if self._predicts or reads_last_layer else self._point
+        num_classes = preview_pool(trainer, module, few, posterior, reads_last_layer=reads_last_layer).shape[1]
+        if not self._predicts:
+            return num_classes
         num_points = len(self._considered(datamodule.labels.pool_indices, round_index=0))
         if self.screening is not None and num_points > self.screening.num_points:
             self.storage.check((num_points, self.screening.num_samples, num_classes))
@@ -245,9 +272,7 @@ class Chooser:
             predictions = replace(
                 predictions,
                 features_N_D=features_of(predict, indices_N, is_divided=self._predicts),
-                labelled_features_L_D=features_of(
-                    predict, predict.datamodule.labels.labelled_indices, is_divided=False
-                ),
+                labelled_features_L_D=features_of(predict, predict.datamodule.trained_indices, is_divided=False),
             )
         if "targets" in self.acquisition.needs:
             predictions = replace(predictions, target_log_probs_T_K_C=targets_of(predict, draw))
@@ -262,12 +287,17 @@ class Chooser:
         *,
         round_index: int,
     ) -> list[int]:
-        """Return the most probable class of some points by the mean prediction of the round's posterior samples."""
+        """Return the most probable class of some points by the mean prediction of the round's posterior samples.
+
+        With `reject="train"` of the data module the last output, that of rejected points, is none.
+        """
         predict = Predictor.after_training(trainer, module, datamodule, self.posterior, self.storage)
         draw = Draw(self.num_samples, derived_seed(self.seed, round_index, "posterior"))
         predictions, _ = predict(torch.tensor(indices, dtype=torch.long), draw)
         rows_B_K_C = predictions.rows(torch.arange(len(indices)), exchange=Ranks(trainer))
-        classes: list[int] = rows_B_K_C.logsumexp(dim=1).argmax(dim=1).tolist()
+        means_B_C = rows_B_K_C.logsumexp(dim=1)
+        means_B_C = means_B_C[:, :-1] if datamodule.trains_rejected else means_B_C
+        classes: list[int] = means_B_C.argmax(dim=1).tolist()
         return classes
 
     def _considered(self, pool_indices_N: Tensor, *, round_index: int) -> Tensor:
