@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ class Maker:
         with self._locked(store, ranks), seeded(0), self._encoding():
             header = ranks.together(store.header)
             if header is not None:
-                ranks.together(lambda: self._check(source, store, header))
+                ranks.together(partial(self._check, source, store, header))
             if header is None or header.num_points < source.num_points:
                 self._write(source, store, header, ranks, fitted)
                 header = ranks.together(lambda: _seen(store))

@@ -6,6 +6,7 @@ image in the batch.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -158,7 +159,7 @@ class SimCLR(LightningModule):
         self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(images))
         return loss
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 - a form of Lightning's
         """Return AdamW with one cycle of its learning rate over all steps."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr)
         steps = int(self.trainer.estimated_stepping_batches)
