@@ -33,7 +33,7 @@ RULES = [
     MCDropout(),
     MCDropConnect(0.1),
     LastLayerLaplace(),
-    AnchoredHeads(0.5, class_weights=(1.0, 2.0)),
+    AnchoredHeads(0.5, class_weights="balanced"),
     DeepEnsemble(3, fresh=["head"]),
     DeepEnsemble(3, init=init),
 ]

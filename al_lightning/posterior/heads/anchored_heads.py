@@ -157,9 +157,10 @@ class AnchoredHeads(Posterior):
         return torch.tensor(self.class_weights, dtype=torch.float64)[targets_N]
 
     def _refuse_other_number(self, num_classes: int) -> None:
-        if isinstance(self.class_weights, tuple) and len(self.class_weights) != num_classes:
+        weights = self.class_weights
+        if weights is not None and not isinstance(weights, str) and len(weights) != num_classes:
             raise ValueError(
-                f"`class_weights` is {self.class_weights}, {len(self.class_weights)} numbers, but the model predicts "
+                f"`class_weights` is {weights}, {len(weights)} numbers, but the model predicts "
                 f"{num_classes} classes. Give one for each."
             )
 
