@@ -59,7 +59,9 @@ class MeanPrediction(Callback):
         """Draw the posterior samples of this round."""
         run = active_learning_callback(trainer).run
         datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
-        posterior = fitted_posterior(trainer, pl_module, datamodule, run.posterior)
+        indices = datamodule.labels.labelled_indices
+        labelled, targets = datamodule.pool_dataloader(indices), datamodule.targets_of(indices)
+        posterior = fitted_posterior(trainer, pl_module, labelled, run.posterior, targets)
         seed = derived_seed(run.seed or 0, run.num_fitted, "test")
         self._open = ExitStack()
         self._predict = self._open.enter_context(posterior.sample(pl_module, self._num_samples(trainer), seed=seed))
