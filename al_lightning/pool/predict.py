@@ -277,10 +277,21 @@ def refuse_empty_texts(batch: object, indices: Sequence[int]) -> None:
 
 
 def fitted_posterior(
-    trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule, posterior: Posterior
+    trainer: Trainer,
+    module: LightningModule,
+    batches: DataLoader[object],
+    posterior: Posterior,
+    targets: Sequence[int] | None,
 ) -> Posterior:
-    """Fit the posterior after a training to the points that it saw, and to their classes where these are known."""
-    batches, targets = datamodule.pool_dataloader(datamodule.trained_indices), datamodule.trained_targets
+    """Fit the posterior after a training to the points that it saw, and to their classes where these are known.
+
+    Args:
+        trainer: A Trainer at the end of a fit.
+        module: The trained model.
+        batches: These points, in order.
+        posterior: Posterior to be fitted.
+        targets: Their classes; None if nothing says where the dataset keeps them.
+    """
     with _predicting(trainer, module), trainer.precision_plugin.forward_context():
         batches_on_device = _batches_on_device(trainer, module, batches)
         if targets is None:
@@ -358,8 +369,9 @@ class Predictor:
         ranks.send_buffers(module)
 
         def fitted() -> tuple[Posterior, int]:
-            batch_size = datamodule.pool_dataloader([]).batch_size or 1
-            return fitted_posterior(trainer, module, datamodule, posterior), batch_size
+            trained = datamodule.pool_dataloader(datamodule.trained_indices)
+            fitted = fitted_posterior(trainer, module, trained, posterior, datamodule.trained_targets)
+            return fitted, trained.batch_size or 1
 
         return cls(trainer, module, datamodule, *ranks.together(fitted), storage)
 

@@ -60,7 +60,8 @@ class MeanPrediction(Callback):
         """Draw the posterior samples of this round."""
         run = active_learning_callback(trainer).run
         datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
-        posterior = fitted_posterior(trainer, pl_module, datamodule, run.posterior)
+        trained = datamodule.pool_dataloader(datamodule.trained_indices)
+        posterior = fitted_posterior(trainer, pl_module, trained, run.posterior, datamodule.trained_targets)
         seed = derived_seed(run.seed or 0, run.num_fitted, "test")
         self._open = ExitStack()
         self._predict = self._open.enter_context(posterior.sample(pl_module, self._num_samples(trainer), seed=seed))
