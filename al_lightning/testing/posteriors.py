@@ -72,7 +72,7 @@ class _Check:
         self.posterior, self.model, self.batch, self.num_samples = posterior, model, batch, num_samples
         self.num_points = num_rows_of(batch) or 0
         targets_N = torch.arange(self.num_points) % 2  # classes that every model has
-        with self.handing_back("`fit_to_labels`"):
+        with self.handing_back("`fit`"):
             self.fitted = posterior.fit_to_labels(model, [batch], targets_N)
 
     def preview(self) -> None:
