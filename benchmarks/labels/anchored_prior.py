@@ -1,6 +1,9 @@
-"""Prior standard deviation of a logit for `AnchoredHeads`, by the digits' training part: run it to see the table.
+"""Which prior standard deviation of a logit `AnchoredHeads` has by default, chosen on the digits' training part.
 
-Labels are drawn from one half of the training part of the digits, and the mean prediction is judged on the other half.
+    python benchmarks/labels/anchored_prior.py
+
+Labels are drawn from one half of the training part, and the mean prediction is judged on the other half; no test point
+is looked at. Prints the log loss by features, labels and standard deviation, and the mean, whose smallest is chosen.
 """
 
 import torch
