@@ -69,10 +69,37 @@ def test_lora_dropout_is_sampled_beside_that_of_the_model():
 def test_a_merged_adapter_has_no_dropout_and_the_error_names_its_layers():
     model = lora()
     model.merge_adapter()
-    with pytest.raises(ValueError, match=r"MCDropout drew no mask .*lora_dropout.default` \(Dropout, p=0.3\)"):
+    words = r"adapters of `.*self.query`, `.*self.value` are merged into .*`model.unmerge_adapter\(\)`"
+    with pytest.raises(ValueError, match=words):
         MCDropout().preview(model, texts())
+    with pytest.raises(ValueError, match=words), MCDropout().sample(model, K, seed=0):
+        pass
     model.unmerge_adapter()
     MCDropout().preview(model, texts())
+
+
+@pytest.mark.slow
+def test_other_posteriors_predict_a_merged_adapter_as_it_was_before():
+    model = lora()
+    with Point().sample(model, 1, seed=0) as predict:
+        before = predict(texts())
+    model.merge_adapter()
+    for posterior in (Point(), LastLayerLaplace(), MCDropConnect(0.3)):
+        assert posterior.preview(model, texts()).shape == (5, 3)
+    with Point().sample(model, 1, seed=0) as predict:
+        torch.testing.assert_close(predict(texts()), before)
+
+
+@pytest.mark.slow
+def test_a_disabled_adapter_is_not_sampled_and_stays_disabled():
+    model = lora(hidden_dropout_prob=0.2)
+    model.base_model.disable_adapter_layers()
+    before = state_of(model)
+    with MCDropout().sample(model, K, seed=0) as predict:
+        predict(texts())
+        assert not any("lora" in layer for layer, _ in predict._masked.masks)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state_of(model).items())
+    assert model.base_model.model.bert.encoder.layer[0].attention.self.query.disable_adapters
 
 
 @pytest.mark.slow
@@ -89,6 +116,19 @@ def test_members_of_an_ensemble_differ_in_what_learns_alone():
     differing = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
     assert differing
     assert differing <= learning
+
+
+@pytest.mark.slow
+def test_members_start_with_adapters_that_add_nothing_if_those_of_the_model_do_not():
+    model = lora()
+    trained, fresh = "q", "v"
+    for name, parameter in model.named_parameters():
+        if "value.lora_B" in name:
+            nn.init.zeros_(parameter)
+    with torch.random.fork_rng():
+        DeepEnsemble(2).members.start(model)
+    added = {name: bool(tensor.any()) for name, tensor in state_of(model).items() if "lora_B" in name}
+    assert {name.split(".")[-4][0]: adds for name, adds in added.items()} == {trained: True, fresh: False}
 
 
 @pytest.mark.slow

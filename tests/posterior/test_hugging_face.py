@@ -118,27 +118,6 @@ def test_a_head_for_each_token_is_refused_with_its_shape():
         LastLayerLaplace().preview(model, texts())
 
 
-@pytest.mark.parametrize("kind", ["ViT", "ConvNext"])
-def test_pictures_under_pixel_values_are_classified(kind):
-    sizes = {
-        "ViT": {
-            "hidden_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 16,
-            "image_size": 8,
-            "patch_size": 4,
-        },
-        "ConvNext": {"hidden_sizes": [8, 8], "depths": [1, 1], "num_stages": 2, "image_size": 16},
-    }
-    config = getattr(transformers, f"{kind}Config")(num_labels=3, initializer_range=0.5, **sizes[kind])
-    model = seeded(lambda: getattr(transformers, f"{kind}ForImageClassification")(config))
-    size = sizes[kind]["image_size"]
-    pictures = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(1))
-    check_posterior(LastLayerLaplace(), model, {"pixel_values": pictures}, num_samples=K)
-    check_posterior(MCDropConnect(0.3), model, {"pixel_values": pictures}, num_samples=K)
-
-
 def test_a_gpt_2_for_classification_runs():
     config = transformers.GPT2Config(
         vocab_size=30,

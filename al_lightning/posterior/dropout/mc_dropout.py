@@ -62,8 +62,9 @@ class MCDropout(Posterior):
 
     A pass of two rows in training mode, before the first training and at the start of each sampling, finds dropout that
     masks do not reach: behind a layer's own `if self.training`, in TorchScript, in torch.ops and in other kernels of
-    attention. Such dropout is refused by name. Noise and stochastic depth give a warning before the first training; the
-    samples are without them. A dropout function that is called with `training=False` in training too gets no mask.
+    attention. Such dropout is refused by name, as is that of a learning adapter which is merged into its layer. Noise
+    and stochastic depth give a warning before the first training; the samples are without them. A dropout function that
+    is called with `training=False` in training too gets no mask.
 
     What precedes the first dropout is computed once for all K samples, by `torch.vmap` over the masks. This is tried on
     the first batch and compared there with plain forward passes. K plain passes are made for a model that cannot be
@@ -75,7 +76,8 @@ class MCDropout(Posterior):
 
     Args:
         predict: How to get logits or log-probabilities (B, C) of a batch, `predict(module, batch)`. By default
-            `module(x)`, x being the batch or the first item of an (x, y) batch.
+            `module(x)`, x being the batch or the first item of an (x, y) batch; of a dict without its labels
+            `module(**x)`.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))

@@ -86,8 +86,8 @@ def last_learning(model: nn.Module) -> str | None:
 def reset_parameters(module: nn.Module) -> None:
     """New values for all parameters that learn, by each submodule's own `reset_parameters`, as at its construction.
 
-    Parameters that do not learn stay as they are. One that learns and that no reset writes is an error, after which
-    the module is as it was.
+    Parameters that do not learn stay as they are, and tensors of zeros in an adapter, as PEFT's, stay zeros: it adds
+    nothing yet. A parameter that learns and that no reset writes is an error, after which the module is as it was.
 
     Example:
         >>> layers = nn.Sequential(nn.Linear(1, 1), nn.LayerNorm(1))
@@ -112,6 +112,10 @@ def reset_parameters(module: nn.Module) -> None:
             parameters[name].fill_(torch.nan)  # what is NaN afterwards was not written by any reset
         for submodule in _children_first(module):
             _reset(submodule)
+        adapters = _in_adapters(module)
+        for name in learning:
+            if id(parameters[name]) in adapters and not before[name].any():
+                parameters[name].zero_()  # or a pretrained layer would start with noise added to it
         unwritten = [name for name in learning if parameters[name].isnan().any()]
         now = tensors_of(module)
         for name in before if unwritten else parameters.keys() - set(learning):
@@ -123,6 +127,16 @@ def reset_parameters(module: nn.Module) -> None:
             "say how with `init=function` of the ensemble, called with the model, or name in `fresh` the parts that "
             "start afresh while the others keep the model's weights."
         )
+
+
+def _in_adapters(module: nn.Module) -> set[int]:
+    """Return the ids of the parameters of adapters: those in the parts that PEFT's layers list."""
+    parts = (getattr(layer, part, None) for layer in module.modules() for part in _adapter_parts(layer))
+    return {id(tensor) for part in parts if isinstance(part, nn.Module) for tensor in part.parameters()}
+
+
+def _adapter_parts(layer: nn.Module) -> tuple[str, ...]:
+    return getattr(layer, "adapter_layer_names", ())
 
 
 def _children_first(module: nn.Module) -> Iterator[nn.Module]:

@@ -79,3 +79,30 @@ def test_attention_kernels_that_drop_by_themselves_are_refused_by_name(kernel, c
 )
 def test_attention_whose_dropout_is_seen_or_absent_passes(kernel, config):
     refuse_unreachable_dropout(Configured(kernel, **config))
+
+
+class Adapted(nn.Module):
+    """A layer with an adapter, as PEFT's and loralib's are."""
+
+    def __init__(self, *, p=0.5, is_merged=True, learns=True):
+        super().__init__()
+        self.base_layer, self.lora_dropout, self.lora_A = nn.Linear(2, 2), nn.Dropout(p), nn.Linear(2, 2)
+        self.merged = is_merged
+        self.lora_A.requires_grad_(learns)
+
+
+def test_an_adapter_that_is_merged_into_its_layer_is_refused_with_the_way_out():
+    model = nn.Sequential(nn.Dropout(), Adapted(), Adapted(is_merged=False), Adapted())
+    with pytest.raises(
+        ValueError, match=r"adapters of `1`, `3` are merged .*`model.unmerge_adapter\(\)`.*`requires_grad_\(False\)`"
+    ):
+        refuse_unreachable_dropout(model)
+
+
+@pytest.mark.parametrize(
+    "adapted",
+    [Adapted(is_merged=False), Adapted(p=0.0), Adapted(p=1.0), Adapted(learns=False)],
+    ids=["not merged", "without dropout", "drops all", "frozen"],
+)
+def test_an_adapter_without_dropout_that_is_missed_passes(adapted):
+    refuse_unreachable_dropout(nn.Sequential(nn.Dropout(), adapted))

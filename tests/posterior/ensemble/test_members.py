@@ -190,3 +190,33 @@ def test_only_the_whole_model_replaced_by_default_is_said_to_be():
     assert Members(2).replaces_all_weights
     assert not Members(2, fresh=["head"]).replaces_all_weights
     assert not Members(2, init=reset_parameters).replaces_all_weights
+
+
+class Adapted(nn.Module):
+    """A layer with an adapter, whose parts it lists as PEFT's layers do."""
+
+    adapter_layer_names = ("lora_A", "lora_B", "lora_missing")
+
+    def __init__(self):
+        super().__init__()
+        self.base_layer = nn.Linear(3, 3)
+        self.lora_A, self.lora_B = (nn.ModuleDict({"default": nn.Linear(3, 3, bias=False)}) for _ in range(2))
+        nn.init.zeros_(self.lora_B["default"].weight)
+        nn.init.zeros_(self.base_layer.bias)
+
+
+@pytest.mark.parametrize("wrap", [nn.Sequential, lambda layer: torch.compile(layer, backend="eager"), lambda it: it])
+def test_an_adapter_that_adds_nothing_adds_nothing_after_a_reset(wrap):
+    layer = Adapted()
+    before = values(layer)
+    reset_parameters(wrap(layer))
+    assert same(before, values(layer)) == {"lora_B.default.weight"}
+    assert not layer.lora_B["default"].weight.any()
+
+
+def test_an_adapter_that_adds_something_is_reset_as_any_layer():
+    layer = Adapted()
+    nn.init.ones_(layer.lora_B["default"].weight)
+    before = values(layer)
+    reset_parameters(layer)
+    assert same(before, values(layer)) == set()
