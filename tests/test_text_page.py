@@ -138,6 +138,7 @@ def test_each_block_has_a_test():
         "In your own script": ["python"],
         "On the command line": ["bash"],
         "What is sampled": ["python", "text"],
+        "Attention written by hand": ["python"],
         "Another key of the label": ["python"],
         "A pretrained model": ["python", "python"],
     }
@@ -192,6 +193,17 @@ def test_the_commands_are_accepted(text, monkeypatch, capsys):
             run([*arguments, "--print_config"])
         assert (name, ended.value.code) == ("al-lightning", 0)
     assert "train: my_train.csv" in capsys.readouterr().out
+
+
+def test_attention_by_torch_is_that_written_by_hand():
+    (block,) = blocks("Attention written by hand", "python")
+    module, (q, k, v) = torch.nn.Module(), torch.randn(3, 2, 4, 5, 8, generator=torch.Generator().manual_seed(0))
+    module.drop, scores = torch.nn.Dropout(0.9), q @ k.transpose(-2, -1) / 8**0.5
+    for names in ({"self": module.eval()}, {"self": module.train()}):
+        names |= {"torch": torch, "q": q, "k": k, "v": v}
+        exec(block, names)  # noqa: S102 - of this repository
+        is_equal = torch.allclose(names["attended"], scores.softmax(dim=-1) @ v, atol=1e-6)
+        assert is_equal != module.training
 
 
 def test_another_key_of_the_label_stays_out_of_the_pool(make_trainer):

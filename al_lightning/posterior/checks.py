@@ -285,6 +285,7 @@ def fill_zeros(tensors: Iterable[Tensor]) -> None:
     for tensor in tensors:
         if tensor.is_floating_point() and not tensor.any():
             tensor.data.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
+    torch.clear_autocast_cache()  # which holds the zeros in half precision
 
 
 def learning(model: nn.Module) -> list[nn.Parameter]:

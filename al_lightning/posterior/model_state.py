@@ -118,6 +118,8 @@ class ModelState:
             changed |= dict.fromkeys(prefix + key for key in names)
             held.clear()
             held.update(kept)
+        if changed:
+            torch.clear_autocast_cache()  # which holds the weights of before in half precision
         return list(changed)
 
     def _keep_contents(self, prefix: str, held: dict[str, Any]) -> None:

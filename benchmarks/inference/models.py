@@ -73,3 +73,36 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "MLP": (functools.partial(MLP, 784, num_classes=10), (64, 1, 28, 28)),
     "Transformer, dropout everywhere": (transformer, (32, 32, 16)),
 }
+
+
+class Encoder(nn.Module):
+    """Torch's transformer encoder of four layers on 32 tokens, with dropout in all its places, and a linear head."""
+
+    tokens, features, width, heads, feedforward, layers, classes = 32, 16, 64, 4, 256, 4, 10
+
+    def __init__(self, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(self.features, self.width)
+        layer = nn.TransformerEncoderLayer(self.width, self.heads, self.feedforward, dropout, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, self.layers, enable_nested_tensor=False)
+        self.head = nn.Linear(self.width, self.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, tokens, features) to (B, classes)."""
+        return self.head(self.encoder(self.embedding(x)).mean(dim=1))
+
+    @classmethod
+    def flops(cls) -> tuple[int, int]:
+        """Count multiplications and additions for one point: what all samples share, and what each has of its own.
+
+        Nothing before the first dropout depends on the sample: the embedding, and in the first layer query, key, value
+        and the scores, whose softmax is dropped first.
+        """
+        embedding = 2 * cls.tokens * cls.features * cls.width
+        projections, scores = 2 * cls.tokens * cls.width * 3 * cls.width, 2 * cls.tokens**2 * cls.width
+        others = scores + 2 * cls.tokens * cls.width * (
+            cls.width + 2 * cls.feedforward
+        )  # mixing values costs as scores
+        every_layer = projections + scores + others
+        shared = embedding + projections + scores
+        return shared, cls.layers * every_layer - projections - scores + 2 * cls.width * cls.classes

@@ -5,10 +5,11 @@ from hypothesis import strategies as st
 from pytorch_lightning import Callback
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from al_lightning import MCDropout
+from al_lightning import LastLayerLaplace, MCDropConnect, MCDropout, Point
 from al_lightning.information import mutual_information
-from al_lightning.pool.predict import predict_pool, refuse_empty_texts
+from al_lightning.pool.predict import fitted_posterior, predict_pool, refuse_empty_texts
 from al_lightning.pool.storage import Storage
+from al_lightning.posterior.dropout.vmapped import Vectorised
 
 
 def loader_of(inputs, batch_size):
@@ -131,6 +132,32 @@ def test_predictions_in_double_precision_use_the_trainers_precision(make_trainer
     inputs = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     log_probs = predicted(trainer, model, loader_of(inputs, 2), num_samples=4)
     torch.testing.assert_close(log_probs.exp().sum(dim=2), torch.ones(5, 4))
+
+
+@pytest.mark.parametrize("road", ["vmap", "loop"])
+@pytest.mark.parametrize(
+    "posterior", [MCDropout(), MCDropConnect(p=0.2), LastLayerLaplace(), Point()], ids=lambda one: type(one).__name__
+)
+def test_bf16_mixed_predicts_in_bf16_with_the_same_networks_and_log_probs_in_float32(
+    posterior, road, make_trainer, make_model, make_data, monkeypatch
+):
+    if road == "loop":
+        monkeypatch.setattr(Vectorised, "first_and_last", None)
+    trainer, model, datamodule = make_trainer(precision="bf16-mixed"), make_model(), make_data()
+    trainer.fit(model, datamodule=datamodule)
+    inputs = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+    dtypes, num_samples = set(), 1 if isinstance(posterior, Point) else 4
+    with posterior.fit(model, [inputs]).sample(model, num_samples, seed=0) as predict:
+        exact_N_K_C = predict(inputs)
+    linear = next(module for module in model.modules() if isinstance(module, torch.nn.Linear))
+    linear.register_forward_hook(lambda _module, _args, output: dtypes.add(output.dtype))
+    for batch_size in (7, 2):
+        fitted = fitted_posterior(trainer, model, loader_of(inputs, batch_size), posterior)
+        log_probs_N_K_C = predicted(trainer, model, loader_of(inputs, batch_size), fitted, num_samples=num_samples)
+        assert log_probs_N_K_C.dtype == torch.float32
+        torch.testing.assert_close(log_probs_N_K_C.exp().sum(dim=2), torch.ones(exact_N_K_C.shape[:2]))
+        assert 0 < (log_probs_N_K_C - exact_N_K_C).abs().max() < 0.03
+    assert dtypes == {torch.bfloat16}
 
 
 def test_the_first_batch_whose_predictions_are_nan_ends_it_with_their_ids(fitted):

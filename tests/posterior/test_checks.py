@@ -25,7 +25,7 @@ from al_lightning.posterior.checks import (
     rows_again,
 )
 from al_lightning.posterior.dropout.function_mode import LayerMasks
-from al_lightning.posterior.model_state import ModelState
+from al_lightning.posterior.model_state import ModelState, handed_back
 
 MASKS = {("head.1", 0): LayerMasks(0.5, torch.ones(2, 3, dtype=torch.bool))}
 K = 4
@@ -374,3 +374,15 @@ def test_dropout_without_effect_is_refused_by_its_layers():
     refuse_dropout_without_effect(torch.tensor([[[1.0], [1.0], [2.0]]]), MASKS)
     with pytest.raises(ValueError, match=r"changes nothing of what the model predicts, .*: `head.1` \(p=0.5\)\. Look"):
         refuse_dropout_without_effect(torch.ones(4, 3, 2), MASKS)
+
+
+def test_weights_that_are_filled_and_put_back_take_effect_in_half_precision_too():
+    layer, x = nn.Linear(3, 2), torch.ones(1, 3)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        assert not layer(x).any()
+        with handed_back(layer):
+            fill_zeros(layer.parameters())
+            assert layer(x).all()
+        assert not layer(x).any()

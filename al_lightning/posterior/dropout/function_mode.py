@@ -35,8 +35,8 @@ from al_lightning.posterior.dropout.lazy.deferred import (
 from al_lightning.posterior.dropout.lazy.linear import linear
 from al_lightning.posterior.dropout.lazy.pooling import FASTER
 from al_lightning.posterior.dropout.masks import (
+    AttentionMasks,
     DropoutKind,
-    attention_mask,
     dropout_mask,
     keep_factors,
     masked,
@@ -79,6 +79,7 @@ WAY_OUT = (
 _NOT_IN_TRAINING = (functional.alpha_dropout, functional.feature_alpha_dropout)  # by default
 AXES_OF_WEIGHTS = 4  # (B, heads, L, S)
 _AXES_OF_TEXT = 3  # (T, B, D)
+MOST_KEPT = 64 * 2**20  # bytes of all masks of attention; further ones are computed when they are used
 _STEP = 32  # positions by which masks grow, so that slowly growing lengths do not draw them each time
 _T = TypeVar("_T")
 _SIGMOIDS = frozenset({torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, torch.special.expit})
@@ -90,12 +91,13 @@ class LayerMasks:
 
     Args:
         p: Probability that a unit is dropped.
-        keep: True where a unit is kept, (K, *shape of the longest input without its batch axis).
+        keep: True where a unit is kept, (K, *shape of the longest input without its batch axis). Masks of attention
+            that are too large to be kept are of the last input's shape and computed for the samples asked for.
         kind: The kind of dropout.
     """
 
     p: float
-    keep: Tensor
+    keep: Tensor | AttentionMasks
     kind: DropoutKind = _PLAIN
 
 
@@ -336,7 +338,7 @@ class MaskedForward(TorchFunctionMode):
     def masks_of(
         self, layer: str, call: int, p: float, shape: tuple[int, ...], device: torch.device, kind: DropoutKind
     ) -> LayerMasks:
-        """Return the masks of one call of one layer, drawn for the longest input so far, of which `cut` takes a part.
+        """Return the masks of one call of one layer, of which `cut` takes the part for the input.
 
         Raises:
             ValueError: They do not fit the input: only positions may be more or fewer from batch to batch.
@@ -350,11 +352,13 @@ class MaskedForward(TorchFunctionMode):
         if len(drawn) != len(shape) or found.p != p or any(drawn[axis] != shape[axis] for axis in others):
             raise ValueError(
                 f"Call {call} of dropout in {named(layer)} saw masks of shape {drawn} with p={found.p}, and now "
-                f"{shape} with p={p}: sample k would be another network for each batch. Its input must be (B, ...) "
-                f"with the batch axis first, or (B, T, ...) with text of any length T; pad all batches to one length "
-                f"where another axis grows. Attention has text of any length if scaled_dot_product_attention or "
-                f"nn.MultiheadAttention drops its weights."
+                f"{shape} with p={p}: sample k would be another network for each batch. "
+                f"{_way_out_of(drawn, shape)}"
             )
+        if isinstance(found.keep, AttentionMasks) and self._keep is None and drawn != shape:
+            found = replace(found, keep=replace(found.keep, shape=(self.num_samples, *shape)))
+            self.masks[layer, call] = found
+            return found
         lengths = list(zip(shape, drawn, strict=True))
         if any(length > before for length, before in lengths):
             if self._keep is not None:
@@ -367,10 +371,18 @@ class MaskedForward(TorchFunctionMode):
 
     def _drawn(
         self, layer: str, call: int, p: float, shape: tuple[int, ...], device: torch.device, kind: DropoutKind
-    ) -> Tensor:
-        draw = attention_mask if kind.of_weights else dropout_mask
-        drawn = [draw(shape, p, seed=self.seed, layer=layer, call=call, k=k) for k in range(self.num_samples)]
-        return torch.stack(drawn).to(device)
+    ) -> Tensor | AttentionMasks:
+        if not kind.of_weights:
+            drawn = [
+                dropout_mask(shape, p, seed=self.seed, layer=layer, call=call, k=k) for k in range(self.num_samples)
+            ]
+            return torch.stack(drawn).to(device)
+        masks = AttentionMasks(self.seed, layer, call, p, (self.num_samples, *shape))
+        others = (found.keep for name, found in self.masks.items() if found.kind.of_weights and name != (layer, call))
+        kept = sum(keep.numel() for keep in others if isinstance(keep, Tensor))
+        if kept + math.prod(masks.shape) > MOST_KEPT:
+            return replace(masks, device=device)
+        return masks[:].to(device)
 
 
 def cut(keep: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -382,6 +394,21 @@ def cut(keep: Tensor, shape: tuple[int, ...]) -> Tensor:
                 [False,  True]])
     """
     return keep if tuple(keep.shape) == shape else keep[tuple(slice(length) for length in shape)]
+
+
+def _way_out_of(drawn: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    """Return what to do about masks of two shapes: of attention's weights (L, S) or (heads, L, S) both axes differ."""
+    axes = [axis for axis, (before, now) in enumerate(zip(drawn, shape, strict=False)) if before != now]
+    if len(drawn) == len(shape) and axes == [len(shape) - 2, len(shape) - 1]:
+        return (
+            "If these are weights of attention, leave softmax and dropout to `torch.nn.functional."
+            "scaled_dot_product_attention(q, k, v, dropout_p=p if self.training else 0.0)`, whose masks fit any "
+            "length. Else pad all batches to one size."
+        )
+    return (
+        "Its input must be (B, ...) with the batch axis first, or (B, T, ...) with text of any length T; pad all "
+        "batches to one length where another axis grows."
+    )
 
 
 def refuse_left_padding(sees_B_T: Tensor, where: str) -> None:

@@ -1,5 +1,6 @@
 """Dropout modules that apply the masks of one sample, without a function mode around the model."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -89,6 +90,6 @@ class ReplacedDropout:
         known = self._factors.get(name)
         if known is not None and known.shape != found.keep.shape:  # longer masks were drawn since
             known = None
-        if known is None and found.keep.numel() * dtype.itemsize <= MOST_FACTORS:
-            known = self._factors[name] = keep_factors(found.keep, found.p, dtype=dtype)
+        if known is None and math.prod(found.keep.shape) * dtype.itemsize <= MOST_FACTORS:
+            known = self._factors[name] = keep_factors(found.keep[:], found.p, dtype=dtype)
         return known if known is not None and known.dtype == dtype else None

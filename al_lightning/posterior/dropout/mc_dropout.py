@@ -336,6 +336,6 @@ def refuse_left_padded(inputs: object, masks: Mapping[tuple[str, int], LayerMask
     """Raise if an `attention_mask` among the inputs begins with zeros, and a mask depends on positions."""
     first = inputs[0] if isinstance(inputs, (tuple, list)) and inputs else inputs
     mask = first.get("attention_mask") if isinstance(first, Mapping) else None
-    depends = any(found.kind.positions(found.keep.dim() - 1) for found in masks.values())
+    depends = any(found.kind.positions(len(found.keep.shape) - 1) for found in masks.values())
     if depends and isinstance(mask, Tensor) and mask.dim() == 2:  # noqa: PLR2004 - (B, T)
         refuse_left_padding(mask != 0, "`attention_mask` of the batch")

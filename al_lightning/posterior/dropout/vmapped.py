@@ -3,7 +3,7 @@
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -81,7 +81,7 @@ class Vectorised:
         self._in_rows = num_rows_of(inputs) == num_rows
         if self._in_rows:
             inputs = map_tensors(lambda tensor: tensor[:_TRIAL_ROWS], inputs)
-        outputs_b_2_C = self._pass(inputs, slice(None, None, self._masked.num_samples - 1))
+        outputs_b_2_C = self._pass(inputs, self._masks(slice(None, None, self._masked.num_samples - 1)))
         results = self._masked.results
         self._bytes_of_a_cell = results.largest / (len(outputs_b_2_C) if self._in_rows else 1)
         shared = results.shared / max(results.own, 1)
@@ -99,9 +99,10 @@ class Vectorised:
         """Keep the masks as factors, which every slice needs, unless they are large."""
         dtypes, masks = self._masked.factor_dtypes, self._masked.masks
         self._factors.clear()
-        if sum(masks[name].keep.numel() * dtype.itemsize for name, dtype in dtypes.items()) <= _MOST_FACTORS:
+        sizes = {name: math.prod(masks[name].keep.shape) * dtype.itemsize for name, dtype in dtypes.items()}
+        if sum(sizes.values()) <= _MOST_FACTORS:
             self._factors = {
-                name: keep_factors(masks[name].keep, masks[name].p, dtype=dtype) for name, dtype in dtypes.items()
+                name: keep_factors(masks[name].keep[:], masks[name].p, dtype=dtype) for name, dtype in dtypes.items()
             }
 
     def forget(self) -> None:
@@ -110,10 +111,18 @@ class Vectorised:
 
     def __call__(self, inputs: object) -> Tensor:
         """Return `outputs_B_K_C` of all samples."""
+        parts, num_samples = self._sliced(inputs)
+        slices = _nearly_equal(self._masked.num_samples, num_samples)
         with own_threads(self._device) if self._is_mostly_responses else nullcontext():
-            return torch.cat([self._all_samples(rows, samples) for rows, samples in self._sliced(inputs)])
+            return torch.cat([self._samples(parts, samples) for samples in slices], dim=1)
 
-    def _sliced(self, inputs: object) -> Iterator[tuple[object, int]]:
+    def _samples(self, parts: Sequence[object], samples: slice) -> Tensor:
+        """Return `outputs_B_k_C`, rows within samples, so that masks that are not kept are computed once a batch."""
+        keep = self._masks(samples)
+        return torch.cat([self._pass(inputs, keep) for inputs in parts])
+
+    def _sliced(self, inputs: object) -> tuple[list[object], int]:
+        """Return parts of a batch, and how many samples to compute at once for each."""
         num_rows = num_rows_of(inputs) if self._in_rows else None
         leaf = next(leaf for leaf in leaves(inputs) if isinstance(leaf, Tensor))
         working_set = _WORKING_SET_CPU if leaf.device.type == "cpu" else _WORKING_SET_GPU
@@ -124,19 +133,20 @@ class Vectorised:
             sharing=self._sharing,
         )
         if num_rows is None:
-            yield inputs, slices.samples
-            return
-        for rows in _nearly_equal(num_rows, slices.rows):
-            yield map_tensors(lambda tensor, rows=rows: tensor[rows], inputs), slices.samples  # type: ignore[misc]
+            return [inputs], slices.samples
+        parts = [
+            map_tensors(lambda tensor, rows=rows: tensor[rows], inputs)  # type: ignore[misc]
+            for rows in _nearly_equal(num_rows, slices.rows)
+        ]
+        return parts, slices.samples
 
-    def _all_samples(self, inputs: object, samples: int) -> Tensor:
-        return torch.cat([self._pass(inputs, k) for k in _nearly_equal(self._masked.num_samples, samples)], dim=1)
-
-    def _pass(self, inputs: object, samples: slice) -> Tensor:
+    def _masks(self, samples: slice) -> dict[tuple[str, int], Tensor]:
+        """Return the masks of some samples, as factors where these are kept."""
         if any(factors.shape != self._masked.masks[name].keep.shape for name, factors in self._factors.items()):
             self._keep_factors()  # longer masks were drawn since
-        keep = {name: self._factors.get(name, found.keep)[samples] for name, found in self._masked.masks.items()}
+        return {name: self._factors.get(name, found.keep)[samples] for name, found in self._masked.masks.items()}
 
+    def _pass(self, inputs: object, keep: dict[tuple[str, int], Tensor]) -> Tensor:
         def outputs(keep: dict[tuple[str, int], Tensor]) -> Tensor:
             with self._masked.start_all(keep):
                 return computed(self._output(inputs))

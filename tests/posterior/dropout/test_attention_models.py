@@ -1,6 +1,7 @@
 """Models with attention dropout, put to the promises of every sampled model: torch's own and those of transformers."""
 
 import math
+import weakref
 from collections import Counter
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -9,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from al_lightning.posterior import MCDropout
-from al_lightning.posterior.dropout import vmapped
+from al_lightning.posterior.dropout import function_mode, vmapped
 from al_lightning.posterior.dropout.masks import attention_mask, dropout_mask
 
 K, SEED, ROWS = 3, 1, 6
@@ -324,6 +326,112 @@ def test_samples_of_a_mostly_exact_encoder_are_computed_at_once_for_texts_of_any
         for length in (7, 40, 8):
             predict(padded(points(model), length))
             assert (predict.path, predict.reason) == ("vmap", "")
+
+
+class Written(nn.Module):
+    """Classifier of texts with attention written by hand, or, as the error says instead, by torch's function."""
+
+    def __init__(self, p, *, by_torch=False, heads=2, is_function=False):
+        super().__init__()
+        self.embedding, self.qkv, self.classifier = nn.Embedding(50, 16), nn.Linear(16, 48), nn.Linear(16, 3)
+        self.drop, self.by_torch, self.heads, self.is_function = nn.Dropout(p), by_torch, heads, is_function
+
+    def forward(self, input_ids, attention_mask):
+        q, k, v = self.qkv(self.embedding(input_ids)).chunk(3, dim=-1)
+        sees = attention_mask.bool()[:, None]
+        if self.heads:
+            q, k, v = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
+            sees = sees[:, None]
+        if self.by_torch:
+            p = self.drop.p if self.training else 0.0
+            mixed = functional.scaled_dot_product_attention(q, k, v, sees, dropout_p=p)
+        else:
+            scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+            weights = scores.masked_fill(~sees, -math.inf).softmax(dim=-1)
+            drop = functional.dropout(weights, self.drop.p, self.training) if self.is_function else self.drop(weights)
+            mixed = drop @ v
+        first = mixed[:, :, 0].flatten(1) if self.heads else mixed[:, 0]
+        return SimpleNamespace(logits=self.classifier(first))
+
+
+@pytest.mark.parametrize("settings", [{}, {"heads": 0}, {"is_function": True}])
+def test_attention_written_by_hand_has_the_masks_of_its_one_length(settings):
+    model = built(lambda p: Written(p, **settings))
+    batch = points(model)
+    layer, shape = ("" if settings.get("is_function") else "drop"), ((7, 7) if "heads" in settings else (2, 7, 7))
+    with POSTERIOR.sample(model, K, seed=SEED) as predict:
+        log_probs_B_K_C = predict(batch)
+    for k in range(K):
+        keep = dropout_mask(shape, 0.5, seed=SEED, layer=layer, call=0, k=k)
+        masks = [lambda weights, *_, keep=keep: weights * keep / 0.5]
+        model.drop.forward = masks[0]
+        with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+            patch.setattr(functional, "dropout", masks[0])
+            expected_B_C = model(**batch).logits.log_softmax(dim=1)
+        del model.drop.forward
+        torch.testing.assert_close(log_probs_B_K_C[:, k], expected_B_C, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [5, 9])
+@pytest.mark.parametrize("settings", [{}, {"heads": 0}, {"is_function": True}])
+def test_attention_written_by_hand_is_refused_before_the_training_where_texts_have_two_lengths(settings, length):
+    model = built(lambda p: Written(p, **settings))
+    batch = points(model)
+    others = {name: tensor[:2, :length] for name, tensor in padded(batch, 9).items()}
+    POSTERIOR.preview(model, batch, smaller=rows(batch, slice(2)))
+    with pytest.raises(
+        ValueError, match=r"weights of attention.*scaled_dot_product_attention\(q, k, v, dropout_p=p if"
+    ):
+        POSTERIOR.preview(model, batch, smaller=others)
+
+
+def test_attention_that_the_error_names_instead_serves_texts_of_two_lengths():
+    model = built(lambda p: Written(p, by_torch=True))
+    batch = points(model)
+    POSTERIOR.preview(model, batch, smaller=rows(padded(batch, 9), slice(2)))
+    with POSTERIOR.sample(model, K, seed=SEED) as predict:
+        expected_B_K_C = predict(batch)
+        torch.testing.assert_close(predict(padded(batch, 9)), expected_B_K_C, rtol=0, atol=1e-5)
+    assert predict.sampled == "attention in 1 layer (masks 1)"
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of masks of attention that are alive at once, at most."""
+
+    def __init__(self, length):
+        super().__init__()
+        self.length, self.found, self.most = length, {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        is_mask = isinstance(result, torch.Tensor) and result.dtype == torch.bool
+        if is_mask and result.shape[-2:] == (self.length, self.length):
+            storage = result.untyped_storage()
+            self.found[storage.data_ptr()] = weakref.ref(result), storage.nbytes()
+        self.found = {pointer: one for pointer, one in self.found.items() if one[0]() is not None}
+        self.most = max(self.most, sum(size for _, size in self.found.values()))
+        return result
+
+
+@pytest.mark.parametrize("path", ["vmap", "loop"])
+def test_masks_of_a_long_text_are_never_held_for_all_samples_at_once(path, monkeypatch):
+    length, num_samples = 48, 40
+    all_masks = 2 * num_samples * 2 * length**2  # of two layers and two heads
+    monkeypatch.setattr(vmapped, "_WORKING_SET_CPU", 2**15)
+    if path == "loop":
+        monkeypatch.setattr(vmapped.Vectorised, "first_and_last", None)
+    model, most = built(Text), {}
+    batch = rows(points(model, length), slice(2))
+    for budget in (2**30, 2**16):
+        monkeypatch.setattr(function_mode, "MOST_KEPT", budget)
+        monkeypatch.setattr(vmapped, "_MOST_FACTORS", budget)
+        with Alive(length) as alive, POSTERIOR.sample(model, num_samples, seed=SEED) as predict:
+            log_probs_B_K_C = predict(batch)
+            assert predict.path == path
+        most[budget] = alive.most, log_probs_B_K_C
+    (all_at_once, kept_B_K_C), (some, computed_B_K_C) = most.values()
+    assert torch.equal(computed_B_K_C, kept_B_K_C)
+    assert some < all_masks / 4 < all_masks <= all_at_once
 
 
 @pytest.mark.parametrize("build", [Text, Attending, lambda p: gpt2(p, "sdpa"), lambda p: bert(p, "eager")])

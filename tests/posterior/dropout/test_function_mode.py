@@ -1,12 +1,14 @@
 import math
+import re
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+from al_lightning.posterior.dropout import function_mode
 from al_lightning.posterior.dropout.function_mode import MaskedForward
-from al_lightning.posterior.dropout.masks import attention_mask, dropout_mask, masked
+from al_lightning.posterior.dropout.masks import AttentionMasks, attention_mask, dropout_mask, masked
 
 SEED = 5
 
@@ -146,6 +148,23 @@ def test_another_p_at_the_same_call_is_refused():
         functional.dropout(torch.ones(4, 5), 0.2)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ((4, 2, 5, 5), (4, 2, 6, 6), "If these are weights of attention, leave softmax and dropout to `torch.nn.func"),
+        ((4, 5, 5), (3, 6, 6), "If these are weights of attention, leave softmax and dropout to `torch.nn.func"),
+        ((4, 5, 5), (4, 5, 6), "pad all batches to one length where another axis grows"),
+        ((4, 5, 5), (4, 5), "pad all batches to one length where another axis grows"),
+    ],
+)
+def test_the_way_out_of_weights_of_attention_with_a_second_length_is_torchs_attention(before, after, words):
+    forward = MaskedForward(3, seed=SEED)
+    with forward.start(0):
+        functional.dropout(torch.ones(before))
+    with forward.start(0), pytest.raises(ValueError, match=re.escape(words)):
+        functional.dropout(torch.ones(after))
+
+
 def attention(x, *args, **kwargs):
     return functional.scaled_dot_product_attention(x, x, x, *args, **kwargs)
 
@@ -162,6 +181,42 @@ def test_attention_uses_the_mask_of_its_name(call):
 
 def test_attention_without_dropout_is_left_alone():
     assert torch.equal(in_forward(attention)[0], attention(points()))
+
+
+def test_masks_of_attention_beyond_the_budget_are_computed_and_the_same(monkeypatch):
+    results = []
+    for budget in (2**30, 0):
+        monkeypatch.setattr(function_mode, "MOST_KEPT", budget)
+        forward = MaskedForward(3, seed=SEED)
+        for num_queries, num_keys in ((6, 6), (3, 7), (40, 9), (6, 5)):
+            query, keys = torch.ones(4, 2, num_queries, 5), torch.ones(4, 2, num_keys, 5)
+            values = torch.randn(4, 2, num_keys, 5, generator=torch.Generator().manual_seed(num_keys))
+            with forward.start(2):
+                results.append(functional.scaled_dot_product_attention(query, keys, values, dropout_p=0.5))
+        assert isinstance(forward.masks["", 0].keep, torch.Tensor) == (budget > 0)
+    assert all(map(torch.equal, results[:4], results[4:]))
+
+
+def test_masks_of_a_long_text_are_within_the_budget():
+    forward, x = MaskedForward(100, seed=SEED), torch.ones(1, 12, 512, 4)  # 315 MB for all samples
+    with forward.start(7):
+        attention(x, dropout_p=0.1)
+    assert not isinstance(forward.masks["", 0].keep, torch.Tensor)
+    assert forward.masks["", 0].keep.shape == (100, 12, 512, 512)
+
+
+def test_the_budget_is_that_of_all_layers_together(monkeypatch):
+    monkeypatch.setattr(function_mode, "MOST_KEPT", 2 * 10 * 3 * 8 * 8)
+    model = nn.Sequential(*(nn.MultiheadAttention(3, 3, dropout=0.1, batch_first=True) for _ in range(3))).eval()
+    forward = MaskedForward(10, seed=SEED)
+    with torch.no_grad(), forward.following(model):
+        for length in (8, 5):
+            with forward.start(7):
+                x = torch.ones(1, length, 3)
+                for layer in model:
+                    x, _ = layer(x, x, x, need_weights=False)
+    shapes = [(type(found.keep), tuple(found.keep.shape)) for found in forward.masks.values()]
+    assert shapes == [(torch.Tensor, (10, 3, 8, 8))] * 2 + [(AttentionMasks, (10, 3, 5, 5))]
 
 
 def test_masks_of_a_shorter_and_of_a_longer_text_agree_where_both_have_words():
