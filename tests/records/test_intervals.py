@@ -21,7 +21,8 @@ def test_the_interval_covers_every_accuracy_in_95_percent_of_all_cases(num_point
     beside = np.concatenate([bounds.ravel() - 1e-9, bounds.ravel() + 1e-9])
     p = np.concatenate([np.linspace(0, 1, 501), beside]).clip(0, 1)[:, None]
     covered = (bounds[:, 0] <= p) & (p <= bounds[:, 1])
-    coverage = (stats.binom.pmf(k, num_points, p) * covered).sum(axis=1)
+    with np.errstate(divide="ignore"):  # of scipy 1.10, at p = 0 and 1
+        coverage = (stats.binom.pmf(k, num_points, p) * covered).sum(axis=1)
     assert coverage.min() >= 1 - LEVEL - 1e-9
     assert coverage.min() < 1 - LEVEL / 2 or num_points < 10  # it is no wider than it must be
 
