@@ -50,7 +50,15 @@ def test_each_script_says_how_it_is_called_by_the_path_where_it_lies(script):
 def test_a_page_has_a_mark_for_each_table_that_a_script_documents(common):
     calls = {name for path in SCRIPTS for name in path.read_text().split('document("')[1:]}
     named = {call.partition('"')[0] for call in calls}
-    assert named == {"learning_curves", "posteriors", "mc_dropout", "batch_information", "page_times", "text"}
+    assert named == {
+        "learning_curves",
+        "posteriors",
+        "mc_dropout",
+        "batch_information",
+        "page_times",
+        "text",
+        "transformer",
+    }
     pages = [common.README, *(common.ROOT / "docs").glob("*.md")]
     text = "".join(page.read_text(encoding="utf-8") for page in pages)
     assert all(text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1 for name in named)

@@ -39,7 +39,7 @@ SIZES = {
 }
 
 
-class Classifier(LightningModule):
+class OfPictures(LightningModule):
     """A frozen backbone whose head is trained, with dropout before it."""
 
     def __init__(self, kind):
@@ -83,7 +83,7 @@ class Pictures(LightningDataModule):
 def test_each_posterior_chooses_a_batch_and_leaves_the_frozen_backbone_alone(
     posterior, kind, make_trainer, make_callback
 ):
-    model = Classifier(kind)
+    model = OfPictures(kind)
     before = state_of(model.model.base_model)
     acquisition = Entropy() if posterior == Point() else BALD()
     num_samples = None if isinstance(posterior, (DeepEnsemble, Point)) else 8
