@@ -13,12 +13,15 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
+from torch.nn.functional import pad
 
 from al_lightning.data.items import Array
+from al_lightning.threads import each, own_threads
 
 MOST_COLUMNS = 4096
 """Columns of the features that a graph is made of, at most: their covariance is held in memory."""
-ROWS = 512  # points whose distances to all others are in memory at a time
+ROWS = 512  # points whose distances to all others are in memory at a time, at most
+NUMBERS_AT_ONCE = 7_000_000  # distances in memory for each thread: a block that is kept when it is freed
 GROUP = 128  # points of which only the nearest is looked at first
 TOLERANCE = 1e-7  # of the eigenvectors
 LEAST_NORM = 1e-12
@@ -180,29 +183,37 @@ def nearest(points_B_P: Tensor, pool_N_P: Tensor, num: int, *, is_same: bool) ->
         >>> nearest(pool, pool, 1, is_same=True).flatten(), nearest(torch.tensor([[2.9]]), pool, 2, is_same=False)
         (tensor([1, 0, 1]), tensor([[2, 1]]))
     """
-    found = [
-        _nearest_of(rows_b_P, pool_N_P, num, first=number * ROWS if is_same else None)
-        for number, rows_b_P in enumerate(torch.split(points_B_P, ROWS))
-    ]
-    return torch.cat(found) if found else torch.zeros(0, num, dtype=torch.int64)
+    num_pool = len(pool_N_P)
+    padding = -num_pool % GROUP
+    padded_M_P = pad(pool_N_P, (0, 0, 0, padding))
+    squares_M = pad(pool_N_P.square().sum(dim=1), (0, padding), value=torch.inf)
+    rows = min(ROWS, max(1, NUMBERS_AT_ONCE // (num_pool + padding)))
+
+    found_B_k = torch.empty(len(points_B_P), num, dtype=torch.int64)  # small tensors would divide the freed blocks
+
+    def fill(first: int) -> None:
+        block_b_P = points_B_P[first : first + rows]
+        squared_b_M = torch.addmm(squares_M, block_b_P, padded_M_P.T, alpha=-2)  # but for the square of the point
+        if is_same:
+            own_b = torch.arange(len(block_b_P))
+            squared_b_M[own_b, first + own_b] = torch.inf
+        found_B_k[first : first + rows] = _smallest(squared_b_M, num)
+
+    with own_threads(torch.device("cpu")):
+        each(fill, range(0, len(points_B_P), rows))
+    return found_B_k
 
 
-def _nearest_of(rows_b_P: Tensor, pool_N_P: Tensor, num: int, *, first: int | None) -> Tensor:
-    """Return the nearest points of a few: those of the groups of points whose nearest ones are nearest.
+def _smallest(values_b_M: Tensor, num: int) -> Tensor:
+    """Return the positions of the smallest values of each row (b, num), the smallest first.
 
-    A group that is none of the `num` nearest holds no neighbour, because those have one point each that is nearer.
+    Only groups whose smallest values are smallest are looked at. Any other group holds none of the `num` smallest,
+    because each of those groups has one that is smaller.
     """
-    num_pool, num_rows = len(pool_N_P), len(rows_b_P)
-    num_groups = -(-num_pool // GROUP)
-    squared_b_M = torch.full((num_rows, num_groups * GROUP), torch.inf)
-    squared_b_N = squared_b_M[:, :num_pool]
-    torch.mm(rows_b_P, pool_N_P.T, out=(products_b_N := torch.empty(num_rows, num_pool)))
-    squared_b_N.copy_(products_b_N.mul_(-2).add_(pool_N_P.square().sum(dim=1)))
-    if first is not None:
-        squared_b_N[torch.arange(num_rows), torch.arange(first, first + num_rows)] = torch.inf
-    squared_b_G_g = squared_b_M.view(num_rows, num_groups, GROUP)
-    groups_b_n = squared_b_G_g.amin(dim=2).topk(min(num, num_groups), largest=False).indices.sort(dim=1).values
-    among_b_m = squared_b_G_g.gather(1, groups_b_n[:, :, None].expand(-1, -1, GROUP)).flatten(1)
+    values_b_G_g = values_b_M.view(len(values_b_M), -1, GROUP)
+    num_groups = min(num, values_b_G_g.shape[1])
+    groups_b_n = values_b_G_g.amin(dim=2).topk(num_groups, largest=False).indices.sort(dim=1).values
+    among_b_m = values_b_G_g.gather(1, groups_b_n[:, :, None].expand(-1, -1, GROUP)).flatten(1)
     position_b_k = among_b_m.topk(num, largest=False, sorted=True).indices
     return groups_b_n.gather(1, position_b_k // GROUP) * GROUP + position_b_k % GROUP
 
