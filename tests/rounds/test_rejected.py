@@ -65,24 +65,27 @@ def data_of(*, is_known, targets=TRUE):
 
 def model_of(num_outputs, *, has_dropout=True):
     """A model that keeps what it is trained on, by the first number of each input."""
-    tiny = parts()
+    tiny, kept = parts(), {}  # of the last fit; the model itself is put back before each
 
     class Model(tiny.TinyModule):
+        @property
+        def seen(self):
+            return kept
+
         def __init__(self):
             super().__init__(0.5 if has_dropout else 0.0)
             self.net[-1] = nn.Linear(16, num_outputs)
-            self.seen = {}
 
         def training_step(self, batch, batch_idx):
             xs, ys = batch
-            self.seen |= {_id(x): int(y) for x, y in zip(xs, ys, strict=True)}
+            kept.update({_id(x): int(y) for x, y in zip(xs, ys, strict=True)})
             self.eval()  # a step is a function of the batch alone
             loss = nn.functional.cross_entropy(self.net(xs), ys)
             self.train()
             return loss
 
         def on_train_start(self):
-            self.seen.clear()
+            kept.clear()
 
         def _log(self, stage, batch):
             xs, ys = batch
@@ -149,7 +152,7 @@ def answered(folder, **settings):
 
 
 def asked_of(rounds):
-    return [index for record in rounds for index in record.acquired]
+    return [index for record in rounds for index in [*record.asked_without_label, *record.acquired]]
 
 
 @pytest.mark.parametrize("classes", [CLASSES, None])
