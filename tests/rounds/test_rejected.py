@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from al_lightning import (
     ActiveLearningDataModule,
     AskPeople,
     BatchBALD,
+    DigitsDataModule,
     LastLayerLaplace,
     MeanPrediction,
     Random,
@@ -26,6 +28,7 @@ from al_lightning import (
     without_reject,
 )
 from al_lightning.labelling.export import labels_csv
+from al_lightning.models import MLP, Classifier
 from al_lightning.records.replay import recorded
 from al_lightning.report.runs import read_runs
 from al_lightning.report.tables import runs_table
@@ -65,24 +68,27 @@ def data_of(*, is_known, targets=TRUE):
 
 def model_of(num_outputs, *, has_dropout=True):
     """A model that keeps what it is trained on, by the first number of each input."""
-    tiny = parts()
+    tiny, kept = parts(), {}  # of the last fit; the model itself is put back before each
 
     class Model(tiny.TinyModule):
+        @property
+        def seen(self):
+            return kept
+
         def __init__(self):
             super().__init__(0.5 if has_dropout else 0.0)
             self.net[-1] = nn.Linear(16, num_outputs)
-            self.seen = {}
 
         def training_step(self, batch, batch_idx):
             xs, ys = batch
-            self.seen |= {_id(x): int(y) for x, y in zip(xs, ys, strict=True)}
+            kept.update({_id(x): int(y) for x, y in zip(xs, ys, strict=True)})
             self.eval()  # a step is a function of the batch alone
             loss = nn.functional.cross_entropy(self.net(xs), ys)
             self.train()
             return loss
 
         def on_train_start(self):
-            self.seen.clear()
+            kept.clear()
 
         def _log(self, stage, batch):
             xs, ys = batch
@@ -149,7 +155,7 @@ def answered(folder, **settings):
 
 
 def asked_of(rounds):
-    return [index for record in rounds for index in record.acquired]
+    return [index for record in rounds for index in [*record.asked_without_label, *record.acquired]]
 
 
 @pytest.mark.parametrize("classes", [CLASSES, None])
@@ -193,7 +199,8 @@ def test_people_who_tell_the_truth_are_asked_for_what_a_simulation_acquires(tmp_
     assert told.stopped == simulated.stopped
     labels = [callback.datamodule.labels.round_of_N.tolist() for callback in (told, simulated)]
     assert labels[0] == labels[1]
-    assert told.model.seen == simulated.model.seen
+    if reject == "train":  # else the last process has nothing to fit
+        assert told.model.seen == simulated.model.seen
 
 
 @pytest.mark.slow
@@ -359,3 +366,54 @@ def test_records_tables_and_exports_say_what_was_rejected(tmp_path, caplog):
     assert list(run.curve("test_acc")) == [record.num_paid for record in rounds]
     number = next(number for number, record in enumerate(rounds) if record.rejected)
     assert f"{len(rounds[number].rejected)} of 4 rejected" in caplog.text
+
+
+@dataclass(frozen=True)
+class OfRealClasses(BatchBALD):
+    """BatchBALD that sees the real classes alone, as if that were enough."""
+
+    def __call__(self, predictions, batch_size, **settings):
+        seen = replace(predictions, log_probs_N_K_C=without_reject(predictions.log_probs_N_K_C))
+        return super().__call__(seen, batch_size, **settings)
+
+
+class DigitsAndJunk(DigitsDataModule):
+    """The digits, and three images of noise or scrambled pixels for every seven of them."""
+
+    def train_dataloader(self):
+        items = super().train_dataloader().dataset
+        digits, generator = torch.stack([image for image, _ in items]), torch.Generator().manual_seed(1)
+        num = 3 * len(digits) // 7
+        scrambled = [each.flatten()[torch.randperm(64, generator=generator)].view_as(each) for each in digits[::5]]
+        junk = torch.cat([torch.stack(scrambled), torch.rand(num - len(scrambled), *digits.shape[1:])])
+        targets = torch.tensor([int(target) for _, target in items] + [10] * num)
+        return DataLoader(TensorDataset(torch.cat([digits, junk]), targets), batch_size=64, shuffle=True)
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:.*points that were asked for are rejected")
+def test_digits_an_acquisition_that_sees_the_reject_class_spends_few_labels_on_junk(tmp_path):
+    def spent(acquisition, reject):
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            has_reject = reject == "train"
+            model = Classifier(MLP(64, num_classes=10 + has_reject, hidden=(128,)), has_reject=has_reject)
+        callback = ActiveLearning(acquisition, query_size=5, num_samples=30, max_labelled=60)
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=40,
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path / f"{type(acquisition).__name__}-{reject}",
+            callbacks=[callback],
+        )
+        data = ActiveLearningDataModule(DigitsAndJunk(), initial=10, points_per_epoch=256, junk=10, reject=reject)
+        return active_fit(trainer, model, data, seed=1)[-1].num_rejected
+
+    num_trained = spent(BatchBALD(num_configs=2000), "train")
+    assert num_trained <= 15  # of 50; 30 % of the pool is junk
+    assert spent(BatchBALD(num_configs=2000), "set_aside") >= 30
+    assert spent(OfRealClasses(num_configs=2000), "train") >= 30  # junk looks uncertain again
