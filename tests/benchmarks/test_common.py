@@ -1,21 +1,14 @@
-import importlib
-import sys
 from pathlib import Path
 
 import pytest
+
+import common  # benchmarks/common.py
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = sorted(path for path in BENCHMARKS.glob("*/*.py") if "__main__" in path.read_text())
 
 
-@pytest.fixture
-def common(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield importlib.import_module("common")
-    sys.modules.pop("common")
-
-
-def test_a_table_takes_the_place_of_the_one_between_its_marks_and_nothing_else(common, tmp_path, capsys):
+def test_a_table_takes_the_place_of_the_one_between_its_marks_and_nothing_else(tmp_path, capsys):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- mine -->\n| old |\n<!-- /mine -->\nafter\n")
     common.document("mine", "| a\\1 |\n| new |", results=common.RESULTS, readme=readme)
@@ -25,7 +18,7 @@ def test_a_table_takes_the_place_of_the_one_between_its_marks_and_nothing_else(c
     assert "| new |" in readme.read_text()
 
 
-def test_a_readme_without_the_marks_is_refused_and_left_as_it_is(common, tmp_path):
+def test_a_readme_without_the_marks_is_refused_and_left_as_it_is(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("<!-- mine -->\n| old |\n")
     with pytest.raises(ValueError, match="must hold the lines <!-- mine --> and <!-- /mine --> once each"):
@@ -33,7 +26,7 @@ def test_a_readme_without_the_marks_is_refused_and_left_as_it_is(common, tmp_pat
     assert readme.read_text() == "<!-- mine -->\n| old |\n"
 
 
-def test_rows_are_read_back_as_they_were_written(common, tmp_path):
+def test_rows_are_read_back_as_they_were_written(tmp_path):
     path = tmp_path / "new" / "rows.csv"
     assert common.read_rows(path) == []
     common.write_rows(path, [{"a": 1, "b": "x, y"}, {"a": 2, "b": ""}])
@@ -47,7 +40,7 @@ def test_each_script_says_how_it_is_called_by_the_path_where_it_lies(script):
     ), script
 
 
-def test_a_page_has_a_mark_for_each_table_that_a_script_documents(common):
+def test_a_page_has_a_mark_for_each_table_that_a_script_documents():
     calls = {name for path in SCRIPTS for name in path.read_text().split('document("')[1:]}
     named = {call.partition('"')[0] for call in calls}
     assert named == {

@@ -1,6 +1,5 @@
 import json
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -164,11 +163,14 @@ def test_what_another_has_written_during_a_failure_is_not_cut(tmp_path, monkeypa
 
 
 WRITER = """
+import resource
 import sys
 from pathlib import Path
 from al_lightning.labelling.answers import Answer
 from al_lightning.labelling.write import append_answer
-folder, who, first, last = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:5])
+folder, who, first, last, limit = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:6])
+if limit:  # the kernel writes what fits, then fails, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 for number in range(first, last):
     try:
         append_answer(folder, Answer(number, "label", "dog", who, f"2026-11-28T10:00:00.{number:06d}Z"))
@@ -178,19 +180,15 @@ for number in range(first, last):
 """
 
 
-def writer(folder: Path, first: int, last: int, **arguments) -> subprocess.Popen:
-    command = [sys.executable, "-c", WRITER, str(folder), "ann", str(first), str(last)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **arguments)
+def writer(folder: Path, first: int, last: int, limit: int = 0) -> subprocess.Popen:
+    command = [sys.executable, "-c", WRITER, str(folder), "ann", *map(str, (first, last, limit))]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow
 def test_a_full_disk_is_an_error_and_no_answer_is_half(tmp_path):
     size = len(as_line(numbered(0)))
-
-    def limit() -> None:  # the kernel writes what fits, then fails, as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4 * size + size // 2, resource.RLIM_INFINITY))
-
-    process = writer(tmp_path, 0, 10, preexec_fn=limit)
+    process = writer(tmp_path, 0, 10, limit=4 * size + size // 2)
     out, err = process.communicate()
     assert process.returncode == 1
     assert "large" in err

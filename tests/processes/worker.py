@@ -9,15 +9,10 @@ import importlib.util
 import os
 import pickle
 import sys
-import time
 from typing import Any
 
 import torch
 import torch.distributed
-
-# Before torch 2.7 a thread of gloo needs the GIL to let go of its last tensors, while the end of the group holds it
-# and waits for that thread: it must have had its moment before.
-LETS_GO_LATE = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7)
 
 
 def run(rank: int, job: dict[str, Any]) -> Any:
@@ -29,8 +24,6 @@ def run(rank: int, job: dict[str, Any]) -> Any:
         return getattr(module, job["function"])(**job["arguments"])
     finally:
         if torch.distributed.is_initialized():
-            if LETS_GO_LATE:
-                time.sleep(0.3)
             torch.distributed.destroy_process_group()
 
 

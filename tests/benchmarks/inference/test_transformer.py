@@ -1,30 +1,15 @@
 """The floating-point operations of the benchmark's encoder, and the table of its results."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from al_lightning.posterior import MCDropout
 from al_lightning.posterior.dropout import vmapped
-
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
-
-
-@pytest.fixture
-def transformer(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield importlib.import_module("inference.transformer")
-    for name in ("inference", "common", "inference.models", "inference.transformer"):
-        sys.modules.pop(name)
+from inference import transformer  # benchmarks/inference/transformer.py
 
 
 @pytest.mark.parametrize("num_samples", [2, 5])
-def test_all_samples_at_once_take_the_shared_operations_once_and_the_others_k_times(
-    transformer, num_samples, monkeypatch
-):
+def test_all_samples_at_once_take_the_shared_operations_once_and_the_others_k_times(num_samples, monkeypatch):
     monkeypatch.setattr(vmapped, "_WORKING_SET_CPU", 2**40)  # all samples in one pass
     batch = transformer.points(3)
     with MCDropout().sample(transformer.trained(0), num_samples, seed=0) as predict:
@@ -36,13 +21,13 @@ def test_all_samples_at_once_take_the_shared_operations_once_and_the_others_k_ti
     assert counter.get_total_flops() == len(batch) * (shared + num_samples * own)
 
 
-def test_half_precision_has_an_error_of_half_precision(transformer):
+def test_half_precision_has_an_error_of_half_precision():
     found = transformer.errors(transformer.trained(0), 2, 16)
     assert 0 < found.mean_log_prob < found.largest_log_prob < 0.1
     assert found.bald > 0
 
 
-def test_the_table_has_a_line_for_each_machine_with_its_last_result(transformer):
+def test_the_table_has_a_line_for_each_machine_with_its_last_result():
     row = dict.fromkeys(("one_by_one", "evaluation", "floor", "bf16"), "0.5") | {
         "num_samples": "100",
         "num_points": "9",

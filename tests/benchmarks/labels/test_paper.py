@@ -26,12 +26,8 @@ QUICK = [
 
 
 @pytest.fixture
-def modules(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    names = ("paper_runs", "paper_report", "paper")
-    yield {name: importlib.import_module(f"labels.{name}") for name in names}
-    for name in ("labels", "common", *(f"labels.{name}" for name in names)):
-        sys.modules.pop(name)
+def modules():
+    return {name: importlib.import_module(f"labels.{name}") for name in ("paper_runs", "paper_report", "paper")}
 
 
 def write_mnist(folder, num_train=90):

@@ -26,13 +26,9 @@ HEADER = {
 
 
 @pytest.fixture
-def modules(monkeypatch):
+def modules():
     pytest.importorskip("matplotlib")
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    names = ("seeded_runs", "text", "learning_curves")
-    yield {name: importlib.import_module(f"labels.{name}") for name in names}
-    for name in ("labels", "common", *(f"labels.{name}" for name in names)):
-        sys.modules.pop(name)
+    return {name: importlib.import_module(f"labels.{name}") for name in ("seeded_runs", "text", "learning_curves")}
 
 
 def rounds_with(accuracies, targets):
