@@ -10,19 +10,28 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from al_lightning import models
     from al_lightning.acquisition import (
+        BADGE,
+        BAIT,
         BALD,
+        EPIG,
         Acquisition,
         BatchBALD,
+        CoreSet,
         Entropy,
         LeastConfidence,
         Margin,
         MeanSTD,
         Pointwise,
+        PowerBALD,
+        ProbCover,
         Random,
         Screening,
+        SoftmaxBALD,
+        SoftrankBALD,
+        TypiClust,
         VariationRatios,
     )
-    from al_lightning.data import ActiveLearningDataModule
+    from al_lightning.data import ActiveLearningDataModule, without_reject
     from al_lightning.datasets import (
         DigitsDataModule,
         IDXDataModule,
@@ -30,7 +39,15 @@ if TYPE_CHECKING:
         UnlabelledImagesDataModule,
     )
     from al_lightning.labelling import AskPeople, DatasetLabels, LabelStudio, Oracle
-    from al_lightning.posterior import DeepEnsemble, LastLayerLaplace, MCDropConnect, MCDropout, Point, Posterior
+    from al_lightning.posterior import (
+        AnchoredHeads,
+        DeepEnsemble,
+        LastLayerLaplace,
+        MCDropConnect,
+        MCDropout,
+        Point,
+        Posterior,
+    )
     from al_lightning.records import Round, read_journal
     from al_lightning.rounds import ActiveLearning, MeanPrediction, active_fit
 
@@ -40,21 +57,32 @@ __all__ = [
     "ActiveLearning",
     "ActiveLearningDataModule",
     "active_fit",
+    "without_reject",
     "Acquisition",
+    "BADGE",
+    "BAIT",
     "BALD",
     "BatchBALD",
+    "CoreSet",
+    "EPIG",
     "Entropy",
     "LeastConfidence",
     "Margin",
     "MeanSTD",
     "Pointwise",
+    "PowerBALD",
+    "ProbCover",
     "Random",
     "Screening",
+    "SoftmaxBALD",
+    "SoftrankBALD",
+    "TypiClust",
     "VariationRatios",
     "Oracle",
     "DatasetLabels",
     "AskPeople",
     "LabelStudio",
+    "AnchoredHeads",
     "DeepEnsemble",
     "LastLayerLaplace",
     "MCDropConnect",

@@ -160,9 +160,13 @@ class Classifier(LightningModule):
         net: Net from inputs to logits (B, C).
         lr: Learning rate of Adam.
         weight_decay: L2 penalty of Adam.
+        has_reject: The last output is that of rejected points (`ActiveLearningDataModule(reject="train")`): it is
+            trained, and left out of the losses and accuracies of validation and test.
     """
 
-    def __init__(self, net: nn.Module, *, lr: float = 1e-3, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, net: nn.Module, *, lr: float = 1e-3, weight_decay: float = 0.0, has_reject: bool = False
+    ) -> None:
         if not lr > 0 or not math.isfinite(lr):
             raise ValueError(f"`lr` is {lr}, but a learning rate must be positive and finite.")
         super().__init__()
@@ -170,6 +174,7 @@ class Classifier(LightningModule):
         self.net = net
         self.lr = lr
         self.weight_decay = weight_decay
+        self.has_reject = has_reject
         # Mean of correct (1) and wrong (0): unlike an accuracy metric, it needs no number of classes.
         self.val_acc = MeanMetric()
         self.test_acc = MeanMetric()
@@ -206,6 +211,7 @@ class Classifier(LightningModule):
     def _evaluate(self, stage: str, batch: Sequence[Tensor], accuracy: MeanMetric) -> None:
         inputs, targets = batch
         logits = self(inputs)
+        logits = logits[:, :-1] if self.has_reject else logits
         loss = nn.functional.cross_entropy(logits, targets)
         accuracy.update((logits.argmax(dim=1) == targets).float())
         self.log(f"{stage}_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(targets))

@@ -120,7 +120,7 @@ def test_a_checkpoint_holds_the_weights_and_the_hyper_parameters_but_no_net(tmp_
     trainer.fit(model, table_loader(), table_loader())
     trainer.save_checkpoint(tmp_path / "model.ckpt")
     checkpoint = torch.load(tmp_path / "model.ckpt", weights_only=True)
-    assert checkpoint["hyper_parameters"] == {"lr": 0.5, "weight_decay": 0.0}
+    assert checkpoint["hyper_parameters"] == {"lr": 0.5, "weight_decay": 0.0, "has_reject": False}
     assert list(checkpoint["state_dict"]) == ["net.shift"]  # accuracies are no weights
     assert torch.equal(Classifier.load_from_checkpoint(tmp_path / "model.ckpt", net=Table()).net.shift, model.net.shift)
 
@@ -188,3 +188,18 @@ def test_vgg_16_takes_the_convolutions_of_torchvisions_file(tmp_path):
     torch.save({"features.0.weight": states["features.0.weight"]}, tmp_path / "other.pth")
     with pytest.raises(RuntimeError, match="Missing key"):
         VGG16(pretrained=str(tmp_path / "other.pth"))
+
+
+def test_the_output_of_rejected_points_is_trained_and_not_measured():
+    model = Classifier(Table(), has_reject=True)
+    inputs = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))  # logits
+    logits = model(inputs).detach()
+    targets = logits[:, :-1].argmax(dim=1)  # of the real classes always right
+    assert (logits.argmax(dim=1) != targets).any()
+    logged = {}
+    model.log = lambda name, value, **_: logged.update({name: value})
+    model.test_step((inputs, targets), 0)
+    assert float(model.test_acc.compute()) == 1
+    assert torch.isclose(logged["test_loss"], nn.functional.cross_entropy(logits[:, :-1], targets))
+    loss = model.training_step((inputs, torch.full((20,), logits.shape[1] - 1)), 0)
+    assert torch.isclose(loss, -logits.log_softmax(dim=1)[:, -1].mean())

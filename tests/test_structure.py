@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "al_lightning"
 SOURCES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 MOST_ROOMS, MOST_ARROWS, MOST_LOOSE_FILES = 20, 40, 10
-GROUND = {"_lightning", "threads"}  # stand for Lightning and for torch's threads; arrows to them are not counted
+# Stand for Lightning, for torch's threads and for its generators; arrows to them are not counted.
+GROUND = {"_lightning", "threads", "randomness"}
 
 
 def modules_imported_by(source: Path) -> set[Path]:
@@ -76,7 +77,7 @@ def test_arrows_between_rooms_are_few_and_make_no_cycle():
 
 
 def test_what_stands_for_others_imports_no_room():
-    assert {target for source in GROUND for target in IMPORTS[Path(f"{source}.py")]} == set()
+    assert {target for source in GROUND for target in IMPORTS[Path(f"{source}.py")]} <= {Path("_lightning.py")}
 
 
 def packages() -> list[str]:

@@ -1,6 +1,12 @@
 """Acquisitions: one class for each, and the pure functions of log-probabilities that they call."""
 
+from al_lightning.acquisition.bait import BAIT
 from al_lightning.acquisition.base import Acquisition, Batch, Predictions, Search
+from al_lightning.acquisition.diverse.badge import BADGE
+from al_lightning.acquisition.diverse.coreset import CoreSet
+from al_lightning.acquisition.diverse.probcover import ProbCover
+from al_lightning.acquisition.diverse.typiclust import TypiClust
+from al_lightning.acquisition.epig import EPIG
 from al_lightning.acquisition.greedy.batchbald import BatchBALD, batchbald
 from al_lightning.acquisition.pointwise import (
     BALD,
@@ -10,6 +16,7 @@ from al_lightning.acquisition.pointwise import (
     MeanSTD,
     Pointwise,
     Random,
+    Scoring,
     VariationRatios,
     least_confidence,
     margin,
@@ -17,11 +24,13 @@ from al_lightning.acquisition.pointwise import (
     variation_ratios,
 )
 from al_lightning.acquisition.screening import Screened, Screening
+from al_lightning.acquisition.stochastic import PowerBALD, SoftmaxBALD, SoftrankBALD
 from al_lightning.acquisition.summary import log_k_limit_warning, summarise, uncertified_warning
 from al_lightning.distributed import Alone, Exchange
 
 __all__ = [
     "Acquisition",
+    "Scoring",
     "Pointwise",
     "Predictions",
     "Batch",
@@ -30,12 +39,21 @@ __all__ = [
     "Alone",
     "BatchBALD",
     "BALD",
+    "EPIG",
+    "BAIT",
+    "PowerBALD",
+    "SoftmaxBALD",
+    "SoftrankBALD",
     "Entropy",
     "LeastConfidence",
     "Margin",
     "VariationRatios",
     "MeanSTD",
     "Random",
+    "TypiClust",
+    "CoreSet",
+    "ProbCover",
+    "BADGE",
     "Screening",
     "Screened",
     "batchbald",

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ from al_lightning.information.entropies import at_least_single, check_shape
 Prepared = TypeVar("Prepared")
 
 
-Need = Literal["predictions", "disagreement"]
-"""Declared by an acquisition, given by a run: `predictions` of the pool, and `disagreement` of at least two samples."""
+Need = Literal["predictions", "disagreement", "features", "targets"]
+"""Declared by an acquisition, given by a run: `predictions` of the pool, `disagreement` of at least two samples,
+`features` of the pool and of the labelled points, and predictions of `targets` by the same samples."""
 
 BY_CHANCE_BELOW = 2e-4
 """Nats that a point adds to BatchBALD's batch; less than that may be rounding, even of 10,000 classes."""
@@ -27,16 +28,30 @@ BY_CHANCE_BELOW = 2e-4
 class Predictions:
     """Predictions of this process's part of the pool; the part may be empty, of shape (0, K, C).
 
+    The last three are None unless the acquisition declares in `needs` that it wants them.
+
     Args:
         log_probs_N_K_C: Normalised log-probabilities; None for an acquisition that needs no predictions. Such a pool is
             not divided: each process sees all of it.
         offset: Position in the whole pool of this part's first row.
         total: Number of points of the whole pool; None if this part is all of it.
+        features_N_D: Features of the points of this part, single precision.
+        labelled_features_L_D: Features of all labelled points, the same on each process; L may be 0.
+        target_log_probs_T_K_C: Log-probabilities of all target points by the same K posterior samples, the same on each
+            process.
+
+    Example:
+        >>> Predictions(None, total=5, features_N_D=torch.zeros(4, 2))
+        Traceback (most recent call last):
+        ValueError: `features_N_D` is of 4 points, but this part of the pool has 5.
     """
 
     log_probs_N_K_C: Tensor | None
     offset: int = 0
     total: int | None = None
+    features_N_D: Tensor | None = None
+    labelled_features_L_D: Tensor | None = None
+    target_log_probs_T_K_C: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.log_probs_N_K_C is None and self.total is None:
@@ -47,6 +62,10 @@ class Predictions:
             raise ValueError(
                 f"`offset` is {self.offset} for a part of {self.num_rows} points, but `total` is {self.num_points}. "
                 "Pass this part's first position and the size of the whole pool."
+            )
+        if self.features_N_D is not None and len(self.features_N_D) != self.num_rows:
+            raise ValueError(
+                f"`features_N_D` is of {len(self.features_N_D)} points, but this part of the pool has {self.num_rows}."
             )
 
     @property
@@ -134,13 +153,16 @@ class Acquisition(ABC):
     """Choice of the points to label; `Pointwise` is the short way to one of your own.
 
     A base class so that YAML can name its subclasses by their short names.
-
-    Attributes:
-        needs: Declares what a run must give: predictions of the pool by K posterior samples that may disagree; with
-            `frozenset({"predictions"})` K may be 1, for an acquisition of the mean prediction; or nothing.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"predictions", "disagreement"})
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Declare what a run must give: predictions of the pool by K posterior samples that may disagree.
+
+        A subclass that needs something else says so in a line of its class: with
+        `needs = frozenset({"predictions"})` K may be 1, for an acquisition of the mean prediction.
+        """
+        return frozenset({"predictions", "disagreement"})
 
     @abstractmethod
     def __call__(

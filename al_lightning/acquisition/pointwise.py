@@ -82,20 +82,14 @@ def mean_std(log_probs_N_K_C: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def highest(
-    score: Callable[[Tensor], Tensor],
-    predictions: Predictions,
-    batch_size: int,
-    *,
-    generator: torch.Generator,
-    exchange: Exchange,
-) -> Batch:
-    """Return the points of the highest score, a function of some points' log-probabilities (n, K, C -> n).
+def scores_of(score: Callable[[Tensor], Tensor], predictions: Predictions, *, exchange: Exchange) -> Tensor:
+    """Return the scores of this process's part of the pool (N, single), refused on all ranks if on any.
 
-    Chance decides between equal scores: votes of K samples know few values, and the first points of a pool that lies
-    sorted by class would be a batch of one class.
+    Args:
+        score: Function of some points' log-probabilities in double precision (n, K, C -> n).
+        predictions: This process's part of the pool.
+        exchange: Exchange with the other ranks.
     """
-    check_batch_size(batch_size, predictions.num_points)
 
     def scored(log_probs_n_K_C: Tensor) -> Tensor:
         # Computed in double and rounded to single, so that equal points score equally wherever they lie, on any rank.
@@ -112,13 +106,41 @@ def highest(
             check_log_probs(log_probs_N_K_C)
         return in_blocks(scored, log_probs_N_K_C)
 
-    scores_N = prepared_on_all_ranks(predictions, prepare, exchange=exchange)
-    positions_N = torch.arange(len(scores_N)) + predictions.offset
-    luck_N = by_chance(positions_N, generator)
-    return top(scores_N, batch_size, luck_N=luck_N, positions_N=positions_N, exchange=exchange)
+    return prepared_on_all_ranks(predictions, prepare, exchange=exchange)
 
 
-class Pointwise(Acquisition):
+class Scoring(Acquisition):
+    """Points of the highest score, each scored by itself.
+
+    Chance decides between equal scores: votes of K samples know few values, and the first points of a pool that lies
+    sorted by class would be a batch of one class.
+    """
+
+    @abstractmethod
+    def scores(self, predictions: Predictions, *, exchange: Exchange = ALONE) -> Tensor:
+        """Score this process's part of the pool (N, single), higher is better."""
+
+    @override
+    def __call__(
+        self, predictions: Predictions, batch_size: int, *, generator: torch.Generator, exchange: Exchange = ALONE
+    ) -> Batch:
+        check_batch_size(batch_size, predictions.num_points)
+        scores_N = self.scores(predictions, exchange=exchange)
+        positions_N = torch.arange(len(scores_N)) + predictions.offset
+        luck_N = by_chance(positions_N, generator)
+        return top(scores_N, batch_size, luck_N=luck_N, positions_N=positions_N, exchange=exchange)
+
+
+def check_scoring(score: object, *, argument: str) -> None:
+    """Refuse an acquisition that does not score each point by itself, in the place of one that does; None is fine."""
+    if score is not None and not isinstance(score, Scoring):
+        raise TypeError(
+            f"`{argument}` is {score!r}, but must be an acquisition that scores each point by itself, as `BALD()`, "
+            "`EPIG()`, `Entropy()` or a `Pointwise` of your own."
+        )
+
+
+class Pointwise(Scoring):
     """Points of the highest `score`, the one method to write for an acquisition of your own.
 
     Each point is scored by itself. Make the subclass a frozen dataclass: YAML sets its fields. Blocks, threads, ranks
@@ -148,10 +170,8 @@ class Pointwise(Acquisition):
         """
 
     @override
-    def __call__(
-        self, predictions: Predictions, batch_size: int, *, generator: torch.Generator, exchange: Exchange = ALONE
-    ) -> Batch:
-        return highest(self.score, predictions, batch_size, generator=generator, exchange=exchange)
+    def scores(self, predictions: Predictions, *, exchange: Exchange = ALONE) -> Tensor:
+        return scores_of(self.score, predictions, exchange=exchange)
 
 
 @dataclass(frozen=True)

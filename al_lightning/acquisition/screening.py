@@ -5,11 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from al_lightning.acquisition.base import Predictions
-from al_lightning.acquisition.pointwise import highest
+from al_lightning.acquisition.base import Need, Predictions
+from al_lightning.acquisition.pointwise import BALD, Scoring, check_scoring
 from al_lightning.acquisition.summary import mean_bald
 from al_lightning.distributed import ALONE, Exchange
-from al_lightning.information import mutual_information
 
 LAST_TENTH = 0.9
 
@@ -19,30 +18,44 @@ class Screening:
     """Screening by few posterior samples of the whole pool: the points of largest BALD reach the acquisition.
 
     A point of small BALD adds little to any batch, and few samples show which points these are. The record says how far
-    down the ranking the batch went.
+    down the ranking the batch went. With `score=EPIG()` those are kept whose labels tell most about the targets, and
+    the acquisition need not know of these: `BatchBALD` then chooses a batch among points that matter.
 
     Args:
         num_points: Number of points to keep: far more than a batch; copies of a point count.
         num_samples: Number of posterior samples that screen. They are not among those that the acquisition uses, which
             therefore do not repeat their errors.
+        score: Acquisition whose highest scores are kept, `EPIG()` or one that scores each point by itself. By default
+            `BALD()`.
     """
 
     num_points: int = 2000
     num_samples: int = 20
+    score: Scoring | None = None
 
     def __post_init__(self) -> None:
         for name, value, least in (("num_points", self.num_points, 1), ("num_samples", self.num_samples, 2)):
             if value < least:
                 raise ValueError(f"`Screening({name}=...)` is {value}, but must be at least {least}.")
+        check_scoring(self.score, argument="Screening(score=...)")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Return what a run must give the screening."""
+        return self._scoring.needs
+
+    @property
+    def _scoring(self) -> Scoring:
+        return BALD() if self.score is None else self.score
 
     def __call__(
         self, predictions: Predictions, *, generator: torch.Generator, exchange: Exchange = ALONE
     ) -> "Screened":
-        """Keep the points of largest BALD, given the predictions of `num_samples` for the pool.
+        """Keep the points of the highest score, given the predictions of `num_samples` for the pool.
 
         Args:
             predictions: This process's part of the pool.
-            generator: On the CPU, in the same state on every rank; decides between points of equal BALD.
+            generator: On the CPU, in the same state on every rank; decides between equal scores.
             exchange: Exchange with the other ranks.
 
         Example:
@@ -60,7 +73,7 @@ class Screening:
                 f"`num_samples` is {self.num_samples}, but `predictions` are by {log_probs_N_K_C.shape[1]}. Pass those "
                 "of as many."
             )
-        batch = highest(mutual_information, predictions, self.num_points, generator=generator, exchange=exchange)
+        batch = self._scoring(predictions, self.num_points, generator=generator, exchange=exchange)
         return Screened(batch.positions, mean_bald(predictions, exchange=exchange), num_pool, self)
 
 
@@ -69,8 +82,8 @@ class Screened:
     """Result of a screening; the same on every rank.
 
     Args:
-        ranking: Positions in the pool of the points kept, largest BALD first.
-        mean_bald: Mean BALD of the whole pool.
+        ranking: Positions in the pool of the points kept, highest score first.
+        mean_bald: Mean BALD of the whole pool, whatever has screened it.
         num_points: Number of points in the pool.
         screening: Settings of the screening.
     """

@@ -33,6 +33,7 @@ from al_lightning.data.loaders import (
     sequential_loader,
     train_loader_of,
 )
+from al_lightning.data.rejected import Outputs, WithRejected, checked_junk, checked_reject
 from al_lightning.data.rows import digests, refuse_reordered
 from al_lightning.data.targets import (
     all_targets,
@@ -41,6 +42,7 @@ from al_lightning.data.targets import (
     classes_of,
     has_names,
     known_targets_of,
+    marked,
     numbered,
     refuse_other_targets,
     refuse_outside,
@@ -99,6 +101,15 @@ class ActiveLearningDataModule(Wrapper):
         renamed: Other names of classes, such as earlier ones, each with the name in `classes` that it stands for.
         label_key: Key of the label in dict items, where it is none of `label`, `labels`, `target`, `targets` and `y`,
             or where an item has several of these. The pool loader's dict batches come without it.
+        reject: Use of rejected points, which are none of the classes: "set_aside" trains on none of them; "train"
+            trains them as one more class, the last of the model's C + 1 outputs, whatever C becomes. Rejected points
+            that are set aside teach the model nothing, so it stays uncertain of their kind and acquisitions go on to
+            ask for it. Acquisitions therefore see all C + 1 outputs: over the C classes alone a rejected kind, of which
+            the model is certain by then, would look uncertain again. Metrics of the classes leave the last output out:
+            those of the package do, and `without_reject(logits)` is for your own `test_step`.
+        junk: Target in the dataset of points that are none of the classes, for experiments: the answer to such a point
+            is that it is rejected, which costs one label. They are never among the initial labels. A number, or with
+            `classes` a name that is not among them.
 
     Example:
         >>> class Texts(LightningDataModule):
@@ -124,6 +135,9 @@ class ActiveLearningDataModule(Wrapper):
     classes: list[str] | None
     renamed: dict[str, str]
     label_key: str | None
+    reject: Literal["set_aside", "train"]
+    junk: int | str | None
+    _outputs: Outputs
     _answers: dict[int, int]
     _num_reserved: int
     _known_targets: dict[int, int]
@@ -146,6 +160,8 @@ class ActiveLearningDataModule(Wrapper):
         classes: list[str] | None = None,
         renamed: dict[str, str] | None = None,
         label_key: str | None = None,
+        reject: Literal["set_aside", "train"] = "set_aside",
+        junk: int | str | None = None,
     ) -> None:
         check_flavour("datamodule", datamodule, LightningDataModule)
         if isinstance(datamodule, ActiveLearningDataModule):
@@ -156,6 +172,9 @@ class ActiveLearningDataModule(Wrapper):
         self.classes = checked_classes(classes)
         self.renamed = checked_renamed(renamed, self.classes)
         self.label_key = label_key
+        self.reject = checked_reject(reject)
+        self.junk = checked_junk(junk, has_classes=self.classes is not None)
+        self._outputs = Outputs()
         self.initial = checked_initial(initial, may_be_given=self.classes is not None)
         self.balanced = balanced
         self.points_per_epoch = points_per_epoch
@@ -203,8 +222,41 @@ class ActiveLearningDataModule(Wrapper):
 
     @property
     def has_acquired(self) -> bool:
-        """Return True if points were labelled besides the initial ones."""
-        return self._labels is not None and bool((self._labels.round_of_N > 0).any())
+        """Return True if points were labelled besides the initial ones, or rejected."""
+        labels = self._labels
+        return labels is not None and (bool((labels.round_of_N > 0).any()) or labels.num_rejected > 0)
+
+    @property
+    def trains_rejected(self) -> bool:
+        """Return True if rejected points are trained as the last output."""
+        return self.reject == "train"
+
+    @property
+    def knows_outputs(self) -> bool:
+        """Return True once the number of the model's outputs was found."""
+        return self._outputs.num is not None
+
+    @property
+    def trained_indices(self) -> Tensor:
+        """Return the ids of the points that training sees, ascending: rejected ones too where they are trained."""
+        labels = self.labels
+        if not self.trains_rejected:
+            return labels.labelled_indices
+        return torch.cat([labels.labelled_indices, labels.rejected_indices]).sort().values
+
+    @property
+    def trained_targets(self) -> list[int] | None:
+        """Return the classes of `trained_indices`, that of rejected points being the last output.
+
+        None if nothing says where the dataset keeps them.
+        """
+        labelled = self.labels.labelled_indices
+        targets = self.targets_of(labelled)
+        if targets is None or not self.trains_rejected or self.labels.num_rejected == 0:
+            return targets
+        rejected = dict.fromkeys(self.labels.rejected_indices.tolist(), self._outputs.last)
+        target_of = dict(zip(labelled.tolist(), targets, strict=True)) | rejected
+        return [target_of[index] for index in self.trained_indices.tolist()]
 
     def setup(self, stage: str) -> None:
         """Set up the wrapped module; for a fit, read its training loader, and once draw the initial labels."""
@@ -259,6 +311,11 @@ class ActiveLearningDataModule(Wrapper):
         """Return the ids of the initial points that are not drawn."""
         if isinstance(self.initial, int):
             return []
+        if self.initial != "given" and (junk := self._junk_among(self.initial)):
+            raise ValueError(
+                f"`initial` names points that are junk: {junk[:NUM_SHOWN]} ({len(junk)} in all). Initial labels are "
+                "of the classes."
+            )
         if self.initial == "given":
             known = self._known_in_dataset(range(num_points))
             if given := [index for index, target in enumerate(known) if target is not None]:
@@ -277,11 +334,16 @@ class ActiveLearningDataModule(Wrapper):
 
     def _candidates(self, in_pool: Tensor, num_points: int) -> tuple[Tensor, list[int] | None]:
         """Return the points among which initial ones are drawn, and their targets if these decide."""
+        if junk := self._junk_among(in_pool.tolist()):
+            in_pool = in_pool[~torch.isin(in_pool, torch.tensor(junk))]
         if self.classes is None:
             if not self.balanced:
                 return in_pool, None
             targets_N = all_targets(self._dataset_with_labels, num_points)
-            refuse_outside(dict(enumerate(targets_N)), num_classes=None)
+            of_junk = set(junk)
+            refuse_outside(
+                {index: target for index, target in enumerate(targets_N) if index not in of_junk}, num_classes=None
+            )
             return in_pool, [targets_N[index] for index in in_pool.tolist()]
         known = self._known_in_dataset(in_pool.tolist())
         is_known = torch.tensor([target is not None for target in known], dtype=torch.bool)
@@ -307,7 +369,12 @@ class ActiveLearningDataModule(Wrapper):
     def _refuse_other_points(self, before: Mapping[int, int], corrected: Collection[int]) -> None:
         """Refuse ids that mean other points than before, which changed targets show."""
         indices = self._labelled_or_held_out.tolist()
-        targets = self.check_targets(indices)
+        if junk := self._junk_among(indices):
+            raise ValueError(
+                f"The points {junk[:NUM_SHOWN]} ({len(junk)} in all) are labelled, but the dataset has the target of "
+                f"junk for them, {self.junk!r}. Give them a class, or start a new run."
+            )
+        targets = self.targets_checked(indices)
         now = {} if targets is None else dict(zip(indices, targets, strict=True))
         refuse_other_targets(before, now, corrected=corrected)
         self._known_targets = now
@@ -316,16 +383,23 @@ class ActiveLearningDataModule(Wrapper):
         """Return the wrapped module's current training loader, restricted to the labelled points."""
         num_ranks = 1 if self.trainer is None else self.trainer.world_size
         self._ask_again()
-        if self.classes is not None and self.labels.num_labelled == 0:
+        if self.labels.num_labelled == 0:
             return DataLoader(NothingToTrain())
-        loader, indices = self._fit_loader(), self.labels.labelled_indices.tolist()
+        loader, labelled = self._fit_loader(), self.labels.labelled_indices.tolist()
+        change = None if self.classes is None else self._trained(labelled)
         return labelled_loader(
             loader,
-            indices,
+            self.trained_indices.tolist(),
             points_per_epoch=self.points_per_epoch,
             num_ranks=num_ranks,
-            dataset=None if self.classes is None else Changed(loader.dataset, self._trained(indices)),
+            dataset=self._changed(loader.dataset, change),
         )
+
+    def _changed(self, dataset: Dataset[Any], change: Callable[[int, Any], Any] | None) -> Dataset[Any]:
+        """Return a dataset with changed items, where rejected points are trained with their class."""
+        if self.trains_rejected and self.labels.num_rejected > 0:
+            change = WithRejected(self.labels.rejected_indices.tolist(), self._outputs, self._put_label, change)
+        return dataset if change is None else Changed(dataset, change)
 
     def _trained(self, indices: Sequence[int]) -> Trained:
         """Return the change of items that gives labelled points their known classes."""
@@ -408,7 +482,7 @@ class ActiveLearningDataModule(Wrapper):
         indices_B = self.labels.pool_indices if indices is None else self.labels.checked(indices)
         pool = sequential_loader(
             loader,
-            dataset if self.classes is None else Changed(dataset, self._of_pool(indices_B)),
+            self._changed(dataset, None if self.classes is None else self._of_pool(indices_B)),
             indices_B.tolist(),
             batch_size=batch_size or self.pool_batch_size,
             seed=self.seed,
@@ -426,7 +500,14 @@ class ActiveLearningDataModule(Wrapper):
         return self._fit_loader().dataset if self._pool_dataset is None else self._pool_dataset
 
     def pool_items(self, indices: Sequence[int]) -> Iterator[object]:
-        """Yield the items of some points as the pool loader reads them, each with the same global random generators."""
+        """Yield the items of some points as the pool loader reads them, each with the same global random generators.
+
+        If the pool holds features, they are the items of which these were made.
+        """
+        shown = getattr(self._dataset_of_pool(), "shown", None)
+        if shown is not None:
+            yield from map(shown, self.labels.checked(indices).tolist())
+            return
         items = self.pool_dataloader(indices).dataset
         for position in range(len(indices)):
             with seeded(self.seed):  # reading an item may augment it
@@ -436,8 +517,11 @@ class ActiveLearningDataModule(Wrapper):
     def pool_item(self, index: int) -> object:
         """Return the item of a point as the pool has it, with -1 for its label: nobody who sees it learns the label."""
         (checked,) = self.labels.checked([index]).tolist()
+        dataset = self._dataset_of_pool()
+        if hasattr(dataset, "shown"):  # it holds features
+            return dataset.shown(checked)
         with seeded(self.seed):
-            item = self._dataset_of_pool()[checked]
+            item = dataset[checked]
         return self._put_label(item, MISSING)
 
     @property
@@ -556,7 +640,7 @@ class ActiveLearningDataModule(Wrapper):
         return [[index, old, known[index]] for index, old in target_of.items() if known.get(index, old) != old]
 
     def unlabel(self, indices: Sequence[int] | Tensor) -> None:
-        """Put labelled or excluded points back into the pool; answers to them no longer count."""
+        """Put labelled, excluded or rejected points back into the pool; answers to them no longer count."""
         self.labels.unlabel(indices)
         for index in map(int, indices):
             if self._answers.pop(index, None) is not None:
@@ -589,18 +673,38 @@ class ActiveLearningDataModule(Wrapper):
         return [target for target in known if target is not None]
 
     def known_targets(self, indices: Sequence[int] | Tensor) -> list[int | None] | None:
-        """Return `targets_of` some points, None for each point whose class nobody knows."""
+        """Return `targets_of` some points, None for each point whose class nobody knows, and for junk."""
         ids = self.labels.checked(indices).tolist()
         if self.classes is None:
-            return self._true_targets(ids)  # type: ignore[return-value] # a list that nobody changes
+            junk = set(self._junk_among(ids))
+            others = [index for index in ids if index not in junk]
+            targets = self._true_targets(others)
+            of = None if targets is None else dict(zip(others, targets, strict=True))
+            return None if of is None else [of.get(index) for index in ids]
         unanswered = [index for index in ids if index not in self._answers]
         known = dict(zip(unanswered, self._known_in_dataset(unanswered), strict=True))
         return [self._answers[index] if index in self._answers else known[index] for index in ids]
 
     def _known_in_dataset(self, indices: Sequence[int]) -> list[int | None]:
         dataset, is_own = self._dataset_with_labels, own_with_label(self.inner) is not None
+        junk = set(self._junk_among(indices))
+        others = [index for index in indices if index not in junk]
         with seeded(self.seed):  # reading an item may augment it
-            return known_targets_of(dataset, indices, self._numbers(), may_be_anything=is_own)
+            known = known_targets_of(dataset, others, self._numbers(), may_be_anything=is_own)
+        of = dict(zip(others, known, strict=True))
+        return [of.get(index) for index in indices]
+
+    def _junk_among(self, indices: Sequence[int]) -> list[int]:
+        """Return the points, of some, that the dataset calls junk; no item is read where nothing is called so."""
+        if self.junk is None:
+            return []
+        with seeded(self.seed):  # reading an item may augment it
+            dataset, may_be_anything = self._dataset_with_labels, self.classes is not None
+            return marked(dataset, indices, self.junk, may_be_anything=may_be_anything)
+
+    def junk_among(self, indices: Sequence[int]) -> list[int]:
+        """Return the points, of some, that are none of the classes, as far as the dataset says so (`junk`)."""
+        return self._junk_among(self.labels.checked(indices).tolist())
 
     def _numbers(self) -> dict[str, int]:
         """Return the number of each class by its name, and by the names that it had before."""
@@ -616,11 +720,31 @@ class ActiveLearningDataModule(Wrapper):
             self._class_names = self._class_names or class_names(dataset)
         return numbered(ids, classes, self._class_names)
 
-    def check_targets(self, indices: Sequence[int] | Tensor, *, num_classes: int | None = None) -> list[int] | None:
-        """Return `targets_of` these points, or raise if one of them is no class."""
+    def check_targets(
+        self, indices: Sequence[int] | Tensor, *, num_classes: int | None = None
+    ) -> list[int | None] | None:
+        """Return `targets_of` these points, None for junk, or raise if one of them is no class.
+
+        Args:
+            indices: Ids of the points.
+            num_classes: Number of the model's outputs, if known.
+        """
+        ids = self.labels.checked(indices).tolist()
+        junk = set(self._junk_among(ids))
+        others = [index for index in ids if index not in junk]
+        targets = self.targets_checked(others, num_classes=num_classes)
+        of = None if targets is None else dict(zip(others, targets, strict=True))
+        return None if of is None else [of.get(index) for index in ids]
+
+    def targets_checked(self, indices: Sequence[int], *, num_classes: int | None = None) -> list[int] | None:
+        """Return `targets_of` points that are no junk, or raise if one of them is no class."""
         targets = self.targets_of(indices)
         if targets is not None:
-            refuse_outside(dict(zip(map(int, indices), targets, strict=True)), num_classes=num_classes)
+            has_reject = self.trains_rejected
+            num_real = None if num_classes is None else num_classes - has_reject
+            refuse_outside(
+                dict(zip(map(int, indices), targets, strict=True)), num_classes=num_real, has_reject=has_reject
+            )
             return targets
         with seeded(self.seed):
             few = [int(index) for index in indices[:NUM_LOOKED_AT]]
@@ -631,10 +755,13 @@ class ActiveLearningDataModule(Wrapper):
         """Check the targets of the labelled points and of the pool; of a few pool points where items must be read.
 
         Args:
-            num_classes: Number of classes that the model predicts, if known.
+            num_classes: Number of classes that the model predicts, if known; with `reject="train"` the last of them is
+                from now on that of rejected points.
             pool_is_labelled: Refuse pool points whose class nobody knows. False if people label them.
         """
         self._check_outputs(num_classes, pool_is_labelled=pool_is_labelled)
+        if num_classes is not None:
+            self._outputs.num = num_classes
         pool_indices = self.labels.pool_indices
         with seeded(self.seed):
             is_cheap = tells_at_once(self._dataset_with_labels)
@@ -650,6 +777,14 @@ class ActiveLearningDataModule(Wrapper):
             if not pool_is_labelled:
                 raise ValueError("People label the pool, but nobody knows the classes. Give `classes=[...]`.")
             return
+        if num_classes is not None and self.trains_rejected and len(self.classes) >= num_classes:
+            num = len(self.classes) + 1
+            raise ValueError(
+                f"`classes` names {len(self.classes)} classes, and `reject='train'` trains rejected points as one "
+                f"more, but the model predicts {num_classes}. Give the model {num} outputs, as in its last layer "
+                f"`nn.Linear(..., {num})`: the last is that of rejected points (more are fine: spare ones for classes "
+                "to come, before the last)."
+            )
         if num_classes is not None and len(self.classes) > num_classes:
             raise ValueError(
                 f"`classes` names {len(self.classes)} classes, but the model predicts {num_classes}. Give the model "

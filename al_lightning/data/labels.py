@@ -9,15 +9,17 @@ IN_POOL = -1
 EXCLUDED = -2
 RESERVED = -3  # for the holdout, not answered yet
 HELD_OUT = -4  # in the holdout, with a label: measured, never trained on
+REJECTED = -5  # none of the classes: set aside, or trained as one more class
+LOWEST = REJECTED
 
 
 class Labels:
-    """Label state of a dataset of N points: `round_of_N` is the round of labelling, or one of four marks.
+    """Label state of a dataset of N points: `round_of_N` is the round of labelling, or one of five marks.
 
-    The marks are IN_POOL, EXCLUDED, and for points of the holdout RESERVED (not answered yet) and HELD_OUT (with a
-    label: measured, never trained on). Points of the holdout cannot be labelled, excluded or put into the pool: only
-    their answers move them. Ids of points are rows of the dataset. The order of acquisition within a round is kept in
-    the records, not here.
+    The marks are IN_POOL, EXCLUDED, REJECTED (none of the classes), and for points of the holdout RESERVED (not
+    answered yet) and HELD_OUT (with a label: measured, never trained on). Points of the holdout cannot be labelled,
+    excluded or put into the pool: only their answers move them. Ids of points are rows of the dataset. The order of
+    acquisition within a round is kept in the records, not here.
 
     Example:
         >>> labels = Labels(5)
@@ -41,9 +43,11 @@ class Labels:
     def __repr__(self) -> str:
         num_reserved = len(self.reserved_indices)
         holdout = f", num_reserved={num_reserved}, num_held_out={self.num_held_out}"
+        rejected = f", num_rejected={self.num_rejected}" if self.num_rejected else ""
         return (
             f"Labels(num_labelled={self.num_labelled}, num_pool={self.num_pool}, "
-            f"num_excluded={len(self.excluded_indices)}{holdout if num_reserved or self.num_held_out else ''})"
+            f"num_excluded={len(self.excluded_indices)}{rejected}"
+            f"{holdout if num_reserved or self.num_held_out else ''})"
         )
 
     @property
@@ -77,6 +81,11 @@ class Labels:
         return (self.round_of_N == HELD_OUT).nonzero().squeeze(1)
 
     @property
+    def rejected_indices(self) -> Tensor:
+        """Return the ids of the points that are none of the classes, ascending."""
+        return (self.round_of_N == REJECTED).nonzero().squeeze(1)
+
+    @property
     def num_labelled(self) -> int:
         """Count the labelled points."""
         return int((self.round_of_N >= 0).sum())
@@ -91,6 +100,16 @@ class Labels:
         """Count the points of the holdout that have a label."""
         return int((self.round_of_N == HELD_OUT).sum())
 
+    @property
+    def num_rejected(self) -> int:
+        """Count the points that are none of the classes."""
+        return int((self.round_of_N == REJECTED).sum())
+
+    @property
+    def num_paid(self) -> int:
+        """Count what the label budget has paid for: labels, those of the holdout and rejected points included."""
+        return self.num_labelled + self.num_held_out + self.num_rejected
+
     def label(self, indices: Iterable[int] | Tensor, *, round: int) -> None:  # noqa: A002 - the name in the state
         """Move points from the pool to the labelled ones; if one cannot be moved, none is, and an error is raised."""
         if round < 0:
@@ -98,14 +117,15 @@ class Labels:
         indices_B = self.checked(indices)
         self._refuse("are already labelled", indices_B[self.round_of_N[indices_B] >= 0], "Acquire pool points only.")
         self._refuse_excluded(indices_B)
+        self._refuse_rejected(indices_B)
         self._refuse_holdout(indices_B)
         self.round_of_N[indices_B] = round
 
     def unlabel(self, indices: Iterable[int] | Tensor) -> None:
-        """Put labelled or excluded points back into the pool; if one is there already, none is moved."""
+        """Put labelled, excluded or rejected points back into the pool; if one is there already, none is moved."""
         indices_B = self.checked(indices)
         in_pool_B = indices_B[self.round_of_N[indices_B] == IN_POOL]
-        self._refuse("are in the pool already", in_pool_B, "Only labelled or excluded points can be put back.")
+        self._refuse("are in the pool already", in_pool_B, "Only points that have left it can be put back.")
         self._refuse_holdout(indices_B)
         self.round_of_N[indices_B] = IN_POOL
 
@@ -115,8 +135,16 @@ class Labels:
         labelled_B = indices_B[self.round_of_N[indices_B] >= 0]
         self._refuse("are labelled", labelled_B, "Only pool points can be excluded; `unlabel` them first.")
         self._refuse_excluded(indices_B)
+        self._refuse_rejected(indices_B)
         self._refuse_holdout(indices_B)
         self.round_of_N[indices_B] = EXCLUDED
+
+    def reject(self, indices: Iterable[int] | Tensor) -> None:
+        """Take points out of the pool that are none of the classes; if one is not in the pool, none is moved."""
+        indices_B = self.checked(indices)
+        others_B = indices_B[self.round_of_N[indices_B] != IN_POOL]
+        self._refuse("are not in the pool", others_B, "Reject pool points only; `unlabel` others first.")
+        self.round_of_N[indices_B] = REJECTED
 
     def reserve(self, indices: Iterable[int] | Tensor) -> None:
         """Reserve pool points for the holdout, or take the answers of held out points back."""
@@ -152,8 +180,8 @@ class Labels:
     def replace(self, state_of: Mapping[int, int]) -> None:
         """Replace the label state by the given states by id; all other points are in the pool."""
         indices_B = self.checked(list(state_of))
-        if (lowest := min(state_of.values(), default=IN_POOL)) < HELD_OUT:
-            raise ValueError(f"`state_of` holds {lowest}, but {HELD_OUT} is the lowest label state.")
+        if (lowest := min(state_of.values(), default=IN_POOL)) < LOWEST:
+            raise ValueError(f"`state_of` holds {lowest}, but {LOWEST} is the lowest label state.")
         self.round_of_N.fill_(IN_POOL)
         self.round_of_N[indices_B] = torch.tensor(list(state_of.values()), dtype=torch.long)
 
@@ -190,8 +218,8 @@ class Labels:
                 "its ids would mean other points. Use the dataset (and split) that the state was saved with, "
                 "or start a new run."
             )
-        if int(round_of.min()) < HELD_OUT:
-            raise ValueError(f"The label state holds {int(round_of.min())}, but {HELD_OUT} is its lowest value.")
+        if int(round_of.min()) < LOWEST:
+            raise ValueError(f"The label state holds {int(round_of.min())}, but {LOWEST} is its lowest value.")
         self.round_of_N.copy_(round_of)
 
     def checked(self, indices: Iterable[int] | Tensor) -> Tensor:
@@ -217,6 +245,10 @@ class Labels:
     def _refuse_excluded(self, indices_B: Tensor) -> None:
         excluded_B = indices_B[self.round_of_N[indices_B] == EXCLUDED]
         self._refuse("are excluded", excluded_B, "Put them back into the pool with `unlabel` first.")
+
+    def _refuse_rejected(self, indices_B: Tensor) -> None:
+        rejected_B = indices_B[self.round_of_N[indices_B] == REJECTED]
+        self._refuse("are rejected", rejected_B, "Put them back into the pool with `unlabel` first.")
 
     def _refuse_holdout(self, indices_B: Tensor) -> None:
         states_B = self.round_of_N[indices_B]

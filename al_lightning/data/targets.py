@@ -138,6 +138,28 @@ def known_targets_of(
     return [_known(index, found, numbers, positions) for index, found in zip(indices, found_N, strict=True)]
 
 
+def marked(dataset: Dataset[Any], indices: Sequence[int], marker: int | str, *, may_be_anything: bool) -> list[int]:
+    """Return the ids, of some, of the points that have `marker` as their target.
+
+    Args:
+        dataset: A dataset with `__getitem__` and `__len__`.
+        indices: Ids of the points.
+        marker: The target.
+        may_be_anything: Take an item in which nothing says where the target stands for one without a target.
+
+    Example:
+        >>> marked([("text", 0), ("noise", 9), ("text", 1)], [0, 1], 9, may_be_anything=False)
+        [1]
+    """
+    found_N = _classes(dataset, indices, has_none=(lambda _: True) if may_be_anything else _never)
+    if isinstance(found_N, Unclear):
+        raise ValueError(  # noqa: TRY004 - the item is at fault
+            f"`junk` is {marker!r}, a target of the dataset, but an item is {found_N.seen}, and nothing says where its "
+            f"target stands. Return items (input, class), or {GIVE_TARGETS}."
+        )
+    return [index for index, found in zip(indices, found_N, strict=True) if found == marker]
+
+
 def _known(index: int, found: Class, numbers: Mapping[str, int], positions: Collection[int]) -> int | None:
     if is_missing(found):
         return None
@@ -220,8 +242,30 @@ def tells_at_once(dataset: Dataset[Any]) -> bool:
     return False
 
 
-def refuse_outside(target_of: Mapping[int, int], *, num_classes: int | None) -> None:
-    """Refuse targets that are no class, naming the ids of their points."""
+def told_at_once(dataset: Dataset[Any]) -> list[Class] | None:
+    """Return the classes of all points as the dataset has them; None if that takes reading the items.
+
+    Example:
+        >>> import torch
+        >>> told_at_once(Subset(TensorDataset(torch.zeros(3, 2), torch.tensor([7, 8, -1])), [2, 0]))
+        [-1, 7]
+        >>> told_at_once([("text", 1)]) is None
+        True
+    """
+    if not tells_at_once(dataset):
+        return None
+    found_N = _classes(dataset, range(len(dataset)), has_none=has_no_target)  # type: ignore[arg-type] # it is sized
+    return None if isinstance(found_N, Unclear) else list(found_N)
+
+
+def refuse_outside(target_of: Mapping[int, int], *, num_classes: int | None, has_reject: bool = False) -> None:
+    """Refuse targets that are no class, naming the ids of their points.
+
+    Args:
+        target_of: Targets by id.
+        num_classes: Number of real classes that the model predicts, if known.
+        has_reject: The model has one more output, the last, for rejected points.
+    """
     wrong = [
         (index, target)
         for index, target in target_of.items()
@@ -236,7 +280,13 @@ def refuse_outside(target_of: Mapping[int, int], *, num_classes: int | None) -> 
             f"A negative one is no label. {ASK_PEOPLE}. If not, leave such points out of the training dataset, or take "
             "them out of the pool with `datamodule.exclude(ids)`."
         )
-    if any(target >= 0 for _, target in wrong):
+    if has_reject and num_classes is not None and any(target >= 0 for _, target in wrong):
+        ways.append(
+            "`reject='train'` trains rejected points as the last output: give the model one output more than there are "
+            f"classes, {max(target for _, target in wrong) + 2} instead of {num_classes + 1}, as in its last layer "
+            f"`nn.Linear(..., {max(target for _, target in wrong) + 2})`."
+        )
+    elif any(target >= 0 for _, target in wrong):
         ways.append(
             "If they are classes, give the model an output for each (a single output is a sigmoid's, for the classes 0 "
             "and 1); if they are measured values, regression is not supported: make classes of them."

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from al_lightning.data.labels import EXCLUDED, HELD_OUT
+from al_lightning.data.labels import EXCLUDED, HELD_OUT, REJECTED
 from al_lightning.records.answers import AskedOnce, asked_points, class_name
 from al_lightning.records.files import write_atomically
 from al_lightning.records.foreign import as_csv, printable
@@ -55,6 +55,8 @@ def _kind(state: int, answered: AskedOnce | None) -> str | None:
     """Return what a point is: a label, or why people have set it aside; None for any other point."""
     if state >= 0 or state == HELD_OUT:
         return "label"
+    if state == REJECTED:
+        return "reject"
     if state == EXCLUDED and answered is not None and answered.answer is not None:
         return answered.answer[0]
     return None

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ class Query:
         items: Returns the item of a point, as the pool has it.
         render: Returns what people see of an item, an image or a text; None shows the first image or text in it.
         is_finished: Close the batch with the answers that are there.
+        junk: Points of the batch that are none of the classes, as far as the dataset says so.
     """
 
     batch: AskedBatch
@@ -29,6 +30,7 @@ class Query:
     items: Callable[[int], object]
     render: Callable[[object], object] | None = None
     is_finished: bool = False
+    junk: Collection[int] = ()
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,10 @@ class DatasetLabels(Oracle):
         """Ask nobody."""
 
     def answers(self, query: Query) -> Answers:
-        """Return a label of each point; None stands for the target that the dataset has."""
-        return Answers({index: Resolved("label", None, ()) for index in query.batch.ids}, is_closed=True)
+        """Return a label of each point, None for the target that the dataset has; junk is rejected."""
+        junk = set(query.junk)
+        of = {index: Resolved("reject" if index in junk else "label", None, ()) for index in query.batch.ids}
+        return Answers(of, is_closed=True)
 
 
 @dataclass(frozen=True)

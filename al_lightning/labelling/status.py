@@ -96,7 +96,9 @@ def _idle_words(rounds: Sequence[Round], known: Recorded) -> str:
         return f"no batch is asked now; round {number} is next: its command is training, or was interrupted"
     num_held_out = sum(state == HELD_OUT for state in known.state_of.values())
     held_out = f", {num_held_out} of them held out" if num_held_out else ""
-    return f"the run has ended ({rounds[-1].stopped}) with {known.num_labelled + num_held_out} labels{held_out}"
+    rejected = f"; {known.num_rejected} points were rejected" if known.num_rejected else ""
+    num_labels = known.num_labelled + num_held_out
+    return f"the run has ended ({rounds[-1].stopped}) with {num_labels} labels{held_out}{rejected}"
 
 
 def line_of(folder: Path, status: Status | str) -> str:

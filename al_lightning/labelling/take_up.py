@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from al_lightning.data.labels import EXCLUDED, HELD_OUT, IN_POOL, RESERVED
+from al_lightning.data.labels import EXCLUDED, HELD_OUT, IN_POOL, REJECTED, RESERVED
 from al_lightning.labelling.answers import Answer
 from al_lightning.labelling.resolve import Resolved, Taken, is_new
 from al_lightning.records.replay import Recorded
@@ -17,7 +17,7 @@ class TakenUp:
 
     Args:
         targets: The label of each acquired point; None for one without; None in all if the dataset does not tell them.
-        changes: Label changes of other points: set aside, of the holdout, of earlier rounds.
+        changes: Label changes of other points: rejected, set aside, of the holdout, of earlier rounds.
         rows: The answers behind them, for the record.
         disputed: Points that keep what they were committed as, since the votes are a tie by these answers.
     """
@@ -140,7 +140,9 @@ def _state_after(point: Resolved, state: int, *, is_reserved: bool, next_round: 
     """Return the label state of a point after its answer."""
     if point.kind == "label":
         return HELD_OUT if is_reserved else state if state >= 0 else next_round
-    if point.kind in {"unsure", "reject"}:
+    if point.kind == "reject" and not is_reserved:
+        return REJECTED
+    if point.kind in {"unsure", "reject"}:  # one of the holdout is not trained on either way
         return EXCLUDED
     if point.kind == "undo":
         return RESERVED if is_reserved else IN_POOL

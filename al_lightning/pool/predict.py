@@ -17,6 +17,8 @@ from al_lightning.data import ActiveLearningDataModule
 from al_lightning.distributed import Ranks
 from al_lightning.pool.storage import Storage
 from al_lightning.posterior import Posterior, Predict
+from al_lightning.posterior.labelled_fit import LabelledFit
+from al_lightning.posterior.laplace.last_layer import last_layer_pass
 from al_lightning.posterior.model import leaves
 from al_lightning.posterior.snapshot import Snapshot
 
@@ -87,10 +89,12 @@ class Passes:
     Args:
         path: How they were made.
         sampled: What was sampled in them.
+        labelled_fit: Fit of the posterior samples to the labelled points.
     """
 
     path: str | None = None
     sampled: str | None = None
+    labelled_fit: LabelledFit | None = None
 
 
 class PoolChunks(Iterator[Tensor]):
@@ -106,8 +110,9 @@ class PoolChunks(Iterator[Tensor]):
     @property
     def passes(self) -> Passes:
         """Describe the forward passes that were made."""
-        path, reason, sampled = (getattr(self._predict, name, None) for name in ("path", "reason", "sampled"))
-        return Passes(f"{path}: {' '.join(reason.split())[:MOST_REASON]}" if path and reason else path, sampled)
+        told = ("path", "reason", "sampled", "labelled_fit")
+        path, reason, sampled, fit = (getattr(self._predict, name, None) for name in told)
+        return Passes(f"{path}: {' '.join(reason.split())[:MOST_REASON]}" if path and reason else path, sampled, fit)
 
 
 @contextmanager
@@ -131,28 +136,43 @@ def predict_pool(
         trainer.precision_plugin.forward_context(),
     ):
         batches_on_device = _batches_on_device(trainer, module, _with_progress(trainer, batches))
-        yield PoolChunks(_finite(map(predict, batches_on_device), batches), predict)
+        yield PoolChunks(_finite(map(predict, batches_on_device), _ids_of(batches)), predict)
+
+
+@dataclass(frozen=True)
+class Few:
+    """Loaders of a few points, to try before a training what will be done after it.
+
+    Args:
+        batches: Some points of the pool.
+        smaller: Fewer points than the first batch holds.
+        looked_through: Batches that are searched for the first one of another shape, as texts padded to another length;
+            the posterior then previews that one beside the first batch.
+        targets: Target points, whose first batch is predicted too.
+    """
+
+    batches: DataLoader[object]
+    smaller: DataLoader[object] | None = None
+    looked_through: DataLoader[object] | None = None
+    targets: DataLoader[object] | None = None
 
 
 def preview_pool(
     trainer: Trainer,
     module: LightningModule,
-    batches: DataLoader[object],
+    few: Few,
     posterior: Posterior,
     *,
-    smaller: DataLoader[object] | None = None,
-    looked_through: DataLoader[object] | None = None,
+    reads_last_layer: bool = False,
 ) -> Tensor:
     """Predict the first batch by one sample (B, C), to refuse before a training what would fail after it.
 
     Args:
         trainer: A Trainer whose fit begins.
         module: The model, which is handed back as it was.
-        batches: Some points of the pool.
+        few: Points to predict.
         posterior: Posterior that is to be sampled.
-        smaller: Fewer points than the first batch holds.
-        looked_through: Batches that are searched for the first one of another shape, as texts padded to another length;
-            the posterior then previews that one beside the first batch.
+        reads_last_layer: Read the inputs of the last linear layer too.
     """
     datamodule = trainer.datamodule  # type: ignore[attr-defined]
     shared = [trainer, datamodule, getattr(datamodule, "inner", None), *callbacks_of(trainer), *trainer.loggers]
@@ -160,20 +180,45 @@ def preview_pool(
     snapshot = Snapshot(module, shared=shared, kept=LIGHTNINGS_OWN, kept_of=LightningModule)
     try:
         with _predicting(trainer, module), trainer.precision_plugin.forward_context():
-            few, fewer = (
+            first, fewer = (
                 None if loader is None else next(_batches_on_device(trainer, module, loader))
-                for loader in (batches, smaller)
+                for loader in (few.batches, few.smaller)
             )
-            refuse_empty_texts(few, _ids(batches, 0))
-            log_probs_B_C = posterior.preview(module, few, smaller=fewer)
-            other = None if looked_through is None else _of_other_shape(few, looked_through, trainer, module)
+            refuse_empty_texts(first, _ids(few.batches, 0))
+            log_probs_B_C = posterior.preview(module, first, smaller=fewer)
+            others = few.looked_through
+            other = None if others is None else _of_other_shape(first, others, trainer, module)
             if other is not None:
                 with warnings.catch_warnings():  # the first preview has warned
                     warnings.simplefilter("ignore")
-                    posterior.preview(module, few, smaller=other)
+                    posterior.preview(module, first, smaller=other)
+            if few.targets is not None:
+                _preview_targets(next(_batches_on_device(trainer, module, few.targets), None), module, posterior)
+            if reads_last_layer:
+                _last_layer_features(module, first, posterior)
             return log_probs_B_C
     finally:
         snapshot.put_back()
+
+
+def _preview_targets(batch: object | None, module: LightningModule, posterior: Posterior) -> None:
+    if batch is None:
+        raise ValueError("`target_dataloader()` has no batch. Give it the points that the model will meet.")
+    try:
+        with warnings.catch_warnings():  # the preview of the pool has warned
+            warnings.simplefilter("ignore")
+            posterior.preview(module, batch)
+    except Exception as error:
+        raise ValueError(
+            f"The first batch of `target_dataloader()` cannot be predicted: {error} Its batches must be as those of "
+            "the training loader."
+        ) from error
+
+
+def _last_layer_features(module: LightningModule, batch: object, posterior: Posterior) -> Tensor:
+    own_call = getattr(posterior, "predict", None)
+    found = last_layer_pass(module, batch, predict=own_call, layer=None, has_ones=False)
+    return found.features_B_D.float().cpu()
 
 
 def _of_other_shape(
@@ -232,11 +277,35 @@ def refuse_empty_texts(batch: object, indices: Sequence[int]) -> None:
 
 
 def fitted_posterior(
-    trainer: Trainer, module: LightningModule, batches: DataLoader[object], posterior: Posterior
+    trainer: Trainer,
+    module: LightningModule,
+    batches: DataLoader[object],
+    posterior: Posterior,
+    targets: Sequence[int] | None,
 ) -> Posterior:
-    """Fit the posterior after a training to the labelled points, which `batches` holds in order."""
+    """Fit the posterior after a training to the points that it saw, and to their classes where these are known.
+
+    Args:
+        trainer: A Trainer at the end of a fit.
+        module: The trained model.
+        batches: These points, in order.
+        posterior: Posterior to be fitted.
+        targets: Their classes; None if nothing says where the dataset keeps them.
+    """
     with _predicting(trainer, module), trainer.precision_plugin.forward_context():
-        return posterior.fit(module, _batches_on_device(trainer, module, batches))
+        batches_on_device = _batches_on_device(trainer, module, batches)
+        if targets is None:
+            return posterior.fit(module, batches_on_device)
+        return posterior.fit_to_labels(module, batches_on_device, torch.tensor(targets, dtype=torch.long))
+
+
+def last_layer_features(
+    trainer: Trainer, module: LightningModule, batches: DataLoader[object], posterior: Posterior
+) -> Iterator[Tensor]:
+    """Yield what the model's last linear layer reads of each batch in evaluation mode (n, D), float32, on the CPU."""
+    with _predicting(trainer, module), trainer.precision_plugin.forward_context():
+        for batch in _batches_on_device(trainer, module, batches):
+            yield _last_layer_features(module, batch, posterior)
 
 
 @dataclass(frozen=True)
@@ -273,6 +342,20 @@ class Predictor:
     storage: Storage
 
     @classmethod
+    def unfitted(
+        cls,
+        trainer: Trainer,
+        module: LightningModule,
+        datamodule: ActiveLearningDataModule,
+        posterior: Posterior,
+        storage: Storage,
+    ) -> "Predictor":
+        """Return one for features alone, for which no posterior is fitted."""
+        Ranks(trainer).send_buffers(module)
+        batch_size = datamodule.pool_dataloader([]).batch_size or 1
+        return cls(trainer, module, datamodule, posterior, batch_size, storage)
+
+    @classmethod
     def after_training(
         cls,
         trainer: Trainer,
@@ -286,8 +369,9 @@ class Predictor:
         ranks.send_buffers(module)
 
         def fitted() -> tuple[Posterior, int]:
-            labelled = datamodule.pool_dataloader(datamodule.labels.labelled_indices)
-            return fitted_posterior(trainer, module, labelled, posterior), labelled.batch_size or 1
+            trained = datamodule.pool_dataloader(datamodule.trained_indices)
+            fitted = fitted_posterior(trainer, module, trained, posterior, datamodule.trained_targets)
+            return fitted, trained.batch_size or 1
 
         return cls(trainer, module, datamodule, *ranks.together(fitted), storage)
 
@@ -315,15 +399,27 @@ class Predictor:
             return self.storage.filled(chunks, num_points=len(indices_n)), chunks.passes
 
 
-def _finite(chunks: Iterable[Tensor], batches: DataLoader[object]) -> Iterator[Tensor]:
-    """Yield the chunks up to one that holds NaN: with a large pool, one broken batch must not cost hours."""
+def _ids_of(batches: DataLoader[object]) -> Sequence[int] | None:
+    """Return the ids of the points of a pool loader; None of another loader."""
+    return getattr(batches.dataset, "indices", None)
+
+
+def _finite(chunks: Iterable[Tensor], ids: Sequence[int] | None) -> Iterator[Tensor]:
+    """Yield the chunks up to one that holds NaN: with a large pool, one broken batch must not cost hours.
+
+    Args:
+        chunks: Log-probabilities of each batch.
+        ids: Ids of the points of the pool; None where they are those of `target_dataloader()`.
+    """
     start = 0
     for log_probs_n_K_C in chunks:
         broken_n = log_probs_n_K_C.isnan().any(dim=2).any(dim=1)
         if broken_n.any():
-            indices = [batches.dataset.indices[start + row] for row in broken_n.nonzero().flatten().tolist()]  # type: ignore[attr-defined]
+            rows = [start + row for row in broken_n.nonzero().flatten().tolist()]
+            indices = rows if ids is None else [ids[row] for row in rows]
+            points = "points of `target_dataloader()`" if ids is None else "points of a pool batch"
             raise ValueError(
-                f"The model's predictions are NaN at {len(indices)} of the {len(broken_n)} points of a pool batch, "
+                f"The model's predictions are NaN at {len(indices)} of the {len(broken_n)} {points}, "
                 f"first at the points {indices[:NUM_NAMED]}; later batches were not predicted. Look for a training "
                 "that diverged, for an overflow of half precision, or for NaN in these inputs; points that are broken "
                 "can be excluded with `datamodule.exclude(indices)`."

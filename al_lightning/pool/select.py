@@ -23,13 +23,14 @@ from al_lightning.acquisition import (
     summarise,
     uncertified_warning,
 )
-from al_lightning.acquisition.base import check_batch, check_disagreement, check_needs
+from al_lightning.acquisition.base import Need, check_batch, check_disagreement, check_needs
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.distributed import Ranks
 from al_lightning.information import kernel_name, mutual_information
-from al_lightning.pool.predict import Draw, Passes, Predictor, preview_pool
+from al_lightning.pool.features import features_of, made_once, target_loader, targets_of, try_made_once
+from al_lightning.pool.predict import Draw, Few, Passes, Predictor, preview_pool
 from al_lightning.pool.storage import Storage
-from al_lightning.posterior import Posterior
+from al_lightning.posterior import Point, Posterior
 from al_lightning.randomness import derived_seed
 
 NUM_PREVIEWED = 8
@@ -44,7 +45,7 @@ class Selection:
     Args:
         acquired: Ids of the points, best first.
         scores: Score that the acquisition gave each.
-        targets: Labels of the points.
+        targets: Labels of the points; None for one that is none of the classes.
         seconds: Wall time of predicting the pool and of the acquisition.
         bald: BALD of each point; None with K = 1, and, as the fields below, where nothing was predicted.
         predicted: Most probable class of each point.
@@ -59,7 +60,7 @@ class Selection:
 
     acquired: list[int]
     scores: list[float]
-    targets: list[int] | None
+    targets: list[int | None] | None
     seconds: dict[str, float]
     bald: list[float] | None = None
     predicted: list[int] | None = None
@@ -87,6 +88,7 @@ class Chooser:
         storage: Place of the predictions.
         seed: Seed of all draws, together with the round.
         labels_are_known: The dataset has the labels of the pool.
+        is_fitted: A model is trained; without one, features are those that the data module made once.
     """
 
     acquisition: Acquisition
@@ -98,6 +100,7 @@ class Chooser:
     storage: Storage
     seed: int
     labels_are_known: bool = True
+    is_fitted: bool = True
 
     def __post_init__(self) -> None:
         check_needs(self.acquisition)
@@ -125,6 +128,18 @@ class Chooser:
     def _predicts(self) -> bool:
         return "predictions" in self.acquisition.needs
 
+    @property
+    def _needs_of_screening(self) -> frozenset[Need]:
+        return frozenset() if self.screening is None else self.screening.needs
+
+    @property
+    def _point(self) -> Posterior:
+        """The model alone, called as the posterior calls it, where nothing but its outputs is looked at."""
+        return Point(predict=getattr(self.posterior, "predict", None))
+
+    def _reads_last_layer(self, datamodule: ActiveLearningDataModule) -> bool:
+        return "features" in self.acquisition.needs and made_once(datamodule) is None
+
     def preview(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> None:
         """Refuse before the first training what would fail after it; the model is handed back as it was."""
         ranks = Ranks(trainer)
@@ -137,19 +152,50 @@ class Chooser:
     def _try(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> None:
         # Once before the model is tried, because a collate function would stumble over a missing label.
         datamodule.check_targets_to_come(num_classes=None, pool_is_labelled=self.labels_are_known)
-        if self._predicts:
+        self._try_features(datamodule)
+        counts_outputs = datamodule.trains_rejected and self.is_fitted
+        if self._predicts or self._reads_last_layer(datamodule) or counts_outputs:
             num_classes = self._try_model(trainer, module, datamodule)
             datamodule.check_targets_to_come(num_classes=num_classes, pool_is_labelled=self.labels_are_known)
+            self._check_labels(datamodule)
+
+    def _check_labels(self, datamodule: ActiveLearningDataModule) -> None:
+        if self.posterior.needs_labels and datamodule.targets_of(datamodule.labels.labelled_indices[:1]) is None:
+            raise ValueError(
+                f"`posterior` is {self.posterior!r}, which needs the classes of the labelled points, and nothing says "
+                "where the dataset keeps them. Give it an attribute `targets` with one class for each point, or choose "
+                "another posterior."
+            )
+
+    def _try_features(self, datamodule: ActiveLearningDataModule) -> None:
+        """Look at the features of a few points, where no model gives them."""
+        if "features" not in self.acquisition.needs:
+            return
+        if made_once(datamodule) is not None:
+            try_made_once(datamodule, datamodule.labels.pool_indices[:NUM_PREVIEWED].tolist())
+        elif not self.is_fitted:
+            raise ValueError(
+                f"`cold_start` {self.acquisition!r} needs features before any fit, but the data module has made none, "
+                "and the last layer of a model that is not trained gives none that mean anything. Give the data "
+                "module a method `features_of(indices)` that returns features made once, a row for each point, or "
+                "draw the first batch at random: `cold_start=Random()`."
+            )
 
     def _try_model(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> int:
         """Predict a few points, and return the number of classes."""
-        few_N = datamodule.labels.pool_indices[:NUM_PREVIEWED]
-        few = datamodule.pool_dataloader(few_N)
-        num_fewer = min(len(few_N), few.batch_size or 1) // 2
+        labels = datamodule.labels
+        few_N = (labels.pool_indices if labels.num_pool > 0 else labels.labelled_indices)[:NUM_PREVIEWED]
+        batches = datamodule.pool_dataloader(few_N)
+        num_fewer = min(len(few_N), batches.batch_size or 1) // 2
         fewer = datamodule.pool_dataloader(few_N[:num_fewer]) if num_fewer else None
-        num_classes = preview_pool(
-            trainer, module, few, self.posterior, smaller=fewer, looked_through=_looked_through(datamodule, few)
-        ).shape[1]
+        asks_for_targets = "targets" in self.acquisition.needs or "targets" in self._needs_of_screening
+        targets = target_loader(datamodule) if asks_for_targets else None
+        few = Few(batches, fewer, _looked_through(datamodule, batches), targets)
+        reads_last_layer = self._reads_last_layer(datamodule)
+        posterior = self.posterior if self._predicts or reads_last_layer else self._point
+        num_classes = preview_pool(trainer, module, few, posterior, reads_last_layer=reads_last_layer).shape[1]
+        if not self._predicts:
+            return num_classes
         num_points = len(self._considered(datamodule.labels.pool_indices, round_index=0))
         if self.screening is not None and num_points > self.screening.num_points:
             self.storage.check((num_points, self.screening.num_samples, num_classes))
@@ -183,13 +229,16 @@ class Chooser:
         ranks.same("the pool, whose ids have this fingerprint", blake2b(indices_N.numpy().tobytes()).hexdigest())
         started = time.perf_counter()
         predictions, screened, passes = Predictions(None, total=len(indices_N)), None, Passes()
-        if self._predicts:
-            predict = Predictor.after_training(trainer, module, datamodule, self.posterior, self.storage)
-            screened = self._screened(indices_N, predict, round_index=round_index)
-            if screened is not None:
-                indices_N = indices_N[screened.kept]
+        if self.acquisition.needs:
+            make = Predictor.after_training if self._predicts else Predictor.unfitted
+            predict = make(trainer, module, datamodule, self.posterior, self.storage)
             draw = Draw(self.num_samples, derived_seed(self.seed, round_index, "posterior"))
-            predictions, passes = predict(indices_N, draw)
+            if self._predicts:
+                screened = self._screened(indices_N, predict, round_index=round_index)
+                if screened is not None:
+                    indices_N = indices_N[screened.kept]
+                predictions, passes = predict(indices_N, draw)
+            predictions = self._with_more(predictions, indices_N, predict, draw)
         predicted = time.perf_counter()
         batch = self.acquisition(
             predictions, batch_size, generator=self._generator(round_index, "acquisition"), exchange=ranks
@@ -211,11 +260,23 @@ class Chooser:
         passes = ranks.first(passes)
         return replace(
             selection,
-            **self._found(predictions, batch, screened, ranks, round_index=round_index),
+            **self._found(predictions, batch, screened, passes, ranks, round_index=round_index),
             predict_path=passes.path,
             sampled=passes.sampled,
-            warnings=self._warnings(batch, screened, num_points=len(indices_N)),
+            warnings=self._warnings(batch, screened, passes, num_points=len(indices_N)),
         )
+
+    def _with_more(self, predictions: Predictions, indices_N: Tensor, predict: Predictor, draw: Draw) -> Predictions:
+        """Add what the acquisition needs besides predictions of the pool."""
+        if "features" in self.acquisition.needs:
+            predictions = replace(
+                predictions,
+                features_N_D=features_of(predict, indices_N, is_divided=self._predicts),
+                labelled_features_L_D=features_of(predict, predict.datamodule.trained_indices, is_divided=False),
+            )
+        if "targets" in self.acquisition.needs:
+            predictions = replace(predictions, target_log_probs_T_K_C=targets_of(predict, draw))
+        return predictions
 
     def predicted_classes(
         self,
@@ -226,12 +287,17 @@ class Chooser:
         *,
         round_index: int,
     ) -> list[int]:
-        """Return the most probable class of some points by the mean prediction of the round's posterior samples."""
+        """Return the most probable class of some points by the mean prediction of the round's posterior samples.
+
+        With `reject="train"` of the data module the last output, that of rejected points, is none.
+        """
         predict = Predictor.after_training(trainer, module, datamodule, self.posterior, self.storage)
         draw = Draw(self.num_samples, derived_seed(self.seed, round_index, "posterior"))
         predictions, _ = predict(torch.tensor(indices, dtype=torch.long), draw)
         rows_B_K_C = predictions.rows(torch.arange(len(indices)), exchange=Ranks(trainer))
-        classes: list[int] = rows_B_K_C.logsumexp(dim=1).argmax(dim=1).tolist()
+        means_B_C = rows_B_K_C.logsumexp(dim=1)
+        means_B_C = means_B_C[:, :-1] if datamodule.trains_rejected else means_B_C
+        classes: list[int] = means_B_C.argmax(dim=1).tolist()
         return classes
 
     def _considered(self, pool_indices_N: Tensor, *, round_index: int) -> Tensor:
@@ -249,10 +315,20 @@ class Chooser:
             return None
         draw = Draw(screening.num_samples, derived_seed(self.seed, round_index, "screening"))
         generator = self._generator(round_index, "screened")
-        return screening(predict(indices_N, draw)[0], generator=generator, exchange=Ranks(predict.trainer))
+        predictions, _ = predict(indices_N, draw)
+        if "targets" in screening.needs:
+            predictions = replace(predictions, target_log_probs_T_K_C=targets_of(predict, draw))
+        return screening(predictions, generator=generator, exchange=Ranks(predict.trainer))
 
     def _found(
-        self, predictions: Predictions, batch: Batch, screened: Screened | None, ranks: Ranks, *, round_index: int
+        self,
+        predictions: Predictions,
+        batch: Batch,
+        screened: Screened | None,
+        passes: Passes,
+        ranks: Ranks,
+        *,
+        round_index: int,
     ) -> dict[str, Any]:
         """Return the fields of the record that describe the batch."""
         generator = self._generator(round_index, "information")
@@ -261,6 +337,8 @@ class Chooser:
         information = summarise(predictions, batch, rows_B_K_C, generator=generator, exchange=ranks)
         if screened is not None:
             information |= screened.numbers(batch.by_score)  # its mean BALD is that of the whole pool
+        if passes.labelled_fit is not None:
+            information |= passes.labelled_fit.numbers()
         return {
             "bald": mutual_information(rows_B_K_C).tolist() if self.num_samples > 1 else None,
             "predicted": rows_B_K_C.logsumexp(dim=1).argmax(dim=1).tolist(),
@@ -270,8 +348,9 @@ class Chooser:
             "kernel": None if batch.search is None else kernel,
         }
 
-    def _warnings(self, batch: Batch, screened: Screened | None, *, num_points: int) -> dict[str, str]:
+    def _warnings(self, batch: Batch, screened: Screened | None, passes: Passes, *, num_points: int) -> dict[str, str]:
         messages = {
+            "labelled fit": None if passes.labelled_fit is None else passes.labelled_fit.warning(),
             "screening": None if screened is None else screened.warning(batch.by_score),
             "saturation": log_k_limit_warning(
                 batch, num_samples=self.num_samples, more=self.posterior.way_to_more_samples

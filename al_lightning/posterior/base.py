@@ -12,20 +12,21 @@ from al_lightning.posterior.ensemble.members import Members
 
 USUAL_NUM_SAMPLES = 100
 
-POSTERIORS = ("MCDropout()", "LastLayerLaplace()", "DeepEnsemble(5)", "MCDropConnect(0.1)")
+POSTERIORS = ("MCDropout()", "LastLayerLaplace()", "AnchoredHeads()", "DeepEnsemble(5)", "MCDropConnect(0.1)")
+OF_LAST_LAYER = ("LastLayerLaplace", "AnchoredHeads")
 
 Predict = Callable[[Any], Tensor]
 """A batch of the pool loader -> `log_probs_B_K_C`; `Posterior` says of what kind."""
 
 
-def another_posterior(refused: str) -> str:
+def another_posterior(*refused: str) -> str:
     """Return the way out where a posterior cannot sample a model: the others.
 
     Example:
-        >>> another_posterior("MCDropout").partition(" with ")[2]
+        >>> another_posterior("MCDropout", "AnchoredHeads").partition(" with ")[2]
         '`LastLayerLaplace()`, `DeepEnsemble(5)` or `MCDropConnect(0.1)`'
     """
-    *others, last = [f"`{call}`" for call in POSTERIORS if call.partition("(")[0] != refused]
+    *others, last = [f"`{call}`" for call in POSTERIORS if call.partition("(")[0] not in refused]
     return f"choose another posterior, `ActiveLearning(..., posterior=...)` with {', '.join(others)} or {last}"
 
 
@@ -120,6 +121,11 @@ class Posterior(ABC):
         """Return the advice for too few samples, as the beginning of a sentence."""
         return "Raise `num_samples`"
 
+    @property
+    def needs_labels(self) -> bool:
+        """Tell whether the classes of the labelled points must be known, as `fit_to_labels` gets them."""
+        return False
+
     def checked_num_samples(self, num_samples: int | None) -> int:
         """Validate `num_samples`, defaulting to the usual number."""
         if num_samples is not None and num_samples < 2:  # noqa: PLR2004 - one network cannot disagree with itself
@@ -154,13 +160,29 @@ class Posterior(ABC):
     def fit(self, model: nn.Module, batches: Iterable[object]) -> "Posterior":  # noqa: ARG002 - of those that learn
         """Return the posterior given the labelled points; by default this one, which does not depend on them.
 
-        Called after each training, with the trained weights. Nothing is kept from one round to the next.
+        Called after each training, with the trained weights, by `fit_to_labels`, which is given the classes too; by
+        itself where nothing says what they are. Nothing is kept from one round to the next.
 
         Args:
             model: The trained model, on its device. It is left as it was.
             batches: Every labelled point once, in a fixed order, without augmentation, on the model's device.
         """
         return self
+
+    def fit_to_labels(
+        self,
+        model: nn.Module,
+        batches: Iterable[object],
+        targets_N: Tensor,  # noqa: ARG002 - of those that learn from labels
+    ) -> "Posterior":
+        """Return the posterior given the labelled points and their classes; by default `fit`, without the classes.
+
+        Args:
+            model: The trained model, on its device. It is left as it was.
+            batches: Every labelled point once, as `fit` gets them.
+            targets_N: Their classes as integers, in the order of the points, on the CPU.
+        """
+        return self.fit(model, batches)
 
     @abstractmethod
     def sample(self, model: nn.Module, num_samples: int, *, seed: int) -> AbstractContextManager[Predict]:

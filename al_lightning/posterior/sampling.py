@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from al_lightning.posterior.base import Predict
+from al_lightning.posterior.labelled_fit import LabelledFit
 
 
 def check_draws(num_samples: int, *, seed: int) -> None:
@@ -20,21 +21,37 @@ def check_draws(num_samples: int, *, seed: int) -> None:
         )
 
 
-@contextmanager
-def until_the_end(predict: Predict) -> Iterator[Predict]:
-    """Yield `predict` for the block; afterwards the samples are released and a call is refused."""
-    samples: list[Predict] = [predict]
-    del predict
+class UntilTheEnd:
+    """The `Predict` of a block.
 
-    def predict_within_block(batch: object) -> Tensor:
-        if not samples:
+    Attributes:
+        labelled_fit: Fit of the samples to the labelled points, where it was counted.
+    """
+
+    def __init__(self, predict: Predict, labelled_fit: LabelledFit | None) -> None:
+        self.labelled_fit = labelled_fit
+        self._predict: Predict | None = predict
+
+    def __call__(self, batch: object) -> Tensor:
+        """Predict a batch, within the block."""
+        if self._predict is None:
             raise RuntimeError(
                 "The samples of this posterior ended with their `with posterior.sample(...) as predict:` block. "
                 "Call `predict` inside it, or sample again with the same seed."
             )
-        return samples[0](batch)
+        return self._predict(batch)
 
+    def close(self) -> None:
+        """Release the samples."""
+        self._predict = None
+
+
+@contextmanager
+def until_the_end(predict: Predict, *, labelled_fit: LabelledFit | None = None) -> Iterator[Predict]:
+    """Yield `predict` for the block; afterwards the samples are released and a call is refused."""
+    within_block = UntilTheEnd(predict, labelled_fit)
+    del predict
     try:
-        yield predict_within_block
+        yield within_block
     finally:
-        samples.clear()
+        within_block.close()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from al_lightning.data.labels import IN_POOL, RESERVED
+from al_lightning.data.labels import IN_POOL, REJECTED, RESERVED
 from al_lightning.records.round import PICK_COLUMNS, AnswerRow, Round
 
 ANSWER_COLUMNS = ("answer", "who", "at", "seconds")
@@ -85,6 +85,9 @@ class AskedOnce:
         is_back = False
         for commit in self.commits:
             last |= {row["who"]: row for row in commit.rows}
+            if not last and commit.states[-1:] == [REJECTED]:  # by the dataset
+                found.append(("reject", None))
+                continue
             if commit.states:
                 is_back = commit.states[-1] in {IN_POOL, RESERVED}
             found.append(_verdict(list(last.values()), before=found[-1] if found else None, is_back=is_back))
@@ -197,7 +200,8 @@ def asked_points(rounds: Sequence[Round]) -> list[AskedOnce]:
         points = [AskedOnce(pick) for pick in own]
         found += points
         latest |= {point.id: point for point in points}
-        commits = {index: Commit(record.round) for index in map(id_of, record.answers)}
+        by_dataset = [] if record.answers else record.rejected
+        commits = {index: Commit(record.round) for index in [*map(id_of, record.answers), *by_dataset]}
         for row in record.answers:
             commits[id_of(row)].rows.append(row)
         for index, state, _ in record.changed_after:

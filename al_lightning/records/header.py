@@ -50,10 +50,13 @@ HEADER: Mapping[str, Setting] = {
     "seed": Setting(int | None),
     "fit_seed": Setting(int | None),
     "screening": Setting(Rule | None, compared="method"),
+    "cold_start": Setting(Rule | None, compared="method"),  # None: at random
     "oracle": Setting(Rule | None, "free"),
     "asks_people": Setting(bool | None),
     "classes": Setting(list[str] | None, "free"),
     "renamed": Setting(dict[str, str] | None, "free"),
+    "reject": Setting(str | None, "free", compared="method"),  # None: set aside
+    "junk": Setting(int | str | None, compared="method"),
     "holdout_share": Setting(float | None, compared="method"),
     "reserved": Setting(list[int] | None, "first"),
     "fingerprint": Setting(list[str] | None, "first"),

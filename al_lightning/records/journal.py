@@ -118,9 +118,11 @@ class Journal:
 def acquisitions_csv(rounds: Sequence[Round], *, asks_people: bool) -> str:
     """Return a CSV row for each acquired point; with people also its answers, and rows for points of the holdout.
 
+    Where points were rejected the answers are told without people too.
+
     Answers are filled in whenever they came. A point that two rounds have asked for has two rows.
     """
-    if asks_people:
+    if asks_people or any(each.rejected for each in rounds):
         return as_csv((*PICK_COLUMNS, *ANSWER_COLUMNS), [point.columns for point in asked_points(rounds)])
     return as_csv(PICK_COLUMNS, [dict(zip(PICK_COLUMNS, row, strict=True)) for each in rounds for row in each.picks()])
 

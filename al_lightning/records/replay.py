@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from al_lightning.data.labels import EXCLUDED, HELD_OUT, IN_POOL, RESERVED
+from al_lightning.data.labels import EXCLUDED, HELD_OUT, IN_POOL, LOWEST, REJECTED, RESERVED
 from al_lightning.records.round import Change, Round
 
 
@@ -14,7 +14,7 @@ class Recorded:
 
     Args:
         num_points: Points of the dataset.
-        state_of: The round in which a point was labelled, or EXCLUDED; points of the pool are left out.
+        state_of: The round in which a point was labelled, or why it left the pool; points of the pool are left out.
         target_of: Targets of labelled points, corrections included, where the dataset or people tell them.
         answered: Ids whose state is what people have answered.
     """
@@ -35,6 +35,11 @@ class Recorded:
         return sum(state >= 0 for state in self.state_of.values())
 
     @property
+    def num_rejected(self) -> int:
+        """Count the rejected points."""
+        return sum(state == REJECTED for state in self.state_of.values())
+
+    @property
     def num_pool(self) -> int:
         """Count the points in the pool."""
         return self.num_points - len(self.state_of)
@@ -50,8 +55,8 @@ class Recorded:
 
     def _move(self, index: int, state: int, target: int | None) -> None:
         self._check_id(index)
-        if state < HELD_OUT:
-            raise ValueError(f"id {index} has the label state {state}, but {HELD_OUT} is the lowest")
+        if state < LOWEST:
+            raise ValueError(f"id {index} has the label state {state}, but {LOWEST} is the lowest")
         self.state_of.pop(index, None)
         self.target_of.pop(index, None)
         self.answered.discard(index)

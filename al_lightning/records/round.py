@@ -3,10 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from al_lightning.data.labels import REJECTED
+
 Change = list[int | None]
 """[id, state, target] of a point whose label state has changed.
 
-The state is its round, -1 (pool), -2 (excluded), -3 (reserved for the holdout) or -4 (held out, with a label).
+The state is its round, -1 (pool), -2 (excluded), -3 (reserved for the holdout), -4 (held out, with a label) or -5
+(rejected).
 """
 Correction = list[int]
 """[id, old target, new target] of a labelled point whose target was wrong."""
@@ -37,7 +40,9 @@ class Round:
         posterior: What drew the networks that predicted.
         information: Numbers about the acquisition: points predicted by K samples, K, joint information of the batch and
             its share of log K, mean BALD of points predicted and of those chosen (None with K = 1). After a screening
-            also the points and samples of that, by which the pool's mean BALD is then taken.
+            also the points and samples of that, by which the pool's mean BALD is then taken. With `LastLayerLaplace`
+            and `AnchoredHeads` also the accuracy on the labelled points, of their samples (`labelled_acc_samples`) and
+            of the trained model (`labelled_acc_model`).
         seconds: Wall time of fit, predict, acquire and test.
         predict_path: How MC dropout made its K forward passes, "vmap", or "loop: " and the reason; None for other
             posteriors.
@@ -59,6 +64,7 @@ class Round:
         num_held_out: Labels of the holdout when its batch was chosen.
         holdout: Accuracy on the holdout, with the labels that the round has taken up: points, right ones, share, and
             the bounds of its interval.
+        num_rejected: Points rejected so far when its batch was chosen; the budget has paid for them.
         hyper_parameters: Those with which the round was fitted, as far as they are not the ones in the header, with
             which the run began: its process was started with others.
     """
@@ -91,6 +97,7 @@ class Round:
     asked_without_label: list[int] = field(default_factory=list)
     num_held_out: int = 0
     holdout: dict[str, float] = field(default_factory=dict)
+    num_rejected: int = 0
     hyper_parameters: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -119,8 +126,31 @@ class Round:
 
     @property
     def num_paid(self) -> int:
-        """Count the labels when the batch was chosen, those of the holdout included."""
-        return self.num_labelled + self.num_held_out
+        """Count what was paid for when the batch was chosen, the holdout and rejected points included."""
+        return self.num_bought + self.num_held_out
+
+    @property
+    def num_bought(self) -> int:
+        """Count the labels when the batch was chosen, with rejected points and without the holdout.
+
+        Example:
+            >>> Round(2, num_labelled=9, num_pool=9, num_rejected=3, num_held_out=2).num_bought
+            12
+        """
+        return self.num_labelled + self.num_rejected
+
+    @property
+    def rejected(self) -> list[int]:
+        """Return the points that the round has asked for and that were rejected.
+
+        Example:
+            >>> changes = [[7, REJECTED, None], [3, REJECTED, None]]  # 3 is of an earlier batch
+            >>> Round(0, 9, 9, acquired=[4, 7], targets=[2, None], changed_after=changes).rejected
+            [7]
+        """
+        last = {index: state for index, state, _ in self.changed_after}
+        asked = dict.fromkeys([*self.asked_without_label, *self.acquired])
+        return [index for index in asked if last.get(index) == REJECTED]
 
     @property
     def asked(self) -> list[int]:
@@ -153,6 +183,8 @@ class Round:
             "num_pool": self.num_pool,
             "num_acquired": len(self.acquired),
         }
+        if self.num_rejected or self.rejected:
+            counts |= {"num_rejected": self.num_rejected, "num_acquired_rejected": len(self.rejected)}
         measured = {
             **self.information,
             "redundancy": self.redundancy,

@@ -16,7 +16,7 @@ from al_lightning.records.round import Round
 
 # Within a group of runs only seeds, initial labels and budgets differ.
 SETTINGS = [*names_of(compared="method"), "query_size", "model"]
-MAY_BE_ABSENT = ("screening",)  # older versions had none, and did not say so
+MAY_BE_ABSENT = ("screening", "cold_start", "reject", "junk")  # older versions had none, and did not say so
 LARGEST = 1e100  # beyond it scales and variances overflow; no number in single precision comes near
 MAX_SHOWN = 120  # letters of a name in a picture
 
@@ -81,7 +81,7 @@ class Run:
         """
         if not self.rises:
             return {}
-        values = {entry.num_labelled: entry.measured.get(metric) for entry in self.rounds}
+        values = {entry.num_bought: entry.measured.get(metric) for entry in self.rounds}
         return {labels: value for labels, value in values.items() if value is not None}
 
     @property
@@ -94,7 +94,7 @@ class Run:
             >>> [Run("a", Path("a"), header, rounds).rises for header in ({}, {"asks_people": True})]
             [False, True]
         """
-        labels = [entry.num_labelled for entry in self.rounds]
+        labels = [entry.num_bought for entry in self.rounds]
         return is_rising([number for number, _ in itertools.groupby(labels)] if self.asks_people else labels)
 
     def labels_to(self, target: float, metric: str) -> int | None:

@@ -116,6 +116,7 @@ def runs_table(runs: Sequence[Run], *, metric: str) -> Table:
     kinds = list(dict.fromkeys(kind for run in runs for entry in run.rounds for kind in entry.seconds))
     labels = {run.name: group.label for group in grouped(runs) for run in group.runs}
     rows, has_holdout = [], any(run.has_holdout for run in runs)
+    has_rejected = any(entry.rejected for run in runs for entry in run.rounds)
     for run in runs:
         seconds = {kind: [entry.seconds[kind] for entry in run.rounds if kind in entry.seconds] for kind in kinds}
         total = sum(sum(values) for values in seconds.values())
@@ -127,6 +128,7 @@ def runs_table(runs: Sequence[Run], *, metric: str) -> Table:
                 shown(run.header.get("seed", UNKNOWN)),
                 str(len(run.rounds)),
                 *_counts(run, has_holdout=has_holdout),
+                *([_rejected(run)] if has_rejected else []),
                 shown(curve[max(curve)]) if curve else "",
                 run.state,
                 *(f"{statistics.mean(values):.3f}" if values else "" for values in seconds.values()),
@@ -134,6 +136,7 @@ def runs_table(runs: Sequence[Run], *, metric: str) -> Table:
             ]
         )
     counts = COUNTS if has_holdout else ["labels"]
+    counts = [*counts, *(["rejected"] if has_rejected else [])]
     head = ["run", "acquisition", "seed", "rounds", *counts, f"last {metric}", "state", *kinds, "all"]
     return Table(head, rows)
 
@@ -149,6 +152,12 @@ def _counts(run: Run, *, has_holdout: bool) -> list[str]:
     return list(
         map(str, (last.num_paid, last.num_labelled, last.num_held_out) if has_holdout else (last.num_labelled,))
     )
+
+
+def _rejected(run: Run) -> str:
+    """Return how many of the points that the rounds have asked for were rejected."""
+    num_asked = sum(len({*entry.acquired, *entry.asked_without_label}) for entry in run.rounds)
+    return f"{sum(len(entry.rejected) for entry in run.rounds)} of {num_asked}"
 
 
 def details_of(run: Run) -> Details:

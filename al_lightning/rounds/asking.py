@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from al_lightning._lightning import Trainer, rank_zero_info
-from al_lightning.data import ActiveLearningDataModule
+from al_lightning.data import REJECTED, ActiveLearningDataModule
 from al_lightning.distributed import Ranks
 from al_lightning.labelling import Answers, AskedBatch, AskedPoint, Query
 from al_lightning.labelling.asked import now
@@ -29,6 +29,11 @@ def check_people(settings: Settings, datamodule: ActiveLearningDataModule, *, is
         is_dev: The Trainer's `fast_dev_run`, which leaves no folder.
     """
     oracle, classes = settings.oracle, datamodule.classes
+    if oracle.asks_people and datamodule.junk is not None:
+        raise ValueError(
+            f"`junk` is {datamodule.junk!r}, which says for an experiment what people would reject, but `oracle` is "
+            f"{oracle!r}, and they say it themselves. Leave one of the two out."
+        )
     if not oracle.asks_people:
         if settings.holdout_share is not None:
             raise ValueError(
@@ -68,7 +73,8 @@ def query_of(datamodule: ActiveLearningDataModule, run: Run, draft: Draft, *, is
         draft=draft.as_data(),
     )
     render = getattr(datamodule.inner, "render", None)
-    return Query(batch, run.folder, datamodule.pool_item, render, is_finished)
+    junk = datamodule.junk_among(record.acquired)
+    return Query(batch, run.folder, datamodule.pool_item, render, is_finished, junk)
 
 
 def _asked_in(record: Round) -> list[int]:
@@ -99,11 +105,13 @@ class Closed:
         draft: The round with them.
         taken: What it has taken up.
         disputed: Sentence on committed points that keep what they have although the votes are a tie; or empty.
+        trains_rejected: Rejected points are trained, beside labels of the classes.
     """
 
     draft: Draft
     taken: TakenUp
     disputed: str = ""
+    trains_rejected: bool = False
 
     @property
     def changes_training(self) -> bool:
@@ -114,6 +122,7 @@ class Closed:
             is_labelled
             or any(row.get("was") is not None for row in self.taken.rows)
             or any(state is not None and state >= 0 for _, state, _ in self.taken.changes)
+            or (self.trains_rejected and any(state == REJECTED for _, state, _ in self.taken.changes))
         )
 
 
@@ -140,7 +149,8 @@ def closed(datamodule: ActiveLearningDataModule, run: Run, draft: Draft, answers
         answers=[*record.answers, *taken.rows],
     )
     disputed = disputed_words(taken.disputed, kept) if taken.disputed else ""
-    return Closed(replace(draft, record=after), taken, disputed)
+    trains_rejected = datamodule.trains_rejected and record.num_labelled > 0  # alone they tell nothing of the classes
+    return Closed(replace(draft, record=after), taken, disputed, trains_rejected)
 
 
 def finished_line(record: Round, of: Mapping[int, Resolved]) -> str:
@@ -153,12 +163,14 @@ def finished_line(record: Round, of: Mapping[int, Resolved]) -> str:
     """
     kinds = {index: of[index].kind for index in record.asked if index in of}
     num_labelled = sum(kind == "label" for kind in kinds.values())
-    num_aside = sum(kind in {"unsure", "reject"} for kind in kinds.values())
+    num_aside = sum(kind == "unsure" for kind in kinds.values())
+    num_rejected = sum(kind == "reject" for kind in kinds.values())
     back = [index for index in record.asked if kinds.get(index) not in {"label", "unsure", "reject"}]
     to_reserve = [index for index in back if index in record.asked_held_out]
     to_pool = [index for index in back if index not in record.asked_held_out]
     parts = [f"{num_labelled} of {len(record.asked)} points {'has' if num_labelled == 1 else 'have'} a label"]
     parts += [f"{num_aside} {'is' if num_aside == 1 else 'are'} set aside"] if num_aside else []
+    parts += [f"{num_rejected} {'is' if num_rejected == 1 else 'are'} rejected"] if num_rejected else []
     for points, place in ((to_pool, "the pool"), (to_reserve, "the points reserved for the holdout")):
         few = ", ".join(map(str, points[:NUM_NAMED])) + ", ..." * (len(points) > NUM_NAMED)
         parts += [f"{len(points)} {'goes' if len(points) == 1 else 'go'} back to {place}: {few}"] if points else []

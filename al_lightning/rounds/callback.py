@@ -14,7 +14,7 @@ from al_lightning._lightning import (
     rank_zero_warn,
     spawns,
 )
-from al_lightning.acquisition import Acquisition, Screening
+from al_lightning.acquisition import Acquisition, Random, Screening
 from al_lightning.data import wrapped_datamodule
 from al_lightning.distributed import Ranks
 from al_lightning.labelling import DatasetLabels, Oracle
@@ -71,10 +71,11 @@ class ActiveLearning(Callback):
         max_predicted: How many points of the pool a round predicts and chooses from at most, drawn at random anew each
             round. By default the whole pool. `Random()` predicts none and chooses from the whole pool.
         screening: A look at these points by a few samples, which leaves only those of largest BALD to the K samples and
-            the acquisition: `Screening(num_points=2000, num_samples=20)`. By default none.
+            the acquisition: `Screening(num_points=2000, num_samples=20)`; with `score=EPIG()` those that tell most
+            about the targets of the data module. By default none.
         predictions_budget_mib: What predictions of the pool, 4 N K C bytes, may take in memory, where they are made.
             Beyond it they are kept in a file in the run folder while the acquisition chooses, on the CPU.
-        max_labelled: The label budget, initial labels included.
+        max_labelled: The label budget, initial labels and rejected points included.
         max_rounds: The number of rounds.
         monitor: A metric logged during the fit, e.g. "val_acc"; ends the rounds once it reaches `target`.
         target: See `monitor`. Not a test metric: those are measured after the choice, and stopping on them is cheating.
@@ -94,6 +95,8 @@ class ActiveLearning(Callback):
             test set: that part of `max_labelled` is drawn at random before anything else. The records then have the
             accuracy of the mean prediction with its 95 % interval; `monitor="holdout_acc"` compares `target` with its
             lower bound.
+        cold_start: Chooses the first batch where the data module has `initial=0`, before any fit: by default
+            `Random()`. One that needs features takes those that the data module made once (`features_of(indices)`).
 
     Attributes:
         settings: The arguments above.
@@ -122,10 +125,12 @@ class ActiveLearning(Callback):
         bars: bool = False,
         oracle: Oracle | None = None,
         holdout_share: float | None = None,
+        cold_start: Acquisition | None = None,
     ) -> None:
         posterior = MCDropout() if posterior is None else posterior
         oracle = DatasetLabels() if oracle is None else oracle
-        check_objects(acquisition, posterior, screening, oracle)
+        cold_start = Random() if cold_start is None else cold_start
+        check_objects(acquisition, posterior, screening, oracle, cold_start)
         self.settings = Settings(
             acquisition,
             query_size=query_size,
@@ -142,6 +147,7 @@ class ActiveLearning(Callback):
             bars=bars,
             oracle=oracle,
             holdout_share=holdout_share,
+            cold_start=cold_start,
         )
         self.run = Run(self.settings)
         self._fit_started, self._steps_before = 0.0, 0
@@ -198,9 +204,10 @@ class ActiveLearning(Callback):
         if run.ended_before:
             return
         if not run.rounds and run.draft is None:  # else points may have left the pool since
-            counts = {"num_labelled": labels.num_labelled + labels.num_held_out, "num_pool": labels.num_pool}
+            counts = {"num_labelled": labels.num_paid, "num_pool": labels.num_pool}
             num_reserved = len(labels.reserved_indices)
             settings.limits.check_start(settings.query_size, **counts, num_reserved=num_reserved)
+            settings.check_is_cold(num_labelled=labels.num_labelled)
         self._labels_due = labels_due(labels, round_index=len(run.rounds))  # before Lightning loads a checkpoint's
         if settings.weights == "best":
             best_checkpoint(trainer)
@@ -242,8 +249,11 @@ class ActiveLearning(Callback):
             return
         datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
         is_new = not self.rounds or (self.settings.oracle.asks_people and datamodule.labels.num_pool > 0)
-        if is_new and not self._is_previewed and not self.member:
+        is_asked = datamodule.trains_rejected and not datamodule.knows_outputs
+        if ((is_new and not self._is_previewed) or is_asked) and not self.member:
             self.run.chooser().preview(trainer, pl_module, datamodule)
+            if datamodule.labels.num_labelled == 0:
+                self.run.chooser(is_fitted=False).preview(trainer, pl_module, datamodule)
             self._is_previewed = True
         self._is_first_batch = True
         self._steps_before = trainer.global_step
@@ -258,7 +268,11 @@ class ActiveLearning(Callback):
         labels = datamodule.labels
         Ranks(trainer).same("who is labelled", labels_due(labels, round_index=len(self.rounds)))  # or some would wait
         coming = Coming(
-            self.settings.query_size, self.settings.limits, len(self.rounds), labels.num_labelled, labels.num_pool
+            self.settings.query_size,
+            self.settings.limits,
+            len(self.rounds),
+            len(datamodule.trained_indices),
+            labels.num_pool,
         )
         self._batch_norm = watch_batch_norm(
             trainer,

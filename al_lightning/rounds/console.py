@@ -164,8 +164,9 @@ def header_line(header: Mapping[str, Any], folder: Path | None) -> str:
     of_both = header["fit_seed"] == header["seed"]
     of_fits = "" if of_both or header["fit_seed"] is None else f", {header['fit_seed']} of fits"
     acquisition, posterior = (name_of(header[name]) for name in ("acquisition", "posterior"))
+    cold_start = header.get("cold_start")
     parts = [
-        acquisition,
+        acquisition + ("" if cold_start is None else f", the first batch by {name_of(cold_start)}"),
         f"{header['query_size']} labels a round{budget}{_from_people(header)}",
         f"{posterior}, {header['num_samples']} sample{'s' * (header['num_samples'] != 1)}",
         f"seed {header['seed']} of draws{' and fits' if of_both else of_fits}",
@@ -225,6 +226,8 @@ def resumes_line(rounds: Sequence[Round], found: Sequence[Round], *, num_labelle
 def round_line(record: Round, *, budget: int | None) -> str:
     """Return a round as one line: labels, test metrics, information of the batch, seconds."""
     parts = [f"round {record.round}", _labels_bar(record.num_paid, budget) + _parts_of(record)]
+    if record.rejected:
+        parts.append(f"{len(record.rejected)} of {_num_asked(record)} rejected")
     parts += [f"{name} {value:.3g}" for name, value in _shown_metrics(record).items() if value is not None]
     if record.holdout:
         parts.append(f"holdout_acc {_accuracy(record)}")
@@ -236,16 +239,26 @@ def round_line(record: Round, *, budget: int | None) -> str:
     return " | ".join(parts + ([record.stopped] if record.stopped else []))
 
 
+def _num_asked(record: Round) -> int:
+    """Count the points of the batches that a round has asked for, without the holdout."""
+    return len({*record.acquired, *record.asked_without_label})
+
+
 def _parts_of(record: Round) -> str:
-    """Return of which labels those that are paid for consist, in a run with a holdout.
+    """Return of which labels those that are paid for consist, in a run with a holdout or rejected points.
 
     Example:
         >>> _parts_of(Round(1, 10, 9, num_held_out=7)), _parts_of(Round(1, 10, 9))
         (' paid for: 10 trained on, 7 held out', '')
+        >>> _parts_of(Round(1, 10, 9, num_rejected=3))
+        ' paid for: 10 of the classes, 3 rejected'
     """
-    if not record.num_held_out:
+    if not record.num_held_out and not record.num_rejected:
         return ""
-    return f" paid for: {record.num_labelled} trained on, {record.num_held_out} held out"
+    if not record.num_held_out:
+        return f" paid for: {record.num_labelled} of the classes, {record.num_rejected} rejected"
+    rejected = f", {record.num_rejected} rejected" if record.num_rejected else ""
+    return f" paid for: {record.num_labelled} trained on, {record.num_held_out} held out{rejected}"
 
 
 def _accuracy(record: Round) -> str:
@@ -277,7 +290,16 @@ def _shown_metrics(record: Round) -> dict[str, float | None]:
 def table(rounds: Sequence[Round]) -> str:
     """All rounds under each other, a column per number; the seconds are the last columns."""
     has_holdout = any(r.num_held_out or r.holdout for r in rounds)
-    numbers = [{"round": str(r.round), **_counts(r, has_holdout=has_holdout), **_cells(r)} for r in rounds]
+    has_rejected = any(r.rejected for r in rounds)
+    numbers = [
+        {
+            "round": str(r.round),
+            **_counts(r, has_holdout=has_holdout),
+            **({"rejected": f"{len(r.rejected)} of {_num_asked(r)}"} if has_rejected and r.acquired else {}),
+            **_cells(r),
+        }
+        for r in rounds
+    ]
     seconds = [{f"{name} s": f"{value:.2f}" for name, value in r.seconds.items()} for r in rounds]
     names = dict.fromkeys(name for row in [*numbers, *seconds] for name in row)
     rows = [{**own, **times} for own, times in zip(numbers, seconds, strict=True)]

@@ -143,7 +143,8 @@ class _Rounds:
             rank_zero_info(f"The run in {run.folder} ended before: {run.stopped}.")
             return False
         while (batch := self._asked(self._draft(), finish=finish)) is not None:
-            if batch.changes_training or not batch.draft.record.asked:
+            keeps_weights = run.folder is not None  # not a run of `fast_dev_run`, which takes this round as it is
+            if batch.changes_training or not batch.draft.record.asked or not keeps_weights:
                 break
             run.drop_batch(self.datamodule, batch.draft)  # without a label there is nothing to fit
             if spawns(self.trainer):

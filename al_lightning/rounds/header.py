@@ -7,6 +7,7 @@ from hashlib import blake2b
 from typing import Any
 
 from al_lightning._lightning import LightningModule, Trainer
+from al_lightning.acquisition import Random
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.records.header import HEADER, as_data
 from al_lightning.records.lines import misfits
@@ -71,6 +72,7 @@ def described(
     header = {
         **{name: as_data(getattr(settings, name), argument=name) for name in SETTINGS_RECORDED},
         **{name: as_data(value, argument=name) for name, value in {**seeds, **asdict(settings.limits)}.items()},
+        "cold_start": None if settings.cold_start == Random() else as_data(settings.cold_start, argument="cold_start"),
         "mask_scheme": settings.posterior.mask_scheme,
         "model": type(module).__name__,
         "datamodule": type(datamodule.inner).__name__,
@@ -79,6 +81,8 @@ def described(
         "initial_draw": drawn,
         "initial_targets": datamodule.targets_of(initial),
         "excluded": excluded,
+        "reject": datamodule.reject if datamodule.trains_rejected else None,
+        "junk": datamodule.junk,
         "asks_people": settings.oracle.asks_people or None,
         "classes": datamodule.classes,
         "renamed": dict(datamodule.renamed) or None,

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from al_lightning._lightning import Callback, LightningModule, Trainer
-from al_lightning.data import wrapped_datamodule
+from al_lightning.data import without_reject, wrapped_datamodule
 from al_lightning.pool.predict import fitted_posterior
 from al_lightning.posterior import Predict
 from al_lightning.randomness import derived_seed
@@ -33,6 +33,7 @@ class MeanPrediction(Callback):
     The samples are K new ones of the posterior that the Trainer's ActiveLearning callback acquires with. Logged are
     `test_mean_acc`, `test_mean_loss` and K, beside what the model logs of itself, usually without dropout. The
     classes of a test batch are read as those of the training items are: (inputs, classes, ...), or a dict with labels.
+    The output of rejected points is left out, if they are trained.
 
     Args:
         num_samples: K. By default that of the ActiveLearning callback. Test all rounds, and all runs that you compare,
@@ -59,8 +60,8 @@ class MeanPrediction(Callback):
         """Draw the posterior samples of this round."""
         run = active_learning_callback(trainer).run
         datamodule = wrapped_datamodule(trainer.datamodule)  # type: ignore[attr-defined]
-        labelled = datamodule.pool_dataloader(datamodule.labels.labelled_indices)
-        posterior = fitted_posterior(trainer, pl_module, labelled, run.posterior)
+        trained = datamodule.pool_dataloader(datamodule.trained_indices)
+        posterior = fitted_posterior(trainer, pl_module, trained, run.posterior, datamodule.trained_targets)
         seed = derived_seed(run.seed or 0, run.num_fitted, "test")
         self._open = ExitStack()
         self._predict = self._open.enter_context(posterior.sample(pl_module, self._num_samples(trainer), seed=seed))
@@ -85,6 +86,8 @@ class MeanPrediction(Callback):
         with trainer.precision_plugin.forward_context():
             log_probs_B_K_C = self._predict(datamodule.without_label(batch))
         log_probs_B_C = mean_log_probs(log_probs_B_K_C)
+        if datamodule.trains_rejected:
+            log_probs_B_C = without_reject(log_probs_B_C)
         metrics = {
             NUM_SAMPLES: torch.tensor(float(log_probs_B_K_C.shape[1])),
             "test_mean_acc": (log_probs_B_C.argmax(dim=1) == targets_B).float().mean(),

@@ -167,7 +167,11 @@ def refuse_other_run(before: Mapping[str, Any], now: Mapping[str, Any], folder: 
         Traceback (most recent call last):
         ValueError: runs/a holds another run: its `seed` is 1, and this run's is 2. ...
     """
-    if different := what_differs(before, now):
+    different = what_differs(before, now)
+    if not different and not now.get("asks_people") and before.get("reject") != now.get("reject"):
+        ones, others = (header.get("reject") or "set_aside" for header in (before, now))
+        different = f"its `reject` is {ones!r}, and this run's is {others!r}"  # people may change it: they paid
+    if different:
         raise ValueError(
             f"{folder} holds another run: {different}. Its rounds cannot be continued by this one: give this run a "
             "folder of its own with `ActiveLearning(folder=...)`, or start the earlier command again. (Only the limits "

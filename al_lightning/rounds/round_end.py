@@ -20,6 +20,7 @@ from al_lightning.rounds.metrics import Metrics, mean_metrics, repeated_points, 
 from al_lightning.rounds.run import Run
 from al_lightning.tracking import keep_images, log_last_round
 
+MANY_REJECTED, MANY_REJECTED_SHARE = 10, 1 / 3  # of the points asked for, from which on a run warns of them
 FAST_DEV_ROUNDS = 2  # enough to see a fit, an acquisition, and a fit on what was acquired
 
 
@@ -37,6 +38,7 @@ def propose_round(
         num_labelled=labels.num_labelled,
         num_pool=labels.num_pool,
         num_held_out=labels.num_held_out,
+        num_rejected=labels.num_rejected,
         num_points=len(labels) if len(labels) != known.num_points else None,
         metrics=metrics,
         seconds={"fit": sum(seconds for _, seconds in run.fits)} if is_fitted else {},
@@ -59,15 +61,15 @@ def choose_batch(
 ) -> dict[str, str]:
     """Choose the batch of a draft, and keep it; return what to warn of.
 
-    A model without a label to train on does not choose: points are drawn at random then.
+    A model without a label to train on does not choose: `cold_start` does then.
     """
     record, labels, limits = draft.record, datamodule.labels, run.settings.limits
     is_fitted, warnings = record.num_labelled > 0, dict[str, str]()
     chooser = run.chooser(is_fitted=is_fitted)
-    num_paid = labels.num_labelled + labels.num_held_out
+    num_paid = labels.num_paid
     if record.asked_without_label:  # since then points have left the pool, and the holdout may have got labels
         reason = limits.reason(num_labelled=num_paid, num_pool=labels.num_pool, num_fits=record.round + 1, metrics=None)
-        record = replace(record, num_held_out=labels.num_held_out, stopped=reason)
+        record = replace(record, num_held_out=labels.num_held_out, num_rejected=labels.num_rejected, stopped=reason)
     if record.stopped is None:
         held_out = _next_held_out(run, labels, query_size=run.settings.query_size)
         num_left = limits.batch_size(
@@ -81,7 +83,7 @@ def choose_batch(
             batch_size=num_left,
             left_out=_skipped(run, draft, labels),
         )
-        record, warnings = with_selection(record, selection), selection.warnings
+        record, warnings = with_selection(record, selection), {**selection.warnings, **_piled_up(run, datamodule)}
         draft = replace(draft, record=replace(record, asked_held_out=held_out), probs=selection.probs)
     else:
         draft = replace(draft, record=record)
@@ -93,6 +95,25 @@ def choose_batch(
         keep_images(trainer, run.folder, datamodule, draft.record.acquired)
     run.propose(draft, module)
     return warnings
+
+
+def _piled_up(run: Run, datamodule: ActiveLearningDataModule) -> dict[str, str]:
+    """Warn of many rejected points that are not trained on, when there are for the first time in the run."""
+    labels, num_initial = datamodule.labels, len(datamodule.labels.initial_indices)
+    now = (labels.num_rejected, labels.num_labelled - num_initial)
+    before = [(record.num_rejected, record.num_labelled - num_initial) for record in run.rounds]
+    if datamodule.trains_rejected or not _are_many(*now) or any(_are_many(*each) for each in before):
+        return {}
+    num_rejected, num_labels = now
+    return {
+        "rejected": f"{num_rejected} of {num_rejected + num_labels} points that were asked for are rejected, and the "
+        "model learns nothing of them: it stays uncertain of their kind, so that more will be asked for. Train them as "
+        "one more class, `ActiveLearningDataModule(..., reject='train')`, with one more output of the model, the last."
+    }
+
+
+def _are_many(num_rejected: int, num_labels: int) -> bool:
+    return num_rejected >= MANY_REJECTED and num_rejected >= MANY_REJECTED_SHARE * (num_rejected + num_labels)
 
 
 def _skipped(run: Run, draft: Draft, labels: Labels) -> list[int]:
@@ -116,12 +137,12 @@ def _next_held_out(run: Run, labels: Labels, *, query_size: int) -> list[int]:
         return []
     reserved = set(labels.reserved_indices.tolist())
     due = [index for index in run.header.get("reserved") or [] if index in reserved]
-    num_paid = labels.num_labelled + labels.num_held_out
-    most = max(0, limits.max_labelled - num_paid - 1)  # the batch has at least one other point
+    num_labels = labels.num_labelled + labels.num_held_out
+    most = max(0, limits.max_labelled - labels.num_paid - 1)  # the batch has at least one other point
     number = next(
         n
         for n in range(len(due) + 1)
-        if n >= min(len(due), most) or labels.num_held_out + n >= share * (num_paid + query_size + n)
+        if n >= min(len(due), most) or labels.num_held_out + n >= share * (num_labels + query_size + n)
     )
     return due[:number]
 
@@ -132,8 +153,7 @@ def _reason_to_stop(
     """Return why no round follows the fit that has just ended, or None; `metrics` is None where there was no fit."""
     if trainer.fast_dev_run and num_fits >= FAST_DEV_ROUNDS:  # type: ignore[attr-defined]
         return f"fast_dev_run ends after {FAST_DEV_ROUNDS} rounds"
-    num_paid = labels.num_labelled + labels.num_held_out
-    return limits.reason(num_labelled=num_paid, num_pool=labels.num_pool, num_fits=num_fits, metrics=metrics)
+    return limits.reason(num_labelled=labels.num_paid, num_pool=labels.num_pool, num_fits=num_fits, metrics=metrics)
 
 
 def with_selection(record: Round, selection: Selection) -> Round:
@@ -164,6 +184,7 @@ def finish_round(trainer: Trainer, datamodule: ActiveLearningDataModule, run: Ru
     else:
         moved = {index for index, *_ in record.changed_after}
         datamodule.label([index for index in record.acquired if index not in moved], round=record.round + 1)
+        datamodule.labels.reject([index for index in record.rejected if index in record.acquired])
     log_last_round(trainer, run.rounds, run.header, run.folder)
 
 

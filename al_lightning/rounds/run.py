@@ -116,10 +116,14 @@ class Run:
         is_trained = members is not None and len(self._members) == members.num
         return self.settings.posterior.trained(self._members) if is_trained else self.settings.posterior
 
+    @property
+    def _may_get_no_label(self) -> bool:
+        """Return whether a batch may get no label, so that the next one is due from the same predictions."""
+        return self.settings.oracle.asks_people or self.header.get("junk") is not None
+
     def chooser(self, *, is_fitted: bool = True) -> Chooser:
-        """Return what selects the points to label; without a fit at random."""
-        settings = self.settings if is_fitted else self.settings.for_no_labels()
-        return settings.chooser(self.posterior, folder=self.folder, seed=self.seed or 0)
+        """Return what selects the points to label; without a fit `cold_start`."""
+        return self.settings.chooser(self.posterior, folder=self.folder, seed=self.seed or 0, is_fitted=is_fitted)
 
     def take_seed(self, seed: int) -> None:
         """Take the seed of `active_fit`: of the fits, and where the settings name none of the draws."""
@@ -249,7 +253,7 @@ class Run:
         self.member = member
         if not member:
             self.fits, self._trained = [], []
-            self.draft = self.draft if self.settings.oracle.asks_people else None
+            self.draft = self.draft if self._may_get_no_label else None
 
     def keep_fit(self, metrics: Metrics, seconds: float) -> None:
         """Keep the metrics and seconds of a fit of the running round."""
@@ -271,7 +275,7 @@ class Run:
     def propose(self, draft: Draft, module: nn.Module) -> None:
         """Keep a round that has chosen its batch, until it is committed."""
         settings, states = self.settings, None
-        is_kept = settings.warm_start or draft.record.stopped is not None or settings.oracle.asks_people
+        is_kept = settings.warm_start or draft.record.stopped is not None or self._may_get_no_label
         if self._journal is not None and is_kept:
             states = [state_of(module)] if settings.posterior.members is None else list(self._members) or None
         self.draft = replace(draft, states=states)

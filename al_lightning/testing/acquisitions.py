@@ -1,7 +1,9 @@
 """Check of an acquisition: its batches, its draws, and its agreement with other ranks."""
 
+import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
 from threading import Barrier, BrokenBarrierError
 from typing import TypeVar
 
@@ -13,6 +15,7 @@ from al_lightning.acquisition.base import check_batch, check_needs
 from al_lightning.records.header import as_data, check_object
 
 NUM_POINTS, NUM_SAMPLES, NUM_CLASSES = 23, 5, 4
+NUM_FEATURES, NUM_LABELLED, NUM_TARGETS = 3, 4, 6
 SECONDS_TO_WAIT = 30
 TOLERANCE = 1e-5
 """Difference of two scores, computed in double precision, that rounding may cause."""
@@ -23,9 +26,10 @@ Result = TypeVar("Result")
 def check_acquisition(acquisition: Acquisition, *, seed: int = 0) -> None:
     """Raise an AssertionError that says which part of the contract of an acquisition is broken.
 
-    It is called with predictions of 23 points, among them copies and one that is certain: for batches of 1, 6 and all
-    points, twice with one generator state, and on two and three ranks, which are threads here; with one posterior
-    sample too, if by its `needs` that is enough. A `Pointwise` is also asked for the score of each point alone.
+    It is called with what it declares in `needs` of 23 points, among them copies and one that is certain: for batches
+    of 1, 6 and all points, twice with one generator state, and on two and three ranks, which are threads here; with one
+    posterior sample too, if by its `needs` that is enough. A `Pointwise` is also asked for the score of each point
+    alone.
 
     Args:
         acquisition: Yours.
@@ -42,13 +46,14 @@ def check_acquisition(acquisition: Acquisition, *, seed: int = 0) -> None:
     except (TypeError, ValueError) as error:
         raise AssertionError(str(error)) from error
     pool = _pool(seed)
-    whole = Predictions(pool)
-    before, random_state = pool.clone(), torch.get_rng_state()
+    whole = _given(acquisition, pool, seed=seed)
+    before, random_state = copy.deepcopy(whole), torch.get_rng_state()
     for batch_size in (1, 6, NUM_POINTS):
         _check_batch(acquisition, whole, batch_size, seed=seed)
-    if acquisition.needs == {"predictions"}:
-        _check_one_sample(acquisition, Predictions(pool[:, :1].clone()), seed=seed)
-    _expect(torch.equal(pool, before), acquisition, "changes the predictions that it is given: work on a copy")
+    if "predictions" in acquisition.needs and "disagreement" not in acquisition.needs:
+        _check_one_sample(acquisition, _given(acquisition, pool[:, :1].clone(), seed=seed), seed=seed)
+    unchanged = all(_is_same(getattr(whole, each.name), getattr(before, each.name)) for each in fields(Predictions))
+    _expect(unchanged, acquisition, "changes the predictions that it is given: work on a copy")
     _expect(
         torch.equal(torch.get_rng_state(), random_state),
         acquisition,
@@ -59,7 +64,7 @@ def check_acquisition(acquisition: Acquisition, *, seed: int = 0) -> None:
     if isinstance(acquisition, Pointwise):
         _check_pointwise(acquisition, pool)
     for cuts in ((11,), (0, 9)):
-        for batch in _on_ranks(acquisition, pool, cuts, seed=seed):
+        for batch in _on_ranks(acquisition, whole, cuts, seed=seed):
             _expect(
                 _are_equal(batch, alone),
                 acquisition,
@@ -105,6 +110,40 @@ def _check_pointwise(acquisition: Pointwise, pool: Tensor) -> None:
 def _expect(holds: bool, acquisition: Acquisition, broken: str) -> None:  # noqa: FBT001 - reads as a sentence
     if not holds:
         raise AssertionError(f"`acquisition` {acquisition!r} {broken}.")
+
+
+def _is_same(one: object, other: object) -> bool:
+    return torch.equal(one, other) if isinstance(one, Tensor) and isinstance(other, Tensor) else one is other
+
+
+def _given(acquisition: Acquisition, pool: Tensor, *, seed: int) -> Predictions:
+    """Return what the acquisition declares that it needs, of the whole pool; points that are copies are so in all."""
+    needs, generator = acquisition.needs, _generator(seed + 1)
+    features_N_D = torch.randn(NUM_POINTS, NUM_FEATURES, generator=generator)
+    features_N_D[17] = features_N_D[21] = features_N_D[4].clone()
+    labelled_L_D = torch.randn(NUM_LABELLED, NUM_FEATURES, generator=generator)
+    shape = (NUM_TARGETS, pool.shape[1], NUM_CLASSES)
+    targets_T_K_C = torch.randn(shape, generator=generator).mul(2).log_softmax(dim=2)
+    return Predictions(
+        pool if "predictions" in needs else None,
+        total=NUM_POINTS,
+        features_N_D=features_N_D if "features" in needs else None,
+        labelled_features_L_D=labelled_L_D if "features" in needs else None,
+        target_log_probs_T_K_C=targets_T_K_C if "targets" in needs else None,
+    )
+
+
+def _part(whole: Predictions, start: int, stop: int) -> Predictions:
+    """Return the part of one rank; a pool without predictions is not divided."""
+    if whole.log_probs_N_K_C is None:
+        return whole
+    features_N_D = whole.features_N_D
+    return replace(
+        whole,
+        log_probs_N_K_C=whole.log_probs_N_K_C[start:stop].clone(),
+        offset=start,
+        features_N_D=None if features_N_D is None else features_N_D[start:stop].clone(),
+    )
 
 
 def _pool(seed: int) -> Tensor:
@@ -163,13 +202,12 @@ def on_rank_threads(function: Callable[[int, Exchange], Result], num_ranks: int)
     return [rank.result() for rank in running]
 
 
-def _on_ranks(acquisition: Acquisition, pool: Tensor, cuts: tuple[int, ...], *, seed: int) -> list[Batch]:
+def _on_ranks(acquisition: Acquisition, whole: Predictions, cuts: tuple[int, ...], *, seed: int) -> list[Batch]:
     """Return what each of several ranks chooses that hold the pool together."""
     bounds = (0, *cuts, NUM_POINTS)
 
     def choose(rank: int, exchange: Exchange) -> Batch:
-        part = pool[bounds[rank] : bounds[rank + 1]].clone()
-        predictions = Predictions(part, offset=bounds[rank], total=NUM_POINTS)
+        predictions = _part(whole, bounds[rank], bounds[rank + 1])
         return acquisition(predictions, 6, generator=_generator(seed), exchange=exchange)
 
     return on_rank_threads(choose, len(bounds) - 1)

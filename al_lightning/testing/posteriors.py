@@ -25,9 +25,10 @@ def check_posterior(
 ) -> None:
     """Raise an AssertionError that says which part of the contract of a posterior is broken.
 
-    The posterior is fitted to the batch, previewed and sampled: twice with one seed, once with another, for the whole
-    batch, for its points one by one and in reverse, and from a model in training and in evaluation mode. After each,
-    and after an error of the caller's, the model and the global random generators must be what they were.
+    The posterior is fitted to the batch, whose points count as of class 0 and 1 in turn, previewed and sampled: twice
+    with one seed, once with another, for the whole batch, for its points one by one and in reverse, and from a model in
+    training and in evaluation mode. After each, and after an error of the caller's, the model and the global random
+    generators must be what they were.
 
     Args:
         posterior: Yours; an ensemble with its members.
@@ -70,8 +71,9 @@ class _Check:
     def __init__(self, posterior: Posterior, model: nn.Module, batch: object, num_samples: int) -> None:
         self.posterior, self.model, self.batch, self.num_samples = posterior, model, batch, num_samples
         self.num_points = num_rows_of(batch) or 0
+        targets_N = torch.arange(self.num_points) % 2  # classes that every model has
         with self.handing_back("`fit`"):
-            self.fitted = posterior.fit(model, [batch])
+            self.fitted = posterior.fit_to_labels(model, [batch], targets_N)
 
     def preview(self) -> None:
         """Check that the preview is the prediction of one network."""

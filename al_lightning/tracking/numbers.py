@@ -62,7 +62,7 @@ def end_numbers(rounds: Sequence[Round], header: Mapping[str, Any]) -> dict[str,
         {'aulc': 0.725, 'labels_to_0.9': 30}
     """
     metric = header["monitor"] or only_accuracy(rounds[-1].metrics)
-    points = [(entry.num_labelled, value) for entry in rounds if (value := entry.metrics.get(metric or "")) is not None]
+    points = [(entry.num_bought, value) for entry in rounds if (value := entry.metrics.get(metric or "")) is not None]
     if not is_rising([number for number, _ in points]):
         return {}
     num_labels, values = zip(*points, strict=True)

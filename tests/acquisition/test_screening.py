@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from al_lightning.acquisition import Predictions, Screened, Screening
-from al_lightning.information import mutual_information
+from al_lightning.acquisition import BALD, EPIG, BatchBALD, Entropy, Predictions, Screened, Screening
+from al_lightning.information import entropy, expected_predictive_information, mutual_information
 
 
 def pool(num_points=40, num_samples=6):
@@ -18,6 +18,43 @@ def test_the_points_of_largest_bald_are_left_in_the_order_of_the_pool():
     assert screened.ranking.tolist() == by_hand
     assert screened.kept.tolist() == sorted(by_hand)
     assert screened.mean_bald == pytest.approx(bald.mean().item())
+
+
+def test_another_score_keeps_its_own_highest_and_the_record_has_the_mean_bald_of_the_pool():
+    log_probs_N_K_C, targets_T_K_C = pool(), pool()[::9].roll(1, dims=2)
+    predictions = Predictions(log_probs_N_K_C, target_log_probs_T_K_C=targets_T_K_C)
+    scores = {
+        EPIG(): expected_predictive_information(log_probs_N_K_C, targets_T_K_C),
+        Entropy(): entropy(log_probs_N_K_C),
+    }
+    rankings = []
+    for score, scores_N in scores.items():
+        screening = Screening(num_points=7, num_samples=6, score=score)
+        screened = screening(predictions, generator=torch.Generator())
+        rankings.append(screened.ranking.tolist())
+        assert rankings[-1] == scores_N.topk(7).indices.tolist()
+        assert screened.mean_bald == pytest.approx(mutual_information(log_probs_N_K_C).mean().item())
+        assert screened.numbers(torch.tensor([0])).keys() == {
+            "mean_bald_pool",
+            "num_screened",
+            "num_screening_samples",
+            "lowest_rank_picked",
+        }
+        assert screening.needs == score.needs
+    assert rankings[0] != rankings[1]
+
+
+def test_bald_screens_by_default_and_needs_no_targets():
+    named, default = (
+        Screening(7, 6, score)(Predictions(pool()), generator=torch.Generator()) for score in (BALD(), None)
+    )
+    assert named.ranking.tolist() == default.ranking.tolist()
+    assert Screening().needs == BALD().needs
+
+
+def test_an_acquisition_that_does_not_score_each_point_by_itself_is_refused():
+    with pytest.raises(TypeError, match=r"`Screening\(score=...\)` is BatchBALD\(.*as `BALD\(\)`, `EPIG\(\)`"):
+        Screening(score=BatchBALD())
 
 
 def test_ranks_with_parts_of_the_pool_leave_the_same_points_as_one(on_rank_threads):

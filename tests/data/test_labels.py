@@ -38,11 +38,20 @@ class LabelsAgainstADict(RuleBasedStateMachine):
 
     @rule(ids=IDS)
     def unlabel(self, ids):
-        self.attempt(ids, self.labels.unlabel, allowed=lambda s: s == "excluded" or isinstance(s, int), becomes="pool")
+        self.attempt(
+            ids,
+            self.labels.unlabel,
+            allowed=lambda s: s in {"excluded", "rejected"} or isinstance(s, int),
+            becomes="pool",
+        )
 
     @rule(ids=IDS)
     def exclude(self, ids):
         self.attempt(ids, self.labels.exclude, allowed=lambda s: s == "pool", becomes="excluded")
+
+    @rule(ids=IDS)
+    def reject(self, ids):
+        self.attempt(ids, self.labels.reject, allowed=lambda s: s == "pool", becomes="rejected")
 
     @rule(ids=IDS)
     def reserve(self, ids):
@@ -85,6 +94,9 @@ class LabelsAgainstADict(RuleBasedStateMachine):
         assert self.labels.excluded_indices.tolist() == excluded
         assert self.labels.reserved_indices.tolist() == [i for i, s in self.state.items() if s == "reserved"]
         held_out = [i for i, s in self.state.items() if s == "held out"]
+        rejected = [i for i, s in self.state.items() if s == "rejected"]
+        assert (self.labels.rejected_indices.tolist(), self.labels.num_rejected) == (rejected, len(rejected))
+        assert self.labels.num_paid == len(labelled) + len(held_out) + len(rejected)
         assert (self.labels.held_out_indices.tolist(), self.labels.num_held_out) == (held_out, len(held_out))
         assert (self.labels.num_labelled, self.labels.num_pool) == (len(labelled), len(pool))
         assert [self.labels.round_of_N[i].item() for i in labelled] == [self.state[i] for i in labelled]
@@ -198,7 +210,7 @@ def test_a_saved_state_does_not_follow_later_labels():
         (five().state_dict(), "is of 5 points, but the training dataset has 6"),
         ({"labels": torch.zeros(6)}, r"`state_dict` holds \['labels'\]"),
         ({"round_of": torch.zeros(6)}, "1-D int64 tensor"),
-        ({"round_of": torch.tensor([0, 0, 0, 0, 0, -5])}, "holds -5, but -4 is its lowest value"),
+        ({"round_of": torch.tensor([0, 0, 0, 0, 0, -6])}, "holds -6, but -5 is its lowest value"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused(state_dict, words):
@@ -241,6 +253,6 @@ def test_points_are_appended_and_never_taken_away():
 
 def test_a_state_below_the_lowest_replaces_nothing():
     labels = five()
-    with pytest.raises(ValueError, match="`state_of` holds -5, but -4 is the lowest label state"):
-        labels.replace({0: 1, 1: -5})
+    with pytest.raises(ValueError, match="`state_of` holds -6, but -5 is the lowest label state"):
+        labels.replace({0: 1, 1: -6})
     assert labels.round_of_N.tolist() == five().round_of_N.tolist()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from al_lightning.data.labels import EXCLUDED, HELD_OUT, IN_POOL, RESERVED
+from al_lightning.data.labels import EXCLUDED, HELD_OUT, IN_POOL, REJECTED, RESERVED
 from al_lightning.labelling.answers import Answer
 from al_lightning.labelling.asked import AskedBatch, AskedPoint
 from al_lightning.labelling.oracle import DatasetLabels, Query
@@ -118,7 +118,7 @@ class World:
             self.expected[index] = {
                 "label": (labelled, None if label is None else CLASSES.index(label)),
                 "unsure": (EXCLUDED, None),
-                "reject": (EXCLUDED, None),
+                "reject": (EXCLUDED if index in RESERVE else REJECTED, None),
                 "undo": (home, None),
             }[kind]
 
@@ -235,7 +235,7 @@ def test_a_tie_after_the_commit_leaves_what_was_committed_and_is_told_once(first
     assert tie == TakenUp(None, [], [row(bob)], {1: Resolved("tie", None, (ann, bob))})
     rounds.append(Round(1, num_labelled, 7, answers=tie.rows))
     assert taken_from([ann, bob], record=Round(2, num_labelled, 7), rounds=rounds) == TakenUp(None, [], [])
-    assert recorded(HEADER, rounds).state_of[1] == (1 if first == "cat" else EXCLUDED)
+    assert recorded(HEADER, rounds).state_of[1] == {"cat": 1, "unsure": EXCLUDED, "reject": REJECTED}[first]
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,15 @@ import copy
 import pytest
 import torch
 
-from al_lightning.posterior import DeepEnsemble, LastLayerLaplace, MCDropConnect, MCDropout
+from al_lightning.posterior import AnchoredHeads, DeepEnsemble, LastLayerLaplace, MCDropConnect, MCDropout
 from al_lightning.posterior.dropout.lazy.deferred import scaled_channels
 
 POSTERIORS = [
     MCDropout(),
     LastLayerLaplace(),
     LastLayerLaplace(prior_precision=3.0, layer="last", structure="kron"),
+    AnchoredHeads(),
+    AnchoredHeads(prior_precision=0.5, layer="last", class_weights=(1.0, 2.0, 0.5)),
     MCDropConnect(p=0.3),
     MCDropConnect(p=0.5, layers=("last",)),
     DeepEnsemble(5),

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from al_lightning.posterior import (
+    AnchoredHeads,
     DeepEnsemble,
     LastLayerLaplace,
     MCDropConnect,
@@ -82,11 +83,18 @@ def ensemble():
     return states
 
 
-POSTERIORS = [MCDropout(), LastLayerLaplace(), LastLayerLaplace(layer="last"), MCDropConnect(0.3), Point()]
+POSTERIORS = [
+    MCDropout(),
+    LastLayerLaplace(),
+    LastLayerLaplace(layer="last"),
+    AnchoredHeads(),
+    MCDropConnect(0.3),
+    Point(),
+]
 
 
 def predictions(posterior, model, num_samples=K):
-    fitted = posterior.fit(model, [points()])
+    fitted = posterior.fit_to_labels(model, [points()], torch.arange(len(points())) % 2)
     with fitted.sample(model, posterior.checked_num_samples(num_samples), seed=3) as predict:
         return predict(points())
 

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from dataclasses import fields
+from functools import partial
 
 import pytest
 import torch
@@ -58,7 +59,9 @@ def unfitted(each_posterior):
 
 @pytest.fixture
 def posterior(unfitted, model):
-    return unfitted.fit(model, [(points()[:6], torch.arange(6) % 3), (points()[6:], torch.arange(5) % 3)])
+    targets_N = torch.arange(11) % 3
+    batches = [(points()[:6], targets_N[:6]), (points()[6:], targets_N[6:])]
+    return unfitted.fit_to_labels(model, batches, targets_N)
 
 
 def predictions(posterior, model, inputs, *, seed=3, batch_size=4):
@@ -138,7 +141,7 @@ def test_samples_disagree_with_each_other(posterior, model):
 
 def test_the_model_is_handed_back_bit_for_bit(unfitted, model):
     before = state(model)
-    posterior = unfitted.fit(model, [points()])
+    posterior = unfitted.fit_to_labels(model, [points()], torch.arange(11) % 3)
     assert_as_before(model, before)
     posterior.preview(model, points())
     predictions(posterior, model, points())
@@ -163,10 +166,11 @@ def test_the_model_trains_on_afterwards(posterior, model):
 
 def test_the_global_generator_is_neither_used_nor_moved(unfitted, model):
     before = torch.random.get_rng_state()
-    once = predictions(unfitted.fit(model, [points()]), model, points())
+    fit = partial(unfitted.fit_to_labels, model, [points()], torch.arange(11) % 3)
+    once = predictions(fit(), model, points())
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.rand(3)
-    assert torch.equal(predictions(unfitted.fit(model, [points()]), model, points()), once)
+    assert torch.equal(predictions(fit(), model, points()), once)
 
 
 def test_the_batch_is_not_written_on(posterior, model):

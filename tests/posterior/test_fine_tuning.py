@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from al_lightning.posterior import DeepEnsemble, LastLayerLaplace, MCDropConnect, MCDropout, Point, state_of
+from al_lightning.posterior import (
+    AnchoredHeads,
+    DeepEnsemble,
+    LastLayerLaplace,
+    MCDropConnect,
+    MCDropout,
+    Point,
+    state_of,
+)
 from al_lightning.testing import check_posterior
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -48,6 +56,7 @@ def lora(*, lora_dropout=0.3, seed=0, **arguments):
         MCDropConnect(0.3),
         LastLayerLaplace(),
         LastLayerLaplace(layer="base_model.model.classifier"),
+        AnchoredHeads(layer="base_model.model.classifier"),
         Point(),
     ],
     ids=repr,

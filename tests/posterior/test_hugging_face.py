@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from al_lightning.posterior import LastLayerLaplace, MCDropConnect, MCDropout, state_of
+from al_lightning.posterior import AnchoredHeads, LastLayerLaplace, MCDropConnect, MCDropout, state_of
 from al_lightning.posterior.ensemble.deep_ensemble import DeepEnsemble
 from al_lightning.posterior.model import map_tensors
 from al_lightning.testing import check_posterior
@@ -50,7 +50,9 @@ def ensemble():
 
 
 @pytest.mark.parametrize(
-    "make", [MCDropout, LastLayerLaplace, lambda: MCDropConnect(p=0.3), ensemble], ids=["drop", "laplace", "con", "ens"]
+    "make",
+    [MCDropout, LastLayerLaplace, AnchoredHeads, lambda: MCDropConnect(p=0.3), ensemble],
+    ids=["drop", "laplace", "heads", "con", "ens"],
 )
 def test_every_posterior_keeps_its_contract_on_dict_batches(make):
     check_posterior(make(), bert(), texts(), num_samples=K)
@@ -102,7 +104,7 @@ def test_tuples_of_a_model_that_returns_no_dict_are_understood():
         ({"problem_type": "multi_label_classification"}, "several labels at once are not supported"),
     ],
 )
-@pytest.mark.parametrize("posterior", [MCDropout(), LastLayerLaplace(), MCDropConnect(0.3)], ids=repr)
+@pytest.mark.parametrize("posterior", [MCDropout(), LastLayerLaplace(), AnchoredHeads(), MCDropConnect(0.3)], ids=repr)
 def test_heads_that_are_no_classifiers_are_refused_in_the_preview(arguments, words, posterior):
     wrapped = nn.Sequential(bert(**arguments))
     with pytest.raises(ValueError, match=rf"`0` \(BertForSequenceClassification\) has .*{words}"):

@@ -124,7 +124,9 @@ def test_probabilities_are_refused_by_the_samples_of_one_point_after_the_trainin
     model = Net(end=nn.Softmax(dim=1))
 
     def sampled():
-        with posterior.fit(model, [points()]).sample(model, 4, seed=0) as predict:
+        with posterior.fit_to_labels(model, [points()], torch.arange(len(points())) % 2).sample(
+            model, 4, seed=0
+        ) as predict:
             predict(points(1))
 
     with pytest.raises(ValueError, match=r"probabilities|\(a softmax or sigmoid"):

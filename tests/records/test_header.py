@@ -8,7 +8,16 @@ import pytest
 import torch
 
 import al_lightning
-from al_lightning import BALD, BatchBALD, DeepEnsemble, LastLayerLaplace, MCDropConnect, MCDropout, Screening
+from al_lightning import (
+    BALD,
+    AnchoredHeads,
+    BatchBALD,
+    DeepEnsemble,
+    LastLayerLaplace,
+    MCDropConnect,
+    MCDropout,
+    Screening,
+)
 from al_lightning.records.header import arguments_of, as_call, as_data, name_of, what_differs
 from al_lightning.records.lines import misfits
 
@@ -24,6 +33,7 @@ RULES = [
     MCDropout(),
     MCDropConnect(0.1),
     LastLayerLaplace(),
+    AnchoredHeads(0.5, class_weights="balanced"),
     DeepEnsemble(3, fresh=["head"]),
     DeepEnsemble(3, init=init),
 ]

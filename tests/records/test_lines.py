@@ -73,7 +73,7 @@ def test_a_last_line_without_an_end_was_never_committed_and_without_a_header_the
         ({"round": 10**12}, "line 2 is round 1000000000000, but must be round 0"),
         ({"stopped": "max_rounds=1 reached"}, "line 2 is the end of a run, but further rounds"),
         ({"kernel": "abacus"}, "line 2 has `kernel` = 'abacus'"),
-        ({"changed": [[4, -5, None]]}, "round 0: id 4 has the label state -5, but -4 is the lowest"),
+        ({"changed": [[4, -6, None]]}, "round 0: id 4 has the label state -6, but -5 is the lowest"),
         ({"changed": [[99, -1, None]]}, "round 0: id 99 is out of range"),
         ({"changed": [[3, 0, 1]]}, r"round 0: `num_labelled` is 2 and `num_pool` is 7, but .* 3 points are labelled"),
         ({"changed": [[4]]}, "line 2 has a change or correction that is no list of three"),

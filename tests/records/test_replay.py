@@ -117,7 +117,7 @@ def test_further_changes_are_applied_to_the_same_state():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ([2, -5, None], "id 2 has the label state -5, but -4 is the lowest"),
+        ([2, -6, None], "id 2 has the label state -6, but -5 is the lowest"),
         ([9, 1, 0], "id 9 is out of range"),
         ([None, 1, 0], "a change has no id or no state"),
     ],

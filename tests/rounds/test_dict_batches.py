@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from al_lightning import (
     BALD,
     ActiveLearningDataModule,
+    AnchoredHeads,
     AskPeople,
     DeepEnsemble,
     LastLayerLaplace,
@@ -102,8 +103,8 @@ def run(make_trainer, make_callback):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "posterior",
-    [MCDropout(), LastLayerLaplace(), MCDropConnect(0.3), DeepEnsemble(2)],
-    ids=["drop", "laplace", "connect", "ensemble"],
+    [MCDropout(), LastLayerLaplace(), AnchoredHeads(), MCDropConnect(0.3), DeepEnsemble(2)],
+    ids=["drop", "laplace", "heads", "connect", "ensemble"],
 )
 def test_every_posterior_runs_on_padded_dicts_and_no_label_reaches_the_model(posterior, run):
     model = Model()

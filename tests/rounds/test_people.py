@@ -253,10 +253,12 @@ def test_unsure_and_rejected_points_leave_the_pool_and_are_recorded(start):
     callback = start()
     record = callback.rounds[0]
     assert record.targets == [None, None, *(TRUE[index] for index in others)]
-    assert sorted(record.changed_after) == sorted([[unsure, -2, None], [rejected, -2, None]])
+    assert sorted(record.changed_after) == sorted([[unsure, -2, None], [rejected, -5, None]])
+    assert record.rejected == [rejected]
     rows = {row["id"]: row for row in record.answers}
     assert (rows[unsure]["kind"], rows[unsure]["seconds"], rows[unsure]["who"]) == ("unsure", 3.5, "ann")
-    assert set(callback.datamodule.labels.excluded_indices.tolist()) == {unsure, rejected}
+    labels = callback.datamodule.labels
+    assert (labels.excluded_indices.tolist(), labels.rejected_indices.tolist()) == ([unsure], [rejected])
     write(folder, [{"id": unsure, "label": "bee"}])  # somebody has looked again: a correction
     write(folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for])
     assert recorded(*_records(start)).target_of[unsure] == 1
@@ -296,7 +298,7 @@ def test_a_batch_without_a_label_makes_no_fit_and_the_next_is_asked_from_the_sam
     record = callback.rounds[1]
     assert record.acquired == second.ids
     assert sorted(row["kind"] for row in record.answers) == ["label"] * 4 + ["reject", "skip", "skip", "unsure"]
-    assert {index for index, state, _ in record.changed_after if state == -2} == {first.ids[1], first.ids[2]}
+    assert {index: state for index, state, _ in record.changed_after} == {first.ids[1]: -2, first.ids[2]: -5}
 
 
 @pytest.mark.slow

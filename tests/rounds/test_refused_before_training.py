@@ -15,6 +15,7 @@ from al_lightning import (
     BALD,
     ActiveLearning,
     ActiveLearningDataModule,
+    AnchoredHeads,
     DeepEnsemble,
     LastLayerLaplace,
     MCDropConnect,
@@ -22,7 +23,13 @@ from al_lightning import (
     active_fit,
 )
 
-POSTERIORS = [MCDropout, LastLayerLaplace, MCDropConnect, lambda: DeepEnsemble(2, init=lambda module: None)]
+POSTERIORS = [
+    MCDropout,
+    LastLayerLaplace,
+    AnchoredHeads,
+    MCDropConnect,
+    lambda: DeepEnsemble(2, init=lambda module: None),
+]
 
 
 class Part(nn.Module):
@@ -91,7 +98,7 @@ def state(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("posterior", POSTERIORS, ids=["dropout", "laplace", "connect", "ensemble"])
+@pytest.mark.parametrize("posterior", POSTERIORS, ids=["dropout", "laplace", "heads", "connect", "ensemble"])
 @pytest.mark.parametrize(("change", "words"), NO_NETWORK.values(), ids=NO_NETWORK.keys())
 def test_what_is_no_network_is_refused_before_the_first_step(change, words, posterior, refused):
     refused(change, posterior(), words)
@@ -137,7 +144,7 @@ def test_time_before_batch_in_the_batch_itself_is_refused_before_the_first_step(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("posterior", POSTERIORS[:3], ids=["dropout", "laplace", "connect"])
+@pytest.mark.parametrize("posterior", POSTERIORS[:4], ids=["dropout", "laplace", "heads", "connect"])
 def test_a_pool_of_a_single_point_runs(posterior, make_trainer, make_model, make_data, make_callback):
     data = make_data(7)
     callback = make_callback(posterior=posterior(), query_size=1)

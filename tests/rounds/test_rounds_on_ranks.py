@@ -18,6 +18,7 @@ from al_lightning import (
     BALD,
     ActiveLearning,
     ActiveLearningDataModule,
+    AnchoredHeads,
     BatchBALD,
     DeepEnsemble,
     MeanPrediction,
@@ -115,6 +116,19 @@ def test_a_run_on_several_ranks_acquires_what_one_rank_acquires(on_ranks, tmp_pa
     for record, single in zip(rounds, metrics, strict=True):
         assert record.metrics["test_acc"] == pytest.approx(single["test_acc"])  # 30 test samples, none counted twice
         assert record.metrics["test_loss"] == pytest.approx(single["test_loss"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_heads_are_the_same_on_every_rank(on_ranks, tmp_path):
+    settings = {"posterior": AnchoredHeads(), "screening": Screening(num_points=20, num_samples=4)}
+    expected, labels, _ = on_one(tmp_path / "one", **settings)
+    for ok, found in on_ranks(2, __file__, "run", folder=str(tmp_path / "many"), num_ranks=2, **settings):
+        assert ok, found
+        assert found[:2] == (expected, labels)
+    once, many = (read_journal(tmp_path / folder)[1] for folder in ("one", "many"))
+    for name in ("labelled_acc_samples", "labelled_acc_model"):
+        assert [record.information.get(name) for record in many] == [record.information.get(name) for record in once]
+    assert 0 < once[0].information["labelled_acc_samples"] <= 1
 
 
 def other_acquisitions(folder, num_ranks):

@@ -14,6 +14,7 @@ from typing_extensions import override
 from al_lightning.acquisition.base import (
     Acquisition,
     Batch,
+    Need,
     Predictions,
     check_batch_size,
     prepared_on_all_ranks,
@@ -90,6 +91,11 @@ class BatchBALD(Acquisition):
             )
         if not 0 < self.fill_above <= 1:
             raise ValueError(f"`fill_above` is {self.fill_above}, but must be a share of log K in (0, 1].")
+
+    @property
+    @override
+    def needs(self) -> frozenset[Need]:
+        return super().needs | (frozenset() if self.fill is None else self.fill.needs)
 
     @override
     @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from al_lightning.posterior.base import another_posterior
+from al_lightning.posterior.base import OF_LAST_LAYER, another_posterior
 from al_lightning.posterior.compiled import named_originals
 from al_lightning.posterior.dropout.masks import named
 from al_lightning.posterior.model import Call, evaluating, log_probs_of
@@ -32,16 +32,16 @@ def last_layer_pass(
     *,
     predict: Callable[[nn.Module, Any], Tensor] | None,
     layer: str | None,
+    has_ones: bool = True,
 ) -> LastLayerPass:
     """Run `model` in evaluation mode and find the nn.Linear whose output is the model's, up to log_softmax.
-
-    The features have a last column of ones where the layer has a bias.
 
     Args:
         model: The trained model; it is left as it was.
         batch: A batch of the loader.
         predict: How to get logits of a batch, `predict(module, batch)`, if not by `module(x)`.
         layer: Name of the layer, or of a module that holds it; by default the last nn.Linear that runs.
+        has_ones: Give the features a last column of ones where the layer has a bias.
     """
     linears = _linears(model, layer)
     call = Call(model, predict)
@@ -51,19 +51,19 @@ def last_layer_pass(
     if not calls:
         raise ValueError(
             f"None of {_listed(linears)} ran in a forward pass of {type(model).__name__}, as far as hooks tell. Look "
-            f"whether they run in evaluation mode, or {another_posterior('LastLayerLaplace')}."
+            f"whether they run in evaluation mode, or {another_posterior(*OF_LAST_LAYER)}."
         )
     found = _of_one_position(calls[-1], output_B_C)
     _refuse_anything_between(found, output_B_C)
-    return found if linears[found.layer].bias is None else _with_ones(found)
+    return _with_ones(found) if has_ones and linears[found.layer].bias is not None else found
 
 
 def _linears(model: nn.Module, layer: str | None) -> dict[str, nn.Linear]:
     linears = {name: module for name, module in named_originals(model) if isinstance(module, nn.Linear)}
     if not linears:
         raise ValueError(
-            f"{type(model).__name__} has no nn.Linear, and a Laplace approximation of the last layer needs the model "
-            f"to end in one. Give it one, or {another_posterior('LastLayerLaplace')}."
+            f"{type(model).__name__} has no nn.Linear, and what draws or reads its last layer needs the model to end "
+            f"in one. Give it one, or {another_posterior(*OF_LAST_LAYER)}."
         )
     named_so = {name: module for name, module in linears.items() if layer is None or f"{name}.".startswith(f"{layer}.")}
     if not named_so:
@@ -115,7 +115,7 @@ def _of_one_position(found: LastLayerPass, output_B_C: Tensor) -> LastLayerPass:
         raise ValueError(
             f"{named(found.layer)} runs on each of {logits_B_T_C.shape[1]} tokens, and the model's output is not that "
             f"of one of them that its values tell from the others. Return the logits of one token, or "
-            f"{another_posterior('LastLayerLaplace')}."
+            f"{another_posterior(*OF_LAST_LAYER)}."
         )
     return LastLayerPass(found.layer, features_B_D, logits_B_T_C[rows_B, position_B])
 
@@ -126,7 +126,7 @@ def _refuse_anything_between(found: LastLayerPass, output_B_C: Tensor) -> None:
         raise ValueError(
             f"{named(found.layer)} is the last nn.Linear that ran and returned shape {tuple(logits_B_C.shape)}, but "
             f"the model's output, as logits (B, C), has shape {tuple(output_B_C.shape)}. Name the layer that the "
-            f"output comes from with `layer=`, or {another_posterior('LastLayerLaplace')}."
+            f"output comes from with `layer=`, or {another_posterior(*OF_LAST_LAYER)}."
         )
     once_B_C, again_B_C = log_probs_of(output_B_C), log_probs_of(logits_B_C)
     coarsest = max(torch.finfo(tensor.dtype).eps for tensor in (output_B_C, logits_B_C, once_B_C))
@@ -136,7 +136,7 @@ def _refuse_anything_between(found: LastLayerPass, output_B_C: Tensor) -> None:
         raise ValueError(
             f"The model's output is not that of its last linear layer {named(found.layer)}, nor its log_softmax: "
             f"something lies between them (a softmax or sigmoid, a temperature, a mask, another layer). Return the "
-            f"layer's output, name another one with `layer=`, or {another_posterior('LastLayerLaplace')}."
+            f"layer's output, name another one with `layer=`, or {another_posterior(*OF_LAST_LAYER)}."
         )
 
 

@@ -52,7 +52,7 @@ class Run:
         A round without any label has not trained, and is no point of the curve. Where people have only corrected
         labels, the later of two rounds counts.
         """
-        points = [(entry.num_labelled, entry.measured.get(metric)) for entry in self.rounds if entry.num_labelled > 0]
+        points = [(entry.num_bought, entry.measured.get(metric)) for entry in self.rounds if entry.num_labelled > 0]
         if self.header.get("asks_people"):
             points = [list(same)[-1] for _, same in itertools.groupby(points, key=lambda point: point[0])]
         if not is_rising([number for number, _ in points]) and points:

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from al_lightning import BALD, LastLayerLaplace, active_fit
 from al_lightning.information import mutual_information
-from al_lightning.posterior.laplace import last_layer_laplace
+from al_lightning.posterior.laplace import fitted, last_layer_laplace
 from al_lightning.randomness import derived_seed
 
 K = 4
@@ -91,9 +91,9 @@ def predictions_in_double(posterior, model):
 def test_spread_of_a_logit_is_that_of_the_gaussian():
     model = mlp(classes=1).eval()
     features_B_D = torch.cat([model[:3](points()), torch.ones(6, 1)], dim=1).detach().double()
-    fitted = LastLayerLaplace(prior_precision=2.0).fit(model, labelled())
-    p_N = fitted.logits_N_C.sigmoid().squeeze(1)
-    precision_D_D = (fitted.features_N_D.T * (p_N * (1 - p_N))) @ fitted.features_N_D + 2 * torch.eye(5)
+    found = LastLayerLaplace(prior_precision=2.0).fit(model, labelled()).labelled
+    p_N = found.logits_N_C.sigmoid().squeeze(1)
+    precision_D_D = (found.features_N_D.T * (p_N * (1 - p_N))) @ found.features_N_D + 2 * torch.eye(5)
     expected_B = (features_B_D @ precision_D_D.inverse() * features_B_D).sum(dim=1).sqrt()
     log_probs_B_K_C = predictions(LastLayerLaplace(prior_precision=2.0), model, num_samples=4000)
     logits_B_K = log_probs_B_K_C[:, :, 1] - log_probs_B_K_C[:, :, 0]
@@ -124,7 +124,8 @@ def test_by_default_the_prior_has_the_variance_of_the_trained_weights():
     model = mlp()
     weights = [*model[3].weight.flatten().tolist(), *model[3].bias.tolist()]
     expected = len(weights) / sum(weight**2 for weight in weights)
-    assert LastLayerLaplace().fit(model, labelled()).prior_precision == pytest.approx(expected)
+    found = LastLayerLaplace().fit(model, labelled()).labelled
+    assert LastLayerLaplace().precision_for(found) == pytest.approx(expected)
 
 
 def test_by_default_predictions_do_not_depend_on_the_scale_of_the_features():
@@ -157,7 +158,7 @@ def test_fewer_samples_are_the_first_of_more():
 @pytest.mark.parametrize("structure", ["full", "kron", None])
 def test_cutting_a_batch_to_save_memory_changes_nothing(structure, monkeypatch):
     expected = predictions(LastLayerLaplace(structure=structure), mlp())
-    monkeypatch.setattr(last_layer_laplace, "NUMBERS_AT_ONCE", 2 * K * 3)
+    monkeypatch.setattr(fitted, "NUMBERS_AT_ONCE", 2 * K * 3)
     torch.testing.assert_close(predictions(LastLayerLaplace(structure=structure), mlp()), expected)
 
 
@@ -210,11 +211,11 @@ def test_sampling_before_fit_is_refused_with_the_remedy():
 
 def test_a_model_that_was_trained_since_fit_is_refused_until_it_is_fitted_again():
     model = mlp()
-    fitted = LastLayerLaplace().fit(model, labelled())
+    posterior = LastLayerLaplace().fit(model, labelled())
     model[3].bias.data += 0.1
-    with pytest.raises(ValueError, match="weights of `3` are not those of `fit`"), fitted.sample(model, K, seed=0):
+    with pytest.raises(ValueError, match="weights of `3` are not those of `fit`"), posterior.sample(model, K, seed=0):
         pass
-    with fitted.fit(model, labelled()).sample(model, K, seed=1) as predict:
+    with posterior.fit(model, labelled()).sample(model, K, seed=1) as predict:
         assert torch.equal(predict(points()), predictions(LastLayerLaplace(), model))
 
 
@@ -233,7 +234,7 @@ def test_a_model_that_mixes_the_rows_of_a_batch_is_refused():
 
 
 def test_no_labelled_points_are_refused():
-    with pytest.raises(ValueError, match="`batches` is empty, but the curvature is that at the labelled points"):
+    with pytest.raises(ValueError, match=r"`batches` is empty, but LastLayerLaplace\(.*\) needs the labelled points"):
         LastLayerLaplace().fit(mlp(), [])
 
 
@@ -270,10 +271,10 @@ def test_arguments_that_cannot_be_meant_are_refused(arguments, words):
 
 def test_what_fit_returns_says_whose_it_is_and_survives_a_copy():
     model = mlp()
-    fitted = LastLayerLaplace(2.0).fit(model, labelled())
-    assert repr(fitted) == f"FittedLaplace(laplace={LastLayerLaplace(2.0)!r}, layer='3')"
-    torch.testing.assert_close(fitted.preview(model, points()), LastLayerLaplace().preview(model, points()))
-    for again in (copy.deepcopy(fitted), pickle.loads(pickle.dumps(fitted))):  # noqa: S301 - written right here
+    posterior = LastLayerLaplace(2.0).fit(model, labelled())
+    assert repr(posterior) == f"FittedLastLayer(posterior={LastLayerLaplace(2.0)!r})"
+    torch.testing.assert_close(posterior.preview(model, points()), LastLayerLaplace().preview(model, points()))
+    for again in (copy.deepcopy(posterior), pickle.loads(pickle.dumps(posterior))):  # noqa: S301 - written right here
         with again.sample(model, K, seed=1) as predict:
             assert torch.equal(predict(points()), predictions(LastLayerLaplace(2.0), model))
 
@@ -303,8 +304,8 @@ def test_the_ids_chosen_are_those_of_largest_bald_given_the_labelled_points(
     make_trainer(callback).fit(model, datamodule=datamodule)
     inputs_N = datamodule.inner.train_dataloader().dataset.tensors[0]
     initial_N = datamodule.labels.round_of_N == 0
-    fitted = LastLayerLaplace().fit(model, [inputs_N[initial_N]])
-    with fitted.sample(model, 500, seed=derived_seed(0, 0, "posterior")) as predict:
+    posterior = LastLayerLaplace().fit(model, [inputs_N[initial_N]])
+    with posterior.sample(model, 500, seed=derived_seed(0, 0, "posterior")) as predict:
         bald_N = mutual_information(predict(inputs_N))
     bald_N[initial_N] = -1  # they were no pool
     assert callback.rounds[0].acquired == bald_N.topk(4).indices.tolist()

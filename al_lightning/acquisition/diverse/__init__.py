@@ -1,0 +1,1 @@
+"""Acquisitions that spread a batch over the features of the pool."""

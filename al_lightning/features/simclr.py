@@ -1,0 +1,167 @@
+"""SimCLR on small grey images: an encoder that is trained without labels (Chen et al. 2020, "A Simple Framework ...").
+
+Two views of each image, changed by random affine maps, are to have features that are more alike than those of any other
+image in the batch.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import affine_grid, cross_entropy, grid_sample, normalize
+
+from al_lightning._lightning import LightningModule
+from al_lightning.randomness import derived_seed
+
+
+class ConvEncoder(nn.Module):
+    """Three convolutions of stride 2 with batch normalisation, and a linear layer to the features.
+
+    Args:
+        size: Height and width of the images.
+        channels: Channels of the images.
+        width: Number of features.
+
+    Example:
+        >>> ConvEncoder(28)(torch.zeros(2, 1, 28, 28)).shape, ConvEncoder(8, width=32)(torch.zeros(2, 1, 8, 8)).shape
+        (torch.Size([2, 128]), torch.Size([2, 32]))
+    """
+
+    def __init__(self, size: int, *, channels: int = 1, width: int = 128) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width_out, kernel_size in ((32, 5), (64, 3), (128, 3)):
+            convolution = nn.Conv2d(channels, width_out, kernel_size, stride=2, padding=kernel_size // 2)
+            layers += [convolution, nn.BatchNorm2d(width_out), nn.ReLU()]
+            channels, size = width_out, math.ceil(size / 2)
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size * size, width))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features (B, D)."""
+        features: Tensor = self.layers(images)
+        return features
+
+
+def nt_xent(first_B_D: Tensor, second_B_D: Tensor, *, temperature: float) -> Tensor:
+    """Return the normalised temperature-scaled cross-entropy of pairs of views (nats).
+
+    For each of the 2B views it is -log of the share of its partner, exp(cos / temperature), in the sum over all other
+    views of the batch.
+
+    Args:
+        first_B_D: Features of one view of each image.
+        second_B_D: Features of another view, in the same order.
+        temperature: Divisor of the cosines.
+
+    Example:
+        Of two images whose views agree and are orthogonal to each other's, the share is e / (e + 2).
+
+        >>> views = torch.eye(2)
+        >>> round(nt_xent(views, views, temperature=1.0).item(), 4), round(math.log((math.e + 2) / math.e), 4)
+        (0.5514, 0.5514)
+    """
+    views_M_D = normalize(torch.cat([first_B_D, second_B_D]).float(), dim=1)
+    cosines_M_M = (views_M_D @ views_M_D.T / temperature).fill_diagonal_(-torch.inf)
+    num_pairs = len(first_B_D)
+    partner_M = (torch.arange(2 * num_pairs, device=views_M_D.device) + num_pairs) % (2 * num_pairs)
+    return cross_entropy(cosines_M_M, partner_M)
+
+
+def random_affine(
+    images_B: Tensor, *, degrees: float, scale: float, shear: float, shift: float, generator: torch.Generator
+) -> Tensor:
+    """Return images (B, C, H, W), each under a random affine map of its own; their borders go on outside.
+
+    Args:
+        images_B: The images.
+        degrees: Largest rotation.
+        scale: Largest share by which an axis is stretched or squeezed.
+        shear: Largest share of its height by which a row is moved.
+        shift: Largest shift, in pixels.
+        generator: Generator on the CPU, so that the maps are the same on every device.
+
+    Example:
+        >>> image = torch.arange(16.0).view(1, 1, 4, 4)
+        >>> same = random_affine(image, degrees=0, scale=0, shear=0, shift=0, generator=torch.Generator())
+        >>> torch.allclose(same, image, atol=1e-5)
+        True
+    """
+    num_images, _, height, width = images_B.shape
+    drawn_B_6 = 2 * torch.rand(num_images, 6, generator=generator) - 1
+    angle_B = torch.deg2rad(degrees * drawn_B_6[:, 0])
+    cos_B, sin_B = angle_B.cos(), angle_B.sin()
+    rotation_B_2_2 = torch.stack([cos_B, -sin_B, sin_B, cos_B], dim=1).view(-1, 2, 2)
+    stretch_B_2_2 = torch.diag_embed(1 + scale * drawn_B_6[:, 1:3])
+    shear_B_2_2 = torch.eye(2).repeat(num_images, 1, 1)
+    shear_B_2_2[:, 0, 1] = shear * drawn_B_6[:, 3]
+    pixels_2 = torch.tensor([2 / width, 2 / height])  # of a grid from -1 to 1
+    shift_B_2_1 = (shift * drawn_B_6[:, 4:6] * pixels_2)[:, :, None]
+    map_B_2_3 = torch.cat([rotation_B_2_2 @ shear_B_2_2 @ stretch_B_2_2, shift_B_2_1], dim=2).to(images_B)
+    grid = affine_grid(map_B_2_3, list(images_B.shape), align_corners=False)
+    return grid_sample(images_B, grid, padding_mode="border", align_corners=False)
+
+
+class SimCLR(LightningModule):
+    """LightningModule that trains an encoder of images without labels; batches are images or (images, anything).
+
+    On several ranks each compares the images of its own batch. Logs `train_loss`. The encoder is found in a checkpoint
+    by `Pretrained(net, checkpoint, part="encoder")`.
+
+    Args:
+        encoder: Encoder from images (B, C, H, W) to features (B, D).
+        temperature: Divisor of the cosines in the loss.
+        lr: Largest learning rate of AdamW, in one cycle over all steps.
+        degrees: Largest rotation of a view.
+        scale: Largest share by which an axis of a view is stretched or squeezed.
+        shear: Largest share by which a view is sheared.
+        shift: Largest shift of a view, in pixels.
+        seed: Seed of the views.
+    """
+
+    def __init__(  # noqa: PLR0913 - they are the fields of the configuration
+        self,
+        encoder: nn.Module,
+        *,
+        temperature: float = 0.3,
+        lr: float = 2e-3,
+        degrees: float = 15.0,
+        scale: float = 0.15,
+        shear: float = 0.2,
+        shift: float = 2.5,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("temperature", temperature), ("lr", lr)):
+            if not value > 0 or not math.isfinite(value):
+                raise ValueError(f"`{name}` is {value}, but must be positive and finite.")
+        super().__init__()
+        self.save_hyperparameters(ignore=["encoder"])
+        self.encoder = encoder
+        self.temperature = temperature
+        self.lr = lr
+        self.maps = {"degrees": degrees, "scale": scale, "shear": shear, "shift": shift}
+        self.seed = seed
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features (B, D)."""
+        features: Tensor = self.encoder(images)
+        return features
+
+    def training_step(self, batch: Sequence[Tensor] | Tensor, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Return the loss of two views of each image, which the step and the rank decide."""
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        seed = derived_seed(self.seed, self.global_step, f"views of rank {self.global_rank}")
+        generator = torch.Generator().manual_seed(seed)
+        views = torch.cat([random_affine(images, **self.maps, generator=generator) for _ in range(2)])
+        first_B_D, second_B_D = self(views).chunk(2)
+        loss = nt_xent(first_B_D, second_B_D, temperature=self.temperature)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(images))
+        return loss
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 - a form of Lightning's
+        """Return AdamW with one cycle of its learning rate over all steps."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr)
+        steps = int(self.trainer.estimated_stepping_batches)
+        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=self.lr, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}

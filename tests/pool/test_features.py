@@ -1,0 +1,147 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from al_lightning import BALD, EPIG, ActiveLearningDataModule, Screening, active_fit
+from al_lightning.acquisition import Acquisition, Batch
+from al_lightning.distributed import ALONE
+from tests.conftest import TinyData
+
+SEEN = []
+
+
+@dataclass
+class Watched(Acquisition):
+    """Takes the first points, and remembers what it was given."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"predictions", "disagreement", "features", "targets"})
+
+    def __call__(self, predictions, batch_size, *, generator, exchange=ALONE):
+        SEEN.append(predictions)
+        return Batch(torch.arange(batch_size), torch.zeros(batch_size, dtype=torch.float64))
+
+
+@dataclass
+class OfFeatures(Watched):
+    needs: ClassVar[frozenset[str]] = frozenset({"features"})
+
+
+class WithTargets(TinyData):
+    """Has target points, which are the inputs of the validation set unless a loader is given."""
+
+    def __init__(self, loader=None):
+        super().__init__()
+        self.loader = loader
+
+    def target_dataloader(self):
+        return self.val_dataloader() if self.loader is None else self.loader
+
+
+class WithFeatures(WithTargets):
+    """Made features of its own: the id and its half."""
+
+    def features_of(self, indices):
+        return torch.tensor([[index, index / 2] for index in indices], dtype=torch.float64).reshape(-1, 2)
+
+
+class Broken(WithFeatures):
+    def features_of(self, indices):
+        features = super().features_of(indices)
+        return torch.where(features[:, :1] == 17, torch.nan, features)
+
+
+@pytest.fixture(autouse=True)
+def nothing_seen_before():
+    SEEN.clear()
+
+
+@pytest.fixture
+def run(make_trainer, make_model, make_callback):
+    def run(data, acquisition, **arguments):
+        trainer, model = make_trainer(make_callback(acquisition, max_rounds=2, **arguments)), make_model()
+        datamodule = ActiveLearningDataModule(data, initial=6)
+        rounds = active_fit(trainer, model, datamodule, seed=0)
+        return model, datamodule.labels.initial_indices.tolist(), rounds
+
+    return run
+
+
+def test_features_are_what_the_last_linear_layer_reads_in_evaluation_mode(make_trainer, make_model, make_callback, run):
+    _, initial, _ = run(WithTargets(), Watched())
+    (seen,) = SEEN
+    inputs = TinyData()._part(60, 0).tensors[0]
+    pool = [index for index in range(60) if index not in initial]
+    trainer, model = make_trainer(make_callback(Watched(), max_rounds=1)), make_model()
+    active_fit(trainer, model, ActiveLearningDataModule(WithTargets(), initial=6), seed=0)  # the same first fit
+    with torch.no_grad():
+        expected_60_D = model.eval().net[:-1](inputs)
+    assert torch.allclose(seen.features_N_D, expected_60_D[pool], atol=1e-6)
+    assert torch.allclose(seen.labelled_features_L_D, expected_60_D[initial], atol=1e-6)
+
+
+def test_targets_are_predicted_by_the_networks_that_predict_the_pool(run):
+    as_targets = DataLoader(TensorDataset(*TinyData()._part(60, 0).tensors), batch_size=7)
+    _, initial, _ = run(WithTargets(as_targets), Watched())
+    (seen,) = SEEN
+    pool = [index for index in range(60) if index not in initial]
+    assert seen.target_log_probs_T_K_C.shape == (60, 8, 3)
+    assert torch.allclose(seen.target_log_probs_T_K_C[pool], seen.log_probs_N_K_C, atol=1e-5)
+
+
+def test_epig_screens_with_targets_of_which_the_acquisition_need_not_know(run):
+    _, _, (by_epig, _) = run(WithTargets(), BALD(), screening=Screening(12, 5, EPIG()), seed=0)
+    _, _, (by_bald, _) = run(WithTargets(), BALD(), screening=Screening(12, 5), seed=0)
+    assert by_epig.information["num_screened"] == by_bald.information["num_screened"] == 54
+    assert by_epig.information["mean_bald_pool"] == by_bald.information["mean_bald_pool"]
+    assert by_epig.acquired != by_bald.acquired
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"acquisition": EPIG()}, {"acquisition": BALD(), "screening": Screening(12, 5, EPIG())}]
+)
+def test_epig_without_a_target_dataloader_is_refused_before_the_training(run, monkeypatch, arguments):
+    monkeypatch.setattr("tests.conftest.TinyModule.training_step", lambda *_: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=r"no method `target_dataloader\(\)`"):
+        run(TinyData(), **arguments)
+
+
+def test_features_that_the_data_module_made_once_are_taken_as_they_are(run):
+    _, initial, rounds = run(WithFeatures(), OfFeatures())
+    (seen,) = SEEN
+    assert (seen.log_probs_N_K_C, seen.target_log_probs_T_K_C) == (None, None)
+    assert seen.features_N_D.dtype == torch.float32
+    assert seen.features_N_D[:, 0].tolist() == [index for index in range(60) if index not in initial]
+    assert seen.labelled_features_L_D[:, 0].tolist() == initial
+    assert len(rounds[0].acquired) == 4
+
+
+@pytest.mark.parametrize(
+    ("data", "acquisition", "words"),
+    [
+        (TinyData(), Watched(), r"no method `target_dataloader\(\)`"),
+        (WithTargets(3), Watched(), "`target_dataloader\\(\\)` returned int"),
+        (WithTargets(DataLoader(list(range(5)), shuffle=True)), Watched(), "draws its points with a RandomSampler"),
+        (WithTargets(DataLoader(TensorDataset(torch.zeros(0, 4)))), Watched(), "has no batch"),
+        (WithTargets(DataLoader(torch.zeros(3, 9))), Watched(), "first batch of `target_dataloader.*cannot be pred"),
+    ],
+    ids=["none", "no loader", "shuffled", "empty", "another shape"],
+)
+def test_targets_that_cannot_be_predicted_are_refused_before_the_training(run, monkeypatch, data, acquisition, words):
+    monkeypatch.setattr("tests.conftest.TinyModule.training_step", lambda *_: pytest.fail("trained"))
+    with pytest.raises((ValueError, TypeError), match=words):
+        run(data, acquisition)
+
+
+def test_a_model_without_a_last_linear_layer_is_refused_before_the_training(run, monkeypatch):
+    monkeypatch.setattr("tests.conftest.TinyModule.forward", lambda self, inputs: self.net(inputs) * 2)
+    monkeypatch.setattr("tests.conftest.TinyModule.training_step", lambda *_: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="not that of its last linear layer"):
+        run(TinyData(), OfFeatures())
+
+
+def test_features_that_are_no_finite_numbers_are_named(run):
+    with pytest.raises(ValueError, match=r"features of 1 points are no finite numbers, first of the points \[17\]"):
+        run(Broken(), OfFeatures())
