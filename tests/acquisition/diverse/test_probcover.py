@@ -26,6 +26,7 @@ def choose(pool, labelled, batch_size, *, acquisition, seed=0):
     return acquisition(predictions, batch_size, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.slow
 @SIXTY
 @given(seeds)
 def test_each_pick_covers_most_of_what_is_uncovered_and_its_score_is_how_many(seed):

@@ -52,6 +52,7 @@ def has_no_tie_nor_outliers(cluster):
     return len(set(sizes)) == len(sizes) and sizes.min() > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_neighbours", [3, 20])
 @SIXTY
 @given(seeds)
