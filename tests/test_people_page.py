@@ -13,7 +13,7 @@ from pytorch_lightning import LightningDataModule, LightningModule
 from torch.utils.data import DataLoader
 
 import al_lightning
-from al_lightning import ActiveLearning, AskPeople, BatchBALD
+from al_lightning import ActiveLearning, AskPeople, BatchBALD, active_fit
 from al_lightning.datasets.unlabelled_images import number_images
 from al_lightning.labelling.answers import COLUMNS, KINDS, Allowed, read_answers
 from al_lightning.labelling.asked import read_asked
@@ -43,6 +43,7 @@ def test_each_block_has_a_test():
         "The labels as a file": ["bash", "python"],
         "Status 75": ["bash", "bash", "bash"],
         "The files": ["json", "csv"],
+        "Junk in the pool": ["python", "python"],
         "An accuracy without a test set": ["python"],
         "Several runs, one set of answers": ["python"],
     }
@@ -273,3 +274,32 @@ def test_the_other_examples_are_settings_that_are_taken():
     callback = eval(holdout, dict(NAMES))  # noqa: S307 - of this repository
     assert (callback.settings.num_reserved, callback.settings.holdout_share) == (100, 0.2)
     assert eval(shared, dict(NAMES)) == AskPeople(answers_from=["labels"])  # noqa: S307
+
+
+class WithOutputs(Plain):
+    """A model of any number of outputs."""
+
+    def __init__(self, num_outputs):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, num_outputs))
+
+
+def test_rejected_points_are_one_more_class_of_training_and_none_of_the_accuracy(tmp_path, make_trainer):
+    rejecting, measuring = blocks("Junk in the pool", "python")
+    names = {**NAMES, "MyModule": WithOutputs, "MyDataModule": Unlabelled, "classes": ["cat", "dog"]}
+    for _ in range(3):  # two batches are asked and answered
+        exec(rejecting, names)  # noqa: S102 - of this repository
+        callback = ActiveLearning(
+            BatchBALD(), oracle=AskPeople(), query_size=6, max_labelled=12, num_samples=4, folder=tmp_path / "mine"
+        )
+        trainer = make_trainer(callback, max_epochs=1, limit_val_batches=0, num_sanity_val_steps=0)
+        rounds = active_fit(trainer, names["model"], names["datamodule"])
+        kinds = ['"label": "cat"', '"label": "dog"', '"kind": "reject"']
+        with (tmp_path / "mine" / "answers" / "ann.jsonl").open("a") as file:
+            file.writelines(
+                f'{{"id": {index}, {kinds[at % 3]}}}\n' for at, index in enumerate(callback.waiting_for or ())
+            )
+    assert [(record.num_labelled, record.num_rejected) for record in rounds] == [(0, 0), (4, 2), (8, 4)]
+    logits = torch.tensor([[1.0, 2.0, 9.0], [4.0, 3.0, 9.0]])
+    exec(measuring, names := {"self": lambda x: x, "x": logits, "y": torch.tensor([1, 1])})  # noqa: S102
+    assert names["accuracy"] == 0.5

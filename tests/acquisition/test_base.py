@@ -212,7 +212,7 @@ def test_broken_predictions_are_refused(acquisition):
     with pytest.raises(ValueError, match="not normalised"):
         acquisition(whole(pool_of() + 1), 2, generator=seeded())
     with pytest.raises(ValueError, match="`log_probs_N_K_C` is None, but this acquisition needs predictions"):
-        acquisition(replace(whole(pool_of()), log_probs_N_K_C=None, total=5), 2, generator=seeded())
+        acquisition(replace(whole(pool_of()), log_probs_N_K_C=None, total=len(pool_of())), 2, generator=seeded())
 
 
 def test_an_acquisition_that_needs_no_predictions_works_without():

@@ -152,7 +152,7 @@ def test_bf16_mixed_predicts_in_bf16_with_the_same_networks_and_log_probs_in_flo
     linear = next(module for module in model.modules() if isinstance(module, torch.nn.Linear))
     linear.register_forward_hook(lambda _module, _args, output: dtypes.add(output.dtype))
     for batch_size in (7, 2):
-        fitted = fitted_posterior(trainer, model, loader_of(inputs, batch_size), posterior)
+        fitted = fitted_posterior(trainer, model, loader_of(inputs, batch_size), posterior, targets=None)
         log_probs_N_K_C = predicted(trainer, model, loader_of(inputs, batch_size), fitted, num_samples=num_samples)
         assert log_probs_N_K_C.dtype == torch.float32
         torch.testing.assert_close(log_probs_N_K_C.exp().sum(dim=2), torch.ones(exact_N_K_C.shape[:2]))
