@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         ImageFolderDataModule,
         UnlabelledImagesDataModule,
     )
+    from al_lightning.features import Combined, ConvEncoder, Embedded, GraphFeatures, Pretrained, SimCLR
     from al_lightning.labelling import AskPeople, DatasetLabels, LabelStudio, Oracle
     from al_lightning.posterior import (
         AnchoredHeads,
@@ -93,6 +94,12 @@ __all__ = [
     "IDXDataModule",
     "ImageFolderDataModule",
     "UnlabelledImagesDataModule",
+    "Embedded",
+    "Combined",
+    "ConvEncoder",
+    "GraphFeatures",
+    "Pretrained",
+    "SimCLR",
     "MeanPrediction",
     "Round",
     "read_journal",
@@ -102,7 +109,7 @@ __all__ = [
 # Imported when they are asked for: `al_lightning.information` needs no Lightning, and the command line limits what
 # torch's threads do before it loads torch.
 # `rounds` last: whoever asks for it gets all rules imported, whose short names a configuration may use.
-_ROOMS = ("acquisition", "posterior", "records", "data", "datasets", "models", "labelling", "rounds")
+_ROOMS = ("acquisition", "posterior", "records", "data", "datasets", "models", "features", "labelling", "rounds")
 
 
 def __getattr__(name: str) -> object:
