@@ -13,8 +13,8 @@ from al_lightning.features.graph import Graph, fitted_graph, of_neighbours
 class GraphFeatures(nn.Module):
     """Features from the graph of nearest neighbours of the pool, for those who have no encoder; it needs no training.
 
-    Points that short paths join get features that are alike: see `graph_features`. Points that are not in the pool, as those of the test data, get the mean of their nearest
-    points of the pool.
+    Points that short paths join get features that are alike: see `graph_features`. Points that are not in the pool, as
+    those of the test data, get the mean of their nearest points of the pool.
 
     Args:
         encoder: Encoder between whose features neighbours are sought; by default they are sought between the inputs

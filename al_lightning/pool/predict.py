@@ -18,7 +18,7 @@ from al_lightning.distributed import Ranks
 from al_lightning.pool.storage import Storage
 from al_lightning.posterior import Posterior, Predict
 from al_lightning.posterior.labelled_fit import LabelledFit
-from al_lightning.posterior.laplace.last_layer import last_layer_pass
+from al_lightning.posterior.last_layer.features import last_layer_pass
 from al_lightning.posterior.model import leaves
 from al_lightning.posterior.snapshot import Snapshot
 

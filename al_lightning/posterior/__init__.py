@@ -6,8 +6,8 @@ from al_lightning.posterior.dropout.masks import dropout_mask
 from al_lightning.posterior.dropout.mc_dropout import MCDropout
 from al_lightning.posterior.ensemble.deep_ensemble import DeepEnsemble
 from al_lightning.posterior.ensemble.members import Members, load_state, state_of, tensors_of
-from al_lightning.posterior.heads.anchored_heads import AnchoredHeads
-from al_lightning.posterior.laplace.last_layer_laplace import LastLayerLaplace
+from al_lightning.posterior.last_layer.anchored_heads import AnchoredHeads
+from al_lightning.posterior.last_layer.laplace import LastLayerLaplace
 from al_lightning.posterior.point import Point
 
 __all__ = [

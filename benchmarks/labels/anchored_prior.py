@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from al_lightning import AnchoredHeads, DigitsDataModule
-from al_lightning.posterior.heads import anchored_heads
+from al_lightning.posterior.last_layer import anchored_heads
 from al_lightning.rounds.mean_prediction import mean_log_probs
 
 STDS = (1, 2, 3, 4, 6, 8, 12, 16)

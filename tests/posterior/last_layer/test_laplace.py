@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from al_lightning import BALD, LastLayerLaplace, active_fit
 from al_lightning.information import mutual_information
-from al_lightning.posterior.laplace import fitted, last_layer_laplace
+from al_lightning.posterior.last_layer import fitted, laplace
 from al_lightning.randomness import derived_seed
 
 K = 4
@@ -166,7 +166,7 @@ def test_the_covariance_is_factored_for_more_weights_than_can_be_afforded(monkey
     full, kron = (predictions(LastLayerLaplace(structure=structure), mlp()) for structure in ("full", "kron"))
     assert not torch.allclose(full, kron, atol=1e-3)
     assert torch.equal(predictions(LastLayerLaplace(), mlp()), full)
-    monkeypatch.setattr(last_layer_laplace, "MAX_FULL_SIZE", 14)  # one less than 3 classes times 4 features and a bias
+    monkeypatch.setattr(laplace, "MAX_FULL_SIZE", 14)  # one less than 3 classes times 4 features and a bias
     assert torch.equal(predictions(LastLayerLaplace(), mlp()), kron)
 
 

@@ -11,8 +11,13 @@ from typing_extensions import override
 
 from al_lightning.posterior.base import Posterior, Predict
 from al_lightning.posterior.dropout.masks import named
-from al_lightning.posterior.laplace.fitted import FittedLastLayer, LabelledFeatures, preview_last_layer, read_labelled
-from al_lightning.posterior.laplace.gaussian import full_deviations, kron_deviations
+from al_lightning.posterior.last_layer.fitted import (
+    FittedLastLayer,
+    LabelledFeatures,
+    preview_last_layer,
+    read_labelled,
+)
+from al_lightning.posterior.last_layer.gaussian import full_deviations, kron_deviations
 
 MAX_FULL_SIZE = 6_000  # weights; a covariance of 0.3 GB and seconds of one core, once a round
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from al_lightning.posterior.laplace.gaussian import ROWS_AT_ONCE, full_deviations, kron_deviations, output_curvature
+from al_lightning.posterior.last_layer.gaussian import ROWS_AT_ONCE, full_deviations, kron_deviations, output_curvature
 
 FORMS = pytest.mark.parametrize("deviations", [full_deviations, kron_deviations])
 

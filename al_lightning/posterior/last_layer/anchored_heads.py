@@ -12,8 +12,13 @@ from typing_extensions import override
 
 from al_lightning.posterior.base import Posterior, Predict
 from al_lightning.posterior.dropout.masks import named
-from al_lightning.posterior.heads.minimum import anchored_minima
-from al_lightning.posterior.laplace.fitted import FittedLastLayer, LabelledFeatures, preview_last_layer, read_labelled
+from al_lightning.posterior.last_layer.fitted import (
+    FittedLastLayer,
+    LabelledFeatures,
+    preview_last_layer,
+    read_labelled,
+)
+from al_lightning.posterior.last_layer.minimum import anchored_minima
 
 PRIOR_STD = 8.0
 """Prior standard deviation of a logit at a typical labelled point, by default."""

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from al_lightning import BALD, ActiveLearningDataModule, AnchoredHeads, LastLayerLaplace, active_fit
-from al_lightning.posterior.heads.anchored_heads import PRIOR_STD
-from al_lightning.posterior.heads.minimum import anchored_minima
 from al_lightning.posterior.labelled_fit import FAR_WORSE
-from al_lightning.posterior.laplace.fitted import read_labelled
+from al_lightning.posterior.last_layer.anchored_heads import PRIOR_STD
+from al_lightning.posterior.last_layer.fitted import read_labelled
+from al_lightning.posterior.last_layer.minimum import anchored_minima
 from al_lightning.testing import check_posterior
 
 K = 6
@@ -252,7 +252,7 @@ def test_the_solver_is_given_the_bias_as_one_more_feature_of_the_others_length(m
         seen.append(features_N_D)
         return anchored_minima(features_N_D, *arguments, **options)
 
-    monkeypatch.setattr("al_lightning.posterior.heads.anchored_heads.anchored_minima", watched)
+    monkeypatch.setattr("al_lightning.posterior.last_layer.anchored_heads.anchored_minima", watched)
     predictions(AnchoredHeads(), net())
     features_N_D = seen[0]
     assert features_N_D[:, -1].square().mean() == pytest.approx(features_N_D[:, :-1].square().sum(dim=1).mean().item())

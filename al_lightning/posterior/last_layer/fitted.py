@@ -14,7 +14,7 @@ from al_lightning.posterior.checks import check_before_training, checked_first, 
 from al_lightning.posterior.compiled import warn_compiled
 from al_lightning.posterior.dropout.masks import named
 from al_lightning.posterior.labelled_fit import LabelledFit, labelled_fit
-from al_lightning.posterior.laplace.last_layer import LastLayerPass, last_layer_pass
+from al_lightning.posterior.last_layer.features import LastLayerPass, last_layer_pass
 from al_lightning.posterior.model import Call, evaluating, log_probs_of
 from al_lightning.posterior.model_state import attributes_back, handed_back
 from al_lightning.posterior.sampling import check_draws, until_the_end

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch.nn import functional
 
-from al_lightning.posterior.heads import minimum
-from al_lightning.posterior.heads.minimum import anchored_minima
+from al_lightning.posterior.last_layer import minimum
+from al_lightning.posterior.last_layer.minimum import anchored_minima
 
 
 def loss(weights_C_D, features_N_D, targets_N, anchor_C_D, *, prior_precision, weights_N):

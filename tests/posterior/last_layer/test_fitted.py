@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from al_lightning.posterior import LastLayerLaplace
-from al_lightning.posterior.laplace.fitted import FittedLastLayer, read_labelled
+from al_lightning.posterior.last_layer.fitted import FittedLastLayer, read_labelled
 
 
 def points(num_points=6):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from al_lightning.posterior.laplace.last_layer import last_layer_pass
+from al_lightning.posterior.last_layer.features import last_layer_pass
 
 
 def points(num_points=6):

@@ -1,1 +1,0 @@
-"""Posteriors of last layers that are each trained by themselves, on features that stay as they are."""
