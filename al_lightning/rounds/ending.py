@@ -20,6 +20,7 @@ from al_lightning._lightning import Callback, LightningModule, SIGTERMException,
 
 TERMINATED = 128 + signal.SIGTERM  # a shell's status of a process that SIGTERM has ended
 WAITING = 75  # EX_TEMPFAIL: the command ends, to be started again once people have answered
+GLOO_LETS_GO_WITHIN_S = 0.3
 RANKS_END_WITHIN_S = 20  # schedulers send SIGKILL after 30
 RANK_ZERO = "AL_LIGHTNING_RANK_ZERO"  # the process whose launcher starts the other ranks
 RANK_ZERO_LOOKED_FOR_EVERY_S = 0.5
@@ -100,7 +101,7 @@ class Ending(Callback):
 
     def _leave(self, variable: str | None) -> None:
         if self._is_received and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()  # the others see it at once, and gloo does not abort at the exit
+            end_process_group()  # the others see it at once, and gloo does not abort at the exit
         self._has_left = True
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
@@ -171,3 +172,14 @@ class Ending(Callback):
                 os._exit(1)
 
         threading.Thread(target=watch, daemon=True).start()
+
+
+def end_process_group() -> None:
+    """End torch's process group.
+
+    Before torch 2.8 its end waits for gloo's thread and keeps the GIL, for which that thread may wait to free the
+    tensors of its last operation: it gets a moment before.
+    """
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8):
+        time.sleep(GLOO_LETS_GO_WITHIN_S)
+    torch.distributed.destroy_process_group()

@@ -18,6 +18,7 @@ from pytorch_lightning import Callback, LightningDataModule, LightningModule, Tr
 from torch import Tensor, nn
 
 from al_lightning import ActiveLearning, ActiveLearningDataModule, BatchBALD, active_fit
+from al_lightning.rounds.ending import end_process_group
 
 spec = importlib.util.spec_from_file_location("tiny_parts", Path(__file__).parents[1] / "conftest.py")
 tiny = importlib.util.module_from_spec(spec)
@@ -50,7 +51,7 @@ class Untested(tiny.TinyData):
 def leave() -> None:
     """Gloo aborts a process now and then that ends within its group."""
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        end_process_group()
 
 
 Finalize(None, leave, exitpriority=1)  # in the processes that are spawned

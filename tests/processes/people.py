@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from al_lightning import ActiveLearning, ActiveLearningDataModule, AskPeople, BatchBALD, DatasetLabels, active_fit
+from al_lightning.rounds.ending import end_process_group
 
 CLASSES = ["ant", "bee", "cat"]
 spec = importlib.util.spec_from_file_location("tiny_parts", Path(__file__).parents[1] / "conftest.py")
@@ -54,7 +55,7 @@ class Known(tiny.TinyData):
 def leave() -> None:
     """Gloo aborts a process now and then that ends within its group."""
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        end_process_group()
 
 
 Finalize(None, leave, exitpriority=1)  # in the processes that are spawned

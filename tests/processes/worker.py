@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed
 
+from al_lightning.rounds.ending import end_process_group
+
 
 def run(rank: int, job: dict[str, Any]) -> Any:
     os.environ.update(job["environment"], LOCAL_RANK=str(rank), NODE_RANK="0")
@@ -24,7 +26,7 @@ def run(rank: int, job: dict[str, Any]) -> Any:
         return getattr(module, job["function"])(**job["arguments"])
     finally:
         if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+            end_process_group()
 
 
 def main() -> None:
