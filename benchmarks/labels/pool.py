@@ -40,11 +40,10 @@ from al_lightning import Round, read_journal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import RESULTS, ROOT, Provenance, document, find_provenance
-from labels.pool_cells import POOLS, WAYS, Cell, Place, cells_of, config_of, encoder_config, reference_of
+from labels.pool_cells import POOLS, WAYS, Cell, Place, Variant, cells_of, config_of, encoder_config, reference_of
 
 LEVEL = 0.95
 Row = dict[str, Any]
-Variant = tuple[str, str, str, int]
 
 
 @dataclass(frozen=True)
@@ -207,8 +206,7 @@ def gain(runs: Mapping[int, Curve], others: Mapping[int, Curve]) -> str:
 def table(results: Mapping[Cell, Row], pool: str) -> str:
     """Return the table of a set: mean accuracies, and gains over Random from scratch and over Random the same way."""
     found = by_variant(results, pool)
-    some = next(cell for cell in results if cell.pool == pool)
-    reference = found.get(reference_of(some), {})
+    reference = found.get(reference_of(pool), {})
     has_junk = POOLS[pool].reject is not None
     heads = ["way", "acquisition", "first batch", "b", "mean accuracy (%)", "over Random from scratch"]
     heads += ["over Random the same way", *(["rejected among the labels"] if has_junk else [])]

@@ -1,7 +1,7 @@
 """The cells of `pool.py`: which runs there are, in which order, and the configuration of each."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import yaml
 from common import CONFIGS
 
 Config = dict[str, Any]
+Variant = tuple[str, str, str, int]  # way, acquisition, cold start, query size
 
 WAYS = {
     "scratch": "from scratch",
@@ -44,6 +45,7 @@ class Pool:
         max_labelled: Labels at the end, those of junk included.
         cpu_s: CPU seconds of a run by its way, as far as nothing was measured yet.
         reject: Use of junk, which is one more class in the dataset; None where there is none.
+        has_targets: The data module has targets for `EPIG`.
     """
 
     datamodule: Config
@@ -56,6 +58,7 @@ class Pool:
     max_labelled: int = 100
     cpu_s: tuple[float, ...] = (60, 60, 30, 60)
     reject: str | None = None
+    has_targets: bool = True
 
     @property
     def ways(self) -> list[str]:
@@ -91,6 +94,7 @@ POOLS = {
         query_size=20,
         max_labelled=200,
         cpu_s=(200, 0, 40, 0),
+        has_targets=False,
     ),
     "MNIST": Pool(_idx("mnist"), **_MNIST),
     "MNIST, unbalanced": Pool(_of(f"{_OWN}Unbalanced", datamodule=_idx("mnist")), **{**_MNIST, "encoder_epochs": 20}),
@@ -149,29 +153,29 @@ def cells_of(pools: Sequence[str], seeds: Sequence[int]) -> list[tuple[int, Cell
     return [(priority, cell) for priority, _, _, cell in sorted(ranked, key=lambda entry: entry[:3])]
 
 
-def _variants(pool: Pool) -> Iterator[tuple[int, tuple[str, str, str, int]]]:
-    """Yield (priority, (way, acquisition, cold start, query size))."""
+def _variants(pool: Pool) -> list[tuple[int, Variant]]:
+    """Return (priority, variant)."""
     usual = pool.query_size
-    for way in pool.ways:
-        for acquisition in ("Random", "BatchBALD"):
-            yield 1, (way, acquisition, "Random", usual)
-        if way != "frozen":
-            yield 2, (way, "BALD", "Random", usual)
-    for acquisition in ("Random", "BatchBALD"):
-        yield 1, ("frozen", acquisition, RECIPE, usual)
-    yield 2, ("frozen", "BALD", RECIPE, usual)
-    for acquisition in FAMILY:
-        yield 3, ("frozen", acquisition, RECIPE, usual)
-    for cold_start in ("CoreSet", "ProbCover"):
-        yield 4, ("frozen", "BatchBALD", cold_start, usual)
-    for query_size in (usual // 2, 2 * usual):
-        for acquisition in ("Random", "BALD", "BatchBALD"):
-            yield 4, ("frozen", acquisition, RECIPE, query_size)
+    family = [name for name in FAMILY if name != "EPIG" or pool.has_targets]
+    others = [way for way in pool.ways if way != "frozen"]
+    return [
+        *((1, (way, name, "Random", usual)) for way in pool.ways for name in ("Random", "BatchBALD")),
+        *((1, ("frozen", name, RECIPE, usual)) for name in ("Random", "BatchBALD")),
+        *((2, (way, "BALD", "Random", usual)) for way in others),
+        (2, ("frozen", "BALD", RECIPE, usual)),
+        *((3, ("frozen", name, RECIPE, usual)) for name in family),
+        *((4, ("frozen", "BatchBALD", cold_start, usual)) for cold_start in ("CoreSet", "ProbCover")),
+        *(
+            (4, ("frozen", name, RECIPE, size))
+            for size in (usual // 2, 2 * usual)
+            for name in ("Random", "BALD", "BatchBALD")
+        ),
+    ]
 
 
-def reference_of(cell: Cell) -> tuple[str, str, str, int]:
-    """Return way, acquisition, cold start and query size of the runs with which those of its set are compared."""
-    return "scratch", "Random", "Random", POOLS[cell.pool].query_size
+def reference_of(pool: str) -> Variant:
+    """Return way, acquisition, cold start and query size of the runs with which those of a set are compared."""
+    return "scratch", "Random", "Random", POOLS[pool].query_size
 
 
 @dataclass(frozen=True)
