@@ -177,3 +177,31 @@ def test_two_rounds_on_a_small_folder_of_images(in_a_folder_of_its_own):
     header, rounds = two_rounds("cinic10", "files", *flags)
     assert sorted(header["initial_targets"]) == list(range(10))
     assert (header["num_points"], [entry.num_labelled for entry in rounds]) == (36, [10, 13])
+
+
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
+@pytest.mark.slow
+def test_rounds_on_features_of_the_digits_begin_without_a_label(in_a_folder_of_its_own):
+    quick = ["--trainer.enable_progress_bar=false", "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1"]
+    run(["fit", f"--config={CONFIGS / 'features_digits.yaml'}", *quick])
+    few = ["--trainer.callbacks.max_rounds=2", "--trainer.callbacks.num_samples=4"]
+    run(["fit", f"--config={CONFIGS / 'digits_features.yaml'}", *quick, *few])
+    header, rounds = read_journal(Path("runs") / "digits_features" / "version_0")
+    assert (header["initial"], header["num_points"]) == ([], 4 * 1197)
+    assert [entry.num_labelled for entry in rounds] == [0, 10]
+    assert header["cold_start"]["class_path"].endswith("TypiClust")
+
+
+def test_the_recipes_on_features_of_mnist_and_of_the_digits_are_one():
+    mnist, digits = config_of("mnist_features"), config_of("digits_features")
+    (of_mnist,), (of_digits,) = (callbacks_of(one).values() for one in (mnist, digits))
+    assert of_mnist == of_digits | {"screening": {"num_points": 2000, "num_samples": 20}}
+    encoders = [
+        one["data"]["init_args"]["datamodule"]["init_args"]["encoder"]["init_args"]["encoders"]
+        for one in (mnist, digits)
+    ]
+    assert [[each["class_path"] for each in one] for one in encoders] == [
+        ["al_lightning.features.GraphFeatures", "al_lightning.features.Pretrained"]
+    ] * 2
+    assert mnist["trainer"]["max_epochs"] == digits["trainer"]["max_epochs"]
+    assert mnist["data"]["init_args"]["points_per_epoch"] == digits["data"]["init_args"]["points_per_epoch"]

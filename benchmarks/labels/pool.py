@@ -93,6 +93,9 @@ def train_encoder(cell: Cell, place: Place) -> None:
     if POOLS[cell.pool].size is None or cell.way not in {"frozen", "tuned"} or (folder / "encoder.ckpt").is_file():
         return
     fit(folder, encoder_config(cell, place))
+    (folder / "training" / "encoder.ckpt").replace(
+        folder / "encoder.ckpt"
+    )  # one that was killed leaves an earlier epoch's
 
 
 def run(cell: Cell, place: Place) -> list[Round]:
@@ -245,6 +248,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of all data; the digits need none")
     parser.add_argument("--sets", nargs="+", choices=list(POOLS), default=list(POOLS), metavar="SET")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), metavar="WAY")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--priority", type=int, default=4, help="cells of this priority and more important ones")
     parser.add_argument("--budget-s", type=float, default=math.inf, help="start no cell after so many seconds")
@@ -261,7 +265,11 @@ def main() -> None:
     asked = parsed()
     path = asked.results / "pool.jsonl"
     results = read_results(path)
-    ranked = [(rank, cell) for rank, cell in cells_of(asked.sets, range(asked.seeds)) if rank <= asked.priority]
+    ranked = [
+        (priority, cell)
+        for priority, cell in cells_of(asked.sets, range(asked.seeds))
+        if priority <= asked.priority and cell.way in asked.ways
+    ]
     if asked.list:
         print(listing(ranked, results))
         return
