@@ -229,6 +229,7 @@ def encoder_config(cell: Cell, place: Place) -> Config:
     }
     config["data"] = _with_batches(place.datamodule(pool), batch_size)
     config["trainer"] |= {"max_epochs": pool.encoder_epochs, "logger": False, "enable_progress_bar": False}
+    config["trainer"]["default_root_dir"] = str(place.encoder(cell))
     config["trainer"]["callbacks"][0]["init_args"]["dirpath"] = str(place.encoder(cell) / "training")
     return config
 

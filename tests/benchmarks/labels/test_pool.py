@@ -91,6 +91,7 @@ def test_the_encoder_of_a_seed_is_that_of_the_repository_on_the_points_of_its_se
     assert config["model"]["init_args"] == kept["model"]["init_args"] | {"shift": 0.71, "seed": 2}
     assert config["data"] == kept["data"]
     assert config["trainer"]["max_epochs"] == kept["trainer"]["max_epochs"]
+    assert config["trainer"]["default_root_dir"] == str(place.encoder(cell))  # else files lie in the repository
     junk = cells.encoder_config(cells.Cell("MNIST, junk trained", "frozen", "Random", "Random", 5, 0), place)
     assert junk["data"]["init_args"]["datamodule"]["init_args"]["batch_size"] == 256
 
