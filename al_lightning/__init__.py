@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         TypiClust,
         VariationRatios,
     )
-    from al_lightning.data import ActiveLearningDataModule, without_reject
+    from al_lightning.data import ActiveLearningDataModule, Augmented, without_reject
     from al_lightning.datasets import (
         DigitsDataModule,
         IDXDataModule,
@@ -57,6 +57,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ActiveLearning",
     "ActiveLearningDataModule",
+    "Augmented",
     "active_fit",
     "without_reject",
     "Acquisition",

@@ -151,6 +151,32 @@ class VGG16(nn.Module):
         return logits
 
 
+class EncoderClassifier(nn.Module):
+    """Encoder, dropout and a linear layer, all of which are trained.
+
+    Args:
+        encoder: Encoder from inputs to features (B, D), such as `ConvEncoder(28)`, or `Pretrained` to begin with
+            weights that were found without labels.
+        in_features: D.
+        num_classes: Number of classes.
+        dropout: Probability of dropping a feature.
+
+    Example:
+        >>> EncoderClassifier(nn.Flatten(), in_features=64, num_classes=10)(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, encoder: nn.Module, *, in_features: int, num_classes: int, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(in_features, num_classes))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the logits (B, C)."""
+        logits: Tensor = self.head(self.encoder(inputs))
+        return logits
+
+
 class Classifier(LightningModule):
     """LightningModule of any net that returns logits: cross-entropy, Adam, batches of (inputs, integer targets).
 

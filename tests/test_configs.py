@@ -1,6 +1,7 @@
 """The configurations of the paper's experiments: their numbers, and two tiny rounds of each."""
 
 import gzip
+import inspect
 import json
 import os
 import struct
@@ -14,6 +15,7 @@ from PIL import Image
 
 from al_lightning import IDXDataModule, MeanPrediction, read_journal
 from al_lightning.cli.command import run
+from al_lightning.features import SimCLR
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MNIST = os.environ.get("AL_LIGHTNING_MNIST")
@@ -67,6 +69,16 @@ def test_repeated_mnist_is_mnist_three_times_with_noise():
         part.pop("val_size")
     assert repeated["datamodule"]["init_args"] == plain["datamodule"]["init_args"] | {"repeat": 3, "noise": 0.1}
     assert repeated["initial"] == plain["initial"] == list(range(20))
+
+
+def test_augmented_mnist_is_mnist_but_for_the_maps_of_simclr():
+    plain, overlay = config_of("mnist")["data"]["init_args"], config_of("mnist_augmented")
+    assert list(overlay) == ["data"]
+    assert list(overlay["data"]["init_args"]) == ["datamodule"]
+    augmented = overlay["data"]["init_args"]["datamodule"]["init_args"]
+    assert augmented.pop("datamodule") == plain["datamodule"]
+    defaults = {name: one.default for name, one in inspect.signature(SimCLR).parameters.items()}
+    assert augmented == {name: defaults[name] for name in ("degrees", "scale", "shear", "shift")}
 
 
 @pytest.mark.skipif(CURVES is None, reason="AL_LIGHTNING_PAPER_CURVES does not name the authors' raw results")
@@ -136,6 +148,21 @@ def test_two_rounds_on_a_small_set_of_idx_files(name, num_classes, in_a_folder_o
 
 
 @pytest.mark.slow
+def test_two_rounds_of_augmented_mnist_on_a_small_set_of_idx_files(in_a_folder_of_its_own):
+    write_idx_set(in_a_folder_of_its_own / "files", prefix="", num_classes=10)
+    quick = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+    inner = "--data.datamodule.datamodule."
+    quick += ["--data.points_per_epoch=8", f"{inner}batch_size=8", f"{inner}root=files", f"{inner}val_size=10"]
+    quick += [f"{inner}first", str(list(range(20))), "--trainer.callbacks.max_rounds=2"]
+    quick += ["--trainer.callbacks.num_samples=4"]
+    configs = [f"--config={CONFIGS / name}.yaml" for name in ("mnist", "mnist_augmented")]
+    cli = run(["fit", *configs, *quick])
+    assert type(cli.datamodule.inner).__name__ == "Augmented"
+    _, rounds = read_journal(Path("runs") / "mnist" / "version_0")
+    assert [entry.num_labelled for entry in rounds] == [20, 30]
+
+
+@pytest.mark.slow
 def test_two_rounds_on_a_small_folder_of_images(in_a_folder_of_its_own):
     rng = np.random.default_rng(0)
     for part in ("train", "valid", "test"):
@@ -150,3 +177,29 @@ def test_two_rounds_on_a_small_folder_of_images(in_a_folder_of_its_own):
     header, rounds = two_rounds("cinic10", "files", *flags)
     assert sorted(header["initial_targets"]) == list(range(10))
     assert (header["num_points"], [entry.num_labelled for entry in rounds]) == (36, [10, 13])
+
+
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
+@pytest.mark.slow
+def test_rounds_on_features_of_the_digits_begin_without_a_label(in_a_folder_of_its_own):
+    quick = ["--trainer.enable_progress_bar=false", "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1"]
+    run(["fit", f"--config={CONFIGS / 'features_digits.yaml'}", *quick])
+    few = ["--trainer.callbacks.max_rounds=2", "--trainer.callbacks.num_samples=4"]
+    run(["fit", f"--config={CONFIGS / 'digits_features.yaml'}", *quick, *few])
+    header, rounds = read_journal(Path("runs") / "digits_features" / "version_0")
+    assert (header["initial"], header["num_points"]) == ([], 4 * 1197)
+    assert [entry.num_labelled for entry in rounds] == [0, 10]
+    assert header["cold_start"]["class_path"].endswith("TypiClust")
+
+
+def test_the_recipes_on_features_of_mnist_and_of_the_digits_are_one():
+    mnist, digits = config_of("mnist_features"), config_of("digits_features")
+    (of_mnist,), (of_digits,) = (callbacks_of(one).values() for one in (mnist, digits))
+    assert of_mnist == of_digits | {"screening": {"num_points": 2000, "num_samples": 20}}
+    encoders = [
+        one["data"]["init_args"]["datamodule"]["init_args"]["encoder"]["init_args"]["encoders"]
+        for one in (mnist, digits)
+    ]
+    assert [[each["class_path"] for each in one] for one in encoders] == [["GraphFeatures", "Pretrained"]] * 2
+    assert mnist["trainer"]["max_epochs"] == digits["trainer"]["max_epochs"]
+    assert mnist["data"]["init_args"]["points_per_epoch"] == digits["data"]["init_args"]["points_per_epoch"]

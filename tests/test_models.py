@@ -5,7 +5,7 @@ from pytorch_lightning.cli import LightningCLI
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from al_lightning.models import EMNISTCNN, MLP, VGG16, Classifier, PaperCNN
+from al_lightning.models import EMNISTCNN, MLP, VGG16, Classifier, EncoderClassifier, PaperCNN
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
@@ -53,6 +53,16 @@ def test_mlp_drops_half_after_each_hidden_layer():
     kinds = [type(layer).__name__ for layer in MLP(12, num_classes=3, hidden=(5, 4)).layers]
     assert kinds == ["Flatten", "Linear", "ReLU", "Dropout", "Linear", "ReLU", "Dropout", "Linear"]
     assert all(layer.p == 0.5 for layer in MLP(12, num_classes=3).modules() if isinstance(layer, nn.Dropout))
+
+
+def test_an_encoder_gets_dropout_and_a_layer_and_all_of_it_is_trained():
+    encoder = nn.Linear(4, 3)
+    net = EncoderClassifier(encoder, in_features=3, num_classes=2, dropout=0.25)
+    inputs = torch.ones(5, 4)
+    assert torch.equal(net.eval()(inputs), net.head[1](encoder(inputs)))
+    assert net.head[0].p == 0.25
+    net(inputs).sum().backward()
+    assert encoder.weight.grad is not None
 
 
 def test_the_papers_net_is_the_papers():

@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from al_lightning._lightning import LightningDataModule
+from al_lightning.datasets.inputs import Inputs
 from al_lightning.datasets.repeated import Repeated
 
 
@@ -42,7 +43,7 @@ class DigitsDataModule(LightningDataModule):
         self.noise = noise
         self.num_workers = num_workers
         self.split_seed = split_seed
-        self._datasets: tuple[Dataset[Any], Dataset[Any], Dataset[Any]] | None = None
+        self._datasets: tuple[Repeated, Dataset[Any], Dataset[Any]] | None = None
 
     def setup(self, stage: str) -> None:  # noqa: ARG002 - the three parts are split together, once
         """Load and split the digits."""
@@ -79,9 +80,16 @@ class DigitsDataModule(LightningDataModule):
         """Return a loader of the test points, without noise."""
         return self._loader(2)
 
+    def target_dataloader(self) -> DataLoader[Any]:
+        """Return a loader of inputs for `EPIG`: those of at most 1,000 training points, without copies and noise."""
+        return DataLoader(Inputs(self._parts()[0].dataset, seed=self.split_seed), batch_size=self.batch_size)
+
     def _loader(self, part: int, *, shuffle: bool = False) -> DataLoader[Any]:
+        return DataLoader(
+            self._parts()[part], batch_size=self.batch_size, shuffle=shuffle, num_workers=self.num_workers
+        )
+
+    def _parts(self) -> tuple[Repeated, Dataset[Any], Dataset[Any]]:
         if self._datasets is None:
             raise RuntimeError("The digits are split in `setup`, which has not run yet.")
-        return DataLoader(
-            self._datasets[part], batch_size=self.batch_size, shuffle=shuffle, num_workers=self.num_workers
-        )
+        return self._datasets

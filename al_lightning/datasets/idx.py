@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from al_lightning._lightning import LightningDataModule
+from al_lightning.datasets.inputs import Inputs
 from al_lightning.datasets.repeated import Repeated
 
 PIECE = 2**20
@@ -113,7 +114,7 @@ class IDXDataModule(LightningDataModule):
         self.noise = noise
         self.num_workers = num_workers
         self.seed = seed
-        self._datasets: tuple[Dataset[Any], Dataset[Any], Dataset[Any]] | None = None
+        self._datasets: tuple[Repeated, Dataset[Any], Dataset[Any]] | None = None
 
     def setup(self, stage: str) -> None:  # noqa: ARG002 - the three parts are read together, once
         """Read the files and take the validation set out of the training part."""
@@ -158,12 +159,19 @@ class IDXDataModule(LightningDataModule):
         """Return a loader of the test points, without noise."""
         return self._loader(2)
 
+    def target_dataloader(self) -> DataLoader[Any]:
+        """Return a loader of inputs for `EPIG`: those of at most 1,000 training points, without copies and noise."""
+        return DataLoader(Inputs(self._parts()[0].dataset, seed=self.seed), batch_size=self.batch_size)
+
     def _loader(self, part: int, *, shuffle: bool = False) -> DataLoader[Any]:
+        return DataLoader(
+            self._parts()[part], batch_size=self.batch_size, shuffle=shuffle, num_workers=self.num_workers
+        )
+
+    def _parts(self) -> tuple[Repeated, Dataset[Any], Dataset[Any]]:
         if self._datasets is None:
             raise RuntimeError("The IDX files are read in `setup`, which has not run yet.")
-        return DataLoader(
-            self._datasets[part], batch_size=self.batch_size, shuffle=shuffle, num_workers=self.num_workers
-        )
+        return self._datasets
 
     def _read(self, *parts: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         images_path, labels_path = self._find(parts, "images", 3), self._find(parts, "labels", 1)

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import affine_grid, cross_entropy, grid_sample, normalize
+from torch.nn.functional import cross_entropy, normalize
 
 from al_lightning._lightning import LightningModule
+from al_lightning.data.augmented import random_affine
 from al_lightning.randomness import derived_seed
 
 
@@ -67,40 +68,6 @@ def nt_xent(first_B_D: Tensor, second_B_D: Tensor, *, temperature: float) -> Ten
     num_pairs = len(first_B_D)
     partner_M = (torch.arange(2 * num_pairs, device=views_M_D.device) + num_pairs) % (2 * num_pairs)
     return cross_entropy(cosines_M_M, partner_M)
-
-
-def random_affine(
-    images_B: Tensor, *, degrees: float, scale: float, shear: float, shift: float, generator: torch.Generator
-) -> Tensor:
-    """Return images (B, C, H, W), each under a random affine map of its own; their borders go on outside.
-
-    Args:
-        images_B: The images.
-        degrees: Largest rotation.
-        scale: Largest share by which an axis is stretched or squeezed.
-        shear: Largest share of its height by which a row is moved.
-        shift: Largest shift, in pixels.
-        generator: Generator on the CPU, so that the maps are the same on every device.
-
-    Example:
-        >>> image = torch.arange(16.0).view(1, 1, 4, 4)
-        >>> same = random_affine(image, degrees=0, scale=0, shear=0, shift=0, generator=torch.Generator())
-        >>> torch.allclose(same, image, atol=1e-5)
-        True
-    """
-    num_images, _, height, width = images_B.shape
-    drawn_B_6 = 2 * torch.rand(num_images, 6, generator=generator) - 1
-    angle_B = torch.deg2rad(degrees * drawn_B_6[:, 0])
-    cos_B, sin_B = angle_B.cos(), angle_B.sin()
-    rotation_B_2_2 = torch.stack([cos_B, -sin_B, sin_B, cos_B], dim=1).view(-1, 2, 2)
-    stretch_B_2_2 = torch.diag_embed(1 + scale * drawn_B_6[:, 1:3])
-    shear_B_2_2 = torch.eye(2).repeat(num_images, 1, 1)
-    shear_B_2_2[:, 0, 1] = shear * drawn_B_6[:, 3]
-    pixels_2 = torch.tensor([2 / width, 2 / height])  # of a grid from -1 to 1
-    shift_B_2_1 = (shift * drawn_B_6[:, 4:6] * pixels_2)[:, :, None]
-    map_B_2_3 = torch.cat([rotation_B_2_2 @ shear_B_2_2 @ stretch_B_2_2, shift_B_2_1], dim=2).to(images_B)
-    grid = affine_grid(map_B_2_3, list(images_B.shape), align_corners=False)
-    return grid_sample(images_B, grid, padding_mode="border", align_corners=False)
 
 
 class SimCLR(LightningModule):

@@ -29,6 +29,7 @@ class Experiment:
         max_labelled: Labels at the end.
         reference: The name of each acquisition's trials in the authors' raw results.
         overlay: The name of a configuration that replaces some of the first.
+        datamodule: Where the configuration has the data module of the files.
     """
 
     config: str
@@ -37,6 +38,7 @@ class Experiment:
     max_labelled: int = LABELS[1]
     reference: Mapping[str, str] = field(default_factory=dict)
     overlay: str | None = None
+    datamodule: str = "data.datamodule"
 
     @property
     def configs(self) -> list[Path]:
@@ -98,6 +100,9 @@ EXPERIMENTS = {
 EXPERIMENTS |= {
     f"{name}, likelihood": replace(EXPERIMENTS[name], overlay="stop_on_likelihood") for name in ("mnist", "repeated x3")
 }
+EXPERIMENTS["mnist, augmented"] = replace(
+    EXPERIMENTS["mnist"], overlay="mnist_augmented", datamodule="data.datamodule.datamodule"
+)
 
 
 def filename(experiment: str) -> str:
@@ -137,10 +142,12 @@ class Job:
     @property
     def flags(self) -> list[str]:
         """What it changes of the configuration, its files and its folder apart."""
-        pool = [] if self.pool is None else [f"--data.datamodule.num_train={self.pool}"]
-        seeds = [f"{name}={self.seed}" for name in ("--seed_everything", "--data.seed", "--data.datamodule.seed")]
+        experiment = EXPERIMENTS[self.experiment]
+        pool = [] if self.pool is None else [f"--{experiment.datamodule}.num_train={self.pool}"]
+        seeded = ("seed_everything", "data.seed", f"{experiment.datamodule}.seed")
+        seeds = [f"--{name}={self.seed}" for name in seeded]
         limits = [f"{CALLBACK}max_labelled={self.max_labelled}", f"{CALLBACK}acquisition={self.acquisition}"]
-        return [*EXPERIMENTS[self.experiment].flags, *pool, *seeds, *limits, *self.extra]
+        return [*experiment.flags, *pool, *seeds, *limits, *self.extra]
 
     def rounds(self, root: Path) -> list[Round]:
         """What it has done so far, up to its last number of labels: its folder may hold more."""
@@ -177,9 +184,10 @@ def start(job: Job, place: Place, *, gpu: str | None) -> bool:
     folder = job.folder(place.root)
     folder.mkdir(parents=True, exist_ok=True)
     started_in = folder / f"start-{len(list(folder.glob('start-*')))}"  # Lightning saves a configuration but once
-    configs = EXPERIMENTS[job.experiment].configs
+    experiment = EXPERIMENTS[job.experiment]
+    configs = experiment.configs
     command = [sys.executable, "-m", "al_lightning", "fit", *(f"--config={path}" for path in configs), *job.flags]
-    command += [f"--data.datamodule.root={place.data / EXPERIMENTS[job.experiment].data}"]
+    command += [f"--{experiment.datamodule}.root={place.data / experiment.data}"]
     command += [f"{CALLBACK}folder={folder}", "--trainer.logger=false", f"--trainer.default_root_dir={started_in}"]
     command += ["--trainer.enable_progress_bar=false", f"--trainer.accelerator={'cpu' if gpu is None else 'gpu'}"]
     command += ["--trainer.devices=1"]

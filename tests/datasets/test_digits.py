@@ -72,3 +72,15 @@ def test_parts_can_be_empty_but_not_training():
 def test_loaders_before_setup_say_so():
     with pytest.raises(RuntimeError, match="in `setup`, which has not run yet"):
         DigitsDataModule().train_dataloader()
+
+
+def test_targets_are_inputs_of_training_points_without_noise_in_a_fixed_order():
+    datamodule = DigitsDataModule(repeat=4, noise=0.1, batch_size=300)
+    datamodule.setup("fit")
+    clean = {tuple(image.flatten().tolist()) for image in images_of(parts()[0])}
+    targets = torch.cat(list(datamodule.target_dataloader()))
+    assert targets.shape == (1000, 1, 8, 8)
+    assert len({tuple(image.flatten().tolist()) for image in targets} & clean) == len(targets.unique(dim=0))
+    assert torch.equal(torch.cat(list(datamodule.target_dataloader())), targets)
+    tested = {tuple(image.flatten().tolist()) for image in images_of(parts()[2])}
+    assert not tested & {tuple(image.flatten().tolist()) for image in targets}

@@ -293,3 +293,12 @@ def test_first_rows_that_cannot_be_are_refused(tmp_path, first, num_train):
     datamodule = IDXDataModule(**write_numbered(tmp_path), val_size=9, first=first, num_train=num_train)
     with pytest.raises(ValueError, match=r"`first` is \[.*\], but must be different rows of the 40 in the training"):
         datamodule.setup("fit")
+
+
+def test_targets_are_inputs_of_training_points(tmp_path):
+    datamodule = IDXDataModule(str(write_folder(tmp_path)), val_size=3, repeat=2, noise=0.1, batch_size=4)
+    datamodule.setup("fit")
+    targets = torch.cat(list(datamodule.target_dataloader()))
+    train = images_of(parts(tmp_path)[0])
+    assert targets.shape == (9, 1, 4, 4)
+    assert sorted(targets.flatten(1).tolist()) == sorted(train.flatten(1).tolist())

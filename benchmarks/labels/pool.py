@@ -1,0 +1,298 @@
+"""What the unlabelled pool is good for: four ways of using it, acquisitions, first labels, batch sizes, on many sets.
+
+    python benchmarks/labels/pool.py --sets digits --seeds 5 --budget-s 1500
+    python benchmarks/labels/pool.py --data FOLDER --seeds 5 --list
+    python benchmarks/labels/pool.py --data FOLDER --sets MNIST letters --seeds 5 --priority 2 --budget-s 20000
+
+FOLDER holds `mnist/` and `usps/` with their IDX files, `letter/` and `text/` with their CSV files; the digits need
+none. Each cell is an ordinary run of `al-lightning fit --config CELL/cell.yaml` in a folder of its own, after one run
+for the encoder of its set and seed. A cell whose line is in pool.jsonl is not run again, and one that was killed is
+resumed: start the command again to go on. `--list` shows the cells by priority, with the CPU time that is left.
+
+The ways are a net from scratch; the same on images under small affine maps; a linear layer on features that were made
+once without labels (configs/digits_features.yaml and configs/mnist_features.yaml); and the encoder of these features,
+trained further on such images. The first batch is chosen without labels in each of them, and no way has a validation
+set. Accuracies are those of the mean prediction on the test set. All that is drawn follows the seed, the encoder too,
+so that cells of the same seed are compared in pairs.
+
+Writes a line a cell into pool.jsonl, and the tables of docs/pool.md. Numbers to be shown come from a quiet machine only
+where they are times: accuracies are the same on a busy one.
+"""
+
+import argparse
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from scipy.stats import t as student
+
+from al_lightning import Round, read_journal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import RESULTS, ROOT, Provenance, document, find_provenance
+from labels.pool_cells import POOLS, WAYS, Cell, Place, Variant, cells_of, config_of, encoder_config, reference_of
+
+LEVEL = 0.95
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy by labels of a run.
+
+    Args:
+        accuracy_of: Test accuracy by the number of labels that were paid for, rejected points included.
+        num_rejected: Rejected points at the end.
+    """
+
+    accuracy_of: Mapping[int, float]
+    num_rejected: int
+
+
+def as_row(cell: Cell, rounds: Sequence[Round], cpu_s: float, provenance: Provenance) -> Row:
+    """Return what is kept of a run: its cell, and lists over the rounds that had labels to train on."""
+    fitted = [entry for entry in rounds if entry.num_labelled > 0]
+    return {
+        **asdict(cell),
+        "num_paid": [entry.num_labelled + entry.num_rejected for entry in fitted],
+        "test_mean_acc": [rounded(entry.metrics["test_mean_acc"]) for entry in fitted],
+        "test_mean_loss": [rounded(entry.metrics["test_mean_loss"]) for entry in fitted],
+        "num_rejected": [entry.num_rejected for entry in fitted],
+        "joint_mi_over_log_k": [rounded(entry.information.get("joint_mi_over_log_k")) for entry in fitted],
+        "cpu_s": round(cpu_s, 1),
+        **asdict(provenance),
+    }
+
+
+def rounded(value: float | None) -> float | None:
+    """Return a number to six decimals."""
+    return None if value is None else round(value, 6)
+
+
+def read_results(path: Path) -> dict[Cell, Row]:
+    """Return the kept runs by their cell; none where there is no file."""
+    if not path.exists():
+        return {}
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return {Cell(**{name: row[name] for name in Cell.__dataclass_fields__}): row for row in rows}
+
+
+def train_encoder(cell: Cell, place: Place) -> None:
+    """Train the encoder of a cell's set and seed, if it needs one that is not there yet."""
+    folder = place.encoder(cell)
+    if POOLS[cell.pool].size is None or cell.way not in {"frozen", "tuned"} or (folder / "encoder.ckpt").is_file():
+        return
+    fit(folder, encoder_config(cell, place))
+    (folder / "training" / "encoder.ckpt").replace(
+        folder / "encoder.ckpt"
+    )  # one that was killed leaves an earlier epoch's
+
+
+def run(cell: Cell, place: Place) -> list[Round]:
+    """Run a cell whose encoder is trained, and return its rounds."""
+    fit(place.root / cell.name, config_of(cell, place))
+    _, rounds = read_journal(place.root / cell.name)
+    if not rounds or rounds[-1].stopped is None:
+        raise RuntimeError(f"The run in {place.root / cell.name} ended without its last round; see its log.txt.")
+    return rounds
+
+
+def fit(folder: Path, config: Mapping[str, Any]) -> None:
+    """Run the command with a configuration, which stays in the folder beside what the command printed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "cell.yaml"
+    path.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+    with (folder / "log.txt").open("a") as log:
+        # In the root of the clone, where a configuration finds `examples` and `benchmarks`.
+        command = [sys.executable, "-m", "al_lightning", "fit", "--config", str(path)]
+        code = subprocess.run(command, check=False, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT).returncode
+    if code:
+        raise RuntimeError(f"`{' '.join(command)}` ended with status {code}; see {folder / 'log.txt'}.")
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of all processes that this one has run to their end."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def estimate(cell: Cell, results: Mapping[Cell, Row]) -> float:
+    """Return the CPU seconds that a cell will take: the mean of those of its set, way and acquisition, or a guess."""
+    alike = [other for other in results if (other.pool, other.way) == (cell.pool, cell.way)]
+    same = [other for other in alike if other.acquisition == cell.acquisition]
+    measured = [results[other]["cpu_s"] for other in same or alike]
+    return statistics.mean(measured) if measured else POOLS[cell.pool].cpu_s[list(WAYS).index(cell.way)]
+
+
+def listing(cells: Sequence[tuple[int, Cell]], results: Mapping[Cell, Row]) -> str:
+    """Return a table of the cells by priority, set and way, with the CPU time that is left."""
+    groups: dict[tuple[int, str, str], list[Cell]] = {}
+    for priority, cell in cells:
+        groups.setdefault((priority, cell.pool, cell.way), []).append(cell)
+    lines = ["| priority | set | way | cells | done | CPU minutes left |", "| - | - | - | - | - | - |"]
+    total = 0.0
+    for (priority, pool, way), members in groups.items():
+        missing = [cell for cell in members if cell not in results]
+        left = sum(estimate(cell, results) for cell in missing) / 60
+        total += left
+        cells_done = len(members) - len(missing)
+        lines.append(f"| {priority} | {pool} | {WAYS[way]} | {len(members)} | {cells_done} | {left:.0f} |")
+    return "\n".join([*lines, f"| | | | | | {total:.0f} in all |"])
+
+
+def curve_of(row: Row) -> Curve:
+    """Return the curve of a kept run."""
+    return Curve(dict(zip(row["num_paid"], row["test_mean_acc"], strict=True)), row["num_rejected"][-1])
+
+
+def mean_accuracy(curve: Curve, budgets: Collection[int] | None = None) -> float:
+    """Return the mean accuracy (%) over all budgets, or over some.
+
+    Example:
+        >>> curve = Curve({5: 0.1, 10: 0.5, 20: 0.7}, 0)
+        >>> mean_accuracy(curve, {10, 20})
+        60.0
+    """
+    return 100 * statistics.mean(curve.accuracy_of[labels] for labels in budgets or curve.accuracy_of)
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and the half width of its 95 % interval, by Student's t; infinite for a single difference.
+
+    Example:
+        >>> [round(number, 2) for number in interval([1.0, 2.0, 3.0])]
+        [2.0, 2.48]
+    """
+    mean, num = statistics.mean(differences), len(differences)
+    if num == 1:
+        return mean, math.inf
+    return mean, float(student.ppf((1 + LEVEL) / 2, num - 1)) * statistics.stdev(differences) / math.sqrt(num)
+
+
+def by_variant(results: Mapping[Cell, Row], pool: str) -> dict[Variant, dict[int, Curve]]:
+    """Return the curves of a set by what differs, and by seed."""
+    found: dict[Variant, dict[int, Curve]] = {}
+    for cell in sorted(results, key=lambda cell: cell.seed):
+        if cell.pool == pool:
+            variant = (cell.way, cell.acquisition, cell.cold_start, cell.query_size)
+            found.setdefault(variant, {})[cell.seed] = curve_of(results[cell])
+    return found
+
+
+def gain(runs: Mapping[int, Curve], others: Mapping[int, Curve]) -> str:
+    """Show how much higher the mean accuracy is than that of other runs, in points of a percent.
+
+    Runs of the same seed are compared, at the budgets that both have: those of other batch sizes have others too.
+    """
+    seeds = sorted(runs.keys() & others.keys())
+    if not seeds or runs is others:
+        return "-"
+    differences = []
+    for seed in seeds:
+        budgets = runs[seed].accuracy_of.keys() & others[seed].accuracy_of.keys()
+        differences.append(mean_accuracy(runs[seed], budgets) - mean_accuracy(others[seed], budgets))
+    mean, width = interval(differences)
+    shown = "?" if math.isinf(width) else f"{width:.1f}"
+    return f"{mean:+.1f} ± {shown} ({len(seeds)})"
+
+
+def table(results: Mapping[Cell, Row], pool: str) -> str:
+    """Return the table of a set: mean accuracies, and gains over Random from scratch and over Random the same way."""
+    found = by_variant(results, pool)
+    reference = found.get(reference_of(pool), {})
+    has_junk = POOLS[pool].reject is not None
+    heads = ["way", "acquisition", "first batch", "b", "mean accuracy (%)", "over Random from scratch"]
+    heads += ["over Random the same way", *(["rejected among the labels"] if has_junk else [])]
+    lines = [f"| {' | '.join(heads)} |", f"|{' - |' * len(heads)}"]
+    for variant in sorted(found, key=order_of):
+        way, acquisition, cold_start, query_size = variant
+        runs = found[variant]
+        means = [mean_accuracy(curve) for curve in runs.values()]
+        same_way = found.get((way, "Random", cold_start, query_size), {})
+        cells = [WAYS[way], acquisition, cold_start, query_size, f"{statistics.mean(means):.1f}"]
+        cells += [gain(runs, reference), gain(runs, same_way)]
+        if has_junk:
+            cells.append(f"{statistics.mean(curve.num_rejected for curve in runs.values()):.1f}")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def order_of(variant: Variant) -> tuple[int, int, str, str]:
+    """Return what variants are sorted by: ways in their order, then batch size, first batch and acquisition."""
+    way, acquisition, cold_start, query_size = variant
+    return list(WAYS).index(way), query_size, cold_start, "" if acquisition == "Random" else acquisition
+
+
+def tables(results: Mapping[Cell, Row]) -> str:
+    """Return the tables of all sets that have runs."""
+    pools = [pool for pool in POOLS if any(cell.pool == pool for cell in results)]
+    parts = []
+    for pool in pools:
+        budgets = f"{POOLS[pool].query_size} to {POOLS[pool].max_labelled} labels"
+        parts.append(f"**{pool[0].upper()}{pool[1:]}**, {budgets}\n\n{table(results, pool)}")
+    return "\n\n".join(parts)
+
+
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of all data; the digits need none")
+    parser.add_argument("--sets", nargs="+", choices=list(POOLS), default=list(POOLS), metavar="SET")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), metavar="WAY")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--priority", type=int, default=4, help="cells of this priority and more important ones")
+    parser.add_argument("--budget-s", type=float, default=math.inf, help="start no cell after so many seconds")
+    parser.add_argument("--list", action="store_true", help="show what there is to do, and run nothing")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each run")
+    parser.add_argument("--commit", help="where git cannot tell it")
+    parser.add_argument("--folder", type=Path, default=Path("runs/pool"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Run what is missing, then write the tables."""
+    asked = parsed()
+    path = asked.results / "pool.jsonl"
+    results = read_results(path)
+    ranked = [
+        (priority, cell)
+        for priority, cell in cells_of(asked.sets, range(asked.seeds))
+        if priority <= asked.priority and cell.way in asked.ways
+    ]
+    if asked.list:
+        print(listing(ranked, results))
+        return
+    os.environ["OMP_NUM_THREADS"] = str(asked.threads)
+    provenance = find_provenance(threads=asked.threads, device="cpu", commit=asked.commit)
+    place = Place(asked.folder.resolve(), None if asked.data is None else asked.data.resolve())
+    asked.results.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    for _, cell in ranked:
+        if cell in results:
+            continue
+        if time.monotonic() - began >= asked.budget_s:
+            break
+        train_encoder(cell, place)
+        used = cpu_seconds()  # of the cell alone: its seed's other cells use the encoder too
+        rounds = run(cell, place)
+        results[cell] = as_row(cell, rounds, cpu_seconds() - used, provenance)
+        with path.open("a") as file:
+            file.write(json.dumps(results[cell]) + "\n")
+        print(f"{cell}: {mean_accuracy(curve_of(results[cell])):.1f} %", flush=True)
+    if results:
+        document("pool", tables(results), results=asked.results, readme=ROOT / "docs" / "pool.md")
+
+
+if __name__ == "__main__":
+    main()
