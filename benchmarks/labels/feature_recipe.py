@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
+from al_lightning.posterior.heads import anchored_heads
 from pytorch_lightning import LightningDataModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -27,7 +28,6 @@ from al_lightning.acquisition import Acquisition, Predictions, batchbald
 from al_lightning.datasets.repeated import Repeated
 from al_lightning.features import Combined, ConvEncoder, GraphFeatures, SimCLR
 from al_lightning.posterior import Posterior
-from al_lightning.posterior.heads import anchored_heads
 from al_lightning.rounds.mean_prediction import mean_log_probs
 
 NUM_LABELS, NUM_DRAWS, NUM_SAMPLES = (10, 20, 40, 80), 10, 50
