@@ -47,10 +47,9 @@ from al_lightning.rounds.ending import TERMINATED, WAITING
 RECORD_COMMANDS = (
     "From run folders: `al-lightning report RUN...` writes pictures and tables, `al-lightning compare RUN...` pairs "
     "acquisitions by seed, `al-lightning advise RUN` says what is known of whether active learning pays. For people: "
-    "`al-lightning label RUN` opens the page on which they label, `al-lightning "
-    "status RUN` says what they are asked for, `al-lightning push RUN --to URL --project ID` asks them in Label "
-    "Studio, and `al-lightning pull RUN --from URL --project ID` brings their answers; `al-lightning export RUN` "
-    "writes the labels as a CSV."
+    "`al-lightning label RUN` opens the page on which they label, `al-lightning status RUN` says what they are asked "
+    "for, `al-lightning push RUN --to URL --project ID` asks them in Label Studio, and `al-lightning pull RUN --from "
+    "URL --project ID` brings their answers; `al-lightning export RUN` writes the labels as a CSV."
 )
 
 MAY_BE_NAMED = (

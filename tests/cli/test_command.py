@@ -428,7 +428,7 @@ def test_an_unknown_command_is_named_with_the_nearest_and_all_that_there_are(sai
     (line,) = said("lable", "runs/mine")
     assert line == (
         "error: `lable` is no command; did you mean `label`? There are fit, validate, test and predict, and of run "
-        "folders label, status, push, pull, export, report and compare."
+        "folders label, status, push, pull, export, report, compare and advise."
     )
 
 

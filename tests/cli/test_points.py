@@ -31,7 +31,7 @@ class Texts(LightningDataModule):
         return DataLoader([(f"text {i}", i % 2) for i in range(20)], batch_size=4)
 
 
-def header(datamodule, **changes):
+def header(datamodule, /, **changes):
     datamodule.setup("fit")
     initial = datamodule.labels.labelled_indices.tolist()
     known = {"initial_targets": datamodule.targets_of(initial), "num_points": len(datamodule.labels)}

@@ -15,6 +15,8 @@ UNKNOWN = "not known"
 AGREEMENT, COPIES, GAIN = "neighbours agree", "copies", "features against inputs"
 SATURATION, REDUNDANCY = "batches at the log K limit", "redundancy of batches"
 DISAGREEMENT, REJECTIONS, HOLDOUT = "disagreement finds errors", "rejected", "accuracy on the holdout"
+IN_PAIRS = 2
+"""Points that count as one in intervals of neighbours: often two are each other's nearest, so that both agree or none."""
 NO_CHANCE = 0.5
 """Share of pairs that a score without any information puts in order."""
 
@@ -85,14 +87,14 @@ def of_neighbours(agrees: Sequence[bool], targets: Sequence[int], *, features: s
 
     Example:
         >>> of_neighbours([True] * 19 + [False], [0, 1] * 10, features="inputs").interval
-        '75.1 to 99.9 %'
+        '61.9 to 100 %'
     """
     counts = Counter(targets)
     num_points, num_right = len(targets), sum(agrees)
     name = f"{AGREEMENT}, {features}"
     if max(counts.values(), default=0) < 2:  # noqa: PLR2004 - a point and a neighbour of its class
         return Evidence.unknown(name, f"no two of the {num_points} labelled points have one class")
-    low, high = interval(num_right, num_points)
+    low, high = _interval_in_pairs(num_right, num_points)
     alone, largest = sum(count == 1 for count in counts.values()), max(counts.values()) / num_points
     basis = f"{num_points} labelled points of {len(counts)} classes, the largest of which has {percent(largest)}"
     if alone:
@@ -103,6 +105,15 @@ def of_neighbours(agrees: Sequence[bool], targets: Sequence[int], *, features: s
     )
     supports = clear if low > largest else unclear
     return Evidence(name, percent(num_right / num_points), bounds(low, high), basis, supports)
+
+
+def _interval_in_pairs(num_right: int, num_points: int) -> tuple[float, float]:
+    """Return the interval of a share of points whose nearest neighbour is right, as if there were half as many points.
+
+    With as many as there are it would hold the expected share in 86 to 93 of 100 draws in place of 95.
+    """
+    num_effective = max(1.0, num_points / IN_PAIRS)
+    return interval(num_right / num_points * num_effective, num_effective)
 
 
 def of_features_against_inputs(by_features: Sequence[bool], by_inputs: Sequence[bool]) -> Evidence:
@@ -120,7 +131,7 @@ def of_features_against_inputs(by_features: Sequence[bool], by_inputs: Sequence[
     num_better, num_worse = (sum(pair == case for pair in pairs) for case in ((True, False), (False, True)))
     if num_better + num_worse == 0:
         return Evidence.unknown(GAIN, f"neighbours in both agree at the same of {len(pairs)} labelled points")
-    low, high = interval(num_better, num_better + num_worse)
+    low, high = _interval_in_pairs(num_better, num_better + num_worse)
     supports = (
         "It is not shown that the nearest labelled point tells classes better in the features than in the inputs."
     )

@@ -1,4 +1,3 @@
-
 import numpy as np
 import pytest
 
@@ -137,12 +136,12 @@ def test_labels_of_a_run_are_those_of_its_records(make):
 
 
 def test_neighbours_are_compared_with_the_largest_class():
-    classes = [0] * 15 + [1] * 5
-    better, same = [True] * 20, [True] * 15 + [False] * 5
+    classes = [0] * 30 + [1] * 10
+    better, same = [True] * 40, [True] * 30 + [False] * 10
     assert "tells a class better" in of_neighbours(better, classes, features="features").supports
     found = of_neighbours(same, classes, features="features")
     assert (found.name, found.value) == ("neighbours agree, features", "75 %")
-    assert found.supports.startswith("It is not shown, at 20 labels")
+    assert found.supports.startswith("It is not shown, at 40 labels")
     assert "the largest of which has 75 %" in found.basis
 
 
@@ -154,12 +153,12 @@ def test_classes_of_one_point_are_counted_and_where_there_are_no_others_nothing_
 
 
 def test_features_and_inputs_are_compared_where_they_differ():
-    better, worse = [True] * 8 + [True, False], [False] * 8 + [True, False]
+    better, worse = [True] * 18 + [True, False], [False] * 18 + [True, False]
     found = of_features_against_inputs(better, worse)
-    assert found.basis == "8 of 10 labelled points at which only one of the two agrees"
+    assert found.basis == "18 of 20 labelled points at which only one of the two agrees"
     assert "better in the features" in found.supports
     assert "look at the encoder" in of_features_against_inputs(worse, better).supports
-    assert of_features_against_inputs(better, [*worse[:-1], True]).supports.startswith("The nearest labelled point")
+    assert of_features_against_inputs(better[9:], worse[9:]).supports.startswith("It is not shown")  # 9 of 11
     assert of_features_against_inputs([True, False], [False, True]).supports.startswith("It is not shown")
     assert of_features_against_inputs(better, better).value == UNKNOWN
 
@@ -171,17 +170,18 @@ def test_copies_have_an_interval_where_points_were_drawn():
     assert of_copies([False] * 3, num_points=9, features="inputs").supports == ""
 
 
-def test_the_interval_of_agreement_covers_that_of_as_many_labels_drawn_anew():
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "noise"), [(1, 0.6), (10, 2.0)])
+def test_the_interval_of_agreement_covers_the_mean_of_as_many_labels_drawn_anew(width, noise):
     rng = np.random.default_rng(0)
-
-    def share(points, classes):
-        distances = np.abs(points[:, None] - points[None]) + np.diag(np.full(len(points), np.inf))
-        return (classes[distances.argmin(axis=1)] == classes).tolist()
-
-    draws = []
-    for _ in range(1000):
-        classes = rng.integers(3, size=40)
-        draws.append((share(classes + 0.6 * rng.standard_normal(40), classes), classes))
-    truth = np.mean([np.mean(agrees) for agrees, _ in draws])
-    intervals = [interval(sum(agrees), len(agrees)) for agrees, _ in draws]
-    assert np.mean([low <= truth <= high for low, high in intervals]) >= 0.93
+    centres = rng.standard_normal((3, width))
+    found = []
+    for _ in range(500):
+        classes = rng.integers(3, size=60)
+        points = centres[classes] + noise * rng.standard_normal((60, width))
+        distances = np.linalg.norm(points[:, None] - points[None], axis=2) + np.diag(np.full(60, np.inf))
+        agrees = classes[distances.argmin(axis=1)] == classes
+        found.append((agrees.mean(), of_neighbours(agrees.tolist(), classes.tolist(), features="x").interval))
+    truth = np.mean([share for share, _ in found])
+    bounds = [[float(bound) / 100 for bound in words.removesuffix(" %").split(" to ")] for _, words in found]
+    assert np.mean([low <= truth <= high for low, high in bounds]) >= 0.95
