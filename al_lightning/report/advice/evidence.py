@@ -16,7 +16,7 @@ AGREEMENT, COPIES, GAIN = "neighbours agree", "copies", "features against inputs
 SATURATION, REDUNDANCY = "batches at the log K limit", "redundancy of batches"
 DISAGREEMENT, REJECTIONS, HOLDOUT = "disagreement finds errors", "rejected", "accuracy on the holdout"
 IN_PAIRS = 2
-"""Points that count as one in intervals of neighbours: often two are each other's nearest, so that both agree or none."""
+"""Points that count as one in intervals of neighbours: often two are each other's nearest, and both agree or none."""
 NO_CHANCE = 0.5
 """Share of pairs that a score without any information puts in order."""
 
