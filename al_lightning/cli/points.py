@@ -17,6 +17,7 @@ from al_lightning.report.advice.evidence import (
     of_copies,
     of_features_against_inputs,
     of_neighbours,
+    refuse_other_data,
 )
 from al_lightning.report.runs import Run
 
@@ -72,12 +73,7 @@ def _first_targets(datamodule: al_lightning.ActiveLearningDataModule) -> dict[in
 
 def _targets_of(run: Run, datamodule: al_lightning.ActiveLearningDataModule) -> dict[int, int]:
     """Return the classes of the labelled points of a run; data that cannot be the run's are refused."""
-    name, num_points = type(datamodule.inner).__name__, len(datamodule.labels)
-    if f"{name}, {num_points} points" != run.dataset:
-        raise ValueError(
-            f"The configuration has the data {name}, {num_points} points, but {run.name} has {run.dataset}: name that "
-            "of the run with `--config`."
-        )
+    refuse_other_data(run, name=type(datamodule.inner).__name__, num_points=len(datamodule.labels))
     target_of = labelled_of(run)
     known = datamodule.known_targets(list(target_of))
     if known is not None and not run.asks_people:

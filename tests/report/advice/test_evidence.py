@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
@@ -15,6 +17,7 @@ from al_lightning.report.advice.evidence import (
     of_features_against_inputs,
     of_neighbours,
     of_records,
+    refuse_other_data,
 )
 from al_lightning.report.runs import Run, read_runs
 
@@ -133,6 +136,17 @@ def test_rejected_points_are_counted_and_training_them_is_named_where_they_are_n
 def test_labels_of_a_run_are_those_of_its_records(make):
     run = make({})
     assert labelled_of(run) == {**dict(zip(range(10, 20), [0, 1] * 5, strict=True)), 0: 0, 1: 1}
+
+
+@pytest.mark.parametrize(("num_points", "is_refused"), [(19, True), (20, False), (21, False)])
+def test_people_may_have_points_appended_and_nobody_may_take_some_away(num_points, is_refused, make_people):
+    with pytest.raises(ValueError, match="has the data Digits, 19 points") if is_refused else nullcontext():
+        refuse_other_data(make_people(), name="Digits", num_points=num_points)
+
+
+def test_without_people_no_points_are_appended(make):
+    with pytest.raises(ValueError, match="Digits, 21 points, but .* has Digits, 20 points: name that of the run"):
+        refuse_other_data(make(datamodule="Digits"), name="Digits", num_points=21)
 
 
 def test_neighbours_are_compared_with_the_largest_class():
