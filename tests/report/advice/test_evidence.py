@@ -145,7 +145,7 @@ def test_people_may_have_points_appended_and_nobody_may_take_some_away(num_point
 
 
 def test_without_people_no_points_are_appended(make):
-    with pytest.raises(ValueError, match="Digits, 21 points, but .* has Digits, 20 points: name that of the run"):
+    with pytest.raises(ValueError, match=r"Digits, 21 points, but .* has Digits, 20 points: name that of the run"):
         refuse_other_data(make(datamodule="Digits"), name="Digits", num_points=21)
 
 
