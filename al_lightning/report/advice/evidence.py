@@ -203,8 +203,9 @@ def _saturation(run: Run) -> Evidence:
     supports = ""
     if num_at:
         supports = (
-            f"In {num_at} of {len(shares)} batches K samples tell hardly more than they could at most, so chance has a "
-            "part in the last points. More samples (`num_samples`) or smaller batches (`query_size`) leave room."
+            f"In {num_at} of {len(shares)} batches the points tell nearly log K, the most that K posterior samples can "
+            "tell, so chance has a part in the last of them. More samples (`num_samples`) or smaller batches "
+            "(`query_size`) leave room."
         )
     return Evidence(
         SATURATION,

@@ -69,7 +69,7 @@ def test_batches_above_nine_tenths_of_log_k_are_counted(make):
     found = named(make(*shares))[SATURATION]
     assert (found.value, found.interval) == ("33.3 %", "")
     assert found.basis == "1 of 3 batches above 90 % of log K; they have 50 to 95 %"
-    assert found.supports.startswith("In 1 of 3 batches K samples tell hardly more than they could at most")
+    assert found.supports.startswith("In 1 of 3 batches the points tell nearly log K")
 
 
 def test_below_the_limit_nothing_is_supported(make):
