@@ -455,7 +455,7 @@ def test_advice_reads_a_run_with_its_saved_configuration_and_a_configuration_alo
     run(["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK, "--trainer.callbacks.max_rounds=2"])
     capsys.readouterr()
     for given, words in (
-        (run_folder(), "20 labelled points of 10 classes, the largest of which has 10 %"),
+        (run_folder(), "20 labelled points of 10 classes, the largest of which has"),
         (CONFIGS / "repeated_digits.yaml", "not known, no two of the 10 labelled points have one class"),
     ):
         monkeypatch.setattr(sys, "argv", ["al-lightning", "advise", str(given)])
