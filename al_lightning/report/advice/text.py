@@ -69,9 +69,5 @@ def title_of(run: Run) -> str:
 
 def evidence_table(runs: Sequence[Run]) -> Table:
     """Return a row for each number that the records of runs tell."""
-    rows = [
-        [run.name, each.name, each.value, each.interval, each.basis, each.supports]
-        for run in runs
-        for each in of_records(run)
-    ]
-    return Table(["run", "evidence", "value", "interval", "of", "supports"], rows)
+    rows = [[run.name, each.name, each.value, each.interval, each.basis] for run in runs for each in of_records(run)]
+    return Table(["run", "evidence", "value", "interval", "of"], rows)
