@@ -330,7 +330,7 @@ def configured_datamodule(path: Path) -> LightningDataModule:
     for kind in MAY_BE_NAMED:
         parser.add_instantiator(building, kind, subclasses=True, prepend=True)
     with building.in_plain_words(), seeded(int(config.get("seed_everything") or 0)):
-        built: LightningDataModule = parser.instantiate_classes(chosen)["data"]
+        built: LightningDataModule = parser.instantiate(chosen)["data"]
     return built
 
 
