@@ -1,4 +1,4 @@
-"""The command line: `al-lightning fit`, `label`, `status`, `push`, `pull`, `export`, `report` and `compare`."""
+"""The command line: `al-lightning fit`, `label`, `status`, `push`, `pull`, `export`, `report`, `compare`, `advise`."""
 
 import os
 

@@ -8,11 +8,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from pydoc import locate
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import yaml
 from torch import nn
@@ -27,24 +28,28 @@ from al_lightning._lightning import (
     callbacks_of,
     pl,
 )
+from al_lightning.cli.points import evidence_of_points
 from al_lightning.cli.suggestions import explained, unknown_command
-from al_lightning.data import wrapped_datamodule
 from al_lightning.labelling.export import main as export
 from al_lightning.labelling.label_studio.command import main as label_studio
 from al_lightning.labelling.page.command import main as label
 from al_lightning.labelling.status import main as status
+from al_lightning.randomness import seeded
+from al_lightning.report.advice.command import main as advise
+from al_lightning.report.advice.evidence import Evidence
 from al_lightning.report.command import main as report
 from al_lightning.report.compare.command import main as compare
+from al_lightning.report.runs import Run
 from al_lightning.rounds.callback import ActiveLearning
 from al_lightning.rounds.driver import active_fit
 from al_lightning.rounds.ending import TERMINATED, WAITING
 
 RECORD_COMMANDS = (
     "From run folders: `al-lightning report RUN...` writes pictures and tables, `al-lightning compare RUN...` pairs "
-    "acquisitions by seed. For people: `al-lightning label RUN` opens the page on which they label, `al-lightning "
-    "status RUN` says what they are asked for, `al-lightning push RUN --to URL --project ID` asks them in Label "
-    "Studio, and `al-lightning pull RUN --from URL --project ID` brings their answers; `al-lightning export RUN` "
-    "writes the labels as a CSV."
+    "acquisitions by seed, `al-lightning advise RUN` says what is known of whether active learning pays. For people: "
+    "`al-lightning label RUN` opens the page on which they label, `al-lightning status RUN` says what they are asked "
+    "for, `al-lightning push RUN --to URL --project ID` asks them in Label Studio, and `al-lightning pull RUN --from "
+    "URL --project ID` brings their answers; `al-lightning export RUN` writes the labels as a CSV."
 )
 
 MAY_BE_NAMED = (
@@ -113,20 +118,9 @@ class ActiveLearningCLI(LightningCLI):
             self.parser.add_instantiator(self._building, kind, subclasses=True, prepend=True)
 
     def instantiate_classes(self) -> None:
-        """Build the objects; report in one line an argument that a constructor of ours refuses.
-
-        jsonargparse would bury what a constructor says among all that it has tried. What a class of the user's raises
-        is raised as it is.
-        """
-        try:
+        """Build the objects."""
+        with self._building.in_plain_words():
             super().instantiate_classes()
-        except Exception as error:
-            kind, reason = self._building.failed or (None, error)
-            if kind is None:
-                raise
-            if not kind.__module__.startswith(f"{al_lightning.__name__}.") or not isinstance(reason, REFUSALS):
-                raise reason from None
-            _end(f"{kind.__name__}: {reason}")
 
     def fit(
         self,
@@ -142,7 +136,7 @@ class ActiveLearningCLI(LightningCLI):
         # `seed_everything: true` has been replaced by the number drawn by now, and `false` counts as 0.
         seed = int(self._get(self.config, "seed_everything"))
         ckpt_path = fit_arguments.get("ckpt_path")
-        data = wrapped_datamodule(datamodule)
+        data = cast("al_lightning.ActiveLearningDataModule", datamodule)  # `active_fit` refuses any other
         active_fit(self.trainer, model, data, seed=seed, ckpt_path=ckpt_path, finish=self._finish)
         if callback.waiting_for:
             self.trainer.strategy.barrier()  # a rank that ends with a status makes Lightning's launcher end the others
@@ -174,6 +168,22 @@ class Building:
         except Exception as error:
             self.failed = class_type, error
             raise
+
+    @contextmanager
+    def in_plain_words(self) -> Iterator[None]:
+        """Report in one line an argument that a constructor of ours refuses; raise what a class of the user's raises.
+
+        jsonargparse would bury what a constructor says among all that it has tried.
+        """
+        try:
+            yield
+        except Exception as error:
+            kind, reason = self.failed or (None, error)
+            if kind is None:
+                raise
+            if not kind.__module__.startswith(f"{al_lightning.__name__}.") or not isinstance(reason, REFUSALS):
+                raise reason from None
+            _end(f"{kind.__name__}: {reason}")
 
 
 @dataclass
@@ -303,6 +313,32 @@ def run(args: "ArgsType" = None) -> ActiveLearningCLI:
     )
 
 
+def configured_datamodule(path: Path) -> LightningDataModule:
+    """Return the data module of a configuration, without its model and Trainer."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict) or not config.get("data"):
+        raise ValueError(f"{path} has no `data`: name the configuration of a run, such as its `config.yaml`.")
+    parser = LightningArgumentParser()
+    parser.error = partial(_refuse, parser)  # type: ignore[method-assign]
+    parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=True)
+    chosen = parser.parse_object({"data": config["data"]})
+    resolved = yaml.safe_load(parser.dump(chosen, skip_none=False))
+    building = Building(WithOwnParameters(list(modules_in(resolved))))
+    for kind in MAY_BE_NAMED:
+        parser.add_instantiator(building, kind, subclasses=True, prepend=True)
+    with building.in_plain_words(), seeded(int(config.get("seed_everything") or 0)):
+        built: LightningDataModule = parser.instantiate(chosen)["data"]
+    return built
+
+
+def of_points(path: Path, run: Run | None) -> list[Evidence]:
+    """Return what the points of a configuration's data tell; see `evidence_of_points`."""
+    return evidence_of_points(configured_datamodule(path), run)
+
+
 OF_RUN_FOLDERS: Mapping[str, Callable[[list[str]], int]] = {
     "label": label,
     "status": status,
@@ -311,6 +347,7 @@ OF_RUN_FOLDERS: Mapping[str, Callable[[list[str]], int]] = {
     "export": export,
     "report": report,
     "compare": compare,
+    "advise": partial(advise, of_points=of_points),
 }
 """Commands that read a run folder, by name."""
 
@@ -321,13 +358,13 @@ OF_THE_TRAINER = ("fit", "validate", "test", "predict")
 def main() -> None:
     """Run `al-lightning` or `python -m al_lightning`."""
     name, *args = sys.argv[1:] or [""]
-    if name in OF_RUN_FOLDERS:
-        sys.exit(OF_RUN_FOLDERS[name](args))
-    if name and not name.startswith("-") and name not in OF_THE_TRAINER:
+    if name and not name.startswith("-") and name not in {*OF_RUN_FOLDERS, *OF_THE_TRAINER}:
         _end(unknown_command(name, of_the_trainer=OF_THE_TRAINER, of_run_folders=tuple(OF_RUN_FOLDERS)))
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # for the user's own classes; last, so that no file there hides a package
     try:
+        if name in OF_RUN_FOLDERS:
+            sys.exit(OF_RUN_FOLDERS[name](args))
         run()
     except SIGTERMException:  # of a fit, validation, test or prediction without rounds
         sys.exit(TERMINATED)

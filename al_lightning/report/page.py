@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from al_lightning.records.files import write_atomically
+from al_lightning.report.advice.text import evidence_table
 from al_lightning.report.people import PeopleSection, people_section
 from al_lightning.report.pictures import (
     Drawn,
@@ -38,6 +39,7 @@ class Section:
     runs: Table
     details: Sequence[Details]
     people: PeopleSection | None
+    evidence: Table
 
 
 def write_report(
@@ -90,7 +92,8 @@ def write_report(
         drawn = [picture.drawn(folder, prefixes[dataset]) for picture in pictures]
         groups, each = groups_table(part, metric=shown, target=target), runs_table(part, metric=shown)
         details = [details_of(run) for run in part]
-        sections.append(Section(dataset, _names(part), groups, drawn, each, details, people_section(part)))
+        people, evidence = people_section(part), evidence_table(part)
+        sections.append(Section(dataset, _names(part), groups, drawn, each, details, people, evidence))
     write_atomically(folder / "report.csv", rounds_csv(runs))
     write_atomically(folder / "report.html", page_of(sections, method_picture().drawn(folder, ""), num_runs=len(runs)))
     return folder / "report.html"

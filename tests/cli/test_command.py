@@ -428,7 +428,7 @@ def test_an_unknown_command_is_named_with_the_nearest_and_all_that_there_are(sai
     (line,) = said("lable", "runs/mine")
     assert line == (
         "error: `lable` is no command; did you mean `label`? There are fit, validate, test and predict, and of run "
-        "folders label, status, push, pull, export, report and compare."
+        "folders label, status, push, pull, export, report, compare and advise."
     )
 
 
@@ -448,6 +448,35 @@ def test_the_records_of_a_run_are_reported_although_the_trainer_knows_no_such_co
         main()
     assert exit_info.value.code == 0
     assert "DigitsDataModule, 4788 points" in Path("report/report.html").read_text()
+
+
+@pytest.mark.slow
+def test_advice_reads_a_run_with_its_saved_configuration_and_a_configuration_alone(monkeypatch, capsys):
+    run(["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK, "--trainer.callbacks.max_rounds=2"])
+    capsys.readouterr()
+    for given, words in (
+        (run_folder(), "20 labelled points of 10 classes, the largest of which has"),
+        (CONFIGS / "repeated_digits.yaml", "not known, no two of the 10 labelled points have one class"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["al-lightning", "advise", str(given)])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        assert exit_info.value.code == 0
+        page = " ".join(capsys.readouterr().out.split())
+        assert words in page
+        assert "copies, inputs: 0 % (0 to 0.368 %), 1000 points drawn from 4788" in page
+
+
+def test_advice_on_data_that_know_no_labels_is_refused_in_one_line(said, tmp_path):
+    (tmp_path / "plain.yaml").write_text("data: DigitsDataModule")
+    (line,) = said("advise", "plain.yaml")
+    assert line.startswith("error: `data` is a DigitsDataModule, which does not know what is labelled.")
+
+
+def test_advice_on_an_unknown_class_names_the_nearest(said, tmp_path):
+    (tmp_path / "typo.yaml").write_text("data: DigitDataModule")
+    (line,) = said("advise", "typo.yaml")
+    assert "did you mean `DigitsDataModule`" in line
 
 
 def test_a_file_in_the_current_folder_hides_no_package(tmp_path, monkeypatch):

@@ -86,7 +86,7 @@ def page_with(text):
     details = Details(text, table, text, table)
     points = [Shown(text, image="AAAA"), Shown(text, text=text), Shown(text)]
     people = PeopleSection(table, table, table, table, table, points, [text])
-    return page_of([Section(text, text, table, [drawn, missing], table, [details], people)], drawn, num_runs=1)
+    return page_of([Section(text, text, table, [drawn, missing], table, [details], people, table)], drawn, num_runs=1)
 
 
 @pytest.mark.slow

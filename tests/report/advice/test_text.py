@@ -1,0 +1,27 @@
+from al_lightning.report.advice.evidence import Evidence, of_records
+from al_lightning.report.advice.text import NOTHING, UNTESTED, WIDTH, evidence_table, page_of, title_of
+
+
+def test_what_is_not_known_is_said_with_its_reason_and_supports_nothing():
+    page = page_of("a run", [Evidence.unknown("rejected", "no people were asked")])
+    assert "  rejected: not known, no people were asked\n" in page
+    assert f"  - {NOTHING}\n" in page
+
+
+def test_no_line_is_too_wide_and_the_page_ends_with_what_is_not_known(make_run):
+    page = page_of("a run", of_records(make_run("a")))
+    assert max(map(len, page.splitlines())) <= WIDTH
+    assert " ".join(page.split()).endswith(UNTESTED)
+
+
+def test_the_title_names_run_acquisition_labels_and_state(make_run):
+    run = make_run("a")
+    assert title_of(run) == f"{run.name}: BatchBALD, 14 labels, max_rounds reached"
+    assert title_of(make_run("b", [])).endswith("BatchBALD, 10 labels, no round finished")
+
+
+def test_the_table_has_all_numbers_of_each_run(make_run):
+    runs = [make_run("a"), make_run("b", seed=1)]
+    table = evidence_table(runs)
+    assert [row[0] for row in table.rows] == [run.name for run in runs for _ in of_records(run)]
+    assert all(len(row) == len(table.head) for row in table.rows)
