@@ -49,8 +49,10 @@ class Shifted(Pointwise):
         return LeastConfidence().score(log_probs_N_K_C) + self.by
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "power" else pytest.mark.long) for name in DISTRIBUTIONS],
+)
 def test_first_points_and_ordered_pairs_come_as_often_as_enumeration_says(name):
     kind, beta, weights = DISTRIBUTIONS[name]
     acquisition, generator, number = kind(LeastConfidence(), beta), torch.Generator().manual_seed(0), 1000

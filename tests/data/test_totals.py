@@ -109,9 +109,10 @@ def of_every_kind(num_ranks):
     }
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Your `test_dataloader`'s sampler has shuffling enabled")
-@pytest.mark.parametrize("num_ranks", [2, 3])
+@pytest.mark.parametrize(
+    "num_ranks", [pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.long)]
+)
 def test_every_metric_is_that_of_one_rank(on_ranks, num_ranks):
     expected = of_every_kind(1)
     assert expected["plain", True] == expected["plain", False]

@@ -80,7 +80,7 @@ def test_one_run_has_no_standard_error(modules):
     assert modules["text"].with_error([60.0, 61.0, 62.0]) == "61.0 ± 0.6"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_is_resumed_by_the_same_command_and_a_complete_one_left_as_it_is(modules, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(BENCHMARKS.parent), os.environ.get("PYTHONPATH", "")]))
     quick = ["--trainer.max_epochs=1", "--data.points_per_epoch=64", "--trainer.callbacks.num_samples=4"]
