@@ -287,12 +287,12 @@ def _on_features(config: Config, cell: Cell, place: Place) -> None:
         "out_features": _num_outputs(pool),
     }
     config["model"]["init_args"]["has_reject"] = pool.reject == "train"
-    encoders = _of("al_lightning.features.Combined", encoders=None)
+    encoders = _of("Combined", encoders=None)
     own: Config = _pretrained(cell, place)
-    graph = _of("al_lightning.features.GraphFeatures")
+    graph = _of("GraphFeatures")
     if cell.pool == "TREC":
         own = _of(f"{_OWN}RandomWords", vocab_size=10_000, width=WORDS)
-        graph = _of("al_lightning.features.GraphFeatures", encoder=copy.deepcopy(own))
+        graph = _of("GraphFeatures", encoder=copy.deepcopy(own))
     elif pool.size is None:
         own = _of("torch.nn.Flatten")
     encoders["init_args"]["encoders"] = [graph, own]
@@ -320,7 +320,7 @@ def _end_to_end(config: Config, cell: Cell, place: Place) -> None:
     config["model"] = _of("Classifier", lr=0.001, net=net, has_reject=pool.reject == "train")
     if cell.way in {"augmented", "tuned"}:
         shift = round(2.5 * pool.size / 28, 2)
-        data["datamodule"] = _of("al_lightning.data.Augmented", shift=shift, datamodule=data["datamodule"])
+        data["datamodule"] = _of("Augmented", shift=shift, datamodule=data["datamodule"])
 
 
 def _active(config: Config) -> Config:
@@ -333,12 +333,12 @@ def _num_outputs(pool: Pool) -> int:
 
 
 def _conv(pool: Pool) -> Config:
-    return _of("al_lightning.features.ConvEncoder", size=pool.size, width=pool.width)
+    return _of("ConvEncoder", size=pool.size, width=pool.width)
 
 
 def _pretrained(cell: Cell, place: Place) -> Config:
     return _of(
-        "al_lightning.features.Pretrained",
+        "Pretrained",
         net=_conv(POOLS[cell.pool]),
         checkpoint=str(place.encoder(cell) / "encoder.ckpt"),
         part="encoder",

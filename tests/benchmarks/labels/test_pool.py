@@ -104,7 +104,7 @@ def test_the_ways_differ_in_what_they_are_named_for(modules, place):
 
     scratch, augmented, tuned = of("scratch"), of("augmented"), of("tuned")
     assert augmented["model"] == scratch["model"]
-    assert augmented["data"]["init_args"]["datamodule"]["class_path"] == "al_lightning.data.Augmented"
+    assert augmented["data"]["init_args"]["datamodule"]["class_path"] == "Augmented"
     inner = augmented["data"]["init_args"]["datamodule"]["init_args"]["datamodule"]
     assert inner == scratch["data"]["init_args"]["datamodule"]
     assert tuned["data"] == augmented["data"]
