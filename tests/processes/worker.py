@@ -9,6 +9,7 @@ import importlib.util
 import os
 import pickle
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ def run(rank: int, job: dict[str, Any]) -> Any:
 
 def main() -> None:
     rank = int(sys.argv[1])
+    sys.path.append(str(Path(__file__).parents[2]))  # for `tests`
     torch.set_num_threads(1)
     jobs, results = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a job prints must not come between the results
