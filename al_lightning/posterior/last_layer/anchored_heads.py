@@ -95,7 +95,7 @@ class AnchoredHeads(Posterior):
 
     @override
     def preview(self, model: nn.Module, batch: object, *, smaller: object = None) -> Tensor:
-        """`log_probs_B_C` of the present weights: the heads are trained after the training only."""
+        """Return `log_probs_B_C` of the present weights: the heads are trained after the training only."""
         log_probs_B_C = preview_last_layer(self, model, batch, smaller)
         self._refuse_other_number(log_probs_B_C.shape[1])
         return log_probs_B_C

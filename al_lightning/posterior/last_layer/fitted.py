@@ -48,15 +48,15 @@ class LastLayerPosterior(Protocol):
 
     @property
     def layer(self) -> str | None:
-        """Name of the layer; None for the last nn.Linear that runs."""
+        """Return the name of the layer; None for the last nn.Linear that runs."""
 
     @property
     def predict(self) -> Callable[[nn.Module, Any], Tensor] | None:
-        """How to get logits of a batch."""
+        """Return the function that gets logits of a batch, if one is given."""
 
     @property
     def way_to_fit(self) -> str:
-        """Advice on samples that fit the labelled points far worse than the trained model."""
+        """Return the advice on samples that fit the labelled points far worse than the trained model."""
 
     def deviations(self, labelled: LabelledFeatures, noise_K_C_D: Tensor) -> Tensor:
         """Return weights of K samples less the trained ones (K, C, D), from independent standard normal numbers."""

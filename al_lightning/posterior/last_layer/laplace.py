@@ -80,7 +80,7 @@ class LastLayerLaplace(Posterior):
 
     @override
     def preview(self, model: nn.Module, batch: object, *, smaller: object = None) -> Tensor:
-        """`log_probs_B_C` of the present weights: the Gaussian is known after the training only."""
+        """Return `log_probs_B_C` of the present weights: the Gaussian is known after the training only."""
         return preview_last_layer(self, model, batch, smaller)
 
     @override
