@@ -86,6 +86,7 @@ def test_a_script_makes_features_once_and_trains_a_layer_on_them(in_script, tmp_
     assert len(list((tmp_path / "features").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_the_first_batch_is_chosen_on_the_features(in_script):
     (script,) = blocks("The first batch", "python")
     exec(quick(script), in_script | NAMES, names := {})  # noqa: S102 - of this repository

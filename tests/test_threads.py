@@ -202,7 +202,7 @@ def test_keeping_freed_memory_touches_none():
     assert keep_freed_memory() is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc, which compiles what counts parallel regions, is missing")
 @pytest.mark.skipif(not GOMP.exists(), reason="this torch does not bring a libgomp of its own, whose calls are counted")
 def test_a_batch_and_a_prediction_enter_few_parallel_regions(tmp_path):

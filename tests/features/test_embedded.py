@@ -86,6 +86,7 @@ def in_tmp_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_on_features_is_that_of_a_dataset_of_them_bit_for_bit(make_trainer, make_callback):
     encoder = Encoder().eval()
 

@@ -1,10 +1,10 @@
 import csv
 import io
-import subprocess
 import sys
 
 import pytest
 
+from al_lightning.cli.command import main as command_line
 from al_lightning.labelling.export import labels_csv, main
 from al_lightning.records.journal import Journal
 from al_lightning.records.round import Round
@@ -159,8 +159,8 @@ def test_a_class_without_a_name_is_refused(tmp_path, capsys):
     assert "a label has the class 1, but the classes of the run are 'cat'. Restore" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_the_command_is_known_to_the_command_line(folder):
-    command = [sys.executable, "-m", "al_lightning", "export", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == labels_csv(HEADER, ROUNDS)
+def test_the_command_is_known_to_the_command_line(folder, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["al-lightning", "export", str(folder)])
+    with pytest.raises(SystemExit) as ended:
+        command_line()
+    assert (ended.value.code or 0, capsys.readouterr().out) == (0, labels_csv(HEADER, ROUNDS))

@@ -196,7 +196,7 @@ def test_a_full_disk_is_an_error_and_no_answer_is_half(tmp_path):
     assert read(tmp_path) == [numbered(number) for number in range(4)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_at_once_lose_nothing(tmp_path):
     both = [writer(tmp_path, 0, 100), writer(tmp_path, 100, 200)]
     for process in both:

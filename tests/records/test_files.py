@@ -139,7 +139,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(folder, monkeypatch
     assert os.listdir(folder) == ["file"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_a_killed_process_has_left_is_in_nobodys_way(folder):
     script = f"""
 import os, signal

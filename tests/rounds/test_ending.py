@@ -261,9 +261,9 @@ def on_one_rank_at(folder, num_ranks, moments):
     [
         ("training",) * 2,
         ("fit end", "fit end"),
-        ("test",) * 3,
+        pytest.param(("test",) * 3, marks=pytest.mark.long),
         ("training", "last batch"),
-        ("fit end", "training", "last batch"),
+        pytest.param(("fit end", "training", "last batch"), marks=pytest.mark.long),
     ],
 )
 def test_sigterm_ends_all_ranks_wherever_each_is(on_ranks, tmp_path, moments):

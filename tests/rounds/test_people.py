@@ -123,6 +123,7 @@ def answered_to_the_end(start, answer=name_of, **settings):
     return callback, num_starts
 
 
+@pytest.mark.slow
 def test_a_run_through_files_acquires_what_one_with_all_labels_does(start, tmp_path):
     expected = with_all_labels(start, tmp_path / "all")
     callback, num_starts = answered_to_the_end(start)

@@ -74,7 +74,7 @@ def test_a_torn_journal_is_refused_with_its_path_and_left_as_it_is(tmp_path, tor
     assert (tmp_path / "rounds.jsonl").read_bytes() == torn
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_folder_is_one_process_at_a_time_and_free_again_when_that_was_killed(tmp_path):
     code = f"""
 from pathlib import Path

@@ -102,6 +102,7 @@ def test_the_last_round_sums_up_the_label_curve_in_the_summary_of_wandb_too(trac
     assert tracked.wandb.summary["al/aulc"] == pytest.approx(area)
 
 
+@pytest.mark.slow
 def test_the_steps_of_training_curves_go_on_from_round_to_round(tracked):
     steps = [row["trainer/global_step"] for row in tracked.wandb.rows]
     assert steps == sorted(steps)
@@ -109,6 +110,7 @@ def test_the_steps_of_training_curves_go_on_from_round_to_round(tracked):
     assert any("train_loss" in row and row["trainer/global_step"] > 20 for row in tracked.wandb.rows)
 
 
+@pytest.mark.slow
 def test_wandb_draws_every_metric_of_the_rounds_against_the_number_of_labels(tracked):
     names = {name for row in csv_rounds(tracked.folder) for name in row} - {"al/num_labelled"}
     assert len(names) > len(EVERY_ROUND | EVERY_BATCH) - 1
@@ -117,6 +119,7 @@ def test_wandb_draws_every_metric_of_the_rounds_against_the_number_of_labels(tra
     assert (tracked.wandb.axes["al/num_labelled"], tracked.wandb.axes["*"]) == ("", "trainer/global_step")
 
 
+@pytest.mark.slow
 def test_wandb_groups_by_experiment_acquisition_and_seed(tracked):
     assert (tracked.wandb.run.run_group, tracked.wandb.run.job_type) == ("repeated_digits", "BatchBALD")
     config = tracked.wandb.config["al"]
@@ -125,6 +128,7 @@ def test_wandb_groups_by_experiment_acquisition_and_seed(tracked):
     assert "initial" not in config
 
 
+@pytest.mark.slow
 def test_wandb_holds_a_table_of_each_batch(tracked):
     for record, row in zip(tracked.rounds[:-1], wandb_rounds(tracked), strict=False):
         table = json.loads((tracked.wandb.files / row["al/acquired.path"]).read_text())
@@ -135,6 +139,7 @@ def test_wandb_holds_a_table_of_each_batch(tracked):
     assert "al/acquired.path" not in wandb_rounds(tracked)[-1]
 
 
+@pytest.mark.slow
 def test_wandb_holds_the_images_of_each_batch_with_rank_class_and_score(tracked):
     dataset = tracked.datamodule.pool_dataloader(range(len(tracked.datamodule.labels))).dataset
     for record, row in zip(tracked.rounds[:-1], wandb_rounds(tracked), strict=False):
@@ -148,6 +153,7 @@ def test_wandb_holds_the_images_of_each_batch_with_rank_class_and_score(tracked)
             np.testing.assert_allclose(shown, (pixels - pixels.min()) / np.ptp(pixels), atol=1 / 255)
 
 
+@pytest.mark.slow
 def test_the_labelled_set_of_each_round_is_a_version_of_an_artifact(tracked):
     versions = [artifact for artifact in tracked.wandb.artifacts if artifact.type == "labelled-set"]
     assert [set(artifact.aliases) for artifact in versions] == [{f"round-{n}", "latest"} for n in range(3)]
@@ -160,6 +166,7 @@ def test_the_labelled_set_of_each_round_is_a_version_of_an_artifact(tracked):
     assert [int(row["target"]) for row in rows] == tracked.datamodule.targets_of([int(row["id"]) for row in rows])
 
 
+@pytest.mark.slow
 def test_the_pictures_of_a_run_lie_in_its_folder(tracked):
     acquired = {f"{index}.png" for record in tracked.rounds for index in record.acquired}
     assert {path.name for path in (tracked.folder / "acquired").iterdir()} == acquired

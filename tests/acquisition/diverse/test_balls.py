@@ -20,6 +20,7 @@ def points_of(seed, num_points, num_features):
     return points
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_features", [1, 3, 160])
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1.0, 3.0, 5.0, 18.0, float("inf")]))

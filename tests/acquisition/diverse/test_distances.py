@@ -21,6 +21,7 @@ def pool(num_points=900, num_features=150):
     return groups[members] + torch.randn(num_points, num_features, generator=generator) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("acquisition", EACH, ids=repr)
 def test_any_number_of_threads_chooses_the_same_to_the_last_digit(acquisition):
     one = choose(acquisition, pool())

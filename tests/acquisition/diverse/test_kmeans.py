@@ -16,6 +16,7 @@ def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(any_seed)
 def test_scikit_learn_moves_the_same_centres_to_the_same_places(seed):

@@ -126,8 +126,13 @@ def test_a_run_that_asks_for_nothing_is_served_and_the_terminal_says_so(run, is_
     assert ("asks for no points at the moment" in capsys.readouterr().out) != is_asked
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arguments", [[], ["--host", "0.0.0.0"]])  # noqa: S104
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param([], marks=pytest.mark.slow),
+        pytest.param(["--host", "0.0.0.0"], marks=pytest.mark.long),  # noqa: S104
+    ],
+)
 def test_the_printed_address_is_the_page_and_ctrl_c_ends_it_quietly(tmp_path, arguments, write_run):
     write_run(tmp_path / "<run>\x1b[2J", [3])
     command = [sys.executable, "-c", SERVE, str(tmp_path / "<run>\x1b[2J"), "--port", "0", *arguments]

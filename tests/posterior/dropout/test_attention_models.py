@@ -413,6 +413,7 @@ class Alive(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["vmap", "loop"])
 def test_masks_of_a_long_text_are_never_held_for_all_samples_at_once(path, monkeypatch):
     length, num_samples = 48, 40

@@ -197,6 +197,7 @@ def test_masks_of_attention_beyond_the_budget_are_computed_and_the_same(monkeypa
     assert all(map(torch.equal, results[:4], results[4:]))
 
 
+@pytest.mark.slow
 def test_masks_of_a_long_text_are_within_the_budget():
     forward, x = MaskedForward(100, seed=SEED), torch.ones(1, 12, 512, 4)  # 315 MB for all samples
     with forward.start(7):
