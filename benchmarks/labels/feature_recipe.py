@@ -1,12 +1,14 @@
-"""Recipe of configs/digits_features.yaml and configs/mnist_features.yaml, chosen on the digits' training part.
+"""Recipes of configs/digits_features.yaml and configs/mnist_features.yaml, each chosen on labels of its training part.
 
     python benchmarks/labels/feature_recipe.py
+    python benchmarks/labels/feature_recipe.py --set mnist --data FOLDER
 
-One half of the training part is the pool, four noisy copies of each digit as in the configuration: the encoder is
-trained on it, and labels are drawn from it. The mean prediction is judged on the other half, whose points are no part
-of the graph. These labels count as spent, and no test point is looked at. The recipe is chosen in four steps, each by
-the mean accuracy over labels and draws, which is what the benchmark of the pool compares; where it is the same to a
-tenth of a percent, by the log loss:
+The training part is cut in two. One piece is the pool: the encoder is trained on it, and labels are drawn from it. The
+mean prediction is judged on the other piece, whose points are no part of the graph. These labels count as spent, and no
+test point is looked at. Of the digits one half is the pool, four noisy copies of each as in the configuration; of
+MNIST, whose files FOLDER holds, 50,000 of 60,000 images. The recipe is chosen in four steps, each by the mean accuracy
+over labels and draws, which is what the benchmark of the pool compares; where it is the same to a tenth of a percent,
+by the log loss:
 
 1. the features, by `AnchoredHeads` with its default precision on random labels;
 2. the precision of `AnchoredHeads`, and the number of steps before `LastLayerLaplace`, on these features;
@@ -14,67 +16,180 @@ tenth of a percent, by the log loss:
 4. the posterior, by rounds of BatchBALD after random first labels and after those of step 3.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import argparse
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
-from al_lightning.posterior.heads import anchored_heads
 from pytorch_lightning import LightningDataModule, Trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
-from al_lightning import AnchoredHeads, CoreSet, DigitsDataModule, LastLayerLaplace, ProbCover, Random, TypiClust
+from al_lightning import (
+    AnchoredHeads,
+    CoreSet,
+    DigitsDataModule,
+    IDXDataModule,
+    LastLayerLaplace,
+    ProbCover,
+    Random,
+    TypiClust,
+)
 from al_lightning.acquisition import Acquisition, Predictions, batchbald
 from al_lightning.datasets.repeated import Repeated
 from al_lightning.features import Combined, ConvEncoder, GraphFeatures, SimCLR
 from al_lightning.posterior import Posterior
+from al_lightning.posterior.last_layer import anchored_heads
 from al_lightning.rounds.mean_prediction import mean_log_probs
 
 NUM_LABELS, NUM_DRAWS, NUM_SAMPLES = (10, 20, 40, 80), 10, 50
 STDS, STEPS = (2.0, 4.0, 8.0, 16.0), (25, 50, 100, 200, 400)
 FIRST, NUM_ROUNDS, NUM_SEEDS = 10, 6, 4
 LR = 0.05
+NUM_POOL = 50_000  # of MNIST's 60,000
+COMBINATIONS = (
+    ("pixels",),
+    ("graph of pixels",),
+    ("SimCLR",),
+    ("graph of SimCLR",),
+    ("graph of pixels", "SimCLR"),
+    ("graph of pixels", "graph of SimCLR"),
+    ("graph of pixels", "graph of SimCLR", "SimCLR"),
+)
 
 Fit = Callable[["Judged", Tensor, int], tuple[nn.Module, Posterior]]  # judged points, labelled positions, seed
 
 
+@dataclass(frozen=True)
+class Images:
+    """Images and classes of the pool and of the judged points.
+
+    Args:
+        pool_N: Images of the pool.
+        judged_T: Images on which predictions are judged.
+        classes_N: Classes of the pool.
+        classes_T: Classes of the judged points.
+        size: Height and width.
+        width: Features of the encoder.
+        shift: Largest shift of SimCLR's views, in pixels.
+        epochs: Epochs of its training.
+        batch_size: Images in each of its batches.
+    """
+
+    pool_N: Tensor
+    judged_T: Tensor
+    classes_N: Tensor
+    classes_T: Tensor
+    size: int = 8
+    width: int = 64
+    shift: float = 0.7
+    epochs: int = 10
+    batch_size: int = 128
+
+
+@dataclass(frozen=True)
 class Judged:
-    """Features and classes of the pool and of the judged points."""
+    """Features and classes of the pool and of the judged points.
 
-    def __init__(self, encoder: nn.Module, images: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor]) -> None:
-        both = Combined([encoder])
-        fitted = both.fit(both.read(images[0]))
-        self.pool_N_D, self.judged_T_D = fitted["features"], both.transform(both.read(images[1]), fitted)
-        self.pool_N, self.judged_T = targets
+    Args:
+        pool_N_D: Features of the pool.
+        judged_T_D: Features of the judged points.
+        pool_N: Classes of the pool.
+        judged_T: Classes of the judged points.
+    """
+
+    pool_N_D: Tensor
+    judged_T_D: Tensor
+    pool_N: Tensor
+    judged_T: Tensor
 
 
-def halves() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return images and classes of the two halves of the training part, the first four times with noise."""
+def digits() -> Images:
+    """Return the two halves of the digits' training part, the first four times with noise."""
     data = DigitsDataModule()
     data.setup("fit")
     images, targets = zip(*data.train_dataloader().dataset, strict=True)
     half = len(images) // 2
     pool = TensorDataset(torch.stack(images[:half]), torch.tensor(targets[:half]))
     noisy, classes = zip(*Repeated(pool, 4, noise=0.1, seed=0), strict=True)
-    return (torch.stack(noisy), torch.stack(images[half:])), (torch.tensor(classes), torch.tensor(targets[half:]))
+    return Images(torch.stack(noisy), torch.stack(images[half:]), torch.tensor(classes), torch.tensor(targets[half:]))
 
 
-def learnt(images_N: Tensor) -> nn.Module:
-    """Return the encoder of configs/features_digits.yaml, trained on these images."""
+def mnist(folder: Path) -> Images:
+    """Return the first 50,000 images of MNIST's training part, and the others."""
+    data = IDXDataModule(folder, val_size=0)
+    data.setup("fit")
+    images, targets = zip(*data.train_dataloader().dataset, strict=True)
+    images_N, targets_N = torch.stack(images), torch.tensor(targets)
+    return Images(
+        *(images_N[:NUM_POOL], images_N[NUM_POOL:], targets_N[:NUM_POOL], targets_N[NUM_POOL:]),
+        size=28,
+        width=128,
+        shift=2.5,
+        epochs=5,
+        batch_size=256,
+    )
+
+
+def learnt(images: Images) -> nn.Module:
+    """Return the encoder of configs/features_digits.yaml or configs/features_mnist.yaml, trained on the pool."""
     torch.manual_seed(0)
-    model = SimCLR(ConvEncoder(8, width=64), shift=0.7)
-    loader = DataLoader(TensorDataset(images_N, torch.zeros(len(images_N))), batch_size=128, shuffle=True)
+    model = SimCLR(ConvEncoder(images.size, width=images.width), shift=images.shift)
+    dataset = TensorDataset(images.pool_N, torch.zeros(len(images.pool_N)))
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = Trainer(accelerator="cpu", max_epochs=10, enable_model_summary=False, **quiet)
-    trainer.fit(model, datamodule=LightningDataModule.from_datasets(loader.dataset, batch_size=128))
+    trainer = Trainer(accelerator="cpu", max_epochs=images.epochs, enable_model_summary=False, **quiet)
+    trainer.fit(model, datamodule=LightningDataModule.from_datasets(dataset, batch_size=images.batch_size))
     return model.encoder.eval()
+
+
+def parts_of(images: Images) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return features of the pool and of the judged points by each encoder alone."""
+    encoder = learnt(images)
+    encoders = {
+        "pixels": nn.Flatten(),
+        "graph of pixels": GraphFeatures(),
+        "SimCLR": encoder,
+        "graph of SimCLR": GraphFeatures(encoder),
+    }
+    return {name: features_by(Combined([one]), images) for name, one in encoders.items()}
+
+
+def features_by(encoder: Combined, images: Images) -> tuple[Tensor, Tensor]:
+    """Return features of the pool and of the judged points."""
+    with torch.inference_mode():
+        read_N, read_T = (
+            torch.cat([encoder.read(batch) for batch in part.split(1000)]) for part in (images.pool_N, images.judged_T)
+        )
+        fitted = encoder.fit(read_N)
+        found = fitted["features"], encoder.transform(read_T, fitted)
+    return tuple(part.clone() for part in found)  # no tensors of the inference mode
+
+
+def combined(parts: Sequence[tuple[Tensor, Tensor]], images: Images) -> Judged:
+    """Return the features of some encoders side by side, as `Combined` has them."""
+    sides = (torch.cat(side, dim=1) / math.sqrt(len(parts)) for side in zip(*parts, strict=True))
+    return Judged(*sides, images.classes_N, images.classes_T)
+
+
+@contextmanager
+def prior_std(std: float) -> Iterator[None]:
+    """Let the default precision of `AnchoredHeads` follow from this standard deviation of a logit."""
+    usual, anchored_heads.PRIOR_STD = anchored_heads.PRIOR_STD, std
+    try:
+        yield
+    finally:
+        anchored_heads.PRIOR_STD = usual
 
 
 def fit_heads(judged: Judged, labelled: Tensor, seed: int, *, std: float) -> tuple[nn.Module, Posterior]:  # noqa: ARG001
     """Return heads with this prior standard deviation of a logit."""
-    anchored_heads.PRIOR_STD = std
     model = nn.Linear(judged.pool_N_D.shape[1], 10)
-    return model, AnchoredHeads().fit_to_labels(model, [judged.pool_N_D[labelled]], judged.pool_N[labelled])
+    with prior_std(std):
+        return model, AnchoredHeads().fit_to_labels(model, [judged.pool_N_D[labelled]], judged.pool_N[labelled])
 
 
 def fit_laplace(judged: Judged, labelled: Tensor, seed: int, *, steps: int) -> tuple[nn.Module, Posterior]:
@@ -158,19 +273,15 @@ def shown(pair: Sequence[float]) -> str:
 
 def main() -> None:
     """Print the four tables."""
-    images, targets = halves()
-    encoder = learnt(images[0])
-    pixels, graph = GraphFeatures(), GraphFeatures(encoder)
-    kinds = {
-        "pixels": nn.Flatten(),
-        "graph of pixels": pixels,
-        "SimCLR": encoder,
-        "graph of SimCLR": graph,
-        "graph of pixels, SimCLR": Combined([pixels, encoder]),
-        "both graphs": Combined([pixels, graph]),
-        "both graphs, SimCLR": Combined([pixels, graph, encoder]),
-    }
-    of_kind = {name: Judged(kind, images, targets) for name, kind in kinds.items()}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", choices=("digits", "mnist"), default="digits")
+    parser.add_argument("--data", type=Path, help="folder of MNIST's files")
+    asked = parser.parse_args()
+    if asked.set == "mnist" and asked.data is None:
+        parser.error("`--set mnist` needs the folder of its files: `--data FOLDER`.")
+    images = digits() if asked.set == "digits" else mnist(asked.data)
+    parts = parts_of(images)
+    of_kind = {", ".join(names): combined([parts[name] for name in names], images) for names in COMBINATIONS}
 
     default = partial(fit_heads, std=anchored_heads.PRIOR_STD)
     kind, _ = compare("1. features", {name: (judged, default) for name, judged in of_kind.items()})
