@@ -15,8 +15,8 @@ trained further on such images. The first batch is chosen without labels in each
 set. Accuracies are those of the mean prediction on the test set. All that is drawn follows the seed, the encoder too,
 so that cells of the same seed are compared in pairs.
 
-Writes a line a cell into pool.jsonl, and the tables of docs/pool.md. Numbers to be shown come from a quiet machine only
-where they are times: accuracies are the same on a busy one.
+Writes a line a cell into pool.jsonl, a picture of each set, the tables of docs/pool.md, and that of the README. Numbers
+to be shown come from a quiet machine only where they are times: accuracies are the same on a busy one.
 """
 
 import argparse
@@ -33,6 +33,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+
+mpl.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
 import yaml
 from scipy.stats import t as student
 
@@ -40,9 +45,23 @@ from al_lightning import Round, read_journal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import RESULTS, ROOT, Provenance, document, find_provenance
-from labels.pool_cells import POOLS, WAYS, Cell, Place, Variant, cells_of, config_of, encoder_config, reference_of
+from labels.pool_cells import (
+    POOLS,
+    RECIPE,
+    WAYS,
+    Cell,
+    Place,
+    Variant,
+    cells_of,
+    config_of,
+    encoder_config,
+    folder_name,
+    reference_of,
+)
+from labels.seeded_runs import STYLES, number
 
 LEVEL = 0.95
+TARGETS = (0.9, 0.95)
 Row = dict[str, Any]
 
 
@@ -179,6 +198,16 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     return mean, float(student.ppf((1 + LEVEL) / 2, num - 1)) * statistics.stdev(differences) / math.sqrt(num)
 
 
+def labels_to(target: float, curve: Curve) -> float:
+    """Return the fewest labels that were paid for when the target was reached; infinite if it never was.
+
+    Example:
+        >>> labels_to(0.5, Curve({5: 0.1, 10: 0.5, 20: 0.7}, 0))
+        10
+    """
+    return min((labels for labels, accuracy in curve.accuracy_of.items() if accuracy >= target), default=math.inf)
+
+
 def by_variant(results: Mapping[Cell, Row], pool: str) -> dict[Variant, dict[int, Curve]]:
     """Return the curves of a set by what differs, and by seed."""
     found: dict[Variant, dict[int, Curve]] = {}
@@ -243,6 +272,53 @@ def tables(results: Mapping[Cell, Row]) -> str:
     return "\n\n".join(parts)
 
 
+def shown_of(results: Mapping[Cell, Row], pool: str) -> dict[Variant, dict[int, Curve]]:
+    """Return the runs of a set's picture: Random and BatchBALD from scratch and on frozen features."""
+    found, usual = by_variant(results, pool), POOLS[pool].query_size
+    wanted = [("scratch", "Random", usual), ("frozen", RECIPE, usual)]
+    return {
+        variant: found[variant]
+        for way, cold_start, query_size in wanted
+        for acquisition in ("Random", "BALD", "BatchBALD")
+        if (variant := (way, acquisition, cold_start, query_size)) in found
+    }
+
+
+def needed(results: Mapping[Cell, Row], pool: str) -> str:
+    """Return the table of the README: labels to 90 and to 95 %, medians and each seed."""
+    lines = ["| way | acquisition | first labels | labels to 90 % | labels to 95 % |", "| - | - | - | - | - |"]
+    for (way, acquisition, cold_start, _), runs in shown_of(results, pool).items():
+        cells = []
+        for target in TARGETS:
+            each = [labels_to(target, curve) for curve in runs.values()]
+            cells.append(f"{number(statistics.median(each))} ({', '.join(map(number, each))})")
+        lines.append(f"| {' | '.join([WAYS[way], acquisition, cold_start, *cells])} |")
+    return "\n".join(lines)
+
+
+def draw(results: Mapping[Cell, Row], pool: str, path: Path) -> None:
+    """Draw mean and one standard deviation over seeds against the number of labels."""
+    figure, axes = plt.subplots(figsize=(7, 4.2), dpi=150, layout="constrained")
+    runs_of = shown_of(results, pool)
+    for (way, acquisition, *_), runs in runs_of.items():
+        labels = sorted(next(iter(runs.values())).accuracy_of)
+        values = 100 * np.array([[curve.accuracy_of[num] for num in labels] for curve in runs.values()])
+        mean, deviation = values.mean(axis=0), values.std(axis=0)
+        colour, width = STYLES[acquisition][0], 2.2 if way == "frozen" else 1.2
+        style = "-" if way == "frozen" else ":"
+        axes.plot(labels, mean, style, color=colour, linewidth=width, label=f"{acquisition}, {WAYS[way]}")
+        axes.fill_between(labels, mean - deviation, mean + deviation, color=colour, alpha=0.12, linewidth=0)
+    for target in TARGETS:
+        axes.axhline(100 * target, color="black", linewidth=0.6)
+    num_seeds = min(len(runs) for runs in runs_of.values())
+    title = f"{pool[0].upper()}{pool[1:]}, {num_seeds} seeds: mean ± 1 s.d."
+    axes.set(xlabel="labels", ylabel="test accuracy (%)", title=title)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path)
+    plt.close(figure)
+
+
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -290,8 +366,18 @@ def main() -> None:
         with path.open("a") as file:
             file.write(json.dumps(results[cell]) + "\n")
         print(f"{cell}: {mean_accuracy(curve_of(results[cell])):.1f} %", flush=True)
+    show(results, asked.results)
+
+
+def show(results: Mapping[Cell, Row], folder: Path) -> None:
+    """Write tables and pictures of the sets that have runs."""
     if results:
-        document("pool", tables(results), results=asked.results, readme=ROOT / "docs" / "pool.md")
+        document("pool", tables(results), results=folder, readme=ROOT / "docs" / "pool.md")
+    for pool in POOLS:
+        if shown_of(results, pool):
+            draw(results, pool, folder / f"pool_{folder_name(pool)}.png")
+    if shown_of(results, "digits"):
+        document("digits_features", needed(results, "digits"), results=folder)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,10 @@ class Pool:
         cpu_s: CPU seconds of a run by its way, as far as nothing was measured yet.
         reject: Use of junk, which is one more class in the dataset; None where there is none.
         has_targets: The data module has targets for `EPIG`.
+        max_predicted: Points of the pool, drawn anew each round, among which a net trained end to end chooses; None for
+            all.
+        without: Ways that are left out.
+        last_priority: Priority of the least important of its cells that are run.
     """
 
     datamodule: Config
@@ -59,11 +63,15 @@ class Pool:
     cpu_s: tuple[float, ...] = (60, 60, 30, 60)
     reject: str | None = None
     has_targets: bool = True
+    max_predicted: int | None = None
+    without: tuple[str, ...] = ()
+    last_priority: int = 3
 
     @property
     def ways(self) -> list[str]:
-        """Return what can be compared."""
-        return list(WAYS) if self.size is not None else ["scratch", "frozen"]
+        """Return what is compared."""
+        possible = WAYS if self.size is not None else ("scratch", "frozen")
+        return [way for way in possible if way not in self.without]
 
 
 def _of(class_path: str, **arguments: object) -> Config:
@@ -76,13 +84,22 @@ def _idx(name: str) -> Config:
 
 _DIGITS = _of("DigitsDataModule", batch_size=64, repeat=4, noise=0.1)
 _OWN = "benchmarks.labels.pool_data."
-_MNIST = {"recipe": "mnist_features", "size": 28, "width": 128, "encoder_epochs": 5, "cpu_s": (500, 550, 60, 550)}
+_MNIST = {"recipe": "mnist_features", "size": 28, "width": 128, "encoder_epochs": 5, "max_predicted": 10_000}
+_MNIST |= {"cpu_s": (300, 350, 60, 350)}
 _OF_JUNK = {"size": 8, "query_size": 5, "max_labelled": 85}
+_AUGMENTED = ("augmented", "tuned")
+_BESIDE = {"without": _AUGMENTED, "last_priority": 1}  # only to be seen beside the runs that train on junk
 
 POOLS = {
-    "digits": Pool(_DIGITS, size=8),
+    "digits": Pool(_DIGITS, size=8, last_priority=4),
     "digits, junk trained": Pool(_of(f"{_OWN}WithJunk", datamodule=_DIGITS, junk=10), reject="train", **_OF_JUNK),
-    "digits, junk set aside": Pool(_of(f"{_OWN}WithJunk", datamodule=_DIGITS, junk=10), reject="set_aside", **_OF_JUNK),
+    "digits, junk set aside": Pool(
+        _of(f"{_OWN}WithJunk", datamodule=_DIGITS, junk=10),
+        reject="set_aside",
+        **_OF_JUNK,
+        without=_AUGMENTED,
+        last_priority=1,
+    ),
     "USPS": Pool(_idx("usps"), size=16, width=128, encoder_epochs=20, cpu_s=(150, 170, 40, 170)),
     "letters": Pool(
         _of(f"{_OWN}Letters", root="DATA/letter"), num_classes=26, width=16, max_labelled=300, cpu_s=(90, 0, 150, 0)
@@ -96,10 +113,15 @@ POOLS = {
         cpu_s=(200, 0, 40, 0),
         has_targets=False,
     ),
-    "MNIST": Pool(_idx("mnist"), **_MNIST),
-    "MNIST, unbalanced": Pool(_of(f"{_OWN}Unbalanced", datamodule=_idx("mnist")), **{**_MNIST, "encoder_epochs": 20}),
+    "MNIST": Pool(_idx("mnist"), **_MNIST, last_priority=4),
+    "MNIST, unbalanced": Pool(
+        _of(f"{_OWN}Unbalanced", datamodule=_idx("mnist")), **{**_MNIST, "encoder_epochs": 20}, without=_AUGMENTED
+    ),
     "MNIST, junk trained": Pool(
-        _of(f"{_OWN}WithJunk", datamodule=_idx("mnist"), junk=10), reject="train", **{**_MNIST, **_OF_JUNK, "size": 28}
+        _of(f"{_OWN}WithJunk", datamodule=_idx("mnist"), junk=10),
+        reject="train",
+        **{**_MNIST, **_OF_JUNK, "size": 28},
+        without=_AUGMENTED,
     ),
 }
 
@@ -148,6 +170,7 @@ def cells_of(pools: Sequence[str], seeds: Sequence[int]) -> list[tuple[int, Cell
         (priority, place, seed, Cell(pool, *what, seed))
         for place, pool in enumerate(pools)
         for priority, what in _variants(POOLS[pool])
+        if priority <= POOLS[pool].last_priority
         for seed in seeds
     ]
     return [(priority, cell) for priority, _, _, cell in sorted(ranked, key=lambda entry: entry[:3])]
@@ -311,6 +334,8 @@ def _end_to_end(config: Config, cell: Cell, place: Place) -> None:
         _active(config)["num_samples"] = _active(text)["num_samples"]
         return
     data["points_per_epoch"], config["trainer"]["max_epochs"] = STEPS["points_per_epoch"], STEPS["max_epochs"]
+    if pool.max_predicted is not None:
+        _active(config)["max_predicted"] = pool.max_predicted
     if pool.size is None:
         net = _of("MLP", in_features=pool.width, num_classes=_num_outputs(pool), hidden=[128, 128], dropout=0.5)
     else:

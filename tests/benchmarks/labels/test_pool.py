@@ -137,6 +137,26 @@ def test_rejected_points_are_counted_where_there_is_junk(modules):
     assert shown.splitlines()[-1] == "| from scratch | Random | Random | 5 | 60.0 | - | - | 4.0 |"
 
 
+def test_the_labels_to_a_target_and_the_picture_are_of_random_and_batchbald_both_ways(modules, tmp_path):
+    pool, cells = modules["pool"], modules["pool_cells"]
+    curves = {
+        ("scratch", "Random", "Random", 10): [[0.5, 0.92], [0.5, 0.8]],
+        ("frozen", "BatchBALD", "TypiClust", 10): [[0.9, 0.96], [0.91, 0.94]],
+        ("frozen", "BADGE", "TypiClust", 10): [[0.9, 0.9], [0.9, 0.9]],
+    }
+    results = {}
+    for variant, of_seed in curves.items():
+        for seed, accuracies in enumerate(of_seed):
+            cell = cells.Cell("digits", *variant, seed)
+            results[cell] = row(cell, [10, 20], accuracies)
+    assert pool.needed(results, "digits").splitlines()[2:] == [
+        "| from scratch | Random | Random | never (20, never) | never (never, never) |",
+        "| on frozen features | BatchBALD | TypiClust | 10 (10, 10) | never (20, never) |",
+    ]
+    pool.draw(results, "digits", tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_list_has_the_time_that_is_left_and_kept_cells_are_not_run_again(modules, tmp_path, monkeypatch, capsys):
     pool, cells = modules["pool"], modules["pool_cells"]
     ranked = [one for one in cells.cells_of(["digits"], range(2)) if one[0] == 1]
@@ -151,6 +171,7 @@ def test_the_list_has_the_time_that_is_left_and_kept_cells_are_not_run_again(mod
     monkeypatch.setattr(pool, "run", lambda *_: pytest.fail("a kept cell is run again"))
     pool.main()
     assert capsys.readouterr().out.startswith("**Digits**, 10 to 100 labels")
+    assert (tmp_path / "pool_digits.png").is_file()
 
 
 def test_nine_in_ten_points_of_an_unbalanced_pool_are_of_two_classes_and_three_in_ten_of_another_are_junk(modules):
