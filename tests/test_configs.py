@@ -192,7 +192,7 @@ def test_rounds_on_features_of_the_digits_begin_without_a_label(in_a_folder_of_i
     assert header["cold_start"]["class_path"].endswith("TypiClust")
 
 
-def test_the_recipes_on_features_of_mnist_and_of_the_digits_are_one():
+def test_the_recipes_on_features_of_mnist_and_of_the_digits_differ_in_their_graphs_alone():
     mnist, digits = config_of("mnist_features"), config_of("digits_features")
     (of_mnist,), (of_digits,) = (callbacks_of(one).values() for one in (mnist, digits))
     assert of_mnist == of_digits | {"screening": {"num_points": 2000, "num_samples": 20}}
@@ -200,6 +200,9 @@ def test_the_recipes_on_features_of_mnist_and_of_the_digits_are_one():
         one["data"]["init_args"]["datamodule"]["init_args"]["encoder"]["init_args"]["encoders"]
         for one in (mnist, digits)
     ]
-    assert [[each["class_path"] for each in one] for one in encoders] == [["GraphFeatures", "Pretrained"]] * 2
+    assert [each["class_path"] for each in encoders[1]] == ["GraphFeatures", "Pretrained"]
+    pixels, learnt, own = encoders[0]  # and the graph of the learnt features besides
+    assert (pixels, own["class_path"]) == ({"class_path": "GraphFeatures"}, "Pretrained")
+    assert learnt == {"class_path": "GraphFeatures", "init_args": {"encoder": own}}
     assert mnist["trainer"]["max_epochs"] == digits["trainer"]["max_epochs"]
     assert mnist["data"]["init_args"]["points_per_epoch"] == digits["data"]["init_args"]["points_per_epoch"]

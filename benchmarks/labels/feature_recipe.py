@@ -18,8 +18,7 @@ by the log loss:
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,7 +42,7 @@ from al_lightning.acquisition import Acquisition, Predictions, batchbald
 from al_lightning.datasets.repeated import Repeated
 from al_lightning.features import Combined, ConvEncoder, GraphFeatures, SimCLR
 from al_lightning.posterior import Posterior
-from al_lightning.posterior.last_layer import anchored_heads
+from al_lightning.posterior.last_layer.anchored_heads import PRIOR_STD
 from al_lightning.rounds.mean_prediction import mean_log_probs
 
 NUM_LABELS, NUM_DRAWS, NUM_SAMPLES = (10, 20, 40, 80), 10, 50
@@ -175,21 +174,13 @@ def combined(parts: Sequence[tuple[Tensor, Tensor]], images: Images) -> Judged:
     return Judged(*sides, images.classes_N, images.classes_T)
 
 
-@contextmanager
-def prior_std(std: float) -> Iterator[None]:
-    """Let the default precision of `AnchoredHeads` follow from this standard deviation of a logit."""
-    usual, anchored_heads.PRIOR_STD = anchored_heads.PRIOR_STD, std
-    try:
-        yield
-    finally:
-        anchored_heads.PRIOR_STD = usual
-
-
 def fit_heads(judged: Judged, labelled: Tensor, seed: int, *, std: float) -> tuple[nn.Module, Posterior]:  # noqa: ARG001
-    """Return heads with this prior standard deviation of a logit."""
+    """Return heads with this prior standard deviation of a logit, as the default precision has its own."""
     model = nn.Linear(judged.pool_N_D.shape[1], 10)
-    with prior_std(std):
-        return model, AnchoredHeads().fit_to_labels(model, [judged.pool_N_D[labelled]], judged.pool_N[labelled])
+    batches, targets_n = [judged.pool_N_D[labelled]], judged.pool_N[labelled]
+    usual = AnchoredHeads()
+    precision = usual.precision_for(usual.fit_to_labels(model, batches, targets_n).labelled) * (PRIOR_STD / std) ** 2
+    return model, AnchoredHeads(prior_precision=precision).fit_to_labels(model, batches, targets_n)
 
 
 def fit_laplace(judged: Judged, labelled: Tensor, seed: int, *, steps: int) -> tuple[nn.Module, Posterior]:
@@ -283,7 +274,7 @@ def main() -> None:
     parts = parts_of(images)
     of_kind = {", ".join(names): combined([parts[name] for name in names], images) for names in COMBINATIONS}
 
-    default = partial(fit_heads, std=anchored_heads.PRIOR_STD)
+    default = partial(fit_heads, std=PRIOR_STD)
     kind, _ = compare("1. features", {name: (judged, default) for name, judged in of_kind.items()})
     chosen = of_kind[kind]
     heads = {f"AnchoredHeads, standard deviation {std:g}": partial(fit_heads, std=std) for std in STDS}

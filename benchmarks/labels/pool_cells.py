@@ -305,8 +305,9 @@ def config_of(cell: Cell, place: Place) -> Config:
 def _on_features(config: Config, cell: Cell, place: Place) -> None:
     pool, embedded = POOLS[cell.pool], config["data"]["init_args"]["datamodule"]["init_args"]
     embedded |= {"folder": str(place.encoder(cell)), "datamodule": place.datamodule(pool)}
+    has_both = pool.recipe == "mnist_features"  # the graph of what the encoder has learnt, too
     config["model"]["init_args"]["net"]["init_args"] = {
-        "in_features": GRAPH + pool.width,
+        "in_features": GRAPH * (1 + has_both) + pool.width,
         "out_features": _num_outputs(pool),
     }
     config["model"]["init_args"]["has_reject"] = pool.reject == "train"
@@ -318,7 +319,8 @@ def _on_features(config: Config, cell: Cell, place: Place) -> None:
         graph = _of("GraphFeatures", encoder=copy.deepcopy(own))
     elif pool.size is None:
         own = _of("torch.nn.Flatten")
-    encoders["init_args"]["encoders"] = [graph, own]
+    graphs = [graph, _of("GraphFeatures", encoder=copy.deepcopy(own))] if has_both else [graph]
+    encoders["init_args"]["encoders"] = [*graphs, own]
     embedded["encoder"] = encoders
 
 

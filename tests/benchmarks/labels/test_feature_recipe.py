@@ -1,9 +1,11 @@
 """A rehearsal of the choice of the recipe: few labels, one draw, one round."""
 
 import pytest
+import torch
 
+from al_lightning import AnchoredHeads
 from al_lightning.features import Combined, GraphFeatures
-from al_lightning.posterior.last_layer import anchored_heads
+from al_lightning.posterior.last_layer.anchored_heads import PRIOR_STD
 from labels import feature_recipe
 
 
@@ -19,11 +21,25 @@ def test_each_step_shows_its_table(monkeypatch, capsys):
     assert out.count("LastLayerLaplace, 25 steps") == 4  # its table, that it is best, and two rows of rounds
 
 
-def test_the_prior_of_the_package_is_put_back():
-    usual = anchored_heads.PRIOR_STD
-    with feature_recipe.prior_std(2.0):
-        assert anchored_heads.PRIOR_STD == 2.0
-    assert usual == anchored_heads.PRIOR_STD
+def test_heads_have_the_asked_prior_when_they_are_sampled():
+    g = torch.Generator().manual_seed(0)
+    features_N_D, targets_N = torch.randn(40, 6, generator=g), torch.randint(10, (40,), generator=g)
+    judged = feature_recipe.Judged(features_N_D, features_N_D[:5], targets_N, targets_N[:5])
+    labelled = torch.arange(20)
+
+    def sampled(std):
+        torch.manual_seed(0)
+        model, posterior = feature_recipe.fit_heads(judged, labelled, 0, std=std)
+        with posterior.sample(model, 200, seed=0) as predict:
+            return predict(judged.judged_T_D)
+
+    torch.manual_seed(0)
+    model = feature_recipe.nn.Linear(6, 10)
+    usual = AnchoredHeads().fit_to_labels(model, [features_N_D[labelled]], targets_N[labelled])
+    with usual.sample(model, 200, seed=0) as predict:
+        assert torch.allclose(sampled(PRIOR_STD), predict(judged.judged_T_D), atol=1e-5)
+    # The prior alone, far from labels, has this deviation; with labels a larger one leaves larger logits.
+    assert sampled(16.0).std(dim=1).mean() > 1.5 * sampled(4.0).std(dim=1).mean()
 
 
 def test_parts_side_by_side_are_what_combined_makes_of_the_encoders():
