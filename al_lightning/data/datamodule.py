@@ -163,6 +163,7 @@ class ActiveLearningDataModule(Wrapper):
         reject: Literal["set_aside", "train"] = "set_aside",
         junk: int | str | None = None,
     ) -> None:
+        _refuse_loaders(datamodule)
         check_flavour("datamodule", datamodule, LightningDataModule)
         if isinstance(datamodule, ActiveLearningDataModule):
             raise TypeError("`datamodule` is an ActiveLearningDataModule already. Wrap the plain data module, once.")
@@ -844,6 +845,15 @@ class ActiveLearningDataModule(Wrapper):
         return self._train_loader
 
 
+def _refuse_loaders(datamodule: object) -> None:
+    if isinstance(datamodule, (DataLoader, Dataset)):
+        raise TypeError(
+            f"`datamodule` is a {type(datamodule).__name__}, but must be a LightningDataModule. Write one whose "
+            "`train_dataloader()` returns your loader, and `val_dataloader()` and `test_dataloader()` the others, if "
+            "any; or, without a `collate_fn`, `LightningDataModule.from_datasets(train, val, test, batch_size=64)`."
+        )
+
+
 def wrapped_datamodule(datamodule: object) -> ActiveLearningDataModule:
     """Return the data module if it is an ActiveLearningDataModule; raise if not."""
     if isinstance(datamodule, ActiveLearningDataModule):
@@ -852,6 +862,7 @@ def wrapped_datamodule(datamodule: object) -> ActiveLearningDataModule:
     raise TypeError(
         f"`datamodule` is {given}, but active learning needs one that knows what is labelled and what is pool: wrap "
         "yours as `ActiveLearningDataModule(datamodule, initial=20)`, or datasets as "
-        "`ActiveLearningDataModule(LightningDataModule.from_datasets(train, val, test))`. On the command line: "
+        "`ActiveLearningDataModule(LightningDataModule.from_datasets(train, val, test))`, or return loaders from "
+        "`train_dataloader()` and its like of a data module of your own. On the command line: "
         "`--data ActiveLearningDataModule --data.datamodule YOURS`."
     )

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from al_lightning._lightning import LightningDataModule, Trainer
 from al_lightning.data.answered import Changed
+from al_lightning.data.collation import NUM_LOOKED_AT, refuse_own_order
 from al_lightning.data.label_key import WithoutLabel
 from al_lightning.data.loaders import sequential_loader
 from al_lightning.data.rows import digest, rows_of
@@ -229,6 +230,7 @@ class Maker:
         """Return what the encoder reads of some points, view after view; refuse points and encoders that are random."""
         indices = rows_of(num_points)
         source.refuse_random(indices)
+        refuse_own_order(source.batches(indices[:NUM_LOOKED_AT], 0, self._size(source)))
         found = []
         for view in range(source.num_views):
             for ids, batch in self._batches(source, indices, view):

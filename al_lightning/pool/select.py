@@ -25,6 +25,7 @@ from al_lightning.acquisition import (
 )
 from al_lightning.acquisition.base import Need, check_batch, check_disagreement, check_needs
 from al_lightning.data import ActiveLearningDataModule
+from al_lightning.data.collation import NUM_LOOKED_AT, refuse_own_order
 from al_lightning.distributed import Ranks
 from al_lightning.information import kernel_name, mutual_information
 from al_lightning.pool.features import features_of, made_once, target_loader, targets_of, try_made_once
@@ -184,8 +185,11 @@ class Chooser:
     def _try_model(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> int:
         """Predict a few points, and return the number of classes."""
         labels = datamodule.labels
-        few_N = (labels.pool_indices if labels.num_pool > 0 else labels.labelled_indices)[:NUM_PREVIEWED]
+        all_N = labels.pool_indices if labels.num_pool > 0 else labels.labelled_indices
+        few_N = all_N[:NUM_PREVIEWED]
         batches = datamodule.pool_dataloader(few_N)
+        if batches.collate_fn is not default_collate:
+            refuse_own_order(datamodule.pool_dataloader(all_N[:NUM_LOOKED_AT]))
         num_fewer = min(len(few_N), batches.batch_size or 1) // 2
         fewer = datamodule.pool_dataloader(few_N[:num_fewer]) if num_fewer else None
         asks_for_targets = "targets" in self.acquisition.needs or "targets" in self._needs_of_screening

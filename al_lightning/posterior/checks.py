@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 from al_lightning.posterior.base import another_posterior
 from al_lightning.posterior.compiled import named_originals
 from al_lightning.posterior.dropout.function_mode import LayerMasks
-from al_lightning.posterior.dropout.masks import named
+from al_lightning.posterior.dropout.masks import named, some_of
 from al_lightning.posterior.model import has_rows, leaves, log_probs_of, map_tensors, refuse_probabilities
 from al_lightning.posterior.model_state import ModelState, handed_back, seed_generators
 from al_lightning.posterior.passes import are_alike, first_difference
@@ -35,7 +35,7 @@ def refuse_no_masks(model: nn.Module, masks: Mapping[tuple[str, int], LayerMasks
     ]
     raise ValueError(
         f"MCDropout drew no mask in a forward pass of {type(model).__name__}, whose dropout layers are: "
-        f"{', '.join(layers) or 'none'}. Add nn.Dropout with 0 < p < 1 to `forward` and train with it (called with "
+        f"{some_of(layers) or 'none'}. Add nn.Dropout with 0 < p < 1 to `forward` and train with it (called with "
         f"`training=False` it never drops), or {another_posterior('MCDropout')}. Entropy(), Margin() and "
         f"LeastConfidence() need no dropout with `posterior=Point()`."
     )

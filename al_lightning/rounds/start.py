@@ -205,6 +205,7 @@ def _say_whose_weights(members: Members, module: LightningModule) -> None:
         last = last_learning(module)
         example = "" if last is None else f", as in `DeepEnsemble({members.num}, fresh=[{last!r}])`"
         rank_zero_info(
-            f"Each of the {members.num} members starts with new weights; those that the model came with, pretrained "
-            f"ones too, are not used. To keep them, name in `fresh` the parts that are to start afresh{example}."
+            f"Each of the {members.num} members starts with new weights in all layers that learn; those that the model "
+            f"came with, pretrained ones too, are not used there (frozen layers keep theirs). To keep them, name in "
+            f"`fresh` the parts that are to start afresh{example}."
         )

@@ -533,8 +533,15 @@ def test_nothing_is_saved_as_a_hyper_parameter():
 
 
 def test_what_is_no_data_module_is_refused():
-    with pytest.raises(TypeError, match="`datamodule` is a DataLoader, but must be a LightningDataModule"):
+    words = (
+        r"must be a LightningDataModule\. Write one whose `train_dataloader\(\)` returns .* `LightningDataModule\.from_"
+    )
+    with pytest.raises(TypeError, match=f"`datamodule` is a DataLoader, but {words}"):
         ActiveLearningDataModule(DataLoader(numbered(4)))
+    with pytest.raises(TypeError, match=f"`datamodule` is a TensorDataset, but {words}"):
+        ActiveLearningDataModule(numbered(4))
+    with pytest.raises(TypeError, match="`datamodule` is a list, but must be a LightningDataModule of"):
+        ActiveLearningDataModule([1, 2])
 
 
 def test_wrapping_twice_is_refused():

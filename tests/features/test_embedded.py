@@ -9,7 +9,7 @@ import pytest
 import torch
 from pytorch_lightning import LightningDataModule, Trainer
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from al_lightning import ActiveLearningDataModule, active_fit
 from al_lightning.acquisition import BatchBALD
@@ -521,3 +521,13 @@ def test_what_fails_on_one_rank_ends_all(on_ranks, tmp_path):
     answers = on_ranks(2, __file__, "on_rank_that_fails", num_ranks=2, folder=str(tmp_path / "fails"))
     assert [ok for ok, _ in answers] == [False, False]
     assert all("the last batch" in words for _, words in answers)
+
+
+def test_a_collate_function_that_sorts_the_points_is_refused():
+    items = [(torch.full((4,), float(-index)), index % 2) for index in range(20)]
+
+    def by_size(items):
+        return default_collate(sorted(items, key=lambda item: float(item[0][0])))
+
+    with pytest.raises(ValueError, match=r"`collate_fn` .*by_size orders the points of a batch by itself"):
+        embedded(Items(items, collate_fn=by_size))

@@ -63,6 +63,13 @@ def test_a_model_without_dropout_is_told_so():
         refuse_no_masks(nn.Sequential(nn.Linear(2, 2)), {})
 
 
+def test_of_many_dropout_layers_the_first_are_named_and_the_others_counted():
+    with pytest.raises(
+        ValueError, match=r"are: `0` \(Dropout, p=0.0\), .*, `5` \(Dropout, p=0.0\) and 3 more\. Add nn"
+    ):
+        refuse_no_masks(nn.Sequential(*(nn.Dropout(0.0) for _ in range(9))), {})
+
+
 def test_a_model_whose_dropout_draws_nothing_sees_its_layers():
     model = nn.Sequential(nn.Dropout(0.0), nn.Sequential(nn.AlphaDropout(1.0)))
     with pytest.raises(ValueError, match=r"are: `0` \(Dropout, p=0.0\), `1.0` \(AlphaDropout, p=1.0\)\. Add"):

@@ -20,6 +20,7 @@ from al_lightning import (
     MeanPrediction,
     active_fit,
 )
+from al_lightning.data.collation import NUM_LOOKED_AT
 
 NUM = 40
 
@@ -171,7 +172,23 @@ def test_batches_of_torchs_own_collate_function_are_not_looked_through(run):
         run(Model(), dataset, collate_fn=collate_fn, initial=list(range(6)))
         return len(dataset.read)
 
-    assert num_read(stacked) == num_read(default_collate) + NUM - 6
+    assert num_read(stacked) == num_read(default_collate) + NUM_LOOKED_AT + NUM - 6
+
+
+def by_length(items):
+    return padded(sorted(items, key=lambda item: -len(item["ids"])))
+
+
+def test_a_collate_function_that_sorts_by_length_is_refused_before_the_training(run):
+    with pytest.raises(ValueError, match=r"`collate_fn` by_length orders the points of a batch by itself"):
+        run(Model(), Texts(), collate_fn=by_length)
+    with pytest.raises(ValueError, match=r"`collate_fn` by_length orders the points of a batch by itself"):
+        run(
+            Model("gold"),
+            Texts(change=lambda index, item: {"ids": item["ids"], "gold": index % 3}),
+            collate_fn=by_length,
+            label_key="gold",
+        )
 
 
 BAD = {

@@ -20,6 +20,17 @@ def named(layer: str) -> str:
     return f"`{layer}`" if layer else "the model itself"
 
 
+def some_of(words: Sequence[str], most: int = 6) -> str:
+    """Join the first words and count the others, because large models have hundreds of layers.
+
+    Example:
+        >>> some_of(["`a`", "`b`"]), some_of(["`a`", "`b`", "`c`"], most=2)
+        ('`a`, `b`', '`a`, `b` and 1 more')
+    """
+    rest = len(words) - most
+    return ", ".join(words[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
 @dataclass(frozen=True)
 class DropoutKind:
     """Kind of dropout among torch's functions.

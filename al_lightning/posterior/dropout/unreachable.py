@@ -8,7 +8,7 @@ from torch import nn
 from al_lightning.posterior.base import another_posterior
 from al_lightning.posterior.checks import is_dropout
 from al_lightning.posterior.compiled import named_originals
-from al_lightning.posterior.dropout.masks import named
+from al_lightning.posterior.dropout.masks import named, some_of
 
 _SEEN_ATTENTION = frozenset({"eager", "sdpa"})
 
@@ -45,8 +45,8 @@ def _refuse_merged_adapters(model: nn.Module) -> None:
     found = list(_merged_adapters(model))
     if found:
         raise ValueError(
-            f"The adapters of {', '.join(map(named, found))} are merged into the weights of these layers, so the "
-            f"dropout that they learn with does not run, and MCDropout cannot sample it. Unmerge them "
+            f"The adapters of {some_of([named(name) for name in found])} are merged into the weights of these layers, "
+            f"so the dropout that they learn with does not run, and MCDropout cannot sample it. Unmerge them "
             f"(`model.unmerge_adapter()`) and merge after the last round; freeze adapters that are not to learn "
             f"(`requires_grad_(False)`); or {another_posterior('MCDropout')}."
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from al_lightning.posterior.base import OF_LAST_LAYER, another_posterior
 from al_lightning.posterior.compiled import named_originals
-from al_lightning.posterior.dropout.masks import named
+from al_lightning.posterior.dropout.masks import named, some_of
 from al_lightning.posterior.model import Call, evaluating, log_probs_of
 
 _AXES_OF_TOKENS = 3  # (B, T, D)
@@ -69,13 +69,18 @@ def _linears(model: nn.Module, layer: str | None) -> dict[str, nn.Linear]:
     if not named_so:
         raise ValueError(
             f"`layer` is {layer!r}, but must be one of the model's nn.Linear, or a module that holds one: "
-            f"{_listed(linears)}."
+            f"{_listed(linears, like=layer)}."
         )
     return named_so
 
 
-def _listed(linears: Mapping[str, nn.Linear]) -> str:
-    return ", ".join(named(name) for name in linears)
+def _listed(linears: Mapping[str, nn.Linear], *, like: str | None = None) -> str:
+    """Name the layers; for a name that is none, those within a module called `like`, and the last, often the head."""
+    names = list(linears)
+    if like is not None:
+        within = [name for name in names if f".{like}." in f".{name}."]
+        names = within + [name for name in reversed(names) if name not in within]
+    return some_of([named(name) for name in names])
 
 
 @contextmanager

@@ -73,10 +73,13 @@ class LastLayerLaplace(Posterior):
     @property
     def way_to_fit(self) -> str:
         """Return the advice on samples that fit the labelled points far worse than the trained model."""
-        given = "leave `prior_precision` to the weights (null in YAML)"
         if self.prior_precision is None:
-            given = "`posterior=AnchoredHeads()`, whose samples are trained on them"
-        return f"Raise `prior_precision` of {self!r}, or {given}."
+            heads = "AnchoredHeads()" if self.layer is None else f"AnchoredHeads(layer={self.layer!r})"
+            return (
+                f"Raise `prior_precision` of {self!r}, where None is one over the mean square of the trained weights, "
+                f"or choose `posterior={heads}`, whose samples are trained on them."
+            )
+        return f"Raise `prior_precision` of {self!r}, or leave `prior_precision` to the weights (null in YAML)."
 
     @override
     def preview(self, model: nn.Module, batch: object, *, smaller: object = None) -> Tensor:

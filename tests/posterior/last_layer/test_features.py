@@ -131,9 +131,17 @@ def test_a_named_layer_is_used_although_another_one_runs_later():
 
 def test_a_name_that_is_no_linear_layer_is_refused_with_those_that_are():
     with pytest.raises(
-        ValueError, match=r"`layer` is 'relu', but must be .* nn.Linear, or a module that holds one: `body`, `head`"
+        ValueError, match=r"`layer` is 'relu', but must be .* nn.Linear, or a module that holds one: `other`, `head`"
     ):
         run(TwoHeads(), layer="relu")
+
+
+def test_of_many_layers_those_within_a_module_of_that_name_come_first_and_the_others_are_counted():
+    layers = nn.Sequential(*(nn.Linear(2, 2) for _ in range(9)))
+    net = nn.ModuleDict({"classifier": nn.Sequential(nn.Linear(2, 2)), "layers": layers})
+    words = r": `net.classifier.0`, `net.layers.8`, `net.layers.7`, .*, `net.layers.4` and 4 more\.$"
+    with pytest.raises(ValueError, match=r"`layer` is 'classifier', .*" + words):
+        run(nn.ModuleDict({"net": net}), layer="classifier")
 
 
 def test_a_model_without_a_linear_layer_is_refused():
@@ -220,5 +228,5 @@ def test_tokens_of_equal_logits_and_other_features_are_refused():
 def test_a_module_that_holds_the_layer_may_be_named():
     model = nn.Sequential(nn.Linear(4, 8), nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)))
     assert last_layer_pass(model, torch.rand(5, 4), predict=None, layer="1").layer == "1.2"
-    with pytest.raises(ValueError, match=r"or a module that holds one: `0`, `1.0`, `1.2`"):
+    with pytest.raises(ValueError, match=r"or a module that holds one: `1.2`, `1.0`, `0`"):
         last_layer_pass(model, torch.rand(5, 4), predict=None, layer="2")
