@@ -32,6 +32,7 @@ from al_lightning.pool.features import features_of, made_once, target_loader, ta
 from al_lightning.pool.predict import Draw, Few, Passes, Predictor, preview_pool
 from al_lightning.pool.storage import Storage
 from al_lightning.posterior import Point, Posterior
+from al_lightning.posterior.model import leaves
 from al_lightning.randomness import derived_seed
 
 NUM_PREVIEWED = 8
@@ -188,8 +189,10 @@ class Chooser:
         all_N = labels.pool_indices if labels.num_pool > 0 else labels.labelled_indices
         few_N = all_N[:NUM_PREVIEWED]
         batches = datamodule.pool_dataloader(few_N)
-        if batches.collate_fn is not default_collate:
+        if _may_differ_in_shape(batches):
             refuse_own_order(datamodule.pool_dataloader(all_N[:NUM_LOOKED_AT]))
+            few_N = _smallest_first(datamodule, few_N)
+            batches = datamodule.pool_dataloader(few_N)
         num_fewer = min(len(few_N), batches.batch_size or 1) // 2
         fewer = datamodule.pool_dataloader(few_N[:num_fewer]) if num_fewer else None
         asks_for_targets = "targets" in self.acquisition.needs or "targets" in self._needs_of_screening
@@ -368,14 +371,25 @@ class Chooser:
 
 
 def _looked_through(datamodule: ActiveLearningDataModule, few: DataLoader[Any]) -> DataLoader[Any] | None:
-    """Return a loader of small batches, among which one of another shape is looked for; None if all have one shape.
-
-    Torch's own collate function stacks the points of a batch, which must then have one shape.
-    """
-    if few.collate_fn is default_collate and few.batch_size != 1:
+    """Return a loader of small batches, among which one of another shape is looked for; None if all have one shape."""
+    if not _may_differ_in_shape(few):
         return None
     indices = datamodule.labels.pool_indices[: NUM_PREVIEWED * NUM_LOOKED_THROUGH]
     return datamodule.pool_dataloader(indices, batch_size=few.batch_size and min(few.batch_size, NUM_PREVIEWED))
+
+
+def _may_differ_in_shape(batches: DataLoader[Any]) -> bool:
+    """Tell whether batches may differ in shape: torch's own collate function stacks points, which must have one."""
+    return batches.collate_fn is not default_collate or batches.batch_size == 1
+
+
+def _smallest_first(datamodule: ActiveLearningDataModule, indices_N: Tensor) -> Tensor:
+    """Return ids by the size of their points, so that the first half of a batch is padded to less than the whole."""
+    sizes_N = [
+        sum(leaf.numel() for leaf in leaves(batch) if isinstance(leaf, Tensor))
+        for batch in datamodule.pool_dataloader(indices_N, batch_size=1)
+    ]
+    return indices_N[torch.tensor(sizes_N).argsort(stable=True)]
 
 
 def _without(indices_N: Tensor, left_out: Sequence[int]) -> Tensor:

@@ -231,23 +231,30 @@ def _again(output: Callable[[object], Tensor], inputs: object, state: ModelState
 
 
 def have_same_points(batch: object, smaller: object) -> bool:
-    """Tell whether a smaller batch holds the first points of a batch, padded to any length.
+    """Tell whether a smaller batch holds the first points of a batch, padded to any length on the right or on the left.
 
     Example:
         >>> have_same_points({"x": torch.tensor([[1, 2, 0], [1, 2, 3]])}, {"x": torch.tensor([[1, 2]])})
         True
+        >>> have_same_points({"x": torch.tensor([[0, 1, 2], [1, 2, 3]])}, {"x": torch.tensor([[1, 2]])})
+        True
     """
     some, others = (_tensors(one) for one in (batch, smaller))
-    return len(some) == len(others) and all(map(_begins_with, some, others))
+    return len(some) == len(others) and any(
+        all(_are_padded_alike(*pair, on_left=on_left) for pair in zip(some, others, strict=True))
+        for on_left in (False, True)
+    )
 
 
 def _tensors(batch: object) -> list[Tensor]:
     return [leaf for leaf in leaves(batch) if isinstance(leaf, Tensor) and leaf.layout is torch.strided]
 
 
-def _begins_with(some: Tensor, others: Tensor) -> bool:
+def _are_padded_alike(some: Tensor, others: Tensor, *, on_left: bool) -> bool:
     if some.dim() != others.dim() or some.shape[2:] != others.shape[2:]:
         return False
+    if on_left and some.dim() > 1:
+        some, others = some.flip(1), others.flip(1)
     both = tuple(slice(min(lengths)) for lengths in zip(some.shape[:2], others.shape[:2], strict=True))
     return torch.equal(some[both], others[both])
 
@@ -256,7 +263,10 @@ def _other_length(batch: object, smaller: object) -> str:
     pairs = zip(_tensors(batch), _tensors(smaller), strict=True)
     if all(some.shape[1:] == others.shape[1:] for some, others in pairs):
         return ""
-    return " The other batch is padded to another length: let the model mask the padding, or pad all to one length."
+    return (
+        " The other batch is padded to another length: let the model mask the padding, and pad on the right where what "
+        "it does depends on the position; or pad all to one length."
+    )
 
 
 def _changed(names: Sequence[str]) -> str:

@@ -1,4 +1,5 @@
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 import al_lightning
-from al_lightning.posterior import MCDropout
+from al_lightning.posterior import MCDropout, Point
 from al_lightning.posterior.base import Posterior, another_posterior
 from al_lightning.posterior.checks import (
     check_before_training,
@@ -190,6 +191,25 @@ def test_predictions_that_depend_on_the_length_of_the_padding_are_refused_before
         MCDropout().preview(Forward(lambda net, x: net(x).mean(dim=1)), batch, smaller=smaller)
 
 
+@pytest.mark.parametrize("is_on_left", [False, True])
+def test_masks_by_position_are_refused_before_the_training_where_padding_moves_the_words(is_on_left):
+    class MeanOfWords(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop, self.last = nn.Dropout(), nn.Linear(5, 3)
+
+        def forward(self, x):
+            num_words_B_1 = (x != 0).any(dim=2).sum(dim=1, keepdim=True)
+            return self.last(self.drop(x).sum(dim=1) / num_words_B_1)
+
+    words, padding = points(12).reshape(4, 3, 5), torch.zeros(4, 6, 5)
+    batch = torch.cat([padding, words] if is_on_left else [words, padding], dim=1)
+    smaller = batch[:2, -3:] if is_on_left else batch[:2, :3]
+    with pytest.raises(ValueError, match="pad on the right") if is_on_left else nullcontext():
+        MCDropout().preview(MeanOfWords(), batch, smaller=smaller)
+    Point().preview(MeanOfWords(), batch, smaller=smaller)
+
+
 def test_other_points_in_the_smaller_batch_are_not_compared():
     batch = points(12).reshape(4, 3, 5)
     MCDropout().preview(Forward(lambda net, x: net(x).mean(dim=1)), batch, smaller=batch[2:, :2])
@@ -200,7 +220,10 @@ def test_other_points_in_the_smaller_batch_are_not_compared():
     [
         (torch.tensor([[1, 2, 3]]), True),
         (torch.tensor([[1, 2]]), True),
+        (torch.tensor([[2, 3]]), True),
+        (torch.tensor([[1, 3]]), False),
         (torch.tensor([[1, 2, 3, 0]]), True),
+        (torch.tensor([[0, 1, 2, 3]]), True),
         (torch.tensor([[4, 5, 6]]), False),
         (torch.tensor([1, 2]), False),
         ([torch.tensor([[1]]), torch.tensor([[1]])], False),

@@ -21,6 +21,7 @@ from al_lightning import (
     active_fit,
 )
 from al_lightning.data.collation import NUM_LOOKED_AT
+from al_lightning.pool.select import NUM_PREVIEWED
 
 NUM = 40
 
@@ -159,6 +160,19 @@ def test_the_first_batch_of_another_shape_is_looked_for_up_to_a_bound(run, monke
     assert model.trainer.global_step == 1  # trained, because 33 is none of the first 16 points of the pool
 
 
+class Unmasked(Model):
+    """Mean of embeddings, those of the padding too."""
+
+    def forward(self, ids, attention_mask):
+        return {"logits": self.last(self.drop(self.embedding(ids).mean(dim=1)))}
+
+
+@pytest.mark.parametrize("longest", [6, 13], ids=["among the first points", "behind them"])
+def test_padding_without_a_mask_is_refused_before_the_training_wherever_the_longest_text_stands(longest, run):
+    with pytest.raises(ValueError, match="padded to another length: let the model mask the padding"):
+        run(Unmasked(), Texts(lambda index: 9 if index == longest else 3), initial=list(range(6)))
+
+
 def stacked(items):
     return default_collate(items)
 
@@ -172,7 +186,7 @@ def test_batches_of_torchs_own_collate_function_are_not_looked_through(run):
         run(Model(), dataset, collate_fn=collate_fn, initial=list(range(6)))
         return len(dataset.read)
 
-    assert num_read(stacked) == num_read(default_collate) + NUM_LOOKED_AT + NUM - 6
+    assert num_read(stacked) == num_read(default_collate) + NUM_LOOKED_AT + NUM_PREVIEWED + NUM - 6
 
 
 def by_length(items):
