@@ -15,8 +15,8 @@ trained further on such images. The first batch is chosen without labels in each
 set. Accuracies are those of the mean prediction on the test set. All that is drawn follows the seed, the encoder too,
 so that cells of the same seed are compared in pairs.
 
-Writes a line a cell into pool.jsonl, a picture of each set, the tables of docs/pool.md, and that of the README. Numbers
-to be shown come from a quiet machine only where they are times: accuracies are the same on a busy one.
+Writes a line a cell into pool.jsonl, a picture of each set, and the tables of docs/pool.md. Numbers to be shown come
+from a quiet machine only where they are times: accuracies are the same on a busy one.
 """
 
 import argparse
@@ -62,6 +62,7 @@ from labels.seeded_runs import STYLES, number
 
 LEVEL = 0.95
 TARGETS = (0.9, 0.95)
+PAGE = ROOT / "docs" / "pool.md"
 Row = dict[str, Any]
 
 
@@ -285,7 +286,7 @@ def shown_of(results: Mapping[Cell, Row], pool: str) -> dict[Variant, dict[int, 
 
 
 def needed(results: Mapping[Cell, Row], pool: str) -> str:
-    """Return the table of the README: labels to 90 and to 95 %, medians and each seed."""
+    """Return a table of the labels to 90 and to 95 %, medians and each seed."""
     lines = ["| way | acquisition | first labels | labels to 90 % | labels to 95 % |", "| - | - | - | - | - |"]
     for (way, acquisition, cold_start, _), runs in shown_of(results, pool).items():
         cells = []
@@ -372,12 +373,12 @@ def main() -> None:
 def show(results: Mapping[Cell, Row], folder: Path) -> None:
     """Write tables and pictures of the sets that have runs."""
     if results:
-        document("pool", tables(results), results=folder, readme=ROOT / "docs" / "pool.md")
+        document("pool", tables(results), results=folder, readme=PAGE)
     for pool in POOLS:
         if shown_of(results, pool):
             draw(results, pool, folder / f"pool_{folder_name(pool)}.png")
     if shown_of(results, "digits"):
-        document("digits_features", needed(results, "digits"), results=folder)
+        document("digits_features", needed(results, "digits"), results=folder, readme=PAGE)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ def test_a_page_has_a_mark_for_each_table_that_a_script_documents():
         "batch_information",
         "page_times",
         "pool",
+        "digits_features",
         "text",
         "transformer",
     }
