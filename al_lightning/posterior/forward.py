@@ -15,6 +15,7 @@ from al_lightning.posterior.compiled import named_originals, original
 PREDICT_REMEDY = "`MCDropout(predict=lambda module, batch: module(batch['image']).logits)`, as other posteriors"
 POINT_KEYS = ("idx", "index", "id")
 """Keys of a batch that number its points, and that no model means unless its `forward` names them."""
+_AXES_OF_FEATURES = 3  # (B, T, D)
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _UNNAMED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -114,12 +115,17 @@ def _refuse_no_forward(model: nn.Module) -> None:
 
 
 def _refuse_more(model: nn.Module, batch: object, inputs: Tensor) -> None:
-    """Raise if `forward` needs more than the input, or could take a mask that stands in the batch beside token ids."""
+    """Raise if `forward` needs more than the input, or could take a mask that stands in the batch beside it.
+
+    A mask has the shape of token ids, or (B, T) beside features (B, T, D).
+    """
     parameters = Parameters.of(model)
     if parameters is None:
         return
-    others = batch[1:-1] if isinstance(batch, (tuple, list)) and not inputs.is_floating_point() else ()
-    masks = [one for one in others if isinstance(one, Tensor) and one.shape == inputs.shape and one.dim() > 1]
+    others = batch[1:-1] if isinstance(batch, (tuple, list)) else ()
+    is_features = inputs.is_floating_point() and inputs.dim() == _AXES_OF_FEATURES
+    shape = inputs.shape[:2] if is_features else None if inputs.is_floating_point() else inputs.shape
+    masks = [one for one in others if isinstance(one, Tensor) and one.shape == shape and one.dim() > 1]
     if len(parameters.required) > 1 or (masks and len(parameters.names) > 1):
         raise TypeError(
             f"`forward({parameters.shown})` of {type(model).__name__} takes more than one input, but of a batch that "

@@ -92,6 +92,11 @@ REFUSED = {
         (X.long(), MASK, Y),
         r"`forward\(ids, mask=None\)` of Model takes more than one input, but of a batch that is a tuple only",
     ),
+    "a mask beside features": (
+        lambda self, x, mask=None: 0,
+        (torch.ones(4, 7, 3), torch.ones(4, 7), Y),
+        r"`forward\(x, mask=None\)` of Model takes more than one input, but of a batch that is a tuple only",
+    ),
     "empty": (lambda self, x: 0, [], "The batch is a list, and only a tensor or a dict"),
     "text": (lambda self, x: 0, "text", "The batch is a str, and only a tensor or a dict"),
     "a number": (lambda self, x: 0, torch.tensor(1.0), r"The batch is a Tensor of shape \(\), and only a tensor"),
