@@ -123,9 +123,9 @@ def _refuse_more(model: nn.Module, batch: object, inputs: Tensor) -> None:
     if parameters is None:
         return
     others = batch[1:-1] if isinstance(batch, (tuple, list)) else ()
-    is_features = inputs.is_floating_point() and inputs.dim() == _AXES_OF_FEATURES
-    shape = inputs.shape[:2] if is_features else None if inputs.is_floating_point() else inputs.shape
-    masks = [one for one in others if isinstance(one, Tensor) and one.shape == shape and one.dim() > 1]
+    is_of_words = not inputs.is_floating_point() or inputs.dim() == _AXES_OF_FEATURES
+    shape = inputs.shape[:2] if inputs.is_floating_point() else inputs.shape
+    masks = [one for one in others if is_of_words and isinstance(one, Tensor) and one.shape == shape and one.dim() > 1]
     if len(parameters.required) > 1 or (masks and len(parameters.names) > 1):
         raise TypeError(
             f"`forward({parameters.shown})` of {type(model).__name__} takes more than one input, but of a batch that "

@@ -270,11 +270,14 @@ def tables(results: Mapping[Cell, Row]) -> str:
     for pool in pools:
         budgets = f"{POOLS[pool].query_size} to {POOLS[pool].max_labelled} labels"
         parts.append(f"**{pool[0].upper()}{pool[1:]}**, {budgets}\n\n{table(results, pool)}")
+        if shown_of(results, pool):
+            path = f"../benchmarks/results/pool_{folder_name(pool)}.png"
+            parts.append(f"![Test accuracy against labels on {pool}]({path})")
     return "\n\n".join(parts)
 
 
 def shown_of(results: Mapping[Cell, Row], pool: str) -> dict[Variant, dict[int, Curve]]:
-    """Return the runs of a set's picture: Random and BatchBALD from scratch and on frozen features."""
+    """Return the runs of a set's picture: Random, BALD and BatchBALD from scratch and on frozen features."""
     found, usual = by_variant(results, pool), POOLS[pool].query_size
     wanted = [("scratch", "Random", usual), ("frozen", RECIPE, usual)]
     return {
@@ -312,7 +315,7 @@ def draw(results: Mapping[Cell, Row], pool: str, path: Path) -> None:
     for target in TARGETS:
         axes.axhline(100 * target, color="black", linewidth=0.6)
     num_seeds = min(len(runs) for runs in runs_of.values())
-    title = f"{pool[0].upper()}{pool[1:]}, {num_seeds} seeds: mean ± 1 s.d."
+    title = f"{pool[0].upper()}{pool[1:]}, {num_seeds} seed{'s' * (num_seeds > 1)} at least: mean ± 1 s.d."
     axes.set(xlabel="labels", ylabel="test accuracy (%)", title=title)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")

@@ -305,7 +305,8 @@ def config_of(cell: Cell, place: Place) -> Config:
 def _on_features(config: Config, cell: Cell, place: Place) -> None:
     pool, embedded = POOLS[cell.pool], config["data"]["init_args"]["datamodule"]["init_args"]
     embedded |= {"folder": str(place.encoder(cell)), "datamodule": place.datamodule(pool)}
-    has_both = pool.recipe == "mnist_features"  # the graph of what the encoder has learnt, too
+    in_recipe = embedded["encoder"]["init_args"]["encoders"]
+    has_both = sum(one["class_path"] == "GraphFeatures" for one in in_recipe) > 1  # of what the encoder has learnt, too
     config["model"]["init_args"]["net"]["init_args"] = {
         "in_features": GRAPH * (1 + has_both) + pool.width,
         "out_features": _num_outputs(pool),

@@ -11,6 +11,7 @@ from torch import Tensor
 MASK_SCHEME = 1
 """Number of the rule by which masks follow from (seed, layer, call, k): a run does not go on under another."""
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # increment of SplitMix64, as a signed number
+_NUM_NAMED = 6  # layers in an error
 _UNIFORM_BITS = 24  # of a uniform number in single precision
 SELU_LIMIT = 1.7580993408473766  # scale * alpha of SELU: minus the value of a unit that is switched off
 
@@ -20,15 +21,15 @@ def named(layer: str) -> str:
     return f"`{layer}`" if layer else "the model itself"
 
 
-def some_of(words: Sequence[str], most: int = 6) -> str:
+def some_of(words: Sequence[str]) -> str:
     """Join the first words and count the others, because large models have hundreds of layers.
 
     Example:
-        >>> some_of(["`a`", "`b`"]), some_of(["`a`", "`b`", "`c`"], most=2)
-        ('`a`, `b`', '`a`, `b` and 1 more')
+        >>> some_of(["`a`", "`b`"]), some_of(list("abcdefgh"))
+        ('`a`, `b`', 'a, b, c, d, e, f and 2 more')
     """
-    rest = len(words) - most
-    return ", ".join(words[:most]) + (f" and {rest} more" if rest > 0 else "")
+    rest = len(words) - _NUM_NAMED
+    return ", ".join(words[:_NUM_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 @dataclass(frozen=True)
