@@ -20,15 +20,18 @@ from a quiet machine only where they are times: accuracies are the same on a bus
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,32 +121,42 @@ def train_encoder(cell: Cell, place: Place) -> None:
     )  # one that was killed leaves an earlier epoch's
 
 
-def run(cell: Cell, place: Place) -> list[Round]:
-    """Run a cell whose encoder is trained, and return its rounds."""
-    fit(place.root / cell.name, config_of(cell, place))
+def encoders_ahead(cells: Sequence[Cell]) -> list[tuple[Cell, bool]]:
+    """Return (cell, whether it is run or its encoder alone is trained): each encoder before the cells of another.
+
+    Several workers would otherwise wait for one encoder.
+    """
+    groups = [list(members) for _, members in itertools.groupby(cells, lambda cell: (cell.pool, cell.seed))]
+    tasks = []
+    for position, members in enumerate(groups):
+        needed_soon = groups[: position + 2] if position == 0 else groups[position + 1 : position + 2]
+        tasks += [(group[0], False) for group in needed_soon] + [(cell, True) for cell in members]
+    return tasks
+
+
+def run(cell: Cell, place: Place) -> tuple[list[Round], float]:
+    """Run a cell whose encoder is trained, and return its rounds and its CPU seconds."""
+    cpu_s = fit(place.root / cell.name, config_of(cell, place))
     _, rounds = read_journal(place.root / cell.name)
     if not rounds or rounds[-1].stopped is None:
         raise RuntimeError(f"The run in {place.root / cell.name} ended without its last round; see its log.txt.")
-    return rounds
+    return rounds, cpu_s
 
 
-def fit(folder: Path, config: Mapping[str, Any]) -> None:
-    """Run the command with a configuration, which stays in the folder beside what the command printed."""
+def fit(folder: Path, config: Mapping[str, Any]) -> float:
+    """Run the command with a configuration, which stays in the folder beside the log, and return its CPU seconds."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "cell.yaml"
     path.write_text(yaml.safe_dump(dict(config), sort_keys=False))
     with (folder / "log.txt").open("a") as log:
         # In the root of the clone, where a configuration finds `examples` and `benchmarks`.
         command = [sys.executable, "-m", "al_lightning", "fit", "--config", str(path)]
-        code = subprocess.run(command, check=False, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT).returncode
-    if code:
-        raise RuntimeError(f"`{' '.join(command)}` ended with status {code}; see {folder / 'log.txt'}.")
-
-
-def cpu_seconds() -> float:
-    """Return the CPU time of all processes that this one has run to their end."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
+        _, status, used = os.wait4(process.pid, 0)  # of this process alone, whatever else is running
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"`{' '.join(command)}` ended with status {process.returncode}; see {folder / 'log.txt'}.")
+    return float(used.ru_utime + used.ru_stime)
 
 
 def estimate(cell: Cell, results: Mapping[Cell, Row]) -> float:
@@ -334,6 +347,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--budget-s", type=float, default=math.inf, help="start no cell after so many seconds")
     parser.add_argument("--list", action="store_true", help="show what there is to do, and run nothing")
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--commit", help="where git cannot tell it")
     parser.add_argument("--folder", type=Path, default=Path("runs/pool"))
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -358,18 +372,31 @@ def main() -> None:
     place = Place(asked.folder.resolve(), None if asked.data is None else asked.data.resolve())
     asked.results.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    for _, cell in ranked:
-        if cell in results:
-            continue
+    encoder_locks: dict[Path, threading.Lock] = defaultdict(threading.Lock)
+
+    def row_of(cell: Cell, *, is_run: bool) -> Row | None:
         if time.monotonic() - began >= asked.budget_s:
-            break
-        train_encoder(cell, place)
-        used = cpu_seconds()  # of the cell alone: its seed's other cells use the encoder too
-        rounds = run(cell, place)
-        results[cell] = as_row(cell, rounds, cpu_seconds() - used, provenance)
-        with path.open("a") as file:
-            file.write(json.dumps(results[cell]) + "\n")
-        print(f"{cell}: {mean_accuracy(curve_of(results[cell])):.1f} %", flush=True)
+            return None
+        with encoder_locks[place.encoder(cell)]:
+            train_encoder(cell, place)
+        return as_row(cell, *run(cell, place), provenance) if is_run else None
+
+    with ThreadPoolExecutor(asked.jobs) as workers:
+        tasks = encoders_ahead([cell for _, cell in ranked if cell not in results])
+        running = {workers.submit(row_of, cell, is_run=is_run): cell for cell, is_run in tasks}
+        try:
+            for done in as_completed(running):
+                row, cell = done.result(), running[done]
+                if row is None:
+                    continue
+                results[cell] = row
+                with path.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(f"{cell}: {mean_accuracy(curve_of(row)):.1f} %, {row['cpu_s']} CPU s", flush=True)
+        finally:
+            workers.shutdown(cancel_futures=True)  # after a failure: nothing else begins
+    if running:
+        print(f"{time.monotonic() - began:.0f} s in all", flush=True)
     show(results, asked.results)
 
 

@@ -225,6 +225,17 @@ def test_texts_of_the_same_words_have_the_same_features_whatever_their_order_and
     assert torch.allclose(third, words.vectors[4] / words.vectors[4].norm())
 
 
+def test_each_encoder_is_trained_before_the_cells_of_another(modules):
+    pool, cells = modules["pool"], modules["pool_cells"]
+    first, second, third = (cells.Cell("digits", "frozen", "Random", "Random", 10, seed) for seed in range(3))
+    other = cells.Cell("digits", "frozen", "BALD", "Random", 10, 0)
+    assert pool.encoders_ahead([first, other, second, third]) == [
+        *((first, False), (second, False), (first, True), (other, True)),
+        *((third, False), (second, True), (third, True)),
+    ]
+    assert pool.encoders_ahead([]) == []
+
+
 @pytest.mark.long
 def test_a_cell_is_an_ordinary_run_on_an_encoder_of_its_own(modules, tmp_path, monkeypatch):
     pool, cells = modules["pool"], modules["pool_cells"]
@@ -235,7 +246,8 @@ def test_a_cell_is_an_ordinary_run_on_an_encoder_of_its_own(modules, tmp_path, m
     for way in ("frozen", "augmented"):
         cell = cells.Cell("digits, junk trained", way, "Random", "Random", 50, 0)
         pool.train_encoder(cell, place)
-        kept = pool.as_row(cell, pool.run(cell, place), 1.0, pool.Provenance("c", "t", "m"))
+        kept = pool.as_row(cell, *pool.run(cell, place), pool.Provenance("c", "t", "m"))
+        assert 0 < kept["cpu_s"] < 600
         assert kept["num_paid"] == [50, 100]
         assert 0.4 < kept["test_mean_acc"][-1] <= 1
         assert 10 < kept["num_rejected"][-1] < 50
