@@ -49,6 +49,8 @@ def test_a_page_has_a_mark_for_each_table_that_a_script_documents():
         "mc_dropout",
         "batch_information",
         "page_times",
+        "advice",
+        "family",
         "pool",
         "digits_features",
         "text",

@@ -1,15 +1,16 @@
-"""Time and memory of the acquisitions on features: 5,000 points beside scikit-activeml, then 60,000 points.
+"""Time and memory of each acquisition: 5,000 points, some beside scikit-activeml, then 60,000 points.
 
-    python benchmarks/labels/diverse.py --threads 2
-    python benchmarks/labels/diverse.py --acquisitions CoreSet --points 5000
+    python benchmarks/labels/family.py --threads 2
+    python benchmarks/labels/family.py --acquisitions CoreSet --points 5000
 
-Each choice is made in a process of its own: 100 points, given 100 labelled ones, of groups of points that lie in 30 of
-512 directions, with noise in all. scikit-activeml is given the same features, and the same radius for ProbCover, whose
-search for one would compare all pairs ten times; its package must be installed. Its times are in `theirs_s`, where
-there is memory for its matrix of all pairs: up to 5,000 points. Memory is the peak of the process above what it held
-before the choice, features included.
+Each choice is made in a process of its own: 100 points, given 100 labelled ones. Features lie in groups along 30 of 512
+directions, with noise in all; predictions are those of 100 linear layers on them, and of 1,000 targets for `EPIG`;
+`BADGE` has the mean prediction, `BatchBALD` 10 points to choose. scikit-activeml is given the same features, and the
+same radius for ProbCover, whose search for one would compare all pairs ten times; its package must be installed. Its
+times are in `theirs_s`, where there is memory for its matrix of all pairs: up to 5,000 points. Memory is the peak of
+the process above what it held before the choice, features and predictions included.
 
-Numbers to be shown are measured on a machine that does nothing else. Writes diverse.csv.
+Numbers to be shown are measured on a machine that does nothing else. Writes family.csv and a table of docs/features.md.
 """
 
 import argparse
@@ -18,24 +19,32 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import RESULTS, find_provenance, write_rows
+from common import RESULTS, ROOT, document, find_provenance, write_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-NAMES = ("TypiClust", "CoreSet", "ProbCover", "BADGE")
-NUM_DIRECTIONS, NUM_GROUPS, NUM_CLASSES, RADIUS = 30, 100, 10, 6.0
+PAGE = ROOT / "docs" / "features.md"
+BESIDE_THEIRS = ("TypiClust", "CoreSet", "ProbCover", "BADGE")
+NAMES = (
+    *("Random", "Entropy", "BALD", "BatchBALD", "PowerBALD", "SoftmaxBALD", "SoftrankBALD", "EPIG", "BAIT"),
+    *BESIDE_THEIRS,
+)
+SAMPLES = dict.fromkeys(("Random", "TypiClust", "CoreSet", "ProbCover"), 0) | {"BADGE": 1}  # 100 for the others
+BATCH_SIZES = {"BatchBALD": 10}
+NUM_DIRECTIONS, NUM_GROUPS, NUM_CLASSES, NUM_TARGETS, RADIUS = 30, 100, 10, 1000, 6.0
+NUM_SAMPLES, SPREAD = 100, 0.5  # of the weights of the linear layers, beside their mean
 MOST_OF_THEIRS = 5000
 
 
-def pool(num_points: int, num_features: int) -> "tuple[Tensor, Tensor]":
-    """Return features and log-probabilities of one network (N, 1, C)."""
+def pool(num_points: int, num_features: int, num_samples: int) -> "tuple[Tensor, Tensor]":
+    """Return features and log-probabilities of linear layers on them (N, K, C); (N, 0, C) without samples."""
     import torch  # noqa: PLC0415 - the process that starts the others stays small
 
     generator = torch.Generator().manual_seed(0)
@@ -44,8 +53,13 @@ def pool(num_points: int, num_features: int) -> "tuple[Tensor, Tensor]":
     group = torch.randint(NUM_GROUPS, (num_points,), generator=generator)
     inner = centres[group] + torch.randn(num_points, NUM_DIRECTIONS, generator=generator)
     features = inner @ directions + torch.randn(num_points, num_features, generator=generator) / num_features**0.5
-    logits = features @ torch.randn(num_features, NUM_CLASSES, generator=generator)
-    return features, logits[:, None].log_softmax(dim=2)
+    mean = torch.randn(num_features, NUM_CLASSES, generator=generator)
+    log_probs = torch.empty(num_points, num_samples, NUM_CLASSES)
+    for sample in range(num_samples):
+        other = torch.randn(num_features, NUM_CLASSES, generator=generator)
+        weights = mean + SPREAD * other if num_samples > 1 else mean
+        log_probs[:, sample] = (features @ weights).log_softmax(dim=1)
+    return features, log_probs
 
 
 def ours(name: str, features: "Tensor", log_probs: "Tensor", batch_size: int) -> Callable[[], object]:
@@ -56,12 +70,13 @@ def ours(name: str, features: "Tensor", log_probs: "Tensor", batch_size: int) ->
     from al_lightning.acquisition import Predictions  # noqa: PLC0415
 
     acquisition = getattr(al_lightning.acquisition, name)(**({"delta": RADIUS} if name == "ProbCover" else {}))
-    num_pool = len(features) - batch_size
+    num_pool, needs = len(features) - batch_size, acquisition.needs
     predictions = Predictions(
-        log_probs[:num_pool] if "predictions" in acquisition.needs else None,
+        log_probs[:num_pool] if "predictions" in needs else None,
         total=num_pool,
-        features_N_D=features[:num_pool],
-        labelled_features_L_D=features[num_pool:],
+        features_N_D=features[:num_pool] if "features" in needs else None,
+        labelled_features_L_D=features[num_pool:] if "features" in needs else None,
+        target_log_probs_T_K_C=log_probs[:: -(-len(log_probs) // NUM_TARGETS)].clone() if "targets" in needs else None,
     )
     return lambda: acquisition(predictions, batch_size, generator=torch.Generator().manual_seed(0))
 
@@ -98,7 +113,7 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
     import torch  # noqa: PLC0415 - the process that starts the others stays small
 
     torch.set_num_threads(case["threads"])
-    features, log_probs = pool(case["points"], case["features"])
+    features, log_probs = pool(case["points"], case["features"], case["samples"])
     choose = {"ours": ours, "theirs": theirs}[case["whose"]](
         case["acquisition"], features, log_probs, case["batch_size"]
     )
@@ -116,6 +131,29 @@ def measured_apart(case: dict[str, Any]) -> dict[str, float]:
     if ran.returncode:
         raise RuntimeError(f"{case} failed: {ran.stderr.strip()[-2000:]}")
     return json.loads(ran.stdout.splitlines()[-1])
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table of seconds and MiB by acquisition.
+
+    Example:
+        >>> row = {"acquisition": "CoreSet", "points": 5000, "batch_size": 100, "ours_s": 0.1, "ours_mib": 3.2}
+        >>> print(table([{**row, "theirs_s": 2.5, "theirs_mib": 900.4}]).splitlines()[2])
+        | `CoreSet` | 100 | 0.10 s, 3 MiB | 2.50 s, 900 MiB |
+    """
+    sizes, names = list(dict.fromkeys(row["points"] for row in rows)), dict.fromkeys(row["acquisition"] for row in rows)
+    of = {(row["acquisition"], row["points"]): row for row in rows}
+    heads = ["acquisition", "b", *(f"{size:,} points" for size in sizes), "scikit-activeml"]
+    lines = [f"| {' | '.join(heads)} |", f"|{' - |' * len(heads)}"]
+    for name in names:
+        own = [f"{of[name, size]['ours_s']:.2f} s, {of[name, size]['ours_mib']:.0f} MiB" for size in sizes]
+        theirs = [
+            f"{row['theirs_s']:.2f} s, {row['theirs_mib']:.0f} MiB" for row in rows if row["acquisition"] == name
+            and row["theirs_s"] != ""
+        ]
+        cells = [f"`{name}`", of[name, sizes[0]]["batch_size"], *own, ", ".join(theirs) or "-"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -138,14 +176,17 @@ def main() -> None:
     for points in arguments.points:
         for name in arguments.acquisitions:
             case = {"acquisition": name, "points": points, "features": arguments.features}
-            case |= {"batch_size": arguments.batch_size, "threads": arguments.threads}
+            case |= {"batch_size": min(arguments.batch_size, BATCH_SIZES.get(name, points))}
+            case |= {"threads": arguments.threads, "samples": SAMPLES.get(name, NUM_SAMPLES)}
             own = measured_apart(case | {"whose": "ours"})
-            other = measured_apart(case | {"whose": "theirs"}) if points <= MOST_OF_THEIRS else {"s": "", "mib": ""}
+            has_theirs = name in BESIDE_THEIRS and points <= MOST_OF_THEIRS
+            other = measured_apart(case | {"whose": "theirs"}) if has_theirs else {"s": "", "mib": ""}
             times = {"ours_s": own["s"], "theirs_s": other["s"], "ours_mib": own["mib"], "theirs_mib": other["mib"]}
             shown = {key: value if value == "" else round(value, 2) for key, value in times.items()}
             rows.append({**asdict(provenance), **case, **shown})
             print(rows[-1], flush=True)
-    write_rows(arguments.results / "diverse.csv", rows)
+    write_rows(arguments.results / "family.csv", rows)
+    document("family", table(rows), results=arguments.results, readme=PAGE)
 
 
 if __name__ == "__main__":
