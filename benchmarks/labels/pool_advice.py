@@ -190,9 +190,7 @@ def _possible(rule: Rule) -> set[tuple[str, str, str]]:
     return {rule.choose(Known(high, high)), rule.choose(Known({}, {}))}
 
 
-def gains(
-    rule: Rule, seeds: Mapping[int, tuple[Known, Mapping[tuple[str, str, str], float]]]
-) -> list[float]:
+def gains(rule: Rule, seeds: Mapping[int, tuple[Known, Mapping[tuple[str, str, str], float]]]) -> list[float]:
     """Return the gain of a rule over R0 for each seed of a set."""
     return [accuracy_of[rule.choose(known)] - accuracy_of[ON_FEATURES] for known, accuracy_of in seeds.values()]
 
