@@ -73,11 +73,11 @@ def low(numbers: Numbers, name: str) -> float:
 
 
 def _features_where_they_tell_more(known: Known) -> tuple[str, str, str]:
-    return ON_FEATURES if low(known.of_random, GAIN) > 0.5 else ("scratch", "Random", "Random")  # noqa: PLR2004
+    return ON_FEATURES if low(known.of_random, GAIN) > 0.5 else ("scratch", "Random", "Random")
 
 
 def _batchbald_where_disagreement_tells(known: Known) -> tuple[str, str, str]:
-    return ("frozen", "BatchBALD" if low(known.of_batchbald, DISAGREEMENT) > 0.5 else "Random", RECIPE)  # noqa: PLR2004
+    return ("frozen", "BatchBALD" if low(known.of_batchbald, DISAGREEMENT) > 0.5 else "Random", RECIPE)
 
 
 def _recipe_from(threshold: float) -> Callable[[Known], tuple[str, str, str]]:
@@ -112,10 +112,10 @@ def numbers_of(evidence: Sequence[Mapping[str, str]]) -> dict[str, tuple[float, 
     """Return value and lower end of numbers as the command prints them, shares as shares.
 
     Example:
-        >>> numbers_of([{"name": "copies", "value": "71.4 %", "interval": "60 to 80.5 %"},
+        >>> numbers_of([{"name": "copies", "value": "75 %", "interval": "60 to 80.5 %"},
         ...             {"name": "disagreement finds errors", "value": "0.62", "interval": "0.55 to 0.70"},
         ...             {"name": "rejected", "value": "not known", "interval": ""}])
-        {'copies': (0.714, 0.6), 'disagreement finds errors': (0.62, 0.55)}
+        {'copies': (0.75, 0.6), 'disagreement finds errors': (0.62, 0.55)}
     """
     found: dict[str, tuple[float, float | None]] = {}
     for each in evidence:
