@@ -125,6 +125,11 @@ class FittedLastLayer(Posterior):
     posterior: LastLayerPosterior
     labelled: LabelledFeatures = field(repr=False)
 
+    @property
+    def predict(self) -> Callable[[nn.Module, Any], Tensor] | None:
+        """How to get logits of a batch."""
+        return self.posterior.predict
+
     @override
     def preview(self, model: nn.Module, batch: object, *, smaller: object = None) -> Tensor:
         return self.posterior.preview(model, batch, smaller=smaller)
