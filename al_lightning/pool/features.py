@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.distributed import Ranks
-from al_lightning.pool.predict import NUM_NAMED, Draw, Predictor, last_layer_features, predict_pool
+from al_lightning.pool.predict import NUM_NAMED, Draw, Predictor, predict_pool
 
 _AXES = 2  # N and D
 
@@ -31,13 +31,9 @@ def features_of(predictor: Predictor, indices_N: Tensor, *, is_divided: bool) ->
     own = made_once(predictor.datamodule)
     if own is not None and not is_divided:
         return ranks.together(lambda: _checked(own(indices_N.tolist()), indices_N.tolist()))
-    indices_n = indices_N[part.start : part.stop]
-
-    def work() -> Tensor:
-        ids = indices_n.tolist()
-        return _checked(_from_last_layer(predictor, indices_n) if own is None else own(ids), ids)
-
-    features_n_D = ranks.together(work)
+    ids = indices_N[part.start : part.stop].tolist()
+    make = predictor.last_layer_features(indices_N, part) if own is None else lambda: own(ids)
+    features_n_D = ranks.together(lambda: _checked(make(), ids))
     width = int(ranks.gather(torch.tensor(features_n_D.shape[1])).max())
     if len(part) == 0:  # of no points, a rank knows no width
         features_n_D = features_n_D.new_empty(0, width)
@@ -91,13 +87,6 @@ def target_loader(datamodule: ActiveLearningDataModule) -> DataLoader[Any]:
             "would see others. Leave out `shuffle=True` and the sampler."
         )
     return loader
-
-
-def _from_last_layer(predictor: Predictor, indices_n: Tensor) -> Tensor:
-    if len(indices_n) == 0:
-        return torch.empty(0, 0)
-    batches = predictor.datamodule.pool_dataloader(indices_n)
-    return torch.cat(list(last_layer_features(predictor.trainer, predictor.module, batches, predictor.posterior)))
 
 
 def _checked(features_n_D: Tensor, indices: Sequence[int]) -> Tensor:

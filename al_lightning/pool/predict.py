@@ -1,9 +1,10 @@
 """Prediction of the pool: log-probabilities of K posterior samples at every point, in the order of the pool."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,18 +12,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from al_lightning._lightning import LIGHTNINGS_OWN, LightningModule, Trainer, callbacks_of, pl
+from al_lightning._lightning import LIGHTNINGS_OWN, LightningModule, Trainer, callbacks_of, isolate_rng, pl
 from al_lightning.acquisition import Predictions
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.distributed import Ranks
+from al_lightning.pool.frozen import Frozen, FrozenPoints, Keeper, Usual, taking_rows
+from al_lightning.pool.kept import Kept
 from al_lightning.pool.storage import Storage
 from al_lightning.posterior import Posterior, Predict
 from al_lightning.posterior.labelled_fit import LabelledFit
 from al_lightning.posterior.last_layer.features import last_layer_pass
-from al_lightning.posterior.model import leaves
+from al_lightning.posterior.model import Call, leaves
 from al_lightning.posterior.snapshot import Snapshot
 
 DESCRIPTION = "Predicting the pool"
+FROZEN = "frozen"
+"""Folder in the run folder of the output of a model's frozen part."""
 NUM_NAMED = 20
 MOST_REASON = 200
 """Letters of a reason in a record, at most."""
@@ -70,6 +75,15 @@ def _batches_on_device(trainer: Trainer, module: LightningModule, batches: Itera
         # Private, because only it knows whether the data module or the module overrides the hook.
         converted = module._on_before_batch_transfer(converted)
         yield trainer.strategy.batch_to_device(converted)
+
+
+def _points_on_device(trainer: Trainer, module: LightningModule, batches: DataLoader[object]) -> Iterator[object]:
+    """Yield each batch on the device under a progress bar; kept rows without the user's hooks, made for inputs."""
+    shown: Iterable[Any] = _with_progress(trainer, batches)
+    if not isinstance(batches.dataset, FrozenPoints):
+        return _batches_on_device(trainer, module, shown)
+    device, batch_of = trainer.strategy.root_device, batches.dataset.frozen.batch_of
+    return (batch_of(rows_n_D.to(device)) for rows_n_D in shown)
 
 
 def _with_progress(trainer: Trainer, batches: DataLoader[object]) -> Iterable[object]:
@@ -132,10 +146,11 @@ def predict_pool(
     """
     with (
         _predicting(trainer, module),
+        taking_rows(module, batches),
         posterior.sample(module, num_samples, seed=seed) as predict,
         trainer.precision_plugin.forward_context(),
     ):
-        batches_on_device = _batches_on_device(trainer, module, _with_progress(trainer, batches))
+        batches_on_device = _points_on_device(trainer, module, batches)
         yield PoolChunks(_finite(map(predict, batches_on_device), _ids_of(batches)), predict)
 
 
@@ -300,11 +315,18 @@ def fitted_posterior(
 
 
 def last_layer_features(
-    trainer: Trainer, module: LightningModule, batches: DataLoader[object], posterior: Posterior
+    trainer: Trainer,
+    module: LightningModule,
+    batches: DataLoader[object],
+    posterior: Posterior,
 ) -> Iterator[Tensor]:
     """Yield what the model's last linear layer reads of each batch in evaluation mode (n, D), float32, on the CPU."""
-    with _predicting(trainer, module), trainer.precision_plugin.forward_context():
-        for batch in _batches_on_device(trainer, module, batches):
+    with (
+        _predicting(trainer, module),
+        taking_rows(module, batches),
+        trainer.precision_plugin.forward_context(),
+    ):
+        for batch in _points_on_device(trainer, module, batches):
             yield _last_layer_features(module, batch, posterior)
 
 
@@ -379,19 +401,71 @@ class Predictor:
         """Predict this rank's part of some points, and describe the forward passes."""
         ranks = Ranks(self.trainer)
         part = ranks.part(len(indices_N), self.batch_size)
-        log_probs_n_K_C, passes = ranks.together(lambda: self._own(indices_N[part.start : part.stop], draw))
+        frozen = self.frozen(indices_N, lambda: self._probs(draw))
+        log_probs_n_K_C, passes = ranks.together(lambda: self._own(indices_N[part.start : part.stop], draw, frozen))
         num_classes = int(ranks.gather(torch.tensor(log_probs_n_K_C.shape[2])).max())
         if len(part) == 0:  # of no points, a rank knows no number of classes
             log_probs_n_K_C = log_probs_n_K_C.new_empty(0, draw.num_samples, num_classes)
         return Predictions(log_probs_n_K_C, offset=part.start, total=len(indices_N)), passes
 
-    def _own(self, indices_n: Tensor, draw: Draw) -> tuple[Tensor, Passes]:
+    def last_layer_features(self, indices_N: Tensor, part: range) -> Callable[[], Tensor]:
+        """Return a function that makes features of some of the points (n, D), of a rank's part of them."""
+        features = partial(_last_layer_features, self.module, posterior=self.posterior)
+        frozen = self.frozen(indices_N, lambda: nullcontext(features))
+
+        def made() -> Tensor:
+            indices_n = indices_N[part.start : part.stop]
+            if len(indices_n) == 0:
+                return torch.empty(0, 0)
+            batches = self._loader(indices_n, frozen)
+            features = last_layer_features(self.trainer, self.module, batches, self.posterior)
+            return torch.cat(list(features))
+
+        return made
+
+    def frozen(
+        self, indices_N: Tensor, predicting: Callable[[], AbstractContextManager[Callable[[object], Tensor]]]
+    ) -> Frozen | None:
+        """Return the frozen part of the model with rows of some points, made on all ranks where there are none yet."""
+        if self.storage.folder is None:
+            return None
+        trainer, module = self.trainer, self.module
+        usual = Usual(
+            Call(module, getattr(self.posterior, "predict", None)),
+            batches=lambda indices, size: _batches_on_device(
+                trainer, module, self.datamodule.pool_dataloader(indices, size)
+            ),
+            predicting=predicting,
+            is_shown=Ranks(trainer).rank == 0 and trainer.progress_bar_callback is not None,
+        )
+        keep = Keeper(
+            usual,
+            Kept(self.storage.folder / FROZEN),
+            Ranks(trainer),
+            num_points=len(self.datamodule.labels),
+            batch_size=self.batch_size,
+        )
+        # Reading points may draw from the global generators, which are left as without this.
+        with isolate_rng(), _predicting(trainer, module), trainer.precision_plugin.forward_context():
+            return keep(indices_N)
+
+    @contextmanager
+    def _probs(self, draw: Draw) -> Iterator[Callable[[object], Tensor]]:
+        with self.posterior.sample(self.module, draw.num_samples, seed=draw.seed) as predict:
+            yield lambda batch: predict(batch).exp()
+
+    def _loader(self, indices_n: Tensor, frozen: Frozen | None) -> DataLoader[Any]:
+        if frozen is None:
+            return self.datamodule.pool_dataloader(indices_n)
+        return frozen.loader(indices_n.tolist(), self.batch_size)
+
+    def _own(self, indices_n: Tensor, draw: Draw, frozen: Frozen | None) -> tuple[Tensor, Passes]:
         if len(indices_n) == 0:
             return torch.empty(0, draw.num_samples, 0), Passes()
         with predict_pool(
             self.trainer,
             self.module,
-            self.datamodule.pool_dataloader(indices_n),
+            self._loader(indices_n, frozen),
             self.posterior,
             num_samples=draw.num_samples,
             seed=draw.seed,
