@@ -55,6 +55,7 @@ def test_a_page_has_a_mark_for_each_table_that_a_script_documents():
         "digits_features",
         "text",
         "transformer",
+        "frozen",
     }
     pages = [common.README, *(common.ROOT / "docs").glob("*.md")]
     text = "".join(page.read_text(encoding="utf-8") for page in pages)
