@@ -31,9 +31,13 @@ def features_of(predictor: Predictor, indices_N: Tensor, *, is_divided: bool) ->
     own = made_once(predictor.datamodule)
     if own is not None and not is_divided:
         return ranks.together(lambda: _checked(own(indices_N.tolist()), indices_N.tolist()))
-    ids = indices_N[part.start : part.stop].tolist()
-    make = predictor.last_layer_features(indices_N, part) if own is None else lambda: own(ids)
-    features_n_D = ranks.together(lambda: _checked(make(), ids))
+    indices_n = indices_N[part.start : part.stop]
+
+    def work() -> Tensor:
+        ids = indices_n.tolist()
+        return _checked(predictor.last_layer_features(indices_n) if own is None else own(ids), ids)
+
+    features_n_D = ranks.together(work)
     width = int(ranks.gather(torch.tensor(features_n_D.shape[1])).max())
     if len(part) == 0:  # of no points, a rank knows no width
         features_n_D = features_n_D.new_empty(0, width)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from al_lightning.data.items import Array
+from al_lightning.records.files import write_atomically
 
-NUM_NAMED = 20
 _HEADER, _ROWS, _MADE = "part.json", "rows.bin", "made.npy"
 
 
@@ -24,15 +24,15 @@ class Header:
 
     Args:
         part: Name of the part of the model that makes them.
-        digest: Digest of its parameters and buffers; None if no rows are kept, as of a part that changes.
+        digest: Digest of its parameters and buffers.
         width: Length of a row.
         dtype: Its precision, as `float32`.
     """
 
     part: str
-    digest: str | None = None
-    width: int = 0
-    dtype: str = "float32"
+    digest: str
+    width: int
+    dtype: str
 
     @property
     def num_bytes(self) -> int:
@@ -46,30 +46,17 @@ class Header:
         return found
 
 
-def rows_in(mapped: Array, header: Header, indices: Sequence[int]) -> Tensor:
-    """Return the rows of some points (n, D) that lie in a file."""
-    return torch.from_numpy(mapped[np.asarray(indices, dtype=np.int64)]).view(header.torch_dtype)
-
-
-def put_rows(mapped: Array, header: Header, indices: Sequence[int], rows_n_D: Tensor) -> None:
-    """Write the rows of some points (n, D) into a file."""
-    if (rows_n_D.shape[1], rows_n_D.dtype) != (header.width, header.torch_dtype):
-        raise ValueError(
-            f"The output of `{header.part}` is {rows_n_D.dtype} with {rows_n_D.shape[1]} numbers for each of the "
-            f"points {list(indices)[:NUM_NAMED]}, and {header.torch_dtype} with {header.width} for others."
-        )
-    mapped[np.asarray(indices, dtype=np.int64)] = rows_n_D.cpu().contiguous().view(torch.uint8).numpy()
-
-
 @dataclass(frozen=True)
 class Kept:
     """Rows in a folder that all ranks see. Rank 0 alone describes them; each rank writes its own.
 
     Args:
         folder: Folder of these rows and of nothing else.
+        part: Part whose rows earlier rounds of the run have read; None for a run that begins.
     """
 
     folder: Path
+    part: str | None = None
 
     def header(self) -> Header | None:
         """Return the description of the rows that are there; None if there are none."""
@@ -81,19 +68,21 @@ class Kept:
         except (ValueError, TypeError) as error:
             raise self._damaged(path, error) from error
 
-    def describe(self, header: Header) -> None:
+    def begin(self, header: Header) -> None:
         """Begin anew with rows of another description, of which none is made."""
+        self.clear()
         self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / _ROWS).touch()
+        self._write_made(np.zeros(0, dtype=np.bool_))
+        write_atomically(self.folder / _HEADER, json.dumps(asdict(header), indent=1) + "\n")
+
+    def clear(self) -> None:
+        """Delete the rows, their description first."""
         for name in (_HEADER, _MADE, _ROWS):
             (self.folder / name).unlink(missing_ok=True)
-        if header.digest is not None:
-            (self.folder / _ROWS).touch()
-            self.mark([], 0)
-        self._replace(_HEADER, (json.dumps(asdict(header), indent=1) + "\n").encode())
 
     def num_free(self) -> int:
         """Count the bytes that are free on the disk."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         return shutil.disk_usage(self.folder).free
 
     def made(self, num_points: int) -> Tensor:
@@ -107,36 +96,60 @@ class Kept:
 
     def mark(self, indices: Sequence[int], num_points: int) -> None:
         """Let some points have a row from now on, which was written before."""
-        made = self.made(num_points).numpy() if len(indices) else np.zeros(num_points, dtype=np.bool_)
+        made = self.made(num_points).numpy()
         made[np.asarray(indices, dtype=np.int64)] = True
-        file = io.BytesIO()
-        np.save(file, made)
-        self._replace(_MADE, file.getvalue())
+        self._write_made(made)
 
     def extend(self, header: Header, num_points: int) -> None:
         """Make the file as long as the rows of all points; what is not written takes no place on most disks."""
         path = self.folder / _ROWS
         os.truncate(path, max(path.stat().st_size, num_points * header.num_bytes))
 
-    def opened(self, header: Header, *, is_written: bool = False) -> Array:
-        """Map the file into memory, as the bytes of rows (N, D)."""
+    def write(self, header: Header, indices: Sequence[int], rows_n_D: Tensor) -> None:
+        """Write the rows of some points (n, D).
+
+        Not by a mapping into memory: another machine may write the neighbouring rows of the same page.
+        """
+        content = rows_n_D.cpu().contiguous().view(torch.uint8).numpy()
+        with (self.folder / _ROWS).open("rb+") as file:
+            for index, row in zip(indices, content, strict=True):
+                file.seek(index * header.num_bytes)
+                file.write(row.data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rows(self, header: Header) -> "Rows":
+        """Return the rows that are there, in a file that is mapped into memory."""
         path = self.folder / _ROWS
         num_bytes = path.stat().st_size if path.exists() else 0
         if num_bytes % header.num_bytes or num_bytes < len(self.made(0)) * header.num_bytes:
             raise self._damaged(path, f"it has {num_bytes} bytes, and a row has {header.num_bytes}")
-        mapped: Array = np.memmap(path, dtype=np.uint8, mode="r+" if is_written else "r")
-        return mapped.reshape(-1, header.num_bytes)
+        mapped: Array = np.memmap(path, dtype=np.uint8, mode="r")
+        return Rows(mapped.reshape(-1, header.num_bytes), header.torch_dtype)
 
     def _damaged(self, path: Path, error: object) -> ValueError:
         return ValueError(
             f"{path} is damaged ({error}). Delete the folder {self.folder}: what it holds is computed anew then."
         )
 
-    def _replace(self, name: str, content: bytes) -> None:
-        """Write a file whole, or not at all."""
-        partial = self.folder / f".{name}.partial"
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.folder / name)
+    def _write_made(self, made: Array) -> None:
+        file = io.BytesIO()
+        np.save(file, made)
+        write_atomically(self.folder / _MADE, file.getvalue())
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows by the id of their point.
+
+    Args:
+        content: Their bytes (N, bytes of a row).
+        dtype: Their precision.
+    """
+
+    content: Array
+    dtype: torch.dtype
+
+    def of(self, indices: Sequence[int]) -> Tensor:
+        """Return the rows of some points (n, D)."""
+        return torch.from_numpy(self.content[np.asarray(indices, dtype=np.int64)]).view(self.dtype)

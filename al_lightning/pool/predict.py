@@ -2,9 +2,8 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,8 +25,6 @@ from al_lightning.posterior.model import Call, leaves
 from al_lightning.posterior.snapshot import Snapshot
 
 DESCRIPTION = "Predicting the pool"
-FROZEN = "frozen"
-"""Folder in the run folder of the output of a model's frozen part."""
 NUM_NAMED = 20
 MOST_REASON = 200
 """Letters of a reason in a record, at most."""
@@ -315,17 +312,10 @@ def fitted_posterior(
 
 
 def last_layer_features(
-    trainer: Trainer,
-    module: LightningModule,
-    batches: DataLoader[object],
-    posterior: Posterior,
+    trainer: Trainer, module: LightningModule, batches: DataLoader[object], posterior: Posterior
 ) -> Iterator[Tensor]:
     """Yield what the model's last linear layer reads of each batch in evaluation mode (n, D), float32, on the CPU."""
-    with (
-        _predicting(trainer, module),
-        taking_rows(module, batches),
-        trainer.precision_plugin.forward_context(),
-    ):
+    with _predicting(trainer, module), taking_rows(module, batches), trainer.precision_plugin.forward_context():
         for batch in _points_on_device(trainer, module, batches):
             yield _last_layer_features(module, batch, posterior)
 
@@ -354,6 +344,7 @@ class Predictor:
         posterior: Posterior fitted to the labelled points.
         batch_size: Batch size of the loader: a batch is never divided between ranks.
         storage: Place of the predictions.
+        frozen: Frozen part of the model, from whose kept output the points are predicted; None without one.
     """
 
     trainer: Trainer
@@ -362,6 +353,7 @@ class Predictor:
     posterior: Posterior
     batch_size: int
     storage: Storage
+    frozen: Frozen | None = None
 
     @classmethod
     def unfitted(
@@ -401,71 +393,69 @@ class Predictor:
         """Predict this rank's part of some points, and describe the forward passes."""
         ranks = Ranks(self.trainer)
         part = ranks.part(len(indices_N), self.batch_size)
-        frozen = self.frozen(indices_N, lambda: self._probs(draw))
-        log_probs_n_K_C, passes = ranks.together(lambda: self._own(indices_N[part.start : part.stop], draw, frozen))
+        log_probs_n_K_C, passes = ranks.together(lambda: self._own(indices_N[part.start : part.stop], draw))
         num_classes = int(ranks.gather(torch.tensor(log_probs_n_K_C.shape[2])).max())
         if len(part) == 0:  # of no points, a rank knows no number of classes
             log_probs_n_K_C = log_probs_n_K_C.new_empty(0, draw.num_samples, num_classes)
         return Predictions(log_probs_n_K_C, offset=part.start, total=len(indices_N)), passes
 
-    def last_layer_features(self, indices_N: Tensor, part: range) -> Callable[[], Tensor]:
-        """Return a function that makes features of some of the points (n, D), of a rank's part of them."""
-        features = partial(_last_layer_features, self.module, posterior=self.posterior)
-        frozen = self.frozen(indices_N, lambda: nullcontext(features))
+    def last_layer_features(self, indices_n: Tensor) -> Tensor:
+        """Return what the model's last linear layer reads of some points (n, D)."""
+        if len(indices_n) == 0:
+            return torch.empty(0, 0)
+        batches = self._loader(indices_n)
+        return torch.cat(list(last_layer_features(self.trainer, self.module, batches, self.posterior)))
 
-        def made() -> Tensor:
-            indices_n = indices_N[part.start : part.stop]
-            if len(indices_n) == 0:
-                return torch.empty(0, 0)
-            batches = self._loader(indices_n, frozen)
-            features = last_layer_features(self.trainer, self.module, batches, self.posterior)
-            return torch.cat(list(features))
+    def keeping(
+        self, kept: Kept, indices_N: Tensor, draw: Draw, *, predicts: bool, reads_last_layer: bool
+    ) -> "Predictor":
+        """Return a predictor that reads some points from the kept output of a frozen part, if the model has one.
 
-        return made
+        All ranks call it at the same time, and make the rows that are lacking.
 
-    def frozen(
-        self, indices_N: Tensor, predicting: Callable[[], AbstractContextManager[Callable[[object], Tensor]]]
-    ) -> Frozen | None:
-        """Return the frozen part of the model with rows of some points, made on all ranks where there are none yet."""
-        if self.storage.folder is None:
-            return None
-        trainer, module = self.trainer, self.module
+        Args:
+            kept: Place of the rows.
+            indices_N: Ids of the points.
+            draw: Posterior samples that will be predicted.
+            predicts: Predictions are read.
+            reads_last_layer: The inputs of the last linear layer are read.
+        """
+        trainer, module, ranks = self.trainer, self.module, Ranks(self.trainer)
+
+        @contextmanager
+        def predicting() -> Iterator[Callable[[object], list[Tensor]]]:
+            sampling = self.posterior.sample(module, draw.num_samples, seed=draw.seed)
+            with sampling if predicts else nullcontext() as predict:
+                yield lambda batch: [
+                    *([] if predict is None else [predict(batch).exp()]),
+                    *([_last_layer_features(module, batch, self.posterior)] if reads_last_layer else []),
+                ]
+
         usual = Usual(
             Call(module, getattr(self.posterior, "predict", None)),
             batches=lambda indices, size: _batches_on_device(
                 trainer, module, self.datamodule.pool_dataloader(indices, size)
             ),
             predicting=predicting,
-            is_shown=Ranks(trainer).rank == 0 and trainer.progress_bar_callback is not None,
+            is_shown=ranks.rank == 0 and trainer.progress_bar_callback is not None,
         )
-        keep = Keeper(
-            usual,
-            Kept(self.storage.folder / FROZEN),
-            Ranks(trainer),
-            num_points=len(self.datamodule.labels),
-            batch_size=self.batch_size,
-        )
+        keep = Keeper(usual, kept, ranks, num_points=len(self.datamodule.labels), batch_size=self.batch_size)
         # Reading points may draw from the global generators, which are left as without this.
         with isolate_rng(), _predicting(trainer, module), trainer.precision_plugin.forward_context():
-            return keep(indices_N)
+            return replace(self, frozen=keep(indices_N))
 
-    @contextmanager
-    def _probs(self, draw: Draw) -> Iterator[Callable[[object], Tensor]]:
-        with self.posterior.sample(self.module, draw.num_samples, seed=draw.seed) as predict:
-            yield lambda batch: predict(batch).exp()
-
-    def _loader(self, indices_n: Tensor, frozen: Frozen | None) -> DataLoader[Any]:
-        if frozen is None:
+    def _loader(self, indices_n: Tensor) -> DataLoader[Any]:
+        if self.frozen is None:
             return self.datamodule.pool_dataloader(indices_n)
-        return frozen.loader(indices_n.tolist(), self.batch_size)
+        return self.frozen.loader(indices_n.tolist(), self.batch_size)
 
-    def _own(self, indices_n: Tensor, draw: Draw, frozen: Frozen | None) -> tuple[Tensor, Passes]:
+    def _own(self, indices_n: Tensor, draw: Draw) -> tuple[Tensor, Passes]:
         if len(indices_n) == 0:
             return torch.empty(0, draw.num_samples, 0), Passes()
         with predict_pool(
             self.trainer,
             self.module,
-            self._loader(indices_n, frozen),
+            self._loader(indices_n),
             self.posterior,
             num_samples=draw.num_samples,
             seed=draw.seed,

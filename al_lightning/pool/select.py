@@ -29,6 +29,7 @@ from al_lightning.data.collation import NUM_LOOKED_AT, refuse_own_order
 from al_lightning.distributed import Ranks
 from al_lightning.information import kernel_name, mutual_information
 from al_lightning.pool.features import features_of, made_once, target_loader, targets_of, try_made_once
+from al_lightning.pool.kept import Kept
 from al_lightning.pool.predict import Draw, Few, Passes, Predictor, preview_pool
 from al_lightning.pool.storage import Storage
 from al_lightning.posterior import Point, Posterior
@@ -56,6 +57,7 @@ class Selection:
         kernel: Kernel that evaluated the gains of BatchBALD.
         predict_path: Description of MC dropout's K forward passes.
         sampled: Dropouts that these sampled.
+        frozen: Frozen part of the model from whose kept output the points were predicted.
         warnings: Warnings by subject.
         probs: Mean prediction for each point (B, C).
     """
@@ -71,6 +73,7 @@ class Selection:
     kernel: Literal["torch", "triton"] | None = None
     predict_path: str | None = None
     sampled: str | None = None
+    frozen: str | None = None
     warnings: dict[str, str] = field(default_factory=dict)
     probs: list[list[float]] | None = None
 
@@ -91,6 +94,7 @@ class Chooser:
         seed: Seed of all draws, together with the round.
         labels_are_known: The dataset has the labels of the pool.
         is_fitted: A model is trained; without one, features are those that the data module made once.
+        kept: Place of the output of a frozen part of the model; None to compute it in each round.
     """
 
     acquisition: Acquisition
@@ -103,6 +107,7 @@ class Chooser:
     seed: int
     labels_are_known: bool = True
     is_fitted: bool = True
+    kept: Kept | None = None
 
     def __post_init__(self) -> None:
         check_needs(self.acquisition)
@@ -235,11 +240,13 @@ class Chooser:
         indices_N = self._considered(pool_indices_N, round_index=round_index)
         ranks.same("the pool, whose ids have this fingerprint", blake2b(indices_N.numpy().tobytes()).hexdigest())
         started = time.perf_counter()
-        predictions, screened, passes = Predictions(None, total=len(indices_N)), None, Passes()
+        predictions, screened, passes, frozen = Predictions(None, total=len(indices_N)), None, Passes(), None
         if self.acquisition.needs:
             make = Predictor.after_training if self._predicts else Predictor.unfitted
             predict = make(trainer, module, datamodule, self.posterior, self.storage)
             draw = Draw(self.num_samples, derived_seed(self.seed, round_index, "posterior"))
+            predict = self._keeping(predict, indices_N, draw)
+            frozen = None if predict.frozen is None else predict.frozen.part.name
             if self._predicts:
                 screened = self._screened(indices_N, predict, round_index=round_index)
                 if screened is not None:
@@ -261,6 +268,7 @@ class Chooser:
             scores=batch.scores.tolist(),
             targets=datamodule.check_targets(chosen, num_classes=num_classes) if self.labels_are_known else None,
             seconds={"predict": predicted - started, "acquire": acquired - predicted},
+            frozen=frozen,
         )
         if num_classes is None:
             return selection
@@ -273,13 +281,22 @@ class Chooser:
             warnings=self._warnings(batch, screened, passes, num_points=len(indices_N)),
         )
 
+    def _keeping(self, predict: Predictor, indices_N: Tensor, draw: Draw) -> Predictor:
+        """Return a predictor that reads the points from what a frozen part of the model has made of them."""
+        reads_last_layer = self._reads_last_layer(predict.datamodule)
+        if self.kept is None or not (self._predicts or reads_last_layer):
+            return predict
+        return predict.keeping(self.kept, indices_N, draw, predicts=self._predicts, reads_last_layer=reads_last_layer)
+
     def _with_more(self, predictions: Predictions, indices_N: Tensor, predict: Predictor, draw: Draw) -> Predictions:
         """Add what the acquisition needs besides predictions of the pool."""
         if "features" in self.acquisition.needs:
             predictions = replace(
                 predictions,
                 features_N_D=features_of(predict, indices_N, is_divided=self._predicts),
-                labelled_features_L_D=features_of(predict, predict.datamodule.trained_indices, is_divided=False),
+                labelled_features_L_D=features_of(
+                    replace(predict, frozen=None), predict.datamodule.trained_indices, is_divided=False
+                ),
             )
         if "targets" in self.acquisition.needs:
             predictions = replace(predictions, target_log_probs_T_K_C=targets_of(predict, draw))

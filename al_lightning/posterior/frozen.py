@@ -48,8 +48,11 @@ class FrozenPart:
         """Return the output with one row of numbers for each point."""
         return self.output_B.flatten(start_dim=1)
 
-    def rows(self, call: Call, inputs: object) -> tuple[Tensor, Tensor]:
-        """Run the model on further inputs, and return the rows of the part's output (B, D) and the model's (B, C)."""
+    def rows(self, call: Call, inputs: object) -> tuple[Tensor, Tensor] | None:
+        """Run the model on further inputs, and return the rows of the part's output (B, D) and the model's (B, C).
+
+        None if the part makes another number of values of a point, or of another precision, than of those before.
+        """
         found: list[Tensor] = []
         module, number = dict(named_originals(call.model))[self.name], len(self.outputs[self.name]) - 1
         handle = module.register_forward_hook(lambda _module, _args, output: found.append(output.detach().clone()))
@@ -57,7 +60,10 @@ class FrozenPart:
             output_B_C = evaluated(call, inputs)
         finally:
             handle.remove()
-        return found[number].flatten(start_dim=1), output_B_C
+        output_B = found[number] if number < len(found) else output_B_C.new_empty(0)
+        if (output_B.shape[1:], output_B.dtype) != (self.output_B.shape[1:], self.output_B.dtype):
+            return None
+        return output_B.flatten(start_dim=1), output_B_C
 
     def digest(self, model: nn.Module) -> str:
         """Return a digest of all parameters and buffers on which the output may depend."""
@@ -71,18 +77,14 @@ class FrozenPart:
         return hashed.hexdigest()
 
     @contextmanager
-    def replaced(self, model: nn.Module, *, is_single: bool) -> Iterator[None]:
+    def replaced(self, model: nn.Module) -> Iterator[None]:
         """Let the model take rows of the output in the place of its inputs within the block.
 
-        The frozen modules do not run. What the model computes from its inputs besides is computed from those of the one
-        point, so a caller must see that the results are the same.
-
-        Args:
-            model: The model.
-            is_single: Compute that for the one point alone, and not for as many copies of it as there are rows.
+        The frozen modules do not run. What the model computes from its inputs besides is computed from copies of those
+        of the one point, so a caller must see that the results are the same.
         """
         modules = dict(named_originals(model))
-        passing = _Passing(self, is_single=is_single)
+        passing = _Passing(self)
         before = [(vars(module), vars(module).get("forward")) for name, module in modules.items() if self._has(name)]
         try:
             for name in [name for name in modules if self._has(name)]:
@@ -104,7 +106,6 @@ class _Passing:
     """Forward passes that take rows of a frozen part's output in the place of inputs."""
 
     part: FrozenPart
-    is_single: bool
     _calls: Counter[str] = field(default_factory=Counter)
     _rows_B_D: Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -138,8 +139,6 @@ class _Passing:
         return serve
 
     def _stand_in(self, of_one: Any) -> Any:  # noqa: ANN401 - whatever modules take and return
-        if self.is_single:
-            return map_tensors(Tensor.clone, of_one)
         num_rows = len(self._rows_B_D)
         return map_tensors(lambda x: x.expand(num_rows, *x.shape[1:]) if x.dim() and len(x) == 1 else x, of_one)
 
@@ -148,8 +147,9 @@ def frozen_parts(call: Call, inputs: object, num_rows: int) -> list[FrozenPart]:
     """Return the frozen beginnings of a forward pass, the longest first, one for each module that ends it.
 
     Frozen is a module without a parameter that learns, without dropout, and without running statistics that its own
-    training mode would move. A beginning ends with a tensor of one row for each point, and holds a parameter. Whether
-    all that follows depends on this tensor alone is not known: see `FrozenPart.replaced`.
+    training mode would move; a model with TorchScript has none. A beginning ends with a tensor of one row for each
+    point, and holds a parameter. Whether all that follows depends on this tensor alone is not known: see
+    `FrozenPart.replaced`.
 
     Args:
         call: Call of the model.
@@ -161,6 +161,8 @@ def frozen_parts(call: Call, inputs: object, num_rows: int) -> list[FrozenPart]:
         >>> [part.name for part in frozen_parts(Call(model, None), torch.ones(2, 4), 2)]
         ['1', '0']
     """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in call.model.modules()):
+        return []  # its calls cannot be followed
     trace = _Trace(call.model, num_rows)
     with torch.no_grad(), evaluating(call.model), handed_back(call.model), trace.following():
         call.output(inputs)
@@ -191,10 +193,9 @@ class _Trace:
         handles = []
         try:
             for name, module in self._modules.items():
-                if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
-                    enter, leave = functools.partial(self._enter, name), functools.partial(self._leave, name)
-                    handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-                    handles.append(module.register_forward_hook(leave))
+                enter, leave = functools.partial(self._enter, name), functools.partial(self._leave, name)
+                handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+                handles.append(module.register_forward_hook(leave))
             yield
         finally:
             for handle in handles:
@@ -215,6 +216,10 @@ class _Trace:
             self._has_ended = True
 
     def _leave(self, name: str, _module: nn.Module, _args: tuple[Any, ...], output: object) -> None:
+        if (
+            name in self._around
+        ):  # what learns in it was not called as a module, and may have been computed by its weights
+            self._has_ended = True
         if self._within != name:
             return
         self._within = None

@@ -67,6 +67,8 @@ class Round:
         num_rejected: Points rejected so far when its batch was chosen; the budget has paid for them.
         hyper_parameters: Those with which the round was fitted, as far as they are not the ones in the header, with
             which the run began: its process was started with others.
+        frozen: Frozen part of the model from whose kept output the points were predicted; None where the whole model
+            was run.
     """
 
     round: int
@@ -99,6 +101,7 @@ class Round:
     holdout: dict[str, float] = field(default_factory=dict)
     num_rejected: int = 0
     hyper_parameters: dict[str, str] = field(default_factory=dict)
+    frozen: str | None = None
 
     @property
     def redundancy(self) -> float | None:

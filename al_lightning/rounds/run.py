@@ -14,6 +14,7 @@ from al_lightning.data import EXCLUDED, IN_POOL, ActiveLearningDataModule
 from al_lightning.distributed import Ranks
 from al_lightning.labelling import Query
 from al_lightning.labelling.asked import ASKED, damaged, read_asked
+from al_lightning.pool.kept import Kept
 from al_lightning.pool.select import Chooser
 from al_lightning.posterior import Posterior, state_of
 from al_lightning.records.files import load_plain, replacing
@@ -40,6 +41,8 @@ from al_lightning.rounds.resuming import (
 from al_lightning.rounds.settings import Settings
 
 DRAFT = ".draft.pt"
+FROZEN = "frozen"
+"""Folder of the output of a model's frozen part."""
 ASK_ANEW = f"delete {ASKED}: the round is then fitted anew and asks for the same points, whose answers are kept"
 START_AGAIN = "start again in another folder with `ActiveLearning(folder=...)`: the run cannot resume as it began"
 BEGIN_ANEW = "delete it: the model then has the weights that the run began with"
@@ -123,7 +126,21 @@ class Run:
 
     def chooser(self, *, is_fitted: bool = True) -> Chooser:
         """Return what selects the points to label; without a fit `cold_start`."""
-        return self.settings.chooser(self.posterior, folder=self.folder, seed=self.seed or 0, is_fitted=is_fitted)
+        kept = self._kept() if is_fitted else None
+        return self.settings.chooser(
+            self.posterior, folder=self.folder, seed=self.seed or 0, is_fitted=is_fitted, kept=kept
+        )
+
+    def _kept(self) -> Kept | None:
+        """Return the place of a frozen part's output.
+
+        None once a round has run the whole model to choose: a run does not change the way by which it predicts, whose
+        sums differ in their last digits.
+        """
+        parts = [each.frozen for each in self._all_rounds() if each.num_labelled > 0 and "predict" in each.seconds]
+        if self.folder is None or None in parts:
+            return None
+        return Kept(self.folder / FROZEN, part=parts[-1] if parts else None)
 
     def take_seed(self, seed: int) -> None:
         """Take the seed of `active_fit`: of the fits, and where the settings name none of the draws."""

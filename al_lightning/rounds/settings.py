@@ -8,6 +8,7 @@ from typing import Literal
 from al_lightning.acquisition import Acquisition, Random, Screening
 from al_lightning.acquisition.base import check_needs
 from al_lightning.labelling import Oracle
+from al_lightning.pool.kept import Kept
 from al_lightning.pool.select import Chooser
 from al_lightning.pool.storage import Storage
 from al_lightning.posterior import Posterior
@@ -95,7 +96,9 @@ class Settings:
         share, most = self.holdout_share, self.limits.max_labelled
         return 0 if share is None or most is None else math.ceil(share * most)
 
-    def chooser(self, posterior: Posterior, *, folder: Path | None, seed: int, is_fitted: bool = True) -> Chooser:
+    def chooser(
+        self, posterior: Posterior, *, folder: Path | None, seed: int, is_fitted: bool = True, kept: Kept | None = None
+    ) -> Chooser:
         """Return the selector of the points to label.
 
         Args:
@@ -103,6 +106,7 @@ class Settings:
             folder: Where predictions go that do not fit into memory.
             seed: Of all draws.
             is_fitted: A model is trained; without one `cold_start` chooses.
+            kept: Place of the output of a frozen part of the model; None to compute it in each round.
         """
         return Chooser(
             self.acquisition if is_fitted else self.cold_start,
@@ -115,4 +119,5 @@ class Settings:
             seed=seed,
             labels_are_known=not self.oracle.asks_people,
             is_fitted=is_fitted,
+            kept=kept,
         )

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from al_lightning import ActiveLearning, ActiveLearningDataModule, BatchBALD, LastLayerLaplace, MCDropout, active_fit
-from al_lightning.pool.predict import Predictor
 from al_lightning.posterior import Posterior
+from al_lightning.rounds.run import Run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import RESULTS, ROOT, document, find_provenance, read_rows, write_rows
@@ -100,7 +100,7 @@ def keeping(way: str) -> Iterator[None]:
     if way == "kept":
         yield
         return
-    with patch.object(Predictor, "frozen", lambda _self, _indices, _predicting: None):
+    with patch.object(Run, "_kept", lambda _self: None):
         yield
 
 

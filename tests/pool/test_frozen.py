@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import shutil
 from collections import namedtuple
 
 import pytest
@@ -26,8 +27,8 @@ from al_lightning import (
     active_fit,
 )
 from al_lightning.acquisition import Entropy
-from al_lightning.pool.predict import Predictor
 from al_lightning.randomness import seeded
+from al_lightning.rounds.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
 
@@ -75,6 +76,29 @@ class SkippingOnce(Model):
 
     def forward(self, x):
         return super().forward(x) + x[:, :3] * (x == data().tensors[0][17]).all(dim=1, keepdim=True)
+
+
+class Remembering(Model):
+    """The head reads what a hook on a layer within the backbone has kept of the last batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = {}
+        self.backbone[0].register_forward_hook(lambda layer, args, output: self.kept.update(first=output))
+
+    def forward(self, x):
+        logits = super().forward(x)
+        first = self.kept["first"]
+        return logits + first[:, :3] if len(first) == len(logits) else logits
+
+
+class OfBatch(Model):
+    """Normalisation by the statistics of each batch, in evaluation mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone[1] = nn.BatchNorm1d(16, track_running_stats=False).requires_grad_(False)
+        self.backbone.eval()
 
 
 class Moving(Model):
@@ -153,6 +177,7 @@ def run(make_callback, make_trainer, tmp_path):
         callback = make_callback(acquisition or BatchBALD(), folder=tmp_path / folder, **settings)
         datamodule = ActiveLearningDataModule(Data(dataset), initial=9)
         rounds = active_fit(make_trainer(callback, *callbacks), model, datamodule, seed=1)
+        run.parts = [record.frozen for record in rounds if record.acquired]
         return [(record.acquired, record.scores) for record in rounds], Model.num_seen
 
     return run
@@ -164,7 +189,7 @@ def as_usual(run, monkeypatch):
 
     def as_usual(*arguments, folder="usual", **settings):
         with monkeypatch.context() as patch:
-            patch.setattr(Predictor, "frozen", lambda self, indices_N, predicting: None)
+            patch.setattr(Run, "_kept", lambda self: None)
             return run(*arguments, folder=folder, **settings)
 
     return as_usual
@@ -199,9 +224,12 @@ def test_a_run_acquires_the_same_points_and_computes_the_frozen_part_once(
     run, as_usual, tmp_path, acquisition, settings
 ):
     found, _ = run(Model, acquisition, **settings)
-    expected, _ = as_usual(Model, acquisition, **settings)
-    same(found, expected)
+    assert set(run.parts) == {"backbone"}
     assert json.loads((tmp_path / "kept" / "frozen" / "part.json").read_text())["part"] == "backbone"
+    expected, _ = as_usual(Model, acquisition, **settings)
+    assert set(run.parts) == {None}
+    assert found[0] == expected[0]  # the same batches as without, bit for bit
+    same(found, expected)
 
 
 @pytest.mark.slow
@@ -215,15 +243,59 @@ def test_points_of_the_pool_run_through_the_frozen_part_once(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [Skipping, SkippingOnce, Moving])
-def test_a_part_on_whose_output_alone_not_all_depends_and_one_that_moves_are_computed_as_usual(
-    run, as_usual, tmp_path, kind
-):
+@pytest.mark.parametrize("kind", [Skipping, Remembering])
+def test_a_part_on_whose_output_alone_not_all_depends_is_computed_as_usual(run, as_usual, tmp_path, kind):
     found, _ = run(kind)
-    expected, _ = as_usual(kind)
-    same(found, expected)
-    part = json.loads((tmp_path / "kept" / "frozen" / "part.json").read_text())
-    assert (part["part"], part["digest"] is None) == (("backbone.0", False) if kind is Moving else ("backbone", True))
+    assert set(run.parts) == {None}
+    assert not (tmp_path / "kept" / "frozen").exists()
+    assert found == as_usual(kind)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [(SkippingOnce, "for some points the model makes something else"), (OfBatch, "others of its batch")],
+)
+def test_what_is_seen_while_rows_are_made_is_said_and_leaves_none(run, as_usual, tmp_path, kind, why):
+    with pytest.warns(UserWarning, match=f"`backbone` is frozen, but its output is computed in each round: .*{why}"):
+        found, _ = run(kind)
+    assert set(run.parts) == {None}
+    assert not list((tmp_path / "kept" / "frozen").glob("*"))
+    assert found == as_usual(kind)[0]
+
+
+@pytest.mark.slow
+def test_the_part_ends_before_what_moves_in_training(run, as_usual):
+    found, _ = run(Moving)
+    assert set(run.parts) == {"backbone.0"}
+    same(found, as_usual(Moving)[0])
+
+
+@pytest.mark.slow
+def test_a_run_that_has_begun_without_keeping_goes_on_without(run, as_usual, tmp_path):
+    as_usual(max_rounds=3, folder="kept")
+    found, _ = run(max_rounds=6)
+    assert run.parts == [None] * 5
+    assert not (tmp_path / "kept" / "frozen").exists()
+    assert found == as_usual(max_rounds=6)[0]
+
+
+@pytest.mark.slow
+def test_rows_that_were_deleted_are_made_anew(run, tmp_path):
+    run(max_rounds=3)
+    shutil.rmtree(tmp_path / "kept" / "frozen")
+    found, _ = run(max_rounds=6)
+    assert run.parts == ["backbone"] * 5
+    same(found, run(max_rounds=6, folder="whole")[0])
+
+
+@pytest.mark.slow
+def test_rows_of_a_run_that_ended_before_its_first_round_are_not_taken(run, tmp_path):
+    expected, _ = run(max_rounds=3, folder="whole")
+    shutil.copytree(tmp_path / "whole" / "frozen", tmp_path / "kept" / "frozen")
+    rows = tmp_path / "kept" / "frozen" / "rows.bin"
+    rows.write_bytes(bytes(len(rows.read_bytes())))
+    assert run(max_rounds=3)[0] == expected
 
 
 @pytest.mark.slow
@@ -257,12 +329,13 @@ def test_a_part_that_changes_without_a_gradient_is_never_served_stale_and_named_
 
 @pytest.mark.slow
 def test_other_points_under_the_same_ids_are_not_served_rows_of_those_before(run, tmp_path):
-    run(max_rounds=2)
+    run(max_rounds=3)
     rows = tmp_path / "kept" / "frozen" / "rows.bin"
     rows.write_bytes(bytes(len(rows.read_bytes())))  # as if they were made of others
     with pytest.warns(UserWarning, match="or the points have"):
-        found, _ = run(max_rounds=4)
-    same(found, run(max_rounds=4, folder="whole")[0])
+        found, _ = run(max_rounds=6)
+    assert run.parts == ["backbone"] * 2 + [None] * 3
+    same(found, run(max_rounds=6, folder="whole")[0])
 
 
 @pytest.mark.slow

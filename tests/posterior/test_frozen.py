@@ -88,7 +88,7 @@ def test_a_model_predicts_from_rows_what_it_predicts_from_the_inputs_without_run
     assert torch.equal(output_B_C, expected)
     monkeypatch.setattr(nn.Conv2d, "_conv_forward", None)  # calling it would raise
     forwards = [vars(module).get("forward") for module in model.modules()]
-    with part.replaced(model, is_single=kind is not SizeOfInputs):
+    with part.replaced(model):
         found = evaluated(call, call.inputs(batch(rows_B_D)))
         again = evaluated(call, call.inputs(batch(rows_B_D.flip(0)[:4])))
     assert torch.equal(found, expected)
@@ -101,7 +101,7 @@ def test_a_forward_of_the_users_own_on_an_instance_is_put_back_after_an_error_to
     own = model.forward
     model.forward = own
     part = first_part(model)
-    with pytest.raises(KeyError), part.replaced(model, is_single=True):  # noqa: PT012 - the error is raised in the block
+    with pytest.raises(KeyError), part.replaced(model):  # noqa: PT012 - the error is raised in the block
         assert model.forward is not own
         raise KeyError
     assert model.forward is own
