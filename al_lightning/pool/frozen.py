@@ -138,16 +138,15 @@ class Keeper:
         has_frozen = any(not x.requires_grad for x in self.usual.call.model.parameters())
         if len(indices_N) < LEAST_POINTS or not (has_frozen or self.kept.part):
             return None
-        if not self._all(self.kept.folder.parent.is_dir()):  # a node that does not see the run folder
-            return self._none("not all nodes see the run folder")
+        if not self._all(self.kept.folder.parent.is_dir()):
+            return self._given_up("not all nodes see the run folder")
         ids = self._tried(indices_N)
         first = self.ranks.together(lambda: next(self.usual.batches(ids, len(ids))))
         frozen = self._same_on_all(self._found(first, len(ids)))
         if frozen is None:
-            return self._none("what follows it depends on more than its output, or it is not frozen any more")
-        if (why := self._begin_or_check(frozen, ids)) is not None:
-            return self._none(why, part=frozen.part.name)
-        return self._filled(frozen, indices_N)
+            return self._given_up("what follows it depends on more than its output, or it is not frozen any more")
+        why = self._begin_or_check(frozen, ids) or self._fill_up(frozen, indices_N)
+        return frozen if why is None else self._given_up(why, part=frozen.part.name)
 
     def _tried(self, indices_N: Tensor) -> list[int]:
         """Return ids of a few points that fit into one batch, at least two."""
@@ -162,11 +161,12 @@ class Keeper:
         """Run `work` on rank 0, which the others wait for."""
         return self.ranks.together(lambda: work() if self.ranks.rank == 0 else None)
 
-    def _none(self, why: str, *, part: str | None = None) -> None:
-        """Delete the rows, and say why, unless no part was known: none is kept in the later rounds of the run."""
+    def _given_up(self, why: str, *, part: str | None = None) -> Frozen | None:
+        """Return None, and say why if a part was known; its rows are deleted, for later rounds run the whole model."""
         if (name := part or self.kept.part) is not None:
             self._by_first(self.kept.clear)
             rank_zero_warn(f"`{name}` is frozen, but its output is computed in each round: {why}.")
+        return None
 
     def _found(self, batch: object, num_rows: int) -> list[Frozen]:
         """Return the frozen part from whose output the same is read as from a batch: the longest one, or none."""
@@ -240,20 +240,19 @@ class Keeper:
         now_b_D = frozen.part.rows_B_D.cpu()[made_B]
         return not made or are_alike(now_b_D, self.kept.rows(before).of(made))
 
-    def _filled(self, frozen: Frozen, indices_N: Tensor) -> Frozen | None:
-        """Make the rows that are lacking, and return the part; None if that is not possible."""
+    def _fill_up(self, frozen: Frozen, indices_N: Tensor) -> str | None:
+        """Make the rows that are lacking; return why that is not possible, or None."""
         kept, header, ranks = self.kept, frozen.header, self.ranks
         is_made_N = ranks.together(lambda: kept.made(self.num_points))
         lacking = indices_N[~is_made_N[indices_N]].tolist()
         if not lacking:
-            return frozen
+            return None
         needed = len(lacking) * header.num_bytes
         free = ranks.first(self._by_first(kept.num_free)) or 0
         if free < needed:
-            return self._none(
+            return (
                 f"that of {len(lacking)} points takes {-(-needed // MIB)} MiB, and only {free // MIB} MiB are free in "
-                f"{kept.folder}. Another folder is named by `ActiveLearning(folder=...)`",
-                part=header.part,
+                f"{kept.folder}. Another folder is named by `ActiveLearning(folder=...)`"
             )
         if not bool(is_made_N.any()):
             rank_zero_info(
@@ -263,11 +262,9 @@ class Keeper:
         self._by_first(lambda: kept.extend(header, self.num_points))
         part = ranks.part(len(lacking), self.batch_size)
         if not self._all(ranks.together(lambda: self._fill(frozen, lacking[part.start : part.stop]))):
-            return self._none(
-                "for some points the model makes something else of it, or it has another shape", part=header.part
-            )
+            return "for some points the model makes something else of it, or it has another shape"
         self._by_first(lambda: kept.mark(lacking, self.num_points))
-        return frozen
+        return None
 
     def _fill(self, frozen: Frozen, indices: Sequence[int]) -> bool:
         """Compute and write the rows of some points; return False if the model makes something else of one of them."""

@@ -127,7 +127,7 @@ class FittedLastLayer(Posterior):
 
     @property
     def predict(self) -> Callable[[nn.Module, Any], Tensor] | None:
-        """How to get logits of a batch."""
+        """Return the function that gets logits of a batch, if one is given."""
         return self.posterior.predict
 
     @override
