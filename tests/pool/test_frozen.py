@@ -384,6 +384,47 @@ def test_a_model_that_is_called_by_a_function_of_the_users_own_takes_rows_too(ru
     same(found, as_usual(ByKey, **settings)[0])
 
 
+class Growing(Model):
+    """A backbone whose output has a length of its own for the point 17, as a text that is padded."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = Padding()
+
+    def forward(self, x):
+        return self.head(self.backbone(x).sum(dim=1))
+
+
+class Padding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 16).requires_grad_(False)
+
+    def forward(self, x):
+        length = 1 + int(((x - data().tensors[0][17]).abs().sum(dim=1) == 0).any())
+        return nn.functional.pad(self.linear(x)[:, None], (0, 0, 0, length - 1))
+
+
+@pytest.mark.slow
+def test_an_output_of_another_length_in_another_batch_ends_no_run(run, as_usual):
+    with pytest.warns(UserWarning, match="or it has another shape|another length"):
+        found, _ = run(Growing)
+    assert set(run.parts) == {None}
+    assert found == as_usual(Growing)[0]
+
+
+@pytest.mark.slow
+def test_a_compiled_backbone_is_kept_too(run, as_usual):
+    def compiled():
+        model = Model()
+        model.backbone = torch.compile(model.backbone, backend="eager")
+        return model
+
+    found, _ = run(compiled)
+    assert set(run.parts) == {"backbone"}
+    same(found, as_usual(compiled)[0])
+
+
 def by_image(module, batch):
     return module(batch["image"])
 

@@ -146,3 +146,30 @@ def test_the_digest_is_that_of_what_the_output_may_depend_on():
         change.add_(1)
         seen.append(part.digest(model))
     assert len(set(seen)) == 4
+
+
+def test_nothing_is_found_after_weights_that_learn_and_are_read_but_not_called():
+    class ReadsWeights(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return nn.functional.linear(x, self.linear.weight)
+
+    def frozen():
+        return nn.Linear(4, 4).requires_grad_(False)
+
+    model = nn.Sequential(frozen(), ReadsWeights(), frozen())
+    assert [part.name for part in frozen_parts(Call(model, None), torch.ones(NUM_ROWS, 4), NUM_ROWS)] == ["0"]
+
+
+def test_the_rows_of_a_batch_with_another_shape_are_none():
+    model = nn.Sequential(
+        nn.Conv1d(1, 2, 1).requires_grad_(False), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(2, 2)
+    )
+    call = Call(model, None)
+    part = frozen_parts(call, torch.ones(NUM_ROWS, 1, 7), NUM_ROWS)[-1]
+    assert part.name == "0"
+    assert part.rows(call, torch.ones(3, 1, 7))[0].shape == (3, 14)
+    assert part.rows(call, torch.ones(3, 1, 8)) is None
