@@ -69,7 +69,9 @@ class FrozenPart:
         """Return a digest of all parameters and buffers on which the output may depend."""
         modules, hashed = dict(named_originals(model)), hashlib.blake2b(digest_size=16)
         held = {f"{name}/{key}": tensor for name in self.outputs for key, tensor in _tensors(modules[name], deep=True)}
-        held |= {f"{name}/{key}": tensor for name in self.around for key, tensor in _tensors(modules[name], deep=False)}
+        for name in self.around:
+            tensors = _tensors(modules[name], deep=bool(name) and _is_frozen(modules[name]))
+            held |= {f"{name}/{key}": tensor for key, tensor in tensors}
         for name, tensor in held.items():
             content = tensor.detach().cpu().contiguous()
             hashed.update(f"{name} {content.dtype} {tuple(content.shape)}".encode())
@@ -163,10 +165,14 @@ def frozen_parts(call: Call, inputs: object, num_rows: int) -> list[FrozenPart]:
     """
     if any(isinstance(module, torch.jit.ScriptModule) for module in call.model.modules()):
         return []  # its calls cannot be followed
-    trace = _Trace(call.model, num_rows)
-    with torch.no_grad(), evaluating(call.model), handed_back(call.model), trace.following():
-        call.output(inputs)
-    return trace.parts()
+    opened: frozenset[str] = frozenset()
+    while True:
+        trace = _Trace(call.model, num_rows, opened)
+        with torch.no_grad(), evaluating(call.model), handed_back(call.model), trace.following():
+            call.output(inputs)
+        if (last := trace.last_to_open()) is None:
+            return trace.parts()
+        opened |= {last}
 
 
 class _Trace:
@@ -175,12 +181,14 @@ class _Trace:
     Args:
         model: The model, in the modes in which it trains.
         num_rows: Number of points in the batch.
+        opened: Frozen modules of which the modules that they call are followed.
     """
 
-    def __init__(self, model: nn.Module, num_rows: int) -> None:
+    def __init__(self, model: nn.Module, num_rows: int, opened: frozenset[str]) -> None:
         self._modules = dict(named_originals(model))
         self._num_rows = num_rows
-        self._frozen = {name for name, module in self._modules.items() if name and _is_frozen(module)}
+        self._frozen = {name for name, module in self._modules.items() if name and _is_frozen(module)} - opened
+        self._opened = opened
         self._arguments: list[Arguments] = []
         self._around: list[str] = []
         self._calls: list[tuple[str, object, Tensor | None, tuple[str, ...]]] = []
@@ -216,10 +224,8 @@ class _Trace:
             self._has_ended = True
 
     def _leave(self, name: str, _module: nn.Module, _args: tuple[Any, ...], output: object) -> None:
-        if (
-            name in self._around
-        ):  # what learns in it was not called as a module, and may have been computed by its weights
-            self._has_ended = True
+        if name in self._around and name not in self._opened:
+            self._has_ended = True  # what learns in it was not called as a module, and its weights may have been read
         if self._within != name:
             return
         self._within = None
@@ -231,6 +237,13 @@ class _Trace:
     def _of_one(self, value: Any) -> Any:  # noqa: ANN401 - whatever modules take and return
         """Return a nested value with the first row alone of each tensor that has one for each point."""
         return map_tensors(lambda x: (x[:1] if x.dim() and len(x) == self._num_rows else x).detach().clone(), value)
+
+    def last_to_open(self) -> str | None:
+        """Return the last frozen module if it calls others and returns no tensor of rows, as transformers' encoders."""
+        if not self._calls:
+            return None
+        name, _, rows_B, _ = self._calls[-1]
+        return name if rows_B is None and any(True for _ in self._modules[name].children()) else None
 
     def parts(self) -> list[FrozenPart]:
         """Return the beginnings that were found; none of a model that was called by another way than once."""

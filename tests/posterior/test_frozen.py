@@ -173,3 +173,37 @@ def test_the_rows_of_a_batch_with_another_shape_are_none():
     assert part.name == "0"
     assert part.rows(call, torch.ones(3, 1, 7))[0].shape == (3, 14)
     assert part.rows(call, torch.ones(3, 1, 8)) is None
+
+
+class Encoder(nn.Module):
+    """An encoder that returns several tensors by name, as those of transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.pooler = nn.Embedding(10, 4), nn.Linear(4, 4)
+
+    def forward(self, ids, mask):
+        hidden = self.embedding(ids) * mask[..., None]
+        return {"hidden": hidden, "pooled": self.pooler(hidden.sum(dim=1))}
+
+
+class OnEncoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.head = Encoder().requires_grad_(False), nn.Linear(4, 2)
+
+    def forward(self, ids, mask):
+        return self.head(self.encoder(ids, mask)["pooled"])
+
+
+def test_a_part_ends_within_a_module_that_returns_more_than_one_tensor():
+    model, ids = OnEncoder().eval(), torch.arange(20).view(NUM_ROWS, 4) % 10
+    call = Call(model, None)
+    part = frozen_parts(call, call.inputs({"ids": ids, "mask": (ids > 1).float()}), NUM_ROWS)[0]
+    assert part.name == "encoder.pooler"
+    rows_B_D, output_B_C = part.rows(call, call.inputs({"ids": ids[:3, :2], "mask": torch.ones(3, 2)}))
+    with part.replaced(model):
+        assert torch.equal(evaluated(call, call.inputs({"ids": rows_B_D, "mask": rows_B_D})), output_B_C)
+    seen = part.digest(model)
+    model.encoder.embedding.weight.data.add_(1)
+    assert part.digest(model) != seen
