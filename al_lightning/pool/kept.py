@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from al_lightning.data.items import Array
-from al_lightning.records.files import write_atomically
 
 _HEADER, _ROWS, _MADE = "part.json", "rows.bin", "made.npy"
 
@@ -74,7 +73,7 @@ class Kept:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / _ROWS).touch()
         self._write_made(np.zeros(0, dtype=np.bool_))
-        write_atomically(self.folder / _HEADER, json.dumps(asdict(header), indent=1) + "\n")
+        self._replace(_HEADER, (json.dumps(asdict(header), indent=1) + "\n").encode())
 
     def clear(self) -> None:
         """Delete the rows, their description first."""
@@ -135,7 +134,16 @@ class Kept:
     def _write_made(self, made: Array) -> None:
         file = io.BytesIO()
         np.save(file, made)
-        write_atomically(self.folder / _MADE, file.getvalue())
+        self._replace(_MADE, file.getvalue())
+
+    def _replace(self, name: str, content: bytes) -> None:
+        """Write a file whole, or not at all."""
+        partial = self.folder / f".{name}.partial"
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.folder / name)
 
 
 @dataclass(frozen=True, eq=False)
