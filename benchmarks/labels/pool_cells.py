@@ -86,6 +86,7 @@ _DIGITS = _of("DigitsDataModule", batch_size=64, repeat=4, noise=0.1)
 _OWN = "benchmarks.labels.pool_data."
 _MNIST = {"recipe": "mnist_features", "size": 28, "width": 128, "encoder_epochs": 5, "max_predicted": 10_000}
 _MNIST |= {"cpu_s": (300, 350, 60, 350)}
+_USPS = {"size": 16, "width": 128, "encoder_epochs": 20, "cpu_s": (150, 170, 40, 170)}
 _OF_JUNK = {"size": 8, "query_size": 5, "max_labelled": 85}
 _AUGMENTED = ("augmented", "tuned")
 _BESIDE = {"without": _AUGMENTED, "last_priority": 1}  # only to be seen beside the runs that train on junk
@@ -100,7 +101,7 @@ POOLS = {
         without=_AUGMENTED,
         last_priority=1,
     ),
-    "USPS": Pool(_idx("usps"), size=16, width=128, encoder_epochs=20, cpu_s=(150, 170, 40, 170)),
+    "USPS": Pool(_idx("usps"), **_USPS),
     "letters": Pool(
         _of(f"{_OWN}Letters", root="DATA/letter"), num_classes=26, width=16, max_labelled=300, cpu_s=(90, 0, 150, 0)
     ),
@@ -114,14 +115,15 @@ POOLS = {
         has_targets=False,
     ),
     "MNIST": Pool(_idx("mnist"), **_MNIST, last_priority=4),
-    "MNIST, unbalanced": Pool(
-        _of(f"{_OWN}Unbalanced", datamodule=_idx("mnist")), **{**_MNIST, "encoder_epochs": 20}, without=_AUGMENTED
+    "USPS, unbalanced": Pool(
+        _of(f"{_OWN}Unbalanced", datamodule=_idx("usps")), **{**_USPS, "encoder_epochs": 60}, without=_AUGMENTED
     ),
     "MNIST, junk trained": Pool(
         _of(f"{_OWN}WithJunk", datamodule=_idx("mnist"), junk=10),
         reject="train",
         **{**_MNIST, **_OF_JUNK, "size": 28},
-        without=_AUGMENTED,
+        without=("scratch", *_AUGMENTED),
+        last_priority=2,
     ),
 }
 
