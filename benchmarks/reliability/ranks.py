@@ -71,7 +71,7 @@ def one_rank(arguments: argparse.Namespace) -> dict[str, Any]:
     trainer = Trainer(
         accelerator=arguments.device if arguments.device == "cpu" else "gpu",
         devices=arguments.ranks,
-        strategy="ddp" if arguments.ranks > 1 else "auto",
+        strategy="ddp" if arguments.ranks > 1 or arguments.has_group else "auto",
         max_epochs=1,
         limit_train_batches=1,
         logger=False,
@@ -92,14 +92,17 @@ def one_rank(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"acquired": first.acquired, "seconds": seconds["predict"] + seconds["acquire"], "sent": Counting.sent}
 
 
-def on_ranks(arguments: argparse.Namespace, num_ranks: int, num_points: int) -> dict[str, Any]:
-    """What rank 0 found, all ranks running at the same time."""
+def on_ranks(
+    arguments: argparse.Namespace, num_ranks: int, num_points: int, *, has_group: bool = False
+) -> dict[str, Any]:
+    """What rank 0 found, all ranks running at the same time; one rank alone may have a process group, too."""
     with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
         command = [sys.executable, __file__, "--as-rank", "--ranks", str(num_ranks), "--num-points", str(num_points)]
         command += ["--samples", str(arguments.samples), "--device", arguments.device, "--folder", folder]
+        command += ["--has-group"] if has_group else []
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_ranks), "NODE_RANK": "0"}
         processes = [
             subprocess.Popen(
@@ -129,6 +132,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--as-rank", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--has-group", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

@@ -76,6 +76,14 @@ def test_every_way_to_share_configurations_among_programs_gives_the_same(program
 
 
 @runs_the_kernel
+@pytest.mark.parametrize("logarithm", ["log2", *(["approximate"] if not INTERPRETED else [])])
+def test_other_logarithms_are_accurate_too(logarithm, monkeypatch):
+    monkeypatch.setattr(kernel_triton, "LOGARITHM", logarithm)
+    inputs = on_device(*problem(1000, 33, num_samples=100, num_classes=10))
+    assert_close(mean_mixture_entropy(*inputs).double().cpu(), expected(*inputs), atol=WORST, rtol=0)
+
+
+@runs_the_kernel
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (2, 1, 0)])
 def test_any_strides_give_the_same_bits(order):
     weights_M_K, probs_M, probs_B_K_C = on_device(*problem(70, 9))
@@ -175,27 +183,30 @@ def test_without_triton_the_package_works_and_the_kernel_says_what_it_needs():
 
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="what is interpreted is not compiled")
+@pytest.mark.parametrize("logarithm", ["log", "log2", "approximate"])
 @pytest.mark.parametrize(("input_precision", "on_tensor_cores"), [("ieee", False), ("tf32x3", True)])
 def test_compiled_for_hopper_it_stores_nothing_but_one_sum_for_each_row(
-    input_precision, on_tensor_cores, tmp_path, monkeypatch
+    input_precision, on_tensor_cores, logarithm, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     compiler = pytest.importorskip("triton.compiler")
     if "constexprs" not in inspect.signature(compiler.ASTSource).parameters:
         pytest.skip("Triton before 3.3 takes a kernel to compile without a GPU in another form")
     names = list(inspect.signature(kernel_triton._add_up_entropies).parameters)
-    types = ["*fp64", "*fp32", "*fp32", "*fp32", "i32", "i32", "i32", "i32", *["constexpr"] * 4]
-    blocks = (kernel_triton.BLOCK_ROWS, kernel_triton.BLOCK_CONFIGS, kernel_triton.BLOCK_SAMPLES, input_precision)
+    types = ["*fp64", "*fp32", "*fp32", "*fp32", "i32", "i32", "i32", "i32", *["constexpr"] * 5]
+    blocks = (kernel_triton.BLOCK_ROWS, kernel_triton.BLOCK_CONFIGS, kernel_triton.BLOCK_SAMPLES)
+    constants = (*blocks, input_precision, logarithm)
     source = compiler.ASTSource(
         fn=kernel_triton._kernel,
         signature=dict(zip(names, types, strict=True)),
-        constexprs=dict(zip(names[8:], blocks, strict=True)),
+        constexprs=dict(zip(names[8:], constants, strict=True)),
         attrs={(position,): [["tt.divisibility", 16]] for position in range(4)},
     )
     hopper = pytest.importorskip("triton.backends.compiler").GPUTarget("cuda", 90, 32)
     options = {"num_warps": kernel_triton.WARPS, "num_stages": kernel_triton.STAGES, "enable_fp_fusion": True}
     compiled = compiler.compile(source, target=hopper, options=options)
     assert ("wgmma" in compiled.asm["ptx"]) == on_tensor_cores
+    assert ("lg2.approx" in compiled.asm["ptx"]) == (logarithm == "approximate")
     assert compiled.asm["ptx"].count("st.global") == 1
     assert compiled.metadata.shared <= 48 * 1024
 
