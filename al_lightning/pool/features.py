@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
 
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.distributed import Ranks
@@ -85,9 +85,12 @@ def target_loader(datamodule: ActiveLearningDataModule) -> DataLoader[Any]:
     loader = make()
     if not isinstance(loader, DataLoader):
         raise TypeError(f"`target_dataloader()` returned {type(loader).__name__}, but must return one DataLoader.")
-    if loader.batch_size is not None and not isinstance(loader.sampler, SequentialSampler):
+    sampler = loader.sampler
+    if type(loader.batch_sampler) is BatchSampler:  # also where the user gave one: another class may have its own order
+        sampler = loader.batch_sampler.sampler
+    if loader.batch_sampler is not None and isinstance(sampler, Sampler) and not isinstance(sampler, SequentialSampler):
         raise ValueError(
-            f"`target_dataloader()` draws its points with a {type(loader.sampler).__name__}, so each rank and round "
+            f"`target_dataloader()` draws its points with a {type(sampler).__name__}, so each rank and round "
             "would see others. Leave out `shuffle=True` and the sampler."
         )
     return loader
