@@ -85,10 +85,12 @@ def target_loader(datamodule: ActiveLearningDataModule) -> DataLoader[Any]:
     loader = make()
     if not isinstance(loader, DataLoader):
         raise TypeError(f"`target_dataloader()` returned {type(loader).__name__}, but must return one DataLoader.")
-    sampler = loader.sampler
-    if type(loader.batch_sampler) is BatchSampler:  # also where the user gave one: another class may have its own order
-        sampler = loader.batch_sampler.sampler
-    if loader.batch_sampler is not None and isinstance(sampler, Sampler) and not isinstance(sampler, SequentialSampler):
+    sampler, given = loader.sampler, loader.batch_sampler
+    is_fixed = loader.batch_size is None or isinstance(sampler, SequentialSampler)
+    if loader.batch_size is None and type(given) is BatchSampler:  # another class may have an order of its own
+        sampler = given.sampler
+        is_fixed = isinstance(sampler, SequentialSampler) or not isinstance(sampler, Sampler)
+    if not is_fixed:
         raise ValueError(
             f"`target_dataloader()` draws its points with a {type(sampler).__name__}, so each rank and round "
             "would see others. Leave out `shuffle=True` and the sampler."
