@@ -308,17 +308,21 @@ class Embedded(Wrapper):
         return Form(key, own_with_label(self.inner))
 
     @property
-    def _maker(self) -> Maker:
+    def features_name(self) -> str:
+        """Return the name of the features, which follows from the encoder's state and the form of the features."""
         if self._digest is None and self.version is None:  # once, because training may go on elsewhere
             self._digest = digest_of(self.encoder)
-        name = self.version or self._digest
         kind = ("" if self.dtype == "float32" else f"-{self.dtype}") + (
             "" if self.views == 1 else f"-{self.views}views"
         )
+        return f"{self.version or self._digest}{kind}"
+
+    @property
+    def _maker(self) -> Maker:
         return Maker(
             self.encoder,
             self.inner,
-            self.folder / f"{name}{kind}",
+            self.folder / self.features_name,
             self.dtype,
             self.encoder_batch_size,
             is_checked=self.version is None,

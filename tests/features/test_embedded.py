@@ -583,3 +583,25 @@ def test_features_that_another_process_has_replaced_are_told_of():
     embedded(Items([*NUMBERED, (torch.ones(4), 0)]))
     with pytest.raises(FileNotFoundError, match="another process has made those of appended points"):
         datamodule.features_of([0])
+
+
+def test_labels_of_items_that_were_corrected_in_place_are_seen_at_the_next_fit():
+    data = Items(list(NUMBERED))
+    datamodule = embedded(data)
+    assert datamodule.pool_dataset()[2][1] == 0
+    data.items[2] = (data.items[2][0], 1)
+    datamodule.setup("fit")
+    assert datamodule.pool_dataset()[2][1] == 1
+
+
+def test_a_run_is_not_resumed_with_the_features_of_another_encoder(make_trainer, make_callback, tmp_path):
+    def run(seed, max_rounds):
+        torch.manual_seed(3)
+        callback = make_callback(BatchBALD(), max_rounds=max_rounds, folder=tmp_path / "run")
+        datamodule = ActiveLearningDataModule(Embedded(TinyData(), Encoder(seed)), initial=6)
+        return len(active_fit(make_trainer(callback), TinyModule(), datamodule, seed=0))
+
+    assert run(0, 1) == 1
+    with pytest.raises(ValueError, match=r"holds another run: its `features` is '.*', and this run's is '.*'"):
+        run(1, 2)
+    assert run(0, 2) == 2
