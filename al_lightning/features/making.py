@@ -142,6 +142,8 @@ class Maker:
         if source.num_points == 0:
             raise ValueError(f"The {source.name} data have no points, so there are no features to make.")
         ranks, store = Ranks(self._trainer), Store(self.folder, source.name)  # type: ignore[arg-type] # without a Trainer a process is alone
+        if ranks.size > 1:
+            ranks.same("the encoder's state or the form of its features", self.folder.name)
         with self._locked(store, ranks), seeded(0), self._encoding():
             header = ranks.together(store.header)
             if header is not None:

@@ -504,6 +504,15 @@ def on_rank_that_fails(num_ranks, folder):
     embedded(inner, Late(), folder=folder)
 
 
+def on_rank_of_another_encoder(num_ranks, folder):
+    trainer = Trainer(accelerator="cpu", devices=num_ranks, strategy="ddp", logger=False, enable_progress_bar=False)
+    trainer.strategy.setup_environment()
+    torch.distributed.barrier()
+    inner = TinyData()
+    inner.trainer = trainer
+    embedded(inner, Encoder(trainer.global_rank), folder=folder)
+
+
 class Late(nn.Module):
     """Breaks at the last point, which another rank than the first encodes, and not in the points that are compared."""
 
@@ -532,6 +541,13 @@ def test_what_fails_on_one_rank_ends_all(on_ranks, tmp_path):
     answers = on_ranks(2, __file__, "on_rank_that_fails", num_ranks=2, folder=str(tmp_path / "fails"))
     assert [ok for ok, _ in answers] == [False, False]
     assert all("the last batch" in words for _, words in answers)
+
+
+@pytest.mark.slow
+def test_ranks_with_encoders_of_their_own_are_refused(on_ranks, tmp_path):
+    answers = on_ranks(2, __file__, "on_rank_of_another_encoder", num_ranks=2, folder=str(tmp_path / "other"))
+    assert [ok for ok, _ in answers] == [False, False]
+    assert all("disagree about the encoder's state" in words for _, words in answers)
 
 
 def test_a_collate_function_that_sorts_the_points_is_refused():
@@ -605,3 +621,9 @@ def test_a_run_is_not_resumed_with_the_features_of_another_encoder(make_trainer,
     with pytest.raises(ValueError, match=r"holds another run: its `features` is '.*', and this run's is '.*'"):
         run(1, 2)
     assert run(0, 2) == 2
+
+
+def test_a_pool_of_items_beside_features_is_refused():
+    items = TinyData()._part(60, 0)  # of as many numbers as the features: the model would predict them without a word
+    with pytest.raises(ValueError, match=r"Give it there, `Embedded\(datamodule, encoder, pool=dataset\)`"):
+        ActiveLearningDataModule(Embedded(TinyData(), Encoder()), initial=6, pool=items)
