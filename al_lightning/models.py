@@ -205,6 +205,17 @@ class Classifier(LightningModule):
         self.val_acc = MeanMetric()
         self.test_acc = MeanMetric()
 
+    def setup(self, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
+        """Refuse metrics of other classes than those that the data module trains."""
+        trains_rejected = getattr(getattr(self.trainer, "datamodule", None), "trains_rejected", self.has_reject)
+        if trains_rejected != self.has_reject:
+            effect = "counts the output of rejected points as a class" if trains_rejected else "leaves out a real class"
+            raise ValueError(
+                f"`has_reject` is {self.has_reject}, but `reject` of the data module is "
+                f"{'train' if trains_rejected else 'set_aside'!r}, so that the accuracy {effect}. Say "
+                f"`Classifier(has_reject={trains_rejected})`."
+            )
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the logits (B, C)."""
         logits: Tensor = self.net(inputs)
@@ -237,8 +248,19 @@ class Classifier(LightningModule):
     def _evaluate(self, stage: str, batch: Sequence[Tensor], accuracy: MeanMetric) -> None:
         inputs, targets = batch
         logits = self(inputs)
-        logits = logits[:, :-1] if self.has_reject else logits
+        if self.has_reject:
+            logits = logits[:, :-1]
+            self._refuse_rejected(stage, targets, num_classes=logits.shape[1])
         loss = nn.functional.cross_entropy(logits, targets)
         accuracy.update((logits.argmax(dim=1) == targets).float())
         self.log(f"{stage}_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(targets))
         self.log(f"{stage}_acc", accuracy, prog_bar=True)
+
+    def _refuse_rejected(self, stage: str, targets: Tensor, *, num_classes: int) -> None:
+        outside = targets[targets >= num_classes]
+        if len(outside) > 0:
+            raise ValueError(
+                f"{len(outside)} of {len(targets)} points of a {stage} batch have targets that are none of the "
+                f"{num_classes} real classes, such as {outside[0].item()}: the output of rejected points is not "
+                f"measured. Leave points that are none of the classes out of the {stage} data."
+            )

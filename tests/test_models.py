@@ -1,10 +1,11 @@
 import pytest
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.cli import LightningCLI
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from al_lightning import ActiveLearningDataModule
 from al_lightning.models import EMNISTCNN, MLP, VGG16, Classifier, EncoderClassifier, PaperCNN
 
 pytestmark = [
@@ -213,3 +214,26 @@ def test_the_output_of_rejected_points_is_trained_and_not_measured():
     assert torch.isclose(logged["test_loss"], nn.functional.cross_entropy(logits[:, :-1], targets))
     loss = model.training_step((inputs, torch.full((20,), logits.shape[1] - 1)), 0)
     assert torch.isclose(loss, -logits.log_softmax(dim=1)[:, -1].mean())
+
+
+def test_what_is_none_of_the_real_classes_is_not_measured():
+    model = Classifier(Table(), has_reject=True)
+    inputs = torch.randn(2, 4)
+    num_real = model(inputs).shape[1] - 1
+    with pytest.raises(
+        ValueError, match=f"1 of 2 points of a test batch .* none of the {num_real} real classes, such as 9"
+    ):
+        model.test_step((inputs, torch.tensor([0, 9])), 0)
+
+
+@pytest.mark.parametrize("reject", ["train", "set_aside"])
+def test_metrics_of_other_classes_than_are_trained_are_refused_before_the_training(reject):
+    has_reject = reject == "set_aside"  # the other way round
+    dataset = TensorDataset(torch.randn(20, 4), torch.arange(20) % 3)
+    plain = LightningDataModule.from_datasets(dataset, dataset, dataset, batch_size=5)
+    datamodule = ActiveLearningDataModule(plain, initial=6, reject=reject)
+    trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with pytest.raises(
+        ValueError, match=f"`has_reject` is {has_reject}, but `reject` of the data module is {reject!r}"
+    ):
+        trainer.fit(Classifier(nn.Linear(4, 4), has_reject=has_reject), datamodule=datamodule)

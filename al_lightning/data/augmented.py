@@ -46,7 +46,9 @@ def random_affine(
     shear_B_2_2[:, 0, 1] = shear * drawn_B_6[:, 3]
     pixels_2 = torch.tensor([2 / width, 2 / height])  # of a grid from -1 to 1
     shift_B_2_1 = (shift * drawn_B_6[:, 4:6] * pixels_2)[:, :, None]
-    map_B_2_3 = torch.cat([rotation_B_2_2 @ shear_B_2_2 @ stretch_B_2_2, shift_B_2_1], dim=2).to(images_B)
+    per_axis_2_2 = torch.tensor([[1, height / width], [width / height, 1]])  # the grid's axes are of unequal pixels
+    linear_B_2_2 = (rotation_B_2_2 @ shear_B_2_2 @ stretch_B_2_2) * per_axis_2_2
+    map_B_2_3 = torch.cat([linear_B_2_2, shift_B_2_1], dim=2).to(images_B)
     grid = affine_grid(map_B_2_3, list(images_B.shape), align_corners=False)
     return grid_sample(images_B, grid, padding_mode="border", align_corners=False)
 

@@ -167,6 +167,11 @@ class ActiveLearningDataModule(Wrapper):
         check_flavour("datamodule", datamodule, LightningDataModule)
         if isinstance(datamodule, ActiveLearningDataModule):
             raise TypeError("`datamodule` is an ActiveLearningDataModule already. Wrap the plain data module, once.")
+        if pool is not None and hasattr(type(datamodule), "features_name"):
+            raise ValueError(
+                f"`pool` is given, but the model predicts the features of {type(datamodule).__name__}, and not "
+                "the items of a dataset. Give it there, `Embedded(datamodule, encoder, pool=dataset)`, to be encoded."
+            )
         for name, value in (("points_per_epoch", points_per_epoch), ("pool_batch_size", pool_batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}, but must be at least 1, or None.")

@@ -35,6 +35,17 @@ def without_reject(logits: Tensor) -> Tensor:
     return logits[..., :-1].log_softmax(dim=-1)
 
 
+def refuse_rejected(targets_B: Tensor, num_classes: int) -> None:
+    """Refuse test points that are none of the real classes, which alone are measured."""
+    outside = targets_B[targets_B >= num_classes]
+    if len(outside) > 0:
+        raise ValueError(
+            f"{len(outside)} of {len(targets_B)} points of a test batch have targets that are none of the "
+            f"{num_classes} real classes, such as {outside[0].item()}: the output of rejected points is not measured. "
+            "Leave points that are none of the classes out of the test data."
+        )
+
+
 def checked_reject(reject: object) -> Reject:
     """Validate `reject`."""
     if reject == "set_aside":

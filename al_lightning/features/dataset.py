@@ -106,6 +106,7 @@ class FeatureDataset(Dataset[Any]):
         """Return itself with the targets as the dataset tells them now."""
         with seeded(0):  # reading an item may augment it
             told = None if self.form.label_key is not None else told_at_once(self.dataset)
+        self._read.clear()
         self._told = None if told is None else [_plain(one, getattr(one, "value", one)) for one in told]
         return self
 

@@ -220,6 +220,7 @@ class Embedded(Wrapper):
 
     def _first(self, source: Source) -> FeatureDataset:
         """Return the features of points that are no training data, made now where they are not on disk."""
+        self._refuse_other_state(source.name)
         if isinstance(self.encoder, PoolEncoder) and not self._maker.has("train"):
             self.setup("fit")  # as where a test runs before any fit
         fitted = self._fitted_to_pool if isinstance(self.encoder, PoolEncoder) else None
@@ -238,6 +239,7 @@ class Embedded(Wrapper):
             self._pool = self._train if self._pool_is_train else self._renewed("pool", self._pool, pool, is_told=False)
 
     def _make_both(self, loader: DataLoader[Any], pool: Dataset[Any]) -> None:
+        self._refuse_other_state("train")
         train = loader.dataset
         is_of_views = pool is train and self.views > 1
         rows = self._maker.made(
@@ -253,6 +255,15 @@ class Embedded(Wrapper):
             self._train = self._of(self._maker.made(views, fitted=None), train, draws_views=True)
         else:
             self._train = self._of(rows, train)
+
+    def _refuse_other_state(self, name: str) -> None:
+        """Refuse an encoder that was trained on since its first features were made: those of now would not match."""
+        if self._digest is not None and digest_of(self.encoder) != self._digest:
+            raise ValueError(
+                f"`encoder` ({type(self.encoder).__name__}) has another state than when its first features were made, "
+                f"so those of the {name} data would not match them: it was trained or changed in between. Give a copy, "
+                "`Embedded(datamodule, copy.deepcopy(encoder))`, or set up the data module anew."
+            )
 
     def _of(self, rows: Rows, dataset: Dataset[Any], *, draws_views: bool = False) -> FeatureDataset:
         with seeded(0):
@@ -297,17 +308,21 @@ class Embedded(Wrapper):
         return Form(key, own_with_label(self.inner))
 
     @property
-    def _maker(self) -> Maker:
+    def features_name(self) -> str:
+        """Return the name of the features, which follows from the encoder's state and the form of the features."""
         if self._digest is None and self.version is None:  # once, because training may go on elsewhere
             self._digest = digest_of(self.encoder)
-        name = self.version or self._digest
         kind = ("" if self.dtype == "float32" else f"-{self.dtype}") + (
             "" if self.views == 1 else f"-{self.views}views"
         )
+        return f"{self.version or self._digest}{kind}"
+
+    @property
+    def _maker(self) -> Maker:
         return Maker(
             self.encoder,
             self.inner,
-            self.folder / f"{name}{kind}",
+            self.folder / self.features_name,
             self.dtype,
             self.encoder_batch_size,
             is_checked=self.version is None,

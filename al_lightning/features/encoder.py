@@ -15,6 +15,8 @@ from al_lightning.posterior.model import evaluating
 NUM_NAMED = 20
 TOLERANCE = 1e-4
 """Largest difference of features that count as the same, as a share of the largest of all that are compared."""
+BATCH_TOLERANCE = 0.05
+"""The same of batches of other sizes, in which half precision rounds otherwise."""
 _AXES = 2  # B and D
 _WRAP_IT = "Put the encoder into a module whose `forward` returns a tensor (B, D)"
 
@@ -107,6 +109,17 @@ def refuse_random(first_B_D: Tensor, second_B_D: Tensor, indices: Iterable[int])
         f"`encoder` gives other features each time, as of the points {list(indices)[:NUM_NAMED]}, although it is in "
         "evaluation mode: it draws random numbers in `forward` (or a transfer hook of the data module does). Features "
         "are made once, so make it deterministic."
+    )
+
+
+def refuse_dependence_on_batch(whole_b_D: Tensor, part_b_D: Tensor, indices: Iterable[int]) -> None:
+    """Refuse an encoder that gives points other features in a batch of fewer points."""
+    if largest_difference(whole_b_D, part_b_D) <= BATCH_TOLERANCE:
+        return
+    raise ValueError(
+        f"`encoder` gives the points {list(indices)[:NUM_NAMED]} other features in a batch of fewer points, so that "
+        "chance, the batch size and the number of ranks would decide them. Let it read points one by one: BatchNorm "
+        "with running statistics (`track_running_stats=True`), no mean over the batch, and a mask for what is padded."
     )
 
 

@@ -72,6 +72,12 @@ class Coordinates:
         for rows_B_D in torch.split(features_N_D, 4 * ROWS):
             centred_B_D = (rows_B_D - mean_D).float()
             second_D_D += centred_B_D.T @ centred_B_D
+        if not bool(second_D_D.isfinite().all()):
+            largest = float((features_N_D - mean_D).abs().max())
+            raise ValueError(
+                f"The features are up to {largest:.2g} from their mean, too large for the squares of their distances. "
+                "Divide them by a constant."
+            )
         _, axes_D_D = torch.linalg.eigh(second_D_D)
         axes_D_P = _with_fixed_signs(axes_D_D.flip(1)[:, : min(most, width)])
         return cls(mean_D, axes_D_P)

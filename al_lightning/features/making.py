@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,12 @@ from al_lightning.features.encoder import (
     largest_difference,
     read_by,
     refuse_broken,
+    refuse_dependence_on_batch,
     refuse_random,
 )
+from al_lightning.features.pool_encoders import parts_of
 from al_lightning.features.stored import Header, Rows, Store
+from al_lightning.posterior.model import has_rows, map_tensors
 from al_lightning.randomness import derived_seed, seeded
 
 PROBE, FITTED = "probe", "fitted."
@@ -138,6 +142,8 @@ class Maker:
         if source.num_points == 0:
             raise ValueError(f"The {source.name} data have no points, so there are no features to make.")
         ranks, store = Ranks(self._trainer), Store(self.folder, source.name)  # type: ignore[arg-type] # without a Trainer a process is alone
+        if ranks.size > 1:
+            ranks.same("the encoder's state or the form of its features", self.folder.name)
         with self._locked(store, ranks), seeded(0), self._encoding():
             header = ranks.together(store.header)
             if header is not None:
@@ -210,14 +216,13 @@ class Maker:
         before_R_D = store.beside(header)[PROBE]
         now_R_D = self._probe(source, header.num_points)
         num_rows = len(rows_of(header.num_points))
-        pairs = zip(torch.split(before_R_D, num_rows), torch.split(now_R_D, num_rows), strict=True)
-        scale = max(float(before_R_D.abs().max()), float(now_R_D.abs().max()), 1e-30)
-        same = before_R_D.shape == now_R_D.shape and largest_difference(before_R_D, now_R_D) <= TOLERANCE
-        if same:
+        pairs = list(self._pairs(before_R_D, now_R_D))
+        if all(largest_difference(old, new) <= TOLERANCE for old, new in pairs):
             return
         ids: list[int] = []
-        if before_R_D.shape == now_R_D.shape:
-            differs = torch.stack([(old - new).abs().amax(dim=1) > TOLERANCE * scale for old, new in pairs]).any(dim=0)
+        if all(old.shape == new.shape for old, new in pairs):
+            differs_P_R = torch.stack([_differing_rows(old, new) for old, new in pairs])
+            differs = differs_P_R.view(-1, num_rows).any(dim=0)  # view after view
             ids = [rows_of(header.num_points)[row] for row in differs.nonzero().flatten().tolist()]
         raise ValueError(
             f"{store.folder} holds features of other points than the {store.name} data has, or the encoder has changed "
@@ -231,14 +236,43 @@ class Maker:
         indices = rows_of(num_points)
         source.refuse_random(indices)
         refuse_own_order(source.batches(indices[:NUM_LOOKED_AT], 0, self._size(source)))
-        found = []
+        found: list[Tensor] = []
         for view in range(source.num_views):
             for ids, batch in self._batches(source, indices, view):
-                first_B_D, second_B_D = (read_by(self.encoder, batch).cpu() for _ in range(2))
+                first_B_D = self._tried(source, batch)
                 refuse_broken(first_B_D, ids, name=source.name)
-                refuse_random(first_B_D, second_B_D, ids)
+                if found or not self._is_alike_in_halves(source, batch, first_B_D, ids):
+                    for once_B_D, again_B_D in self._pairs(first_B_D, self._tried(source, batch)):
+                        refuse_random(once_B_D, again_B_D, ids)
                 found.append(first_B_D)
         return torch.cat(found)
+
+    def _tried(self, source: Source, batch: object) -> Tensor:
+        try:
+            return read_by(self.encoder, batch).cpu()
+        except RuntimeError as error:
+            raise ValueError(
+                f"`encoder` cannot be called on a batch of the {source.name} data: {error} The inputs of all data must "
+                "be of the kind and shape that it takes."
+            ) from error
+
+    def _is_alike_in_halves(self, source: Source, batch: object, first_B_D: Tensor, ids: list[int]) -> bool:
+        """Return whether the halves of a batch are encoded as the whole; refuse encoders of which the batch decides."""
+        if len(ids) < 2 or not has_rows(batch, len(ids)):  # noqa: PLR2004 - two halves
+            return False
+        halves = (slice(0, len(ids) // 2), slice(len(ids) // 2, len(ids)))
+        parts = [self._tried(source, map_tensors(itemgetter(rows), batch)) for rows in halves]
+        pairs = list(self._pairs(first_B_D, torch.cat(parts)))
+        if all(largest_difference(*pair) <= TOLERANCE for pair in pairs):
+            return True
+        for once_B_D, again_B_D in self._pairs(first_B_D, self._tried(source, batch)):
+            refuse_random(once_B_D, again_B_D, ids)
+        for whole_B_D, halves_B_D in pairs:
+            refuse_dependence_on_batch(whole_B_D, halves_B_D, ids)
+        return True
+
+    def _pairs(self, first_B_D: Tensor, second_B_D: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(*(parts_of(self.encoder, read_B_D) for read_B_D in (first_B_D, second_B_D)), strict=True)
 
     def _batches(self, source: Source, indices: list[int], view: int) -> Iterator[tuple[list[int], Any]]:
         """Yield batches on the device, and the ids of their points."""
@@ -377,6 +411,11 @@ def _seen(store: Store) -> Header:
             "nodes share."
         )
     return header
+
+
+def _differing_rows(old_R_D: Tensor, new_R_D: Tensor) -> Tensor:
+    scale = max(float(old_R_D.abs().max()), float(new_R_D.abs().max()))
+    return (old_R_D - new_R_D).abs().amax(dim=1) > TOLERANCE * scale
 
 
 def _fitted_in(beside: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -97,7 +97,7 @@ class Combined(nn.Module):
         """Return the features of the pool (N, E) as "features", and what `transform` needs."""
         kept: dict[str, Tensor] = {}
         features = []
-        for number, (encoder, part_N_d) in enumerate(zip(self.encoders, self._parts(read_N_D), strict=True)):
+        for number, (encoder, part_N_d) in enumerate(zip(self.encoders, self.parts(read_N_D), strict=True)):
             fitted = encoder.fit(part_N_d) if isinstance(encoder, PoolEncoder) else {"features": part_N_d}
             own_N_E = fitted["features"].double()
             mean_E = own_N_E.mean(dim=0)
@@ -113,7 +113,7 @@ class Combined(nn.Module):
     def transform(self, read_B_D: Tensor, fitted: Mapping[str, Tensor]) -> Tensor:
         """Return the features of further points (B, E)."""
         features = []
-        for number, (encoder, own_B_E) in enumerate(zip(self.encoders, self._parts(read_B_D), strict=True)):
+        for number, (encoder, own_B_E) in enumerate(zip(self.encoders, self.parts(read_B_D), strict=True)):
             if isinstance(encoder, PoolEncoder):
                 start = f"{number}.of."
                 inner = {name.removeprefix(start): one for name, one in fitted.items() if name.startswith(start)}
@@ -121,11 +121,25 @@ class Combined(nn.Module):
             features.append(((own_B_E.double() - fitted[f"{number}.mean"]) / fitted[f"{number}.scale"]).float())
         return torch.cat(features, dim=1)
 
-    def _parts(self, read_B_D: Tensor) -> Sequence[Tensor]:
+    def parts(self, read_B_D: Tensor) -> Sequence[Tensor]:
         """Return what each encoder has read."""
         num = len(self.encoders)
         widths = [int(width) for width in read_B_D[0, :num].tolist()] if len(read_B_D) else [0] * num
         return torch.split(read_B_D[:, num:], widths, dim=1)
+
+
+def parts_of(encoder: nn.Module, read_B_D: Tensor) -> list[Tensor]:
+    """Return what each encoder has read of a batch: their numbers may be of other sizes, so each is compared by itself.
+
+    Example:
+        >>> both = Combined([nn.Flatten(), GraphFeatures()])
+        >>> [part.shape for part in parts_of(both, both.read(torch.zeros(2, 1, 3, 3)))]
+        [torch.Size([2, 9]), torch.Size([2, 9])]
+    """
+    if not isinstance(encoder, Combined):
+        return [read_B_D]
+    pairs = zip(encoder.encoders, encoder.parts(read_B_D), strict=True)
+    return [part for each, own_B_D in pairs for part in parts_of(each, own_B_D)]
 
 
 def refuse_nested(name: str, encoder: nn.Module) -> None:

@@ -16,6 +16,8 @@ from al_lightning._lightning import LightningModule
 from al_lightning.data.augmented import random_affine
 from al_lightning.randomness import derived_seed
 
+_AXES = 4  # points, channels, height and width
+
 
 class ConvEncoder(nn.Module):
     """Three convolutions of stride 2 with batch normalisation, and a linear layer to the features.
@@ -117,7 +119,13 @@ class SimCLR(LightningModule):
 
     def training_step(self, batch: Sequence[Tensor] | Tensor, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Return the loss of two views of each image, which the step and the rank decide."""
-        images = batch if isinstance(batch, Tensor) else batch[0]
+        images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        if not isinstance(images, Tensor) or images.ndim != _AXES or not images.is_floating_point():
+            found = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+            raise TypeError(
+                f"A batch of the training loader has {found} where images are to be. SimCLR takes batches of images, "
+                "or (images, anything), of floating-point numbers (B, C, H, W)."
+            )
         seed = derived_seed(self.seed, self.global_step, f"views of rank {self.global_rank}")
         generator = torch.Generator().manual_seed(seed)
         views = torch.cat([random_affine(images, **self.maps, generator=generator) for _ in range(2)])
@@ -129,6 +137,11 @@ class SimCLR(LightningModule):
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - a form of Lightning's
         """Return AdamW with one cycle of its learning rate over all steps."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr)
-        steps = int(self.trainer.estimated_stepping_batches)
-        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=self.lr, total_steps=steps)
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise ValueError(
+                "The training has no end that is known, so that its learning rate has no cycle. Give the Trainer "
+                "`max_epochs` or `max_steps`."
+            )
+        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=self.lr, total_steps=int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}

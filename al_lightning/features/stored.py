@@ -61,9 +61,19 @@ class Rows:
     def of(self, indices: Sequence[int], *, view: int = 0) -> Tensor:
         """Return the features of some points (n, D), float32."""
         if self._mapped is None:
-            self._mapped = np.load(self.path, mmap_mode="r")
+            self._mapped = self._opened()
         rows: Array = self._mapped[np.asarray(indices, dtype=np.int64), view].astype(np.float32)
         return torch.from_numpy(rows)
+
+    def _opened(self) -> Array:
+        try:
+            mapped: Array = np.load(self.path, mmap_mode="r")
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"The features in {self.path} are there no more: another process has made those of appended points in "
+                "the meantime, or the folder was removed. Start this command again, which reads or makes them."
+            ) from error
+        return mapped
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the mapped file out, which would be pickled as a copy of all features."""
@@ -90,7 +100,7 @@ class Store:
         try:
             header = Header(**json.loads(path.read_text()))
             self._check(header)
-        except (ValueError, TypeError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(
                 f"The features in {self.folder} are damaged: {path.name} or what it names is not as it was written "
                 f"({error}). Delete {path}, and they are made anew."

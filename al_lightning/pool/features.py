@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
 
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.distributed import Ranks
@@ -85,9 +85,14 @@ def target_loader(datamodule: ActiveLearningDataModule) -> DataLoader[Any]:
     loader = make()
     if not isinstance(loader, DataLoader):
         raise TypeError(f"`target_dataloader()` returned {type(loader).__name__}, but must return one DataLoader.")
-    if loader.batch_size is not None and not isinstance(loader.sampler, SequentialSampler):
+    sampler, given = loader.sampler, loader.batch_sampler
+    is_fixed = loader.batch_size is None or isinstance(sampler, SequentialSampler)
+    if loader.batch_size is None and type(given) is BatchSampler:  # another class may have an order of its own
+        sampler = given.sampler
+        is_fixed = isinstance(sampler, SequentialSampler) or not isinstance(sampler, Sampler)
+    if not is_fixed:
         raise ValueError(
-            f"`target_dataloader()` draws its points with a {type(loader.sampler).__name__}, so each rank and round "
+            f"`target_dataloader()` draws its points with a {type(sampler).__name__}, so each rank and round "
             "would see others. Leave out `shuffle=True` and the sampler."
         )
     return loader

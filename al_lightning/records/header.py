@@ -67,6 +67,7 @@ HEADER: Mapping[str, Setting] = {
     "mode": Setting(str | None, "free"),
     "model": Setting(str | None, compared="task"),
     "datamodule": Setting(str | None, compared="task"),
+    "features": Setting(str | None),  # of `Embedded`; None: the inputs themselves
     "num_points": Setting(int, compared="task"),
     "initial": Setting(list[int]),
     "initial_draw": Setting(str | None, "first"),

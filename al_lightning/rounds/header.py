@@ -76,6 +76,7 @@ def described(
         "mask_scheme": settings.posterior.mask_scheme,
         "model": type(module).__name__,
         "datamodule": type(datamodule.inner).__name__,
+        "features": _features_of(datamodule.inner),
         "num_points": len(datamodule.labels),
         "initial": initial,
         "initial_draw": drawn,
@@ -99,6 +100,11 @@ def described(
     for name in misfits(header):
         raise ValueError(f"`{name}` is {header[name]!r}, but must be {_named(HEADER[name].kind)}, to be recorded.")
     return header
+
+
+def _features_of(datamodule: object) -> str | None:
+    name = getattr(datamodule, "features_name", None)
+    return name if isinstance(name, str) else None
 
 
 def _named(hint: Any) -> str:  # noqa: ANN401 - a type as annotations have it

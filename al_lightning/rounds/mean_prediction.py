@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from al_lightning._lightning import Callback, LightningModule, Trainer
-from al_lightning.data import without_reject, wrapped_datamodule
+from al_lightning.data import wrapped_datamodule
+from al_lightning.data.rejected import refuse_rejected, without_reject
 from al_lightning.pool.predict import fitted_posterior
 from al_lightning.posterior import Predict
 from al_lightning.randomness import derived_seed
@@ -88,6 +89,7 @@ class MeanPrediction(Callback):
         log_probs_B_C = mean_log_probs(log_probs_B_K_C)
         if datamodule.trains_rejected:
             log_probs_B_C = without_reject(log_probs_B_C)
+            refuse_rejected(targets_B, log_probs_B_C.shape[1])
         metrics = {
             NUM_SAMPLES: torch.tensor(float(log_probs_B_K_C.shape[1])),
             "test_mean_acc": (log_probs_B_C.argmax(dim=1) == targets_B).float().mean(),

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from pytorch_lightning import LightningDataModule, Trainer
@@ -31,6 +33,20 @@ def test_a_rotation_turns_the_image_about_its_middle():
     turned = random_affine(image, **{**NOTHING, "degrees": 90 / drawn}, generator=generator)
     quarters = [torch.rot90(image, number, dims=(2, 3)) for number in (1, 3)]
     assert any(torch.allclose(turned, quarter, atol=1e-4) for quarter in quarters)
+
+
+@pytest.mark.parametrize("place", [(8, 60), (2, 33), (13, 20)])
+def test_a_rotation_of_an_oblong_image_keeps_distances_from_its_middle_and_turns_all_alike(place):
+    image = torch.zeros(1, 1, 16, 64)
+    image[0, 0, place[0], place[1]] = 1
+    generator, again = (torch.Generator().manual_seed(5) for _ in range(2))
+    drawn = float(2 * torch.rand(1, 6, generator=again)[0, 0] - 1)
+    turned = random_affine(image, **{**NOTHING, "degrees": 8 / drawn}, generator=generator)[0, 0]
+    rows, columns = torch.meshgrid(torch.arange(16) - 7.5, torch.arange(64) - 31.5, indexing="ij")
+    found = torch.stack([(turned * axis).sum() / turned.sum() for axis in (columns, rows)])
+    column, row = place[1] - 31.5, place[0] - 7.5
+    cos, sin = math.cos(math.radians(8)), math.sin(math.radians(8))
+    assert torch.allclose(found, torch.tensor([column * cos + row * sin, row * cos - column * sin]), atol=0.3)
 
 
 def test_each_image_gets_a_map_of_its_own_that_the_seed_decides():

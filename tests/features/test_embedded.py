@@ -310,6 +310,13 @@ class Broken(nn.Module):
         return torch.where(inputs == 13, torch.nan, inputs)
 
 
+class OfBatch(nn.Module):
+    """Gives a point other features beside other points, as BatchNorm without running statistics does."""
+
+    def forward(self, inputs):
+        return inputs - inputs.mean(dim=0)
+
+
 NUMBERED = [(torch.full((4,), float(index)), index % 2) for index in range(20)]
 
 
@@ -323,11 +330,13 @@ NUMBERED = [(torch.full((4,), float(index)), index % 2) for index in range(20)]
             Broken(),
             r"1 points of a batch of the train data are no finite numbers, first of the points \[13\]",
         ),
+        (NUMBERED, nn.Linear(3, 2), "`encoder` cannot be called on a batch of the train data: mat1 and mat2"),
+        (NUMBERED, OfBatch(), "`encoder` gives the points .* other features in a batch of fewer points"),
         ([("a text", 0)] * 20, nn.Flatten(), "`encoder` cannot be called on a batch. .*: a module around it"),
         ([], nn.Flatten(), "The train data have no points"),
         ([{"input": torch.zeros(4), "label": 0, "y": 1}] * 20, nn.Flatten(), "nothing says where its target stands"),
     ],
-    ids=["random", "no rows", "nan", "texts", "empty", "no target"],
+    ids=["random", "no rows", "nan", "other shape", "of batch", "texts", "empty", "no target"],
 )
 def test_what_gives_no_features_is_refused_with_the_way_out(items, encoder, words):
     with pytest.raises((ValueError, TypeError), match=words):
@@ -364,6 +373,7 @@ def test_damaged_files_are_named_with_the_way_out():
     whole, header = file.read_bytes(), (folder / "train.json").read_text()
     changes = {
         "cut short": lambda: file.write_bytes(whole[:-8]),
+        "empty": lambda: file.write_bytes(b""),
         "gone": file.unlink,
         "other shape": lambda: (folder / "train.json").write_text(header.replace('"width": 4', '"width": 5')),
         "no header": lambda: (folder / "train.json").write_text("[1"),
@@ -376,9 +386,10 @@ def test_damaged_files_are_named_with_the_way_out():
         file.write_bytes(whole)
         (folder / "train.json").write_text(header)
     (beside,) = folder.glob("train-*.npz")
-    beside.write_bytes(beside.read_bytes()[:-30])
-    with pytest.raises(ValueError, match="are damaged"):
-        embedded(TinyData())
+    for kept in (beside.read_bytes()[:-30], b""):
+        beside.write_bytes(kept)
+        with pytest.raises(ValueError, match="are damaged"):
+            embedded(TinyData())
     (folder / "train.json").unlink()
     assert torch.allclose(embedded(TinyData()).features_of([0]), Encoder().eval()(TinyData()._part(60, 0)[:1][0]))
 
@@ -493,6 +504,15 @@ def on_rank_that_fails(num_ranks, folder):
     embedded(inner, Late(), folder=folder)
 
 
+def on_rank_of_another_encoder(num_ranks, folder):
+    trainer = Trainer(accelerator="cpu", devices=num_ranks, strategy="ddp", logger=False, enable_progress_bar=False)
+    trainer.strategy.setup_environment()
+    torch.distributed.barrier()
+    inner = TinyData()
+    inner.trainer = trainer
+    embedded(inner, Encoder(trainer.global_rank), folder=folder)
+
+
 class Late(nn.Module):
     """Breaks at the last point, which another rank than the first encodes, and not in the points that are compared."""
 
@@ -523,6 +543,13 @@ def test_what_fails_on_one_rank_ends_all(on_ranks, tmp_path):
     assert all("the last batch" in words for _, words in answers)
 
 
+@pytest.mark.slow
+def test_ranks_with_encoders_of_their_own_are_refused(on_ranks, tmp_path):
+    answers = on_ranks(2, __file__, "on_rank_of_another_encoder", num_ranks=2, folder=str(tmp_path / "other"))
+    assert [ok for ok, _ in answers] == [False, False]
+    assert all("disagree about the encoder's state" in words for _, words in answers)
+
+
 def test_a_collate_function_that_sorts_the_points_is_refused():
     items = [(torch.full((4,), float(-index)), index % 2) for index in range(20)]
 
@@ -531,3 +558,72 @@ def test_a_collate_function_that_sorts_the_points_is_refused():
 
     with pytest.raises(ValueError, match=r"`collate_fn` .*by_size orders the points of a batch by itself"):
         embedded(Items(items, collate_fn=by_size))
+
+
+def directions(seed):
+    """Points whose numbers are small beside how many they are, as those of a text's features."""
+    generator = torch.Generator().manual_seed(seed)
+    return nn.functional.normalize(torch.randn(40, 2048, generator=generator), dim=1)
+
+
+def test_the_number_of_columns_hides_no_other_points_and_no_random_numbers():
+    both = Combined([GraphFeatures(num_eigenvectors=4), nn.Identity()])
+    embedded(Items(TensorDataset(directions(0), torch.arange(40) % 2)), both)
+    with pytest.raises(ValueError, match="of 40 points that were encoded anew, 40 have other features"):
+        embedded(Items(TensorDataset(directions(1), torch.arange(40) % 2)), both)
+
+    class Noise(nn.Module):
+        def forward(self, inputs):
+            return inputs + 0.02 * torch.randn_like(inputs)
+
+    with pytest.raises(ValueError, match="`encoder` gives other features each time"):
+        embedded(Items(NUMBERED), Combined([nn.Linear(4, 2), Combined([nn.Flatten(), Noise()])]))
+    with pytest.raises(ValueError, match="`encoder` gives other features each time"):
+        embedded(Items(TensorDataset(directions(0), torch.arange(40))), Combined([nn.Identity(), Noise()]))
+
+
+def test_an_encoder_that_was_trained_on_makes_no_features_beside_the_first_ones():
+    encoder = Encoder()
+    datamodule = embedded(TinyData(), encoder)
+    datamodule.val_dataloader()
+    with torch.no_grad():
+        encoder.weight.mul_(2)
+    datamodule.setup("fit")
+    assert len(datamodule.val_dataloader().dataset) == len(TinyData().val_dataloader().dataset)  # made before
+    with pytest.raises(ValueError, match=r"has another state .* those of the test data would not match .*deepcopy"):
+        datamodule.test_dataloader()
+
+
+def test_features_that_another_process_has_replaced_are_told_of():
+    datamodule = embedded(Items(NUMBERED))
+    embedded(Items([*NUMBERED, (torch.ones(4), 0)]))
+    with pytest.raises(FileNotFoundError, match="another process has made those of appended points"):
+        datamodule.features_of([0])
+
+
+def test_labels_of_items_that_were_corrected_in_place_are_seen_at_the_next_fit():
+    data = Items(list(NUMBERED))
+    datamodule = embedded(data)
+    assert datamodule.pool_dataset()[2][1] == 0
+    data.items[2] = (data.items[2][0], 1)
+    datamodule.setup("fit")
+    assert datamodule.pool_dataset()[2][1] == 1
+
+
+def test_a_run_is_not_resumed_with_the_features_of_another_encoder(make_trainer, make_callback, tmp_path):
+    def run(seed, max_rounds):
+        torch.manual_seed(3)
+        callback = make_callback(BatchBALD(), max_rounds=max_rounds, folder=tmp_path / "run")
+        datamodule = ActiveLearningDataModule(Embedded(TinyData(), Encoder(seed)), initial=6)
+        return len(active_fit(make_trainer(callback), TinyModule(), datamodule, seed=0))
+
+    assert run(0, 1) == 1
+    with pytest.raises(ValueError, match=r"holds another run: its `features` is '.*', and this run's is '.*'"):
+        run(1, 2)
+    assert run(0, 2) == 2
+
+
+def test_a_pool_of_items_beside_features_is_refused():
+    items = TinyData()._part(60, 0)  # of as many numbers as the features: the model would predict them without a word
+    with pytest.raises(ValueError, match=r"Give it there, `Embedded\(datamodule, encoder, pool=dataset\)`"):
+        ActiveLearningDataModule(Embedded(TinyData(), Encoder()), initial=6, pool=items)

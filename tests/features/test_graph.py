@@ -147,3 +147,8 @@ def test_an_encoder_of_the_whole_pool_is_no_encoder_of_single_points():
         GraphFeatures(GraphFeatures())
     with pytest.raises(ValueError, match="All points have the same features by encoder 0"):
         Combined([torch.nn.Flatten()]).fit(Combined([torch.nn.Flatten()]).read(torch.ones(4, 2)))
+
+
+def test_numbers_whose_squares_are_too_large_are_refused():
+    with pytest.raises(ValueError, match=r"are up to .*e\+20 from their mean, too large .*Divide them by a constant"):
+        graph_features(cloud() * 1e20)

@@ -46,3 +46,24 @@ def test_a_trained_encoder_tells_images_apart_and_is_found_in_its_checkpoint(tmp
 def test_settings_that_cannot_train_are_refused(name, value):
     with pytest.raises(ValueError, match=f"`{name}` is {value}, but must be positive and finite"):
         SimCLR(ConvEncoder(8), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("points", "words"),
+    [
+        ([{"image": torch.zeros(1, 8, 8)}] * 4, "has dict where images are to be"),
+        (torch.zeros(4, 1, 8, 8, dtype=torch.uint8), r"has torch.uint8 \(2, 1, 8, 8\) where images are to be"),
+        (torch.zeros(4, 64), r"has torch.float32 \(2, 64\) where images are to be"),
+    ],
+    ids=["dict", "bytes", "flat"],
+)
+def test_what_are_no_images_is_refused(points, words):
+    trainer = Trainer(accelerator="cpu", logger=False, max_epochs=1, enable_progress_bar=False)
+    with pytest.raises(TypeError, match=words):
+        trainer.fit(SimCLR(ConvEncoder(8, width=4)), DataLoader(points, batch_size=2))
+
+
+def test_a_training_without_an_end_has_no_cycle():
+    trainer = Trainer(accelerator="cpu", logger=False, max_epochs=-1, enable_progress_bar=False)
+    with pytest.raises(ValueError, match="Give the Trainer `max_epochs` or `max_steps`"):
+        trainer.fit(SimCLR(ConvEncoder(8, width=4)), DataLoader(torch.zeros(4, 1, 8, 8), batch_size=2))

@@ -3,7 +3,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from al_lightning import BALD, EPIG, ActiveLearningDataModule, Screening, active_fit
 from al_lightning.acquisition import Acquisition, Batch
@@ -124,10 +124,15 @@ def test_features_that_the_data_module_made_once_are_taken_as_they_are(run):
         (TinyData(), Watched(), r"no method `target_dataloader\(\)`"),
         (WithTargets(3), Watched(), "`target_dataloader\\(\\)` returned int"),
         (WithTargets(DataLoader(list(range(5)), shuffle=True)), Watched(), "draws its points with a RandomSampler"),
+        (
+            WithTargets(DataLoader(list(range(5)), batch_sampler=BatchSampler(RandomSampler(range(5)), 2, False))),
+            Watched(),
+            "draws its points with a RandomSampler",
+        ),
         (WithTargets(DataLoader(TensorDataset(torch.zeros(0, 4)))), Watched(), "has no batch"),
         (WithTargets(DataLoader(torch.zeros(3, 9))), Watched(), "first batch of `target_dataloader.*cannot be pred"),
     ],
-    ids=["none", "no loader", "shuffled", "empty", "another shape"],
+    ids=["none", "no loader", "shuffled", "shuffled batches", "empty", "another shape"],
 )
 def test_targets_that_cannot_be_predicted_are_refused_before_the_training(run, monkeypatch, data, acquisition, words):
     monkeypatch.setattr("tests.conftest.TinyModule.training_step", lambda *_: pytest.fail("trained"))

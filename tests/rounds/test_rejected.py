@@ -319,6 +319,16 @@ def test_a_posterior_that_is_fitted_and_the_mean_prediction_know_rejected_points
     assert all(0 <= record.metrics["test_mean_acc"] <= 1 for record in callback.rounds)
 
 
+def test_the_mean_prediction_refuses_test_points_that_are_none_of_the_real_classes(tmp_path, monkeypatch):
+    data = data_of(is_known=True)
+    xs, ys = data.test_dataloader().dataset[:]
+    ys = torch.where(torch.arange(len(ys)) == 1, JUNK, ys)
+    data.test_dataloader = lambda: DataLoader(TensorDataset(xs, ys), batch_size=8)
+    monkeypatch.setitem(globals(), "data_of", lambda **_: data)
+    with pytest.raises(ValueError, match=r"1 of 8 points of a test batch .* none of the 3 real classes, such as 9"):
+        start(tmp_path, callbacks=[MeanPrediction()])
+
+
 class InOrder(BALD):
     """Asks for the first points of the pool."""
 

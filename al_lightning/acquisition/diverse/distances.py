@@ -12,6 +12,8 @@ from al_lightning.threads import each, own_threads
 
 ELEMENTS_PER_BLOCK = 2**20
 """Numbers that a thread holds at a time of what it computes: 4 MiB."""
+LARGEST_SQUARE = torch.finfo(torch.float32).max / 8
+"""Of a distance between two points, whose norms and products are single precision."""
 
 
 def features_given(predictions: Predictions) -> tuple[Tensor, Tensor]:
@@ -27,7 +29,15 @@ def features_given(predictions: Predictions) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"`features_N_D` has {pool_N_D.shape[1]} features, but `labelled_features_L_D` has {labelled_L_D.shape[1]}."
         )
-    return pool_N_D.cpu().float(), labelled_L_D.cpu().float()
+    pool_N_D, labelled_L_D = pool_N_D.cpu().float(), labelled_L_D.cpu().float()
+    ends = [float(end.abs()) for part in (pool_N_D, labelled_L_D) if part.numel() > 0 for end in part.aminmax()]
+    largest = max(ends, default=0.0)
+    if largest * largest * max(1, pool_N_D.shape[1]) > LARGEST_SQUARE:
+        raise ValueError(
+            f"The features are up to {largest:.2g}, too large for the squares of their distances. Divide them by a "
+            "constant."
+        )
+    return pool_N_D, labelled_L_D
 
 
 def blocks(num_rows: int, num_columns: int) -> list[slice]:

@@ -38,3 +38,12 @@ def test_blocks_of_any_size_choose_the_same(acquisition, monkeypatch):
     in_blocks = choose(acquisition, pool())
     assert torch.equal(whole.positions, in_blocks.positions)
     assert whole.scores.numpy() == pytest.approx(in_blocks.scores.numpy(), rel=1e-5)
+
+
+@pytest.mark.parametrize("acquisition", EACH, ids=repr)
+def test_features_whose_squares_overflow_are_refused(acquisition):
+    few = pool(60, 6)
+    expected = choose(acquisition, few).positions
+    assert torch.equal(choose(acquisition, few * 2.0**50).positions, expected)  # no digit is lost
+    with pytest.raises(ValueError, match=r"are up to .*e\+19, too large .*Divide them by a constant"):
+        choose(acquisition, few * 2.0**64)
