@@ -237,8 +237,20 @@ class Classifier(LightningModule):
     def _evaluate(self, stage: str, batch: Sequence[Tensor], accuracy: MeanMetric) -> None:
         inputs, targets = batch
         logits = self(inputs)
-        logits = logits[:, :-1] if self.has_reject else logits
+        if self.has_reject:
+            logits = logits[:, :-1]
+            _refuse_junk(targets, num_classes=logits.shape[1], stage=stage)
         loss = nn.functional.cross_entropy(logits, targets)
         accuracy.update((logits.argmax(dim=1) == targets).float())
         self.log(f"{stage}_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(targets))
         self.log(f"{stage}_acc", accuracy, prog_bar=True)
+
+
+def _refuse_junk(targets: Tensor, *, num_classes: int, stage: str) -> None:
+    junk = targets[targets >= num_classes]
+    if len(junk):
+        raise ValueError(
+            f"`has_reject` is True, so the net has {num_classes} classes, counted from 0, and one output for rejected "
+            f"points, but {len(junk)} points of a batch of the {stage} data have the target {int(junk[0])}. Leave junk "
+            f"out of the {stage} data, or give the net an output for each class and one more."
+        )

@@ -213,3 +213,13 @@ def test_the_output_of_rejected_points_is_trained_and_not_measured():
     assert torch.isclose(logged["test_loss"], nn.functional.cross_entropy(logits[:, :-1], targets))
     loss = model.training_step((inputs, torch.full((20,), logits.shape[1] - 1)), 0)
     assert torch.isclose(loss, -logits.log_softmax(dim=1)[:, -1].mean())
+
+
+def test_junk_among_what_is_measured_is_refused_with_the_way_out():
+    model = Classifier(nn.Linear(4, 3), has_reject=True)
+    with pytest.raises(
+        ValueError, match=r"2 classes.* 1 points of a batch of the test data have the target 2\. Leave junk out"
+    ):
+        model.test_step((torch.zeros(3, 4), torch.tensor([0, 2, 1])), 0)
+    with pytest.raises(ValueError, match="Leave junk out of the val data"):
+        model.validation_step((torch.zeros(1, 4), torch.tensor([5])), 0)
