@@ -9,13 +9,17 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from al_lightning.posterior.forward import PREDICT_REMEDY, arguments_of, called
+from al_lightning.posterior.forward import CALL_REMEDY, PREDICT_REMEDY, arguments_of, called
 from al_lightning.posterior.model import evaluating
 
 NUM_NAMED = 20
 TOLERANCE = 1e-4
 """Largest difference of features that count as the same, as a share of the largest of all that are compared."""
 _AXES = 2  # B and D
+_COLLATE_IT = (
+    "Let the `collate_fn` of the data module's loaders return a tensor, or a dict with the names of the encoder's "
+    "arguments, as a tokenizer does."
+)
 _WRAP_IT = "Put the encoder into a module whose `forward` returns a tensor (B, D)"
 
 
@@ -52,9 +56,8 @@ def read_by(encoder: nn.Module, batch: object) -> Tensor:
     try:
         arguments = arguments_of(encoder, batch)
     except TypeError as error:
-        raise TypeError(
-            f"`encoder` cannot be called on a batch. {str(error).replace(PREDICT_REMEDY, 'a module around it')}"
-        ) from error
+        words = str(error).replace(CALL_REMEDY, _COLLATE_IT).replace(PREDICT_REMEDY, "a module around it")
+        raise TypeError(f"`encoder` cannot be called on a batch. {words}") from error
     return _rows_of(called(encoder, arguments), encoder).float()
 
 
