@@ -250,17 +250,18 @@ class Classifier(LightningModule):
         logits = self(inputs)
         if self.has_reject:
             logits = logits[:, :-1]
-            self._refuse_rejected(stage, targets, num_classes=logits.shape[1])
+            _refuse_junk(targets, num_classes=logits.shape[1], stage=stage)
         loss = nn.functional.cross_entropy(logits, targets)
         accuracy.update((logits.argmax(dim=1) == targets).float())
         self.log(f"{stage}_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(targets))
         self.log(f"{stage}_acc", accuracy, prog_bar=True)
 
-    def _refuse_rejected(self, stage: str, targets: Tensor, *, num_classes: int) -> None:
-        outside = targets[targets >= num_classes]
-        if len(outside) > 0:
-            raise ValueError(
-                f"{len(outside)} of {len(targets)} points of a {stage} batch have targets that are none of the "
-                f"{num_classes} real classes, such as {outside[0].item()}: the output of rejected points is not "
-                f"measured. Leave points that are none of the classes out of the {stage} data."
-            )
+
+def _refuse_junk(targets: Tensor, *, num_classes: int, stage: str) -> None:
+    junk = targets[targets >= num_classes]
+    if len(junk):
+        raise ValueError(
+            f"`has_reject` is True, so the net has {num_classes} classes, counted from 0, and one output for rejected "
+            f"points, but {len(junk)} points of a batch of the {stage} data have the target {int(junk[0])}. Leave junk "
+            f"out of the {stage} data, or give the net an output for each class and one more."
+        )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pytorch_lightning import LightningDataModule
+from pytorch_lightning import LightningDataModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -59,12 +59,20 @@ class Images(LightningDataModule):
         return self.loader(slice(60, 90))
 
 
+class LargerImages(Images):
+    """Those of 8 x 8 pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.images = self.images.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+
+
 def test_each_block_has_a_test():
     found = {title: re.findall(r"```(\w+)\n.*?```", text, re.DOTALL) for title, text in SECTIONS.items()}
     assert {title: each for title, each in found.items() if each} == {
         "In your own script": ["python"],
         "On the command line": ["bash"],
-        "Encoders": ["python"],
+        "Encoders": ["python", "python"],
         "The first batch": ["python"],
         "Acquisitions": ["python"],
     }
@@ -114,6 +122,21 @@ def test_the_commands_name_configurations_that_are_there():
     assert [line.split(" --")[0] for line in commands.splitlines()] == ["al-lightning fit"] * 2
 
 
+def test_an_encoder_is_trained_in_a_script_and_its_features_are_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script, _ = blocks("Encoders", "python")
+    script = script.replace("max_epochs=10", QUICK["max_epochs=20"])
+    names = {"MyDataModule": LargerImages, "Trainer": Trainer}
+    exec(script, NAMES | names, found := {})  # noqa: S102 - of this repository
+    found["features"].setup("fit")
+    features = found["features"].features_of([0, 3])
+    assert features.shape == (2, 128)
+    encoder = found["simclr"].encoder
+    assert all(norm.num_batches_tracked > 0 for norm in encoder.modules() if isinstance(norm, nn.BatchNorm2d))  # fitted
+    with torch.no_grad():
+        torch.testing.assert_close(features, encoder.eval()(LargerImages().images[[0, 3]]))
+
+
 class Texts(LightningDataModule):
     def train_dataloader(self):
         items = [
@@ -141,7 +164,7 @@ class Hidden(nn.Module):
 
 def test_a_transformers_hidden_states_become_their_mean_over_the_tokens_that_are_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (script,) = blocks("Encoders", "python")
+    _, script = blocks("Encoders", "python")
     names = {"nn": nn, "Embedded": al_lightning.Embedded, "MyTexts": Texts, "net": (net := Hidden())}
     exec(script, names)  # noqa: S102 - of this repository
     names["features"].setup("fit")

@@ -216,14 +216,14 @@ def test_the_output_of_rejected_points_is_trained_and_not_measured():
     assert torch.isclose(loss, -logits.log_softmax(dim=1)[:, -1].mean())
 
 
-def test_what_is_none_of_the_real_classes_is_not_measured():
-    model = Classifier(Table(), has_reject=True)
-    inputs = torch.randn(2, 4)
-    num_real = model(inputs).shape[1] - 1
+def test_junk_among_what_is_measured_is_refused_with_the_way_out():
+    model = Classifier(nn.Linear(4, 3), has_reject=True)
     with pytest.raises(
-        ValueError, match=f"1 of 2 points of a test batch .* none of the {num_real} real classes, such as 9"
+        ValueError, match=r"2 classes.* 1 points of a batch of the test data have the target 2\. Leave junk out"
     ):
-        model.test_step((inputs, torch.tensor([0, 9])), 0)
+        model.test_step((torch.zeros(3, 4), torch.tensor([0, 2, 1])), 0)
+    with pytest.raises(ValueError, match="Leave junk out of the val data"):
+        model.validation_step((torch.zeros(1, 4), torch.tensor([5])), 0)
 
 
 @pytest.mark.parametrize("reject", ["train", "set_aside"])

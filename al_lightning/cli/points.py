@@ -34,7 +34,7 @@ def evidence_of_points(datamodule: LightningDataModule, run: Run | None) -> list
     """Return what the points of a data module tell: with the labels of a run, or with those that one begins with.
 
     Args:
-        datamodule: Data module, before its `setup`.
+        datamodule: Data module, before its `prepare_data` and `setup`, which are called as for a fit.
         run: Run on these data; None before it.
     """
     if not isinstance(datamodule, al_lightning.ActiveLearningDataModule):
@@ -42,6 +42,7 @@ def evidence_of_points(datamodule: LightningDataModule, run: Run | None) -> list
             f"`data` is a {type(datamodule).__name__}, which does not know what is labelled. Wrap it as for a run: "
             "`ActiveLearningDataModule(datamodule)`."
         )
+    datamodule.prepare_data()
     datamodule.setup("fit")
     target_of = _first_targets(datamodule) if run is None else _targets_of(run, datamodule)
     ids, targets = list(target_of), list(target_of.values())

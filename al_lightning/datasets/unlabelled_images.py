@@ -90,9 +90,10 @@ def _write(path: Path, files: Sequence[str]) -> None:
 class UnlabelledImagesDataModule(LightningDataModule):
     """Images of one size in a folder and its subfolders, without labels; further ones may be added at any time.
 
-    `root/ids.jsonl` says which file has which id: files sorted by name at first, then what is new, sorted again, when a
-    fit begins. So an id means one file for ever, whatever the new ones are called. There are no validation and no test
-    images, for there are no labels.
+    An image is a tensor (3, H, W), red, green and blue, also where the file is grey. `root/ids.jsonl` says which file
+    has which id: files sorted by name at first, then what is new, sorted again, when a fit begins. So an id means one
+    file for ever, whatever the new ones are called. There are no validation and no test images, for there are no
+    labels.
 
     Args:
         root: Folder of the images. It must be writable whenever there are new ones. All other files in it are an error

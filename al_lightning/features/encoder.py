@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from al_lightning.posterior.forward import PREDICT_REMEDY, arguments_of, called
+from al_lightning.posterior.forward import CALL_REMEDY, PREDICT_REMEDY, arguments_of, called
 from al_lightning.posterior.model import evaluating
 
 NUM_NAMED = 20
@@ -18,6 +18,10 @@ TOLERANCE = 1e-4
 BATCH_TOLERANCE = 0.05
 """The same of batches of other sizes, in which half precision rounds otherwise."""
 _AXES = 2  # B and D
+_COLLATE_IT = (
+    "Let the `collate_fn` of the data module's loaders return a tensor, or a dict with the names of the encoder's "
+    "arguments, as a tokenizer does."
+)
 _WRAP_IT = "Put the encoder into a module whose `forward` returns a tensor (B, D)"
 
 
@@ -54,9 +58,8 @@ def read_by(encoder: nn.Module, batch: object) -> Tensor:
     try:
         arguments = arguments_of(encoder, batch)
     except TypeError as error:
-        raise TypeError(
-            f"`encoder` cannot be called on a batch. {str(error).replace(PREDICT_REMEDY, 'a module around it')}"
-        ) from error
+        words = str(error).replace(CALL_REMEDY, _COLLATE_IT).replace(PREDICT_REMEDY, "a module around it")
+        raise TypeError(f"`encoder` cannot be called on a batch. {words}") from error
     return _rows_of(called(encoder, arguments), encoder).float()
 
 

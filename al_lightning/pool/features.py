@@ -78,9 +78,9 @@ def target_loader(datamodule: ActiveLearningDataModule) -> DataLoader[Any]:
     make = getattr(datamodule, "target_dataloader", None)
     if make is None:
         raise ValueError(
-            "The acquisition needs targets, points without labels like those that the model will meet, but the data "
-            "module has no method `target_dataloader()`. Let it return a DataLoader of such points, as batches of the "
-            "training loader are, or choose an acquisition that needs none."
+            "`acquisition`, or the score of `screening`, needs targets, points without labels like those that the "
+            "model will meet, but the data module has no method `target_dataloader()`. Let it return a DataLoader of "
+            "such points, as batches of the training loader are, or choose one that needs none."
         )
     loader = make()
     if not isinstance(loader, DataLoader):

@@ -183,9 +183,9 @@ class Chooser:
         elif not self.is_fitted:
             raise ValueError(
                 f"`cold_start` {self.acquisition!r} needs features before any fit, but the data module has made none, "
-                "and the last layer of a model that is not trained gives none that mean anything. Give the data "
-                "module a method `features_of(indices)` that returns features made once, a row for each point, or "
-                "draw the first batch at random: `cold_start=Random()`."
+                "and the last layer of a model that is not trained gives none that mean anything. Make them "
+                "once, as `Embedded(datamodule, GraphFeatures())` does or a method `features_of(indices)` of the data "
+                "module, which returns a row for each point, or draw the first batch at random: `cold_start=Random()`."
             )
 
     def _try_model(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> int:
@@ -205,7 +205,16 @@ class Chooser:
         few = Few(batches, fewer, _looked_through(datamodule, batches), targets)
         reads_last_layer = self._reads_last_layer(datamodule)
         posterior = self.posterior if self._predicts or reads_last_layer else self._point
-        num_classes = preview_pool(trainer, module, few, posterior, reads_last_layer=reads_last_layer).shape[1]
+        try:
+            num_classes = preview_pool(trainer, module, few, posterior, reads_last_layer=reads_last_layer).shape[1]
+        except RuntimeError as error:
+            if (made := made_once(datamodule)) is not None:
+                width = made(few_N[:1].tolist()).shape[1]
+                error.add_note(
+                    f"The data module's features are {width} numbers a point: a first layer that reads them takes as "
+                    "many, as `in_features`."
+                )
+            raise
         if not self._predicts:
             return num_classes
         num_points = len(self._considered(datamodule.labels.pool_indices, round_index=0))

@@ -13,6 +13,8 @@ from al_lightning.data.items import KEYS
 from al_lightning.posterior.compiled import named_originals, original
 
 PREDICT_REMEDY = "`MCDropout(predict=lambda module, batch: module(batch['image']).logits)`, as other posteriors"
+CALL_REMEDY = f"Say how to call the model, with a function that returns logits (B, C): {PREDICT_REMEDY}."
+"""Where the batch has nothing that a model could be called with."""
 POINT_KEYS = ("idx", "index", "id")
 """Keys of a batch that number its points, and that no model means unless its `forward` names them."""
 _AXES_OF_FEATURES = 3  # (B, T, D)
@@ -96,7 +98,7 @@ def arguments_of(model: nn.Module, batch: object) -> object:
     found = _kind(batch) if inputs is batch else f"{_kind(batch)} that begins with {_kind(inputs)}"
     raise TypeError(
         f"The batch is a {found}, and only a tensor or a dict, or a tuple or list that begins with one, is passed to "
-        f"the model by itself. Say how to call the model, with a function that returns logits (B, C): {PREDICT_REMEDY}."
+        f"the model by itself. {CALL_REMEDY}"
     )
 
 

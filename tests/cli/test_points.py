@@ -48,6 +48,17 @@ def test_inputs_tell_clusters_and_copies_before_a_run():
     assert (copies.name, copies.value, copies.interval) == ("copies, inputs", "100 %", "")
 
 
+def test_data_that_are_prepared_before_their_setup_are_prepared():
+    class Prepared(Clusters):
+        def prepare_data(self):
+            self.is_there = True
+
+        def setup(self, stage):
+            assert self.is_there
+
+    assert len(evidence_of_points(wrapped(Prepared()), None)) == 2
+
+
 def test_labels_of_a_run_are_used_and_no_others(tmp_path):
     run = Run("a", tmp_path, header(wrapped(Clusters()), initial=[0, 1, 20], initial_targets=[0, 1, 0]), [])
     agree, _ = evidence_of_points(wrapped(Clusters()), run)

@@ -332,7 +332,12 @@ NUMBERED = [(torch.full((4,), float(index)), index % 2) for index in range(20)]
         ),
         (NUMBERED, nn.Linear(3, 2), "`encoder` cannot be called on a batch of the train data: mat1 and mat2"),
         (NUMBERED, OfBatch(), "`encoder` gives the points .* other features in a batch of fewer points"),
-        ([("a text", 0)] * 20, nn.Flatten(), "`encoder` cannot be called on a batch. .*: a module around it"),
+        (
+            [("a text", 0)] * 20,
+            nn.Flatten(),
+            "`encoder` cannot be called on a batch. .* passed to the model by itself. Let the `collate_fn` of the data "
+            "module's loaders return a tensor, or a dict",
+        ),
         ([], nn.Flatten(), "The train data have no points"),
         ([{"input": torch.zeros(4), "label": 0, "y": 1}] * 20, nn.Flatten(), "nothing says where its target stands"),
     ],

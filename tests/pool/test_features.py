@@ -82,6 +82,21 @@ def test_features_are_what_the_last_linear_layer_reads_in_evaluation_mode(make_t
     assert torch.allclose(seen.labelled_features_L_D, expected_60_D[initial], atol=1e-6)
 
 
+def test_a_first_layer_of_another_width_than_the_features_is_told_theirs_before_the_training(run, monkeypatch):
+    class Narrow(WithFeatures):
+        def train_dataloader(self):
+            inputs, targets = super().train_dataloader().dataset.tensors
+            return DataLoader(TensorDataset(inputs[:, :2], targets), batch_size=8)
+
+    monkeypatch.setattr("tests.conftest.TinyModule.training_step", lambda *_: pytest.fail("trained"))
+    with pytest.raises(RuntimeError, match="mat1 and mat2") as raised:
+        run(Narrow(), BALD())
+    assert raised.value.__notes__ == [
+        "The data module's features are 2 numbers a point: a first layer that reads them takes as many, as "
+        "`in_features`."
+    ]
+
+
 def test_targets_are_predicted_by_the_networks_that_predict_the_pool(run):
     as_targets = DataLoader(TensorDataset(*TinyData()._part(60, 0).tensors), batch_size=7)
     _, initial, _ = run(WithTargets(as_targets), Watched())

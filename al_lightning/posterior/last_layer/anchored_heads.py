@@ -73,11 +73,11 @@ class AnchoredHeads(Posterior):
                 f"follows the length of the features."
             )
         weights = self.class_weights
-        if isinstance(weights, str) and weights != "balanced":
+        if not isinstance(weights, tuple | list) and weights not in ("balanced", None):
             raise ValueError(
-                f"`class_weights` is {weights!r}, but must be 'balanced', a number for each class or None."
+                f"`class_weights` is {weights!r}, but must be 'balanced', a tuple of a number for each class, or None."
             )
-        if isinstance(weights, tuple) and not all(0 < weight < math.inf for weight in weights):
+        if isinstance(weights, tuple | list) and not all(0 < weight < math.inf for weight in weights):
             raise ValueError(f"`class_weights` is {weights}, but each must be positive and finite.")
 
     @property

@@ -115,7 +115,8 @@ def of_neighbours(agrees: Sequence[bool], targets: Sequence[int], *, features: s
     alone, largest = sum(count == 1 for count in counts.values()), max(counts.values()) / num_points
     basis = f"{num_points} labelled points of {len(counts)} classes, the largest of which has {percent(largest)}"
     if alone:
-        basis += f"; {alone} are the only ones of their class, and so cannot agree"
+        them = "1 is the only one of its class" if alone == 1 else f"{alone} are the only ones of their class"
+        basis += f"; {them}, and so cannot agree"
     clear = f"In the {features}, the nearest labelled point tells a class better than naming the largest class does."
     unclear = (
         f"It is not shown, at {num_points} labels, that in the {features} the nearest labelled point tells a class."
@@ -146,8 +147,10 @@ def of_features_against_inputs(by_features: Sequence[bool], by_inputs: Sequence[
     """
     pairs = list(zip(by_features, by_inputs, strict=True))
     num_better, num_worse = (sum(pair == case for pair in pairs) for case in ((True, False), (False, True)))
+    if not pairs:
+        return Evidence.unknown(GAIN, "no point is labelled")
     if num_better + num_worse == 0:
-        return Evidence.unknown(GAIN, f"neighbours in both agree at the same of {len(pairs)} labelled points")
+        return Evidence.unknown(GAIN, f"at each of {len(pairs)} labelled points both agree, or neither does")
     low, high = _interval_in_pairs(num_better, num_better + num_worse)
     supports = (
         "It is not shown that the nearest labelled point tells classes better in the features than in the inputs."

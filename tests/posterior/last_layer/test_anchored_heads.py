@@ -153,6 +153,11 @@ def test_the_check_for_posteriors_passes_with_any_number_of_outputs(classes):
         ({"prior_precision": 0.0}, "`prior_precision` is 0.0, but must be positive and finite"),
         ({"prior_precision": math.inf}, "`prior_precision` is inf"),
         ({"class_weights": "even"}, "`class_weights` is 'even', but must be 'balanced'"),
+        (
+            {"class_weights": torch.ones(3)},
+            r"is tensor\(\[1., 1., 1.\]\), but must be 'balanced', a tuple of a number for",
+        ),
+        ({"class_weights": [1.0, -1.0]}, "but each must be positive"),
         ({"class_weights": (1.0, 0.0)}, r"`class_weights` is \(1.0, 0.0\), but each must be positive"),
         ({"class_weights": (1.0, math.nan)}, "but each must be positive"),
     ],

@@ -160,7 +160,7 @@ def test_neighbours_are_compared_with_the_largest_class():
 
 
 def test_classes_of_one_point_are_counted_and_where_there_are_no_others_nothing_is_known():
-    assert "1 are the only ones of their class" in of_neighbours([True, True, False], [0, 0, 1], features="x").basis
+    assert "1 is the only one of its class" in of_neighbours([True, True, False], [0, 0, 1], features="x").basis
     found = of_neighbours([False, False], [0, 1], features="x")
     assert (found.value, found.basis) == (UNKNOWN, "no two of the 2 labelled points have one class")
     assert of_neighbours([], [], features="x").value == UNKNOWN
@@ -174,7 +174,9 @@ def test_features_and_inputs_are_compared_where_they_differ():
     assert "look at the encoder" in of_features_against_inputs(worse, better).supports
     assert of_features_against_inputs(better[9:], worse[9:]).supports.startswith("It is not shown")  # 9 of 11
     assert of_features_against_inputs([True, False], [False, True]).supports.startswith("It is not shown")
-    assert of_features_against_inputs(better, better).value == UNKNOWN
+    same = of_features_against_inputs(better, better)
+    assert (same.value, same.basis) == (UNKNOWN, "at each of 20 labelled points both agree, or neither does")
+    assert of_features_against_inputs([], []).basis == "no point is labelled"
 
 
 def test_copies_have_an_interval_where_points_were_drawn():
