@@ -1,5 +1,6 @@
 """Choices from predictions on the device, against the same in double precision on the CPU and plain enumeration."""
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -237,18 +238,21 @@ def test_the_same_choice_twice_gives_the_same_bits(device, deterministic, monkey
         torch.use_deterministic_algorithms(deterministic)
         once, again = (batchbald(log_probs_N_K_C, 6, num_configs=500, generator=seeded()) for _ in range(2))
     finally:
-        torch.use_deterministic_algorithms(False)  # noqa: FBT003
+        torch.use_deterministic_algorithms(False)
     assert torch.equal(once.positions, again.positions)
     assert torch.equal(once.scores, again.scores)
 
 
-def test_a_choice_allocates_no_more_than_its_budget(on_gpu):
-    budget_mib = 512
+@pytest.mark.parametrize("budget_mib", [100, 512])
+def test_a_choice_allocates_no_more_than_its_budget(on_gpu, budget_mib):
     log_probs_N_K_C = log_probs(2000, 100, 10).float().to(on_gpu)
     batchbald(log_probs_N_K_C[:300], 3, generator=seeded())  # workspaces of cuBLAS, and the kernel
+    gc.collect()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    batchbald(log_probs_N_K_C, 6, memory_budget_mib=budget_mib, generator=seeded())
+    found = batchbald(log_probs_N_K_C, 6, memory_budget_mib=budget_mib, generator=seeded())
     assert torch.cuda.max_memory_allocated() - before <= budget_mib * 2**20
+    assert found.search.num_candidates == 2000
+    gc.collect()
     assert torch.cuda.memory_allocated() - before < 2**20
