@@ -120,6 +120,19 @@ def test_double_precision_on_the_device_is_that_of_the_cpu(device, acquisition):
     assert_close(found.scores.double(), expected.scores, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("acquisition", [BAIT(), BatchBALD(num_configs=300)], ids=repr)
+def test_tf32_that_the_user_asks_for_changes_no_choice(device, acquisition):
+    predictions = Predictions(log_probs(400, 60, 5), target_log_probs_T_K_C=log_probs(2, 60, 5))
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        found = choice(acquisition, moved(predictions, device), 8)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    same(found, choice(acquisition, predictions, 8))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_chooses_what_its_numbers_say_on_the_cpu(device, dtype):
     predictions = moved(full_predictions(), "cpu", dtype)
