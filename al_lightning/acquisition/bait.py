@@ -18,6 +18,7 @@ from al_lightning.acquisition.top_k import by_chance, top
 from al_lightning.distributed import ALONE, Exchange
 from al_lightning.information import check_log_probs
 from al_lightning.information.entropies import at_least_single
+from al_lightning.information.kernel import full_precision_products
 from al_lightning.threads import each, own_threads
 
 ELEMENTS_PER_BLOCK = 2**20
@@ -65,7 +66,7 @@ class BAIT(Acquisition):
         positions_N = torch.arange(predictions.num_rows) + predictions.offset
         luck_N = by_chance(positions_N, generator)
         batches = []
-        with own_threads(pool.device):
+        with own_threads(pool.device), full_precision_products():  # TF32 would round more than the bounds allow for
             fisher_K_K = exchange.gather(pool.sum_of_fisher().cpu()).sum(dim=0) / predictions.num_points
             greedy = _Greedy(pool, fisher_K_K.to(pool.device))
             for _ in range(batch_size):

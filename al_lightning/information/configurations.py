@@ -61,7 +61,8 @@ class Configurations:
 
     def to(self, like: Tensor) -> "Configurations":
         """Convert to the precision and device of `like`, without the configurations too improbable for it."""
-        converted = Configurations(self.probs_M.to(like), self.weights_M_K.to(like), self.counts_M)
+        counts_M = None if self.counts_M is None else self.counts_M.to(like.device)
+        converted = Configurations(self.probs_M.to(like), self.weights_M_K.to(like), counts_M)
         is_normal_M = converted.probs_M >= torch.finfo(like.dtype).tiny  # smaller ones round to 0 or to a few digits
         return converted if is_normal_M.all() else converted._only(is_normal_M.nonzero().squeeze(1))
 

@@ -14,6 +14,7 @@ The tables are written from the first file: after a crash they may lack its last
 import csv
 import math
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -57,7 +58,9 @@ class Journal:
 
     def __init__(self, folder: Path, header: Mapping[str, Any], *, rounds: Sequence[Round] | None = None) -> None:
         self.folder = folder
-        versions = {name: version(name) for name in ("al-lightning", "torch", FLAVOUR.partition(".")[0])}
+        own_version = import_module("al_lightning").__version__  # a checkout on the path has no metadata
+        versions = {"al-lightning": own_version}
+        versions |= {name: version(name) for name in ("torch", FLAVOUR.partition(".")[0])}
         own = {"schema": SCHEMA, "version": SCHEMA_VERSION, "versions": versions}
         self.header = {**own, **header, **own}
         self._written: list[Round] = list(rounds or [])

@@ -112,3 +112,28 @@ def test_a_pool_without_disagreement_is_chosen_from_by_chance(dtype):
     batches = [BAIT()(Predictions(log_probs_N_K_C), 5, generator=torch.Generator().manual_seed(s)) for s in range(2)]
     assert batches[0].positions.tolist() != batches[1].positions.tolist()
     assert all(batch.scores.abs().max() < 1e-12 for batch in batches)
+
+
+def uses_tf32():
+    matmul = torch.backends.cuda.matmul
+    return matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
+
+
+def test_products_of_single_precision_are_not_those_of_tf32(monkeypatch):
+    """On a GPU bounds in TF32, as Lightning advises, would exclude the best point."""
+    torch.set_float32_matmul_precision("high")
+    seen = []
+    bounds = bait._bounds
+
+    def noted(*products):
+        seen.append(uses_tf32())
+        return bounds(*products)
+
+    monkeypatch.setattr(bait, "_bounds", noted)
+    try:
+        BAIT()(Predictions(random_log_probs(0)), 3, generator=torch.Generator())
+        assert uses_tf32()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen
+    assert not any(seen)

@@ -19,8 +19,16 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 WORST = 2e-5  # nats
 
 needs_triton = pytest.mark.skipif(not kernel_triton.AVAILABLE, reason="triton is not installed")
-runs_the_kernel = pytest.mark.skipif(not (INTERPRETED or HAS_GPU), reason="needs a GPU or Triton's interpreter")
-needs_gpu = pytest.mark.skipif(INTERPRETED or not HAS_GPU, reason="needs a GPU")
+without_kernel = pytest.mark.skipif(not (INTERPRETED or HAS_GPU), reason="needs a GPU or Triton's interpreter")
+without_gpu = pytest.mark.skipif(INTERPRETED or not HAS_GPU, reason="needs a GPU")
+
+
+def runs_the_kernel(test):
+    return pytest.mark.cuda(without_kernel(test))
+
+
+def needs_gpu(test):
+    return pytest.mark.cuda(without_gpu(test))
 
 
 def problem(num_configs, num_points, *, num_samples=3, num_classes=4):

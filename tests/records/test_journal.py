@@ -1,11 +1,13 @@
 import csv
 import json
 import re
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 from pytorch_lightning.loggers import CSVLogger
 
+import al_lightning
 from al_lightning.records.files import write_atomically
 from al_lightning.records.journal import Journal, finite_or_none, read_journal, run_folder
 from al_lightning.records.round import Round
@@ -97,6 +99,18 @@ def test_a_folder_that_is_no_run_and_a_version_from_the_future_are_refused(tmp_p
     (tmp_path / "rounds.jsonl").write_text('{"schema": "al_lightning.rounds", "version": 99}\n')
     with pytest.raises(ValueError, match="version 99, but this version of al_lightning reads"):
         read_journal(tmp_path)
+
+
+def test_a_package_that_lies_on_the_path_and_is_not_installed_names_its_version(tmp_path, monkeypatch):
+    def version(name):
+        if name == "al-lightning":
+            raise PackageNotFoundError(name)
+        return "1.2"
+
+    monkeypatch.setattr("al_lightning.records.journal.version", version)
+    versions = Journal(tmp_path, HEADER).header["versions"]
+    assert versions.pop("al-lightning") == al_lightning.__version__
+    assert set(versions.values()) == {"1.2"}
 
 
 @pytest.mark.parametrize(("inside", "pattern"), [("run-{}", "*"), ("run-{}/version_0", "*/*")])
