@@ -5,7 +5,7 @@
     python benchmarks/gpu.py --device cpu --minutes 2 --out FOLDER
     python benchmarks/gpu.py --parts --out benchmarks/results
 
-It needs torch, Lightning, NumPy, Triton and pytest alone, and no installation of this package; batchbald-redux is
+It needs torch, Lightning, NumPy, SciPy, pillow, Triton and pytest, and no installation of this package; batchbald-redux is
 compared with where Python finds it (joint_entropy.py says how). Each part is a process with a limit of its own, whose
 table in the folder is written after each row. A part that fails or is killed leaves the others as they are, and what
 has a row is not measured again on the same commit and device: start the command again to go on. `--data` names the
@@ -41,7 +41,13 @@ PARTS = {
 }
 """Module of each part and its share of the time, in the order of importance."""
 OF_MNIST = ("predict", "round")
-NEEDED = {"torch": "torch", "pytorch_lightning": "pytorch-lightning", "numpy": "numpy"}
+NEEDED = {
+    "torch": "torch",
+    "pytorch_lightning": "pytorch-lightning",
+    "numpy": "numpy",
+    "scipy": "scipy",
+    "PIL": "pillow",
+}
 WANTED = {"triton": ("triton", "kernel"), "pytest": ("pytest", "tests")}
 LEAST_GIB = 8
 PROBE = """
