@@ -5,10 +5,10 @@
     python benchmarks/gpu.py --device cpu --minutes 2 --out FOLDER
     python benchmarks/gpu.py --parts --out benchmarks/results
 
-It needs torch, Lightning, NumPy, SciPy, pillow, Triton and pytest, and no installation of this package; batchbald-redux is
-compared with where Python finds it (joint_entropy.py says how). Each part is a process with a limit of its own, whose
-table in the folder is written after each row. A part that fails or is killed leaves the others as they are, and what
-has a row is not measured again on the same commit and device: start the command again to go on. `--data` names the
+It needs torch, Lightning, NumPy, SciPy, pillow, Triton and pytest, and no installation of this package; batchbald-redux
+is compared with where Python finds it (joint_entropy.py says how). Each part is a process with a limit of its own,
+whose table in the folder is written after each row. A part that fails or is killed leaves the others as they are, and
+what has a row is not measured again on the same commit and device: start the command again to go on. `--data` names the
 folder with MNIST's IDX files; without it `predict` and `round` are left out. `--device cpu` rehearses every part at toy
 size, the kernel in Triton's interpreter. `--parts` without a name measures nothing. With `--out benchmarks/results` the
 tables of docs/gpu.md are written.
