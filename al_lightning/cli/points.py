@@ -20,6 +20,7 @@ from al_lightning.report.advice.evidence import (
     refuse_other_data,
 )
 from al_lightning.report.runs import Run
+from al_lightning.rounds.header import features_name_of
 
 MOST_DRAWN = 1000
 """Points for which copies are sought: the interval of their share is 6.4 % wide at most."""
@@ -74,7 +75,8 @@ def _first_targets(datamodule: al_lightning.ActiveLearningDataModule) -> dict[in
 
 def _targets_of(run: Run, datamodule: al_lightning.ActiveLearningDataModule) -> dict[int, int]:
     """Return the classes of the labelled points of a run; data that cannot be the run's are refused."""
-    refuse_other_data(run, name=type(datamodule.inner).__name__, num_points=len(datamodule.labels))
+    name, features = type(datamodule.inner).__name__, features_name_of(datamodule.inner)
+    refuse_other_data(run, name=name, num_points=len(datamodule.labels), features=features)
     target_of = labelled_of(run)
     known = datamodule.known_targets(list(target_of))
     if known is not None and not run.asks_people:

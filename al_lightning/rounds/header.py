@@ -76,7 +76,7 @@ def described(
         "mask_scheme": settings.posterior.mask_scheme,
         "model": type(module).__name__,
         "datamodule": type(datamodule.inner).__name__,
-        "features": _features_of(datamodule.inner),
+        "features": features_name_of(datamodule.inner),
         "num_points": len(datamodule.labels),
         "initial": initial,
         "initial_draw": drawn,
@@ -102,7 +102,8 @@ def described(
     return header
 
 
-def _features_of(datamodule: object) -> str | None:
+def features_name_of(datamodule: object) -> str | None:
+    """Return the name of the features that a data module makes; None where it gives the inputs themselves."""
     name = getattr(datamodule, "features_name", None)
     return name if isinstance(name, str) else None
 

@@ -77,13 +77,14 @@ def labelled_of(run: Run) -> dict[int, int]:
     return {index: target for index, target in known.target_of.items() if known.state_of[index] >= 0}
 
 
-def refuse_other_data(run: Run, *, name: str, num_points: int) -> None:
-    """Refuse data that are of another class or size than those of a run; people may have had points appended.
+def refuse_other_data(run: Run, *, name: str, num_points: int, features: str | None = None) -> None:
+    """Refuse data that are of another class, encoder or size than those of a run; people may have had points appended.
 
     Args:
         run: The run.
         name: Class of the data module.
         num_points: Number of its points.
+        features: Name of its features; None for inputs themselves.
     """
     num_recorded = recorded(run.header, run.rounds).num_points
     is_of_size = num_points >= num_recorded if run.asks_people else num_points == num_recorded
@@ -91,6 +92,12 @@ def refuse_other_data(run: Run, *, name: str, num_points: int) -> None:
         raise ValueError(
             f"The configuration has the data {name}, {num_points} points, but {run.name} has "
             f"{run.header.get('datamodule')}, {num_recorded} points: name that of the run with `--config`."
+        )
+    recorded_features = run.header.get("features", features)  # records of earlier versions do not tell
+    if recorded_features != features:
+        raise ValueError(
+            f"The configuration has the features {features}, but {run.name} has {recorded_features}: name the "
+            "configuration of the run with `--config`."
         )
 
 

@@ -149,6 +149,15 @@ def test_without_people_no_points_are_appended(make):
         refuse_other_data(make(datamodule="Digits"), name="Digits", num_points=21)
 
 
+def test_features_of_another_encoder_are_refused_where_the_records_tell(make):
+    run = make(datamodule="Digits", features="abc")
+    num_points = run.header["num_points"]
+    refuse_other_data(run, name="Digits", num_points=num_points, features="abc")
+    refuse_other_data(make(datamodule="Digits"), name="Digits", num_points=num_points, features="abc")  # of before
+    with pytest.raises(ValueError, match=r"has the features def, but .* has abc: name the configuration of the run"):
+        refuse_other_data(run, name="Digits", num_points=num_points, features="def")
+
+
 def test_neighbours_are_compared_with_the_largest_class():
     classes = [0] * 30 + [1] * 10
     better, same = [True] * 40, [True] * 30 + [False] * 10
