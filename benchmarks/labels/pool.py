@@ -327,8 +327,9 @@ def draw(results: Mapping[Cell, Row], pool: str, path: Path) -> None:
         axes.fill_between(labels, mean - deviation, mean + deviation, color=colour, alpha=0.12, linewidth=0)
     for target in TARGETS:
         axes.axhline(100 * target, color="black", linewidth=0.6)
-    num_seeds = min(len(runs) for runs in runs_of.values())
-    title = f"{pool[0].upper()}{pool[1:]}, {num_seeds} seed{'s' * (num_seeds > 1)} at least: mean ± 1 s.d."
+    counts = [len(runs) for runs in runs_of.values()]
+    at_least = " at least" * (min(counts) < max(counts))
+    title = f"{pool[0].upper()}{pool[1:]}, {min(counts)} seed{'s' * (min(counts) > 1)}{at_least}: mean ± 1 s.d."
     axes.set(xlabel="labels", ylabel="test accuracy (%)", title=title)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
