@@ -7,11 +7,11 @@
 
 It needs torch, Lightning, NumPy, SciPy, pillow, Triton and pytest, and no installation of this package; batchbald-redux
 is compared with where Python finds it (joint_entropy.py says how). Each part is a process with a limit of its own,
-whose table in the folder is written after each row. A part that fails or is killed leaves the others as they are, and
-what has a row is not measured again on the same commit and device: start the command again to go on. `--data` names the
-folder with MNIST's IDX files; without it `predict` and `round` are left out. `--device cpu` rehearses every part at toy
-size, the kernel in Triton's interpreter. `--parts` without a name measures nothing. With `--out benchmarks/results` the
-tables of docs/gpu.md are written.
+whose table in the folder is written after each row; gpu.log there holds what they say. A part that fails or is killed
+leaves the others as they are, and what has a row is not measured again on the same commit and device: start the command
+again to go on. `--data` names the folder with MNIST's IDX files; without it `predict` and `round` are left out.
+`--device cpu` rehearses every part at toy size, the kernel in Triton's interpreter. `--parts` without a name measures
+nothing. With `--out benchmarks/results` the tables of docs/gpu.md are written.
 """
 
 import argparse
@@ -28,16 +28,16 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import ROOT, Provenance, document, find_commit, read_rows, write_rows
+from common import ROOT, Provenance, digest, document, find_commit, read_rows, write_rows
 
 PAGE = ROOT / "docs" / "gpu.md"
 PARTS = {
-    "tests": ("on_gpu.suite", 0.25),
-    "kernel": ("on_gpu.kernel", 0.25),
+    "tests": ("on_gpu.suite", 0.22),
+    "kernel": ("on_gpu.kernel", 0.22),
     "search": ("on_gpu.search", 0.2),
-    "predict": ("on_gpu.predict", 0.15),
-    "round": ("on_gpu.mnist_round", 0.1),
-    "ranks": ("on_gpu.ranks", 0.05),
+    "predict": ("on_gpu.predict", 0.14),
+    "round": ("on_gpu.mnist_round", 0.12),
+    "ranks": ("on_gpu.ranks", 0.1),  # two processes one after the other, which import all anew
 }
 """Module of each part and its share of the time, in the order of importance."""
 OF_MNIST = ("predict", "round")
@@ -93,10 +93,20 @@ def main() -> int:
         except RuntimeError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        provenance = Provenance(asked.commit or find_commit(), torch_version, machine)
+        provenance = Provenance(asked.commit or commit_or_digest(), torch_version, machine)
         states = run_all(asked, provenance, left_out)
     write_page(asked.out)
     return int(any(state not in {"done", "left out"} for state in states))
+
+
+def commit_or_digest() -> str:
+    """Find the commit; where git cannot tell it, as in a copy without .git, say so and take a digest after a plus."""
+    try:
+        return find_commit()
+    except (RuntimeError, OSError) as error:  # OSError: no git
+        found = f"+{digest(sorted((ROOT / 'al_lightning').rglob('*.py')))}"
+        print(f"The commit is not known, so rows name the package's digest, {found}: {error}", flush=True)
+        return found
 
 
 def looked_at(asked: argparse.Namespace) -> tuple[dict[str, str], str, str]:
@@ -175,8 +185,11 @@ def run_apart(part: str, asked: argparse.Namespace, provenance: Provenance, *, u
     if asked.device == "cpu":
         env |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     began = time.time()
-    log = asked.out / f"gpu_{part}.log"
-    with log.open("w") as output:
+    log = asked.out / "gpu.log"
+    with log.open("ab") as output:
+        output.write(f"== {part}\n".encode())
+        output.flush()
+        begin = output.tell()
         process = subprocess.Popen(
             command, env=env, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -189,7 +202,7 @@ def run_apart(part: str, asked: argparse.Namespace, provenance: Provenance, *, u
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-    text = log.read_text(errors="replace")
+    text = log.read_bytes()[begin:].decode(errors="replace")
     print(text, end="", flush=True)
     last = text.strip().rpartition("\n")[2][:300]
     why = "" if state == "done" else last

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ import torch
 
 import common
 import gpu  # benchmarks/gpu.py
+from on_gpu import suite
+from on_gpu.record import Place
 
 SCRIPT = Path(gpu.__file__)
 FOUND = {"torch": "2.11.0", "cuda": "12.8", "is_there": True, "warnings": [], "name": "H200", "gib": 139.0, "num": 1}
@@ -53,6 +56,7 @@ def test_every_part_is_rehearsed_on_the_cpu_and_not_run_twice(tmp_path, mnist):
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
     parts = {row["part"]: (row["state"], row["why"]) for row in rows(tmp_path, "parts")}
     assert parts == dict.fromkeys(gpu.PARTS, ("done", ""))
+    assert len(list(tmp_path.iterdir())) <= 8  # as many files come back from a machine that is lent
     (tests,) = rows(tmp_path, "tests")
     assert int(tests["passed"]) > 100
     assert (tests["failed"], tests["errors"]) == ("0", "0")
@@ -79,6 +83,42 @@ def test_a_part_that_is_killed_at_its_limit_leaves_the_rest(tmp_path, monkeypatc
     assert states == ["killed at its limit", "done"]
     assert [row["state"] for row in rows(tmp_path, "parts")] == states
     assert len(rows(tmp_path, "search")) == 4
+
+
+WAITS = """
+import time
+import pytest
+pytestmark = pytest.mark.cuda
+def test_passes(): pass
+@pytest.mark.parametrize("x", ["a b"])
+def test_fails(x): assert 1 == 2
+def test_waits(): time.sleep(300)
+"""
+
+
+@pytest.mark.slow
+def test_tests_that_are_out_of_time_say_how_far_they_came(tmp_path, monkeypatch, capfd):
+    until = time.time() + suite.TO_END_S + 25
+    place = Place(torch.device("cpu"), tmp_path, None, until, common.Provenance("none", torch.__version__, "toy"))
+    (tmp_path / "test_waits.py").write_text(WAITS)
+    monkeypatch.setattr(suite, "FILES", (str(tmp_path / "test_waits.py"),))
+    with pytest.raises(RuntimeError, match=r"Out of time, after .*'passed': '1'.*Failed so far: test_fails\[a b\]$"):
+        suite.run(place)
+    assert "assert 1 == 2" in capfd.readouterr().out
+    assert not (tmp_path / "gpu_tests.csv").exists()  # so that they are run again
+
+
+def test_where_git_cannot_tell_the_commit_the_package_has_a_digest(monkeypatch, tmp_path, capsys):
+    (tmp_path / "al_lightning").mkdir()
+    (tmp_path / "al_lightning" / "some.py").write_text("1")
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    found = gpu.commit_or_digest()
+    assert re.fullmatch(r"\+[0-9a-f]{8}", found)
+    assert found in capsys.readouterr().out
+    monkeypatch.setenv("PATH", str(tmp_path))  # without git
+    assert gpu.commit_or_digest() == found
 
 
 @pytest.mark.slow
