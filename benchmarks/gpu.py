@@ -347,7 +347,8 @@ def predict_table(rows: Sequence[Mapping[str, str]]) -> str:
     for (way, *case), row in of.items():
         loop = of.get(("loop", *case))
         if way == "MCDropout":
-            times = "" if loop is None else f"{float(loop['seconds']) / float(row['seconds']):.1f}"
+            known = loop and loop["seconds"] and row["seconds"]
+            times = f"{float(loop['seconds']) / float(row['seconds']):.1f}" if loop and known else ""
             both = [row, *([] if loop is None else [loop])]
             shown_s = [
                 " ".join(filter(None, (each["seconds"], f"({each['note']})" if each["note"] else ""))) for each in both

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from al_lightning.information import kernel_triton
 from al_lightning.information.kernel import full_precision_products, mean_mixture_entropy_reference
-from on_gpu.record import Place, Table, digits, forget_peak, median_seconds, peak_mib, timed
+from on_gpu.record import Place, Table, digits, forget_peak, median_seconds, peak_mib, synchronise, timed
 
 USUAL = {"BLOCK_ROWS": 64, "BLOCK_CONFIGS": 64, "BLOCK_SAMPLES": 16, "WARPS": 4, "STAGES": 3}
 USUAL |= {"PROGRAMS": 2048, "LOGARITHM": "log"}
@@ -79,6 +79,7 @@ def run(place: Place) -> None:
             traceback.print_exc()
             found["note"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error) else ''}"
         table.add(case, found)
+        synchronise(place.device)  # after a fault of the GPU nothing more is right in this process: no rows of it
 
 
 def _sizes() -> list[tuple[int, int, int]]:

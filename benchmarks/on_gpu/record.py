@@ -85,10 +85,20 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
+WARM_S = 0.2  # an idle GPU lowers its clock, as while a kernel compiles
+MOST_REPEATS = 100
+
+
 def median_seconds(call: Callable[[], object], device: torch.device, *, repeats: int = 3) -> float:
-    """Return the median seconds of some calls, after one that is not counted."""
-    call()
-    return statistics.median(timed(call, device) for _ in range(repeats))
+    """Return the median seconds of some calls, after some that are not counted; on a GPU of more if they are short."""
+    least_s = 0.0 if device.type == "cpu" else WARM_S
+    warm_s = timed(call, device)
+    while warm_s < least_s:
+        warm_s += timed(call, device)
+    seconds: list[float] = []
+    while len(seconds) < repeats or (sum(seconds) < least_s and len(seconds) < MOST_REPEATS):
+        seconds.append(timed(call, device))
+    return statistics.median(seconds)
 
 
 def forget_peak(device: torch.device) -> int:
