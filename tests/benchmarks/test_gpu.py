@@ -15,7 +15,7 @@ import torch
 
 import common
 import gpu  # benchmarks/gpu.py
-from on_gpu import suite
+from on_gpu import predict, record, search, suite
 from on_gpu.record import Place
 
 SCRIPT = Path(gpu.__file__)
@@ -106,6 +106,56 @@ def test_tests_that_are_out_of_time_say_how_far_they_came(tmp_path, monkeypatch,
         suite.run(place)
     assert "assert 1 == 2" in capfd.readouterr().out
     assert not (tmp_path / "gpu_tests.csv").exists()  # so that they are run again
+
+
+def place_of(folder):
+    return Place(torch.device("cpu"), folder, folder, time.time() + 100, common.Provenance("none", "2", "toy"))
+
+
+def test_a_gpu_is_warm_before_short_calls_are_timed_and_they_are_timed_often(monkeypatch):
+    seconds = iter([5.0, *[0.01] * 200])  # the first one compiles
+    monkeypatch.setattr(record, "timed", lambda call, device: next(seconds))
+    assert record.median_seconds(lambda: None, torch.device("cuda")) == 0.01
+    assert 200 - len(list(seconds)) in {20, 21}
+    seconds = iter([0.01, *[0.02] * 10])
+    assert record.median_seconds(lambda: None, torch.device("cpu")) == 0.02
+    assert len(list(seconds)) == 7
+
+
+def test_a_pass_that_needs_too_much_memory_leaves_the_others(monkeypatch, tmp_path):
+    monkeypatch.setattr(predict, "pool_images", lambda place: torch.zeros(4, 1, 28, 28))
+
+    def measured(way, model, inputs, num_samples, place):
+        if way == "MCDropout":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return 1.0, 0.5
+
+    monkeypatch.setattr(predict, "measured", measured)
+    predict.run(place_of(tmp_path))
+    found = rows(tmp_path, "predict")
+    assert len(found) == 8
+    assert found[0]["note"] == "too little memory: CUDA out of memory."
+    table = gpu.predict_table(found)
+    assert "| toy | PaperCNN | 4 | 2 | (too little memory: CUDA out of memory.) |" in table
+    assert "1 (projected from 50.00% of the batches) |  |" in table
+
+
+def test_the_peer_is_projected_only_where_all_picks_would_take_too_long(monkeypatch, tmp_path):
+    def timed_choice(choose, log_probs_N_K_C, batch_size):
+        return 1e-3 * len(log_probs_N_K_C) * (1 + max(0, batch_size - 5)), list(range(batch_size))
+
+    monkeypatch.setattr(search, "timed_choice", timed_choice)
+    theirs = search.Peer(lambda: None, torch.device("cpu"))
+    few, some, many = (torch.zeros(size, 1, 10) for size in (100, 1000, 100_000))
+    place = place_of(tmp_path)
+    for log_probs_N_K_C in (few, some):
+        for batch_size in (10, 40):
+            expected = *timed_choice(None, log_probs_N_K_C, batch_size), ""
+            assert theirs.timed(log_probs_N_K_C, batch_size, place) == expected
+    seconds, chosen, note = theirs.timed(many, 40, place)
+    assert seconds == pytest.approx(timed_choice(None, many, 40)[0])
+    assert chosen == list(range(6))
+    assert note == "projected from 6 picks, 200 s"
 
 
 def test_where_git_cannot_tell_the_commit_the_package_has_a_digest(monkeypatch, tmp_path, capsys):
