@@ -23,7 +23,7 @@ BLOCK_SAMPLES = 16  # the least that `tl.dot` of every Triton 3 takes
 WARPS = 4
 STAGES = 3
 PROGRAMS = 2048  # to start at least, as far as there are blocks: eight for each of the 264 places on an H200
-LOGARITHM: Literal["log", "log2", "approximate"] = "log"  # of libdevice; or one instruction, off by 2**-22 or so
+LOGARITHM: Literal["log", "log2", "approximate"] = "log"  # "log" and "log2" are polynomials, the last an instruction
 LOG_2 = math.log(2)
 
 

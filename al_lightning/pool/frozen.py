@@ -71,7 +71,7 @@ class Frozen:
         return DataLoader(FrozenPoints(self, indices), batch_size=batch_size, collate_fn=_as_they_are)
 
     def replaced(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Let the model take batches of rows within the block."""
+        """Feed the model batches of rows within the block."""
         return self.part.replaced(model)
 
     def batch_of(self, rows_B_D: Tensor) -> object:
@@ -102,7 +102,7 @@ class FrozenPoints(Dataset[Any]):
 
 
 def taking_rows(model: nn.Module, batches: DataLoader[Any]) -> AbstractContextManager[None]:
-    """Let a model take kept rows within the block, if a loader yields such."""
+    """Feed a model kept rows within the block, if a loader yields such."""
     points = batches.dataset
     return points.frozen.replaced(model) if isinstance(points, FrozenPoints) else nullcontext()
 

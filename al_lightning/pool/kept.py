@@ -94,7 +94,7 @@ class Kept:
         return torch.from_numpy(np.pad(made, (0, max(0, num_points - len(made)))))
 
     def mark(self, indices: Sequence[int], num_points: int) -> None:
-        """Let some points have a row from now on, which was written before."""
+        """Record that some points have a row, which was written before."""
         made = self.made(num_points).numpy()
         made[np.asarray(indices, dtype=np.int64)] = True
         self._write_made(made)

@@ -210,10 +210,10 @@ class Chooser:
         except RuntimeError as error:
             if (made := made_once(datamodule)) is not None:
                 width = made(few_N[:1].tolist()).shape[1]
-                error.add_note(
-                    f"The data module's features are {width} numbers a point: a first layer that reads them takes as "
-                    "many, as `in_features`."
-                )
+                raise RuntimeError(
+                    f"{error} The data module's features are {width} numbers a point: a first layer that reads them "
+                    "takes as many, as `in_features`."
+                ) from error
             raise
         if not self._predicts:
             return num_classes

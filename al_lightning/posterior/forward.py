@@ -14,7 +14,7 @@ from al_lightning.posterior.compiled import named_originals, original
 
 PREDICT_REMEDY = "`MCDropout(predict=lambda module, batch: module(batch['image']).logits)`, as other posteriors"
 CALL_REMEDY = f"Say how to call the model, with a function that returns logits (B, C): {PREDICT_REMEDY}."
-"""Where the batch has nothing that a model could be called with."""
+"""Way out where a batch has nothing that a model could be called with."""
 POINT_KEYS = ("idx", "index", "id")
 """Keys of a batch that number its points, and that no model means unless its `forward` names them."""
 _AXES_OF_FEATURES = 3  # (B, T, D)

@@ -80,7 +80,7 @@ class FrozenPart:
 
     @contextmanager
     def replaced(self, model: nn.Module) -> Iterator[None]:
-        """Let the model take rows of the output in the place of its inputs within the block.
+        """Feed the model rows of the output in the place of its inputs within the block.
 
         The frozen modules do not run. What the model computes from its inputs besides is computed from copies of those
         of the one point, so a caller must see that the results are the same.

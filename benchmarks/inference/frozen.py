@@ -1,7 +1,7 @@
 """What a frozen backbone costs a round, where its output is kept and where it is computed in each round.
 
     python benchmarks/inference/frozen.py --threads 2 --points 60000
-    python benchmarks/inference/frozen.py --threads 1 --points 2000 --results /tmp/rehearsal
+    python benchmarks/inference/frozen.py --threads 1 --points 2000 --results rehearsal
 
 A ResNet-18 for images of 64 by 64 pixels, frozen and with random weights, below a linear head that is trained: with
 dropout, by `MCDropout`, or by `LastLayerLaplace`, K = 100 each. Each run has four rounds; its records say how long

@@ -152,11 +152,9 @@ def rates_of(place: Place) -> dict[str, float]:
 @contextmanager
 def tf32_products() -> Iterator[None]:
     """Multiply float32 matrices on CUDA in TF32 within the block."""
-    matmul = torch.backends.cuda.matmul
-    name, value = ("fp32_precision", "tf32") if hasattr(matmul, "fp32_precision") else ("allow_tf32", True)
-    before = getattr(matmul, name)
-    setattr(matmul, name, value)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
-        setattr(matmul, name, before)
+        torch.set_float32_matmul_precision(before)

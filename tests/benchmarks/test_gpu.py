@@ -67,11 +67,9 @@ def test_every_part_is_rehearsed_on_the_cpu_and_not_run_twice(tmp_path, mnist):
     assert [row["same_batch"] for row in rows(tmp_path, "ranks")] == ["yes"]
     assert float(rows(tmp_path, "round")[0]["fit"]) > 0
     assert "Not yet measured" not in first.stdout.rpartition("== ranks")[2]
-    began = time.monotonic()
     again = run("--device", "cpu", "--minutes", 8, "--out", tmp_path, "--data", mnist, "--parts", "search", "ranks")
     assert again.returncode == 0
     assert "method al_lightning" not in again.stdout  # no row is measured again
-    assert time.monotonic() - began < 120
     assert len(rows(tmp_path, "search")) == 4  # without the peer, which is not installed with the tests
 
 

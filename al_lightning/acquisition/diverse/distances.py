@@ -13,7 +13,7 @@ from al_lightning.threads import each, own_threads
 ELEMENTS_PER_BLOCK = 2**20
 """Numbers that a thread holds at a time of what it computes: 4 MiB."""
 LARGEST_SQUARE = torch.finfo(torch.float32).max / 8
-"""Of a distance between two points, whose norms and products are single precision."""
+"""Bound on the square of a distance, whose norms and products are single precision."""
 
 
 def features_given(predictions: Predictions) -> tuple[Tensor, Tensor]:
