@@ -1,4 +1,4 @@
-"""Whether what `al-lightning advise` prints would have told, before labels were paid for, what pays on a further set.
+"""Test by leaving one set out whether what `al-lightning advise` prints of runs tells what pays on a further set.
 
     python benchmarks/labels/pool_advice.py --folder FOLDER
 
@@ -6,10 +6,11 @@ FOLDER is that of `pool.py`, whose runs must lie there still: their evidence is 
 pool_evidence.jsonl, a line a run, so that runs may lie in other folders later. Sets of images, rows and texts whose
 runs on features and from scratch have the same seeds are compared.
 
-A rule says which run is made, from numbers that are known once a run with Random on features has been made, or without
-any. The gain of a rule on a set is that of the run it asks for over Random on features after a random first batch: mean
-accuracy over all budgets, in points of a percent, paired by seed. The last row leaves one set out after the other: the
-rule with the highest mean gain on the others is followed there. Writes the table of docs/when.md.
+A rule says which run is made, from the numbers of whole runs on features after TypiClust, with Random or BatchBALD, or
+without any: more than someone knows who must decide early. The gain of a rule on a set is that of the run it asks for
+over Random on features after a random first batch: mean accuracy over all budgets, in points of a percent, paired by
+seed. The last row leaves one set out after the other: the rule with the highest mean gain on the others is followed
+there. Writes the table of docs/when.md.
 """
 
 import argparse
