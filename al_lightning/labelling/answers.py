@@ -24,6 +24,7 @@ MOST_DIGITS = 20  # of an id: more fit into no number of 64 bits
 MOST_NAMED = 10  # files that are not read, of a folder
 LARGEST_FLOAT_ID = 2**53  # beyond it not every whole number is a float
 LOCKS = ("~$", ".")  # how the files begin by which spreadsheets lock others, and hidden ones
+FRACTION, OFFSET = re.compile(r"(?<=:\d\d)[.,](\d+)"), re.compile(r"(:\d\d(?:\.\d+)?)([+-]\d\d)(\d\d)$")  # of a time
 END_IN_QUOTES = "unexpected end of data"  # the words of `csv`, which has no error of its own for it
 
 
@@ -146,8 +147,12 @@ def normal_time(text: str) -> str:
     Example:
         >>> normal_time("2026-11-28T12:00:00+02:00"), normal_time("2026-11-28 10:00")
         ('2026-11-28T10:00:00.000000Z', '2026-11-28T10:00:00.000000Z')
+        >>> normal_time("2026-11-28T12:00:00.5+0200")
+        '2026-11-28T10:00:00.500000Z'
     """
-    time = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
+    # Python 3.10 reads fractions of three or six digits alone, and offsets with a colon.
+    written = FRACTION.sub(lambda found: f".{found[1][:6]:0<6}", text.strip().replace("Z", "+00:00"))
+    time = datetime.fromisoformat(OFFSET.sub(r"\1\2:\3", written))
     time = time.replace(tzinfo=timezone.utc) if time.tzinfo is None else time.astimezone(timezone.utc)
     return time.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 

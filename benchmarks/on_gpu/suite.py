@@ -16,6 +16,8 @@ FILES = ("tests/cuda", "tests/information/test_kernel_triton.py")
 PLAIN = ("-q", "-m", "cuda", "-o", "addopts=", "-o", "filterwarnings=default", "--import-mode=importlib")
 PLAIN += ("-p", "no:cacheprovider", "-rfE", "--tb=short", "--durations=5")
 TO_END_S = 8.0  # in which pytest, interrupted, says what has failed
+# A shell's background job ignores SIGINT, and so would all that it starts.
+RUN = "import signal, sys, pytest; signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(pytest.main())"
 
 
 def run(place: Place) -> None:
@@ -27,7 +29,7 @@ def run(place: Place) -> None:
         return
     began = time.monotonic()
     with subprocess.Popen(
-        [sys.executable, "-u", "-m", "pytest", *PLAIN, *files],
+        [sys.executable, "-u", "-c", RUN, *PLAIN, *files],
         cwd=ROOT,
         env={**os.environ, "AL_LIGHTNING_DEVICE": place.device.type},
         stdout=subprocess.PIPE,

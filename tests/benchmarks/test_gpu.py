@@ -4,6 +4,7 @@ import csv
 import gzip
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -96,12 +97,18 @@ def test_waits(): time.sleep(300)
 
 @pytest.mark.slow
 def test_tests_that_are_out_of_time_say_how_far_they_came(tmp_path, monkeypatch, capfd):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background job
     until = time.time() + suite.TO_END_S + 25
     place = Place(torch.device("cpu"), tmp_path, None, until, common.Provenance("none", torch.__version__, "toy"))
     (tmp_path / "test_waits.py").write_text(WAITS)
     monkeypatch.setattr(suite, "FILES", (str(tmp_path / "test_waits.py"),))
-    with pytest.raises(RuntimeError, match=r"Out of time, after .*'passed': '1'.*Failed so far: test_fails\[a b\]$"):
-        suite.run(place)
+    try:
+        with pytest.raises(
+            RuntimeError, match=r"Out of time, after .*'passed': '1'.*Failed so far: test_fails\[a b\]$"
+        ):
+            suite.run(place)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "assert 1 == 2" in capfd.readouterr().out
     assert not (tmp_path / "gpu_tests.csv").exists()  # so that they are run again
 

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_a_pipe_in_the_place_of_the_temporary_does_not_block(folder):
 
 def test_a_link_laid_after_the_old_temporary_is_removed_is_refused(folder, precious, monkeypatch):
     """Another process may be faster than ours."""
-    unlink, calls = os.unlink, []
+    unlink, calls = Path.unlink, []
 
     def lay_again(path, *arguments, **keywords):
         calls.append(path)
@@ -76,7 +77,7 @@ def test_a_link_laid_after_the_old_temporary_is_removed_is_refused(folder, preci
         else:
             unlink(path, *arguments, **keywords)
 
-    monkeypatch.setattr("os.unlink", lay_again)
+    monkeypatch.setattr(Path, "unlink", lay_again)  # Python 3.10 has bound `os.unlink` in it
     with pytest.raises(FileExistsError, match=r"\.file\.partial"):
         write_atomically(folder / "file", "new")
     assert precious.read_bytes() == PRECIOUS
