@@ -11,7 +11,7 @@ whose table in the folder is written after each row; gpu.log there holds what th
 leaves the others as they are, and what has a row is not measured again on the same commit and device: start the command
 again to go on. `--data` names the folder with MNIST's IDX files; without it `predict` and `round` are left out.
 `--device cpu` rehearses every part at toy size, the kernel in Triton's interpreter. `--parts` without a name measures
-nothing. With `--out benchmarks/results` the tables of docs/gpu.md are written.
+nothing. With `--out benchmarks/results` the tables of docs/guides/gpu.md are written.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from common import ROOT, Provenance, digest, document, find_commit, read_rows, write_rows
 
-PAGE = ROOT / "docs" / "gpu.md"
+PAGE = ROOT / "docs" / "guides" / "gpu.md"
 PARTS = {
     "tests": ("on_gpu.suite", 0.22),
     "kernel": ("on_gpu.kernel", 0.22),
@@ -231,7 +231,7 @@ NOTHING = "Not yet measured.\n"
 
 
 def write_page(out: Path) -> None:
-    """Write the tables of docs/gpu.md from those in the folder."""
+    """Write the tables of docs/guides/gpu.md from those in the folder."""
     document(
         "gpu_parts", shown(out, "gpu_parts", ("machine", "part", "state", "seconds", "why")), results=out, readme=PAGE
     )

@@ -1,4 +1,4 @@
-"""A data module for CSV files with the columns `text,label`, and a small transformer: see docs/text.md.
+"""A data module for CSV files with the columns `text,label`, and a small transformer: see docs/guides/text.md.
 
 This is the code of a user. Nothing is downloaded: the transformer is built from its configuration. There is no
 validation set, because its labels are paid for as well.

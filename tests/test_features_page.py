@@ -1,4 +1,4 @@
-"""Each block of docs/features.md, run, and its tables, which name what there is."""
+"""Each block of docs/guides/features.md, run, and its tables, which name what there is."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from al_lightning.acquisition.base import check_needs
 from al_lightning.models import Classifier
 from al_lightning.rounds.settings import check_cold_start
 
-PAGE = (Path(__file__).parents[1] / "docs" / "features.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs" / "guides" / "features.md").read_text()
 SECTIONS = dict(part.split("\n", 1) for part in PAGE.split("\n## ")[1:])
 NAMES = {name: getattr(al_lightning, name) for name in al_lightning.__all__}
 QUICK = {

@@ -1,4 +1,4 @@
-"""Each block of docs/people.md, run; the sections of the labelling page and of Label Studio have tests of their own."""
+"""Each block of docs/guides/people.md, run; the sections of the page and of Label Studio have tests of their own."""
 
 import json
 import re
@@ -23,7 +23,7 @@ from al_lightning.labelling.resolve import resolved
 from al_lightning.records.round import Round
 from tests.conftest import TinyModule
 
-PAGE = (Path(__file__).parents[1] / "docs" / "people.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs" / "guides" / "people.md").read_text()
 README = (Path(__file__).parents[1] / "README.md").read_text()
 ANNOTATE = Path(__file__).parents[1] / "examples" / "annotate.py"
 CONFIG = "configs/unlabelled_images.yaml"

@@ -1,4 +1,4 @@
-"""Texts end to end: the example on small and on real files, its configuration, and each block of docs/text.md, run."""
+"""Texts end to end: the example on small and real files, its configuration, and each block of docs/guides/text.md."""
 
 import csv
 import os
@@ -19,7 +19,7 @@ from al_lightning.cli.command import run
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "text.yaml"
-PAGE = (ROOT / "docs" / "text.md").read_text()
+PAGE = (ROOT / "docs" / "guides" / "text.md").read_text()
 SECTIONS = dict(part.split("\n", 1) for part in PAGE.split("\n## ")[1:])
 NAMES = {name: getattr(al_lightning, name) for name in al_lightning.__all__}
 TREC = os.environ.get("AL_LIGHTNING_TEXT")

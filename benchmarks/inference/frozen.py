@@ -10,7 +10,7 @@ read it. The same run without keeping anything computes it in each. The images a
 
 A run that is in frozen.csv on the same commit and machine is not repeated: start the same command again after an
 interruption. Numbers to be shown are measured on a machine that does nothing else. Writes frozen.csv and the table of
-docs/frozen.md.
+docs/guides/frozen.md.
 """
 
 import argparse
@@ -180,7 +180,7 @@ def main() -> None:
             found = {"first": f"{first:.4g}", "later": f"{median(later):.4g}"}
             print(f"{posterior}, {way}: {found}", flush=True)
             write_rows(path, [*rows, {**case, **found}])
-    document("frozen", table(read_rows(path)), results=asked.results, readme=ROOT / "docs" / "frozen.md")
+    document("frozen", table(read_rows(path)), results=asked.results, readme=ROOT / "docs" / "guides" / "frozen.md")
 
 
 if __name__ == "__main__":

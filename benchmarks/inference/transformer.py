@@ -13,7 +13,7 @@ The error of bf16 is that of the log-probabilities and BALD scores of many batch
 and a model that was trained for some steps on sums of its inputs.
 
 Numbers to be shown are measured on a machine that does nothing else. Writes transformer.csv and the table of
-docs/text.md.
+docs/guides/text.md.
 """
 
 import argparse
@@ -196,7 +196,7 @@ def main() -> None:
     path = asked.results / "transformer.csv"
     rows: list[dict[str, str]] = [*read_rows(path), {name: str(value) for name, value in row.items()}]
     write_rows(path, rows)
-    document("transformer", table(rows), results=asked.results, readme=ROOT / "docs" / "text.md")
+    document("transformer", table(rows), results=asked.results, readme=ROOT / "docs" / "guides" / "text.md")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ same radius for ProbCover, whose search for one would compare all pairs ten time
 times are in `theirs_s`, where there is memory for its matrix of all pairs: up to 5,000 points. Memory is the peak of
 the process above what it held before the choice, features and predictions included.
 
-Numbers to be shown are measured on a machine that does nothing else. Writes family.csv and a table of docs/features.md.
+Numbers to be shown are measured on a machine that does nothing else. Writes family.csv and a table of
+docs/guides/features.md.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from common import RESULTS, ROOT, document, find_provenance, write_rows
 if TYPE_CHECKING:
     from torch import Tensor
 
-PAGE = ROOT / "docs" / "features.md"
+PAGE = ROOT / "docs" / "guides" / "features.md"
 BESIDE_THEIRS = ("TypiClust", "CoreSet", "ProbCover", "BADGE")
 NAMES = (
     *("Random", "Entropy", "BALD", "BatchBALD", "PowerBALD", "SoftmaxBALD", "SoftrankBALD", "EPIG", "BAIT"),

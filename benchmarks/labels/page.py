@@ -5,7 +5,7 @@
 The server runs in a process of its own. A person answers one point after the other; after each answer the page asks for
 the state, which has changed, then again, when it has not, and for the next picture.
 
-Writes page.csv, a row for each kind of request, and the table in docs/people.md.
+Writes page.csv, a row for each kind of request, and the table in docs/guides/people.md.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def main() -> None:
     lines += [
         f"| {REQUESTS[row['request']]} | {row['median_ms']} | {row['p95_ms']} | {row['max_ms']} |" for row in rows
     ]
-    document("page_times", "\n".join(lines), results=asked.results, readme=ROOT / "docs" / "people.md")
+    document("page_times", "\n".join(lines), results=asked.results, readme=ROOT / "docs" / "guides" / "people.md")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ trained further on such images. The first batch is chosen without labels in each
 set. Accuracies are those of the mean prediction on the test set. All that is drawn follows the seed, the encoder too,
 so that cells of the same seed are compared in pairs.
 
-Writes a line a cell into pool.jsonl, a picture of each set, and the tables of docs/pool.md. Numbers to be shown come
-from a quiet machine only where they are times: accuracies are the same on a busy one.
+Writes a line a cell into pool.jsonl, a picture of each set, and the tables of docs/results/pool.md. Numbers to be shown
+come from a quiet machine only where they are times: accuracies are the same on a busy one.
 """
 
 import argparse
@@ -65,7 +65,7 @@ from labels.seeded_runs import STYLES, number
 
 LEVEL = 0.95
 TARGETS = (0.9, 0.95)
-PAGE = ROOT / "docs" / "pool.md"
+PAGE = ROOT / "docs" / "results" / "pool.md"
 Row = dict[str, Any]
 
 

@@ -10,7 +10,7 @@ A rule says which run is made, from the numbers of whole runs on features after 
 without any: more than someone knows who must decide early. The gain of a rule on a set is that of the run it asks for
 over Random on features after a random first batch: mean accuracy over all budgets, in points of a percent, paired by
 seed. The last row leaves one set out after the other: the rule with the highest mean gain on the others is followed
-there. Writes the table of docs/when.md.
+there. Writes the table of docs/concepts/when.md.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from common import RESULTS, ROOT, document
 from labels.pool import Curve, by_variant, interval, mean_accuracy, read_results
 from labels.pool_cells import POOLS, RECIPE, Cell, Place, Variant
 
-PAGE = ROOT / "docs" / "when.md"
+PAGE = ROOT / "docs" / "concepts" / "when.md"
 LEAST_SEEDS = 5
 AGREEMENT, GAIN = "neighbours agree, features", "features against inputs"
 DISAGREEMENT = "disagreement finds errors"

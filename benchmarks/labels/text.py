@@ -4,7 +4,7 @@
 
 Each (acquisition, seed) is an ordinary run of `al-lightning fit --config configs/text.yaml` in a folder of its own. A
 run that is complete is not run again, and one that was killed is resumed: start the command again to go on. Writes
-text.csv, text.png and the table of docs/text.md.
+text.csv, text.png and the table of docs/guides/text.md.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def main() -> None:
         for row, mean, count in zip(round_rows(curves), recall, counts, strict=True)
     ]
     write_results(asked.results / "text.csv", rows, curves, data="TREC", target=TARGET)
-    document("text", summary(curves, rare), results=asked.results, readme=ROOT / "docs" / "text.md")
+    document("text", summary(curves, rare), results=asked.results, readme=ROOT / "docs" / "guides" / "text.md")
 
 
 if __name__ == "__main__":

@@ -59,6 +59,6 @@ def test_a_page_has_a_mark_for_each_table_that_a_script_documents():
         "transformer",
         "frozen",
     }
-    pages = [common.README, *(common.ROOT / "docs").glob("*.md")]
+    pages = [common.README, *(common.ROOT / "docs").rglob("*.md")]
     text = "".join(page.read_text(encoding="utf-8") for page in pages)
     assert all(text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1 for name in named)
