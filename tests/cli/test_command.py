@@ -312,9 +312,11 @@ def test_without_the_callback_fit_is_a_plain_fit_and_test_follows_from_its_check
     run(["test", *plain, "--trainer.logger=false", f"--ckpt_path={cli.trainer.checkpoint_callback.best_model_path}"])
 
 
-def test_print_config_shows_every_key(capsys):
+@pytest.mark.parametrize("given", ["repeated_digits.yaml", str(CONFIGS / "repeated_digits.yaml")])
+def test_print_config_shows_every_key_of_a_configuration_by_name_and_by_path(given, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["al-lightning", "fit", "--config", given, "--print_config"])
     with pytest.raises(SystemExit) as exit_info:
-        run(["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), "--print_config"])
+        main()
     assert exit_info.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
     callback = config["trainer"]["callbacks"][0]
@@ -424,6 +426,13 @@ def test_an_error_of_a_users_code_keeps_its_traceback(lines, message, tmp_path, 
         main()
 
 
+@pytest.mark.parametrize("command", [["fit", "--config"], ["advise"], ["advise", "run", "--config"]])
+def test_an_unknown_configuration_is_refused_with_those_that_come_with_the_package(command, said):
+    (line,) = said(*command, "repeated_digit.yaml")
+    assert line.startswith("error: There is no file repeated_digit.yaml, and no such configuration comes with")
+    assert "repeated_digits.yaml" in line
+
+
 def test_an_unknown_command_is_named_with_the_nearest_and_all_that_there_are(said):
     (line,) = said("lable", "runs/mine")
     assert line == (
@@ -456,7 +465,7 @@ def test_advice_reads_a_run_with_its_saved_configuration_and_a_configuration_alo
     capsys.readouterr()
     for given, words in (
         (run_folder(), "20 labelled points of 10 classes, the largest of which has"),
-        (CONFIGS / "repeated_digits.yaml", "not known, no two of the 10 labelled points have one class"),
+        ("repeated_digits.yaml", "not known, no two of the 10 labelled points have one class"),
     ):
         monkeypatch.setattr(sys, "argv", ["al-lightning", "advise", str(given)])
         with pytest.raises(SystemExit) as exit_info:
