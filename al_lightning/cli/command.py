@@ -78,8 +78,8 @@ else:
     mixin = importlib.import_module(f"{FLAVOUR}.core.mixins.hparams_mixin")
     _given_hyperparameters_context = mixin._given_hyperparameters_context
 
-REFUSALS = (ValueError, TypeError, OSError)
-"""Errors by which this package refuses arguments, data and files."""
+REFUSALS = (ValueError, TypeError, OSError, ModuleNotFoundError)
+"""Errors by which this package refuses arguments, data and files, and names an extra that is missing."""
 
 PLAIN = (bool, int, float, str, type(None))
 
