@@ -138,8 +138,7 @@ def round_rows(curves: Curves, provenance: Provenance) -> list[dict[str, object]
                 }
                 where = {"acquisition": acquisition, "seed": seed, "labels": entry.num_labelled}
                 joint = entry.information.get("joint_mi", "")
-                rows.append({**where, "test_acc": f"{value:.4f}", "joint_mi": joint, **seconds})
-            rows[-1] |= asdict(provenance)
+                rows.append({**where, "test_acc": f"{value:.4f}", "joint_mi": joint, **seconds, **asdict(provenance)})
     return rows
 
 
