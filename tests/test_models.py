@@ -237,3 +237,11 @@ def test_metrics_of_other_classes_than_are_trained_are_refused_before_the_traini
         ValueError, match=f"`has_reject` is {has_reject}, but `reject` of the data module is {reject!r}"
     ):
         trainer.fit(Classifier(nn.Linear(4, 4), has_reject=has_reject), datamodule=datamodule)
+
+
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_points_that_are_none_of_the_classes_are_refused_in_the_data_that_measure(stage):
+    model = Classifier(nn.Linear(4, 3))
+    step = {"val": model.validation_step, "test": model.test_step}[stage]
+    with pytest.raises(ValueError, match=f"3 outputs, .* 2 points of a batch of the {stage} data have the target 10"):
+        step((torch.zeros(3, 4), torch.tensor([0, 10, 11])), 0)
