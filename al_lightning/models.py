@@ -252,7 +252,7 @@ class Classifier(LightningModule):
         logits = self(inputs)
         if self.has_reject:
             logits = logits[:, :-1]
-            _refuse_junk(targets, num_classes=logits.shape[1], stage=stage)
+        _refuse_outside(targets, num_classes=logits.shape[1], stage=stage, has_reject=self.has_reject)
         loss = nn.functional.cross_entropy(logits, targets)
         accuracy.update((logits.argmax(dim=1) == targets).float())
         self.log(f"{stage}_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(targets))
@@ -338,11 +338,19 @@ class TextClassifier(LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=self.lr)
 
 
-def _refuse_junk(targets: Tensor, *, num_classes: int, stage: str) -> None:
-    junk = targets[targets >= num_classes]
-    if len(junk):
+def _refuse_outside(targets: Tensor, *, num_classes: int, stage: str, has_reject: bool) -> None:
+    outside = targets[targets >= num_classes]
+    if len(outside) == 0:
+        return
+    target = int(outside[0])
+    if has_reject:
         raise ValueError(
             f"`has_reject` is True, so the net has {num_classes} classes, counted from 0, and one output for rejected "
-            f"points, but {len(junk)} points of a batch of the {stage} data have the target {int(junk[0])}. Leave junk "
+            f"points, but {len(outside)} points of a batch of the {stage} data have the target {target}. Leave junk "
             f"out of the {stage} data, or give the net an output for each class and one more."
         )
+    raise ValueError(
+        f"The net has {num_classes} outputs, counted from 0, but {len(outside)} points of a batch of the {stage} data "
+        f"have the target {target}. Leave points that are none of the classes out of the {stage} data, or give the net "
+        "an output for each class."
+    )

@@ -10,12 +10,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS, RESULTS, README = ROOT / "configs", ROOT / "benchmarks" / "results", ROOT / "README.md"
+MANUAL = ROOT / "docs"
+Row = Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,64 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Table of a page, which a benchmark writes from its kept results.
+
+    Args:
+        name: Name of the marks between which it stands.
+        page: Page that holds it.
+        file: CSV file of results.
+        make: Makes its text from the rows of that file.
+        command: Command that measured the rows.
+        commit: Commit with which rows were measured that do not say so themselves.
+        machine: Machine of such rows.
+    """
+
+    name: str
+    page: Path
+    file: str
+    make: Callable[[list[dict[str, str]]], str]
+    command: str
+    commit: str = ""
+    machine: str = "2 CPU cores"
+
+    def text(self, results: Path = RESULTS) -> str:
+        """Return the table, and a line that says on what it was measured."""
+        rows = read_rows(results / self.file)
+        if not rows:
+            return f"Not yet measured: `{self.command}`."
+        return f"{self.make(rows).rstrip()}\n\n{self.origin(rows)}"
+
+    def origin(self, rows: Sequence[Row]) -> str:
+        """Return command, machines, versions of torch and commits of the rows.
+
+        Example:
+            >>> table = Table("a", README, "a.csv", str, "python a.py", commit="1234567")
+            >>> table.origin([{}])
+            'Measured by `python a.py`: 2 CPU cores, torch 2.13.0+cpu, commit 1234567.'
+        """
+        machine = listed([row.get("machine") or self.machine for row in rows])
+        torch = listed([row.get("torch") or "2.13.0+cpu" for row in rows])
+        commits = [each for row in rows for each in (row.get("commit") or self.commit).split()]
+        word = "commit" if len(set(commits)) == 1 else "commits"
+        return f"Measured by `{self.command}`: {machine}, torch {torch}, {word} {listed(commits)}."
+
+    def write(self, results: Path) -> None:
+        """Write it into its page."""
+        document(self.name, self.text(results), results=results, readme=self.page)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the different names, in their order.
+
+    Example:
+        >>> listed(["b", "a", "b"])
+        'b, a'
+    """
+    return ", ".join(dict.fromkeys(names))
 
 
 def document(name: str, table: str, *, results: Path, readme: Path = README) -> None:

@@ -243,3 +243,11 @@ def test_texts_without_transformers_are_refused_with_what_to_install(monkeypatch
     monkeypatch.setattr(models, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r'needs transformers: `pip install "al-lightning\[text\]"`\.$'):
         TextClassifier()
+
+
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_points_that_are_none_of_the_classes_are_refused_in_the_data_that_measure(stage):
+    model = Classifier(nn.Linear(4, 3))
+    step = {"val": model.validation_step, "test": model.test_step}[stage]
+    with pytest.raises(ValueError, match=f"3 outputs, .* 2 points of a batch of the {stage} data have the target 10"):
+        step((torch.zeros(3, 4), torch.tensor([0, 10, 11])), 0)

@@ -305,6 +305,11 @@ class ActiveLearningDataModule(Wrapper):
     def _first_labels(self, num_points: int) -> Labels:
         """Return the label state that a run begins with: the holdout, then the initial labels."""
         labels = Labels(num_points)
+        if self.junk is not None and not self._junk_among(range(num_points)):
+            raise ValueError(
+                f"`junk` is {self.junk!r}, but no point of the training data has this target. Name the target that the "
+                "dataset gives to points that are none of the classes, or leave `junk` out."
+            )
         named = labels.checked(self._named(num_points))
         labels.label(named, round=0)
         labels.reserve(draw_holdout(self._num_reserved, labels.pool_indices, seed=self.seed))

@@ -7,7 +7,7 @@ samples that chose it. So nets are trained on the labels that a run of `paper.py
 are chosen from part of the pool by each acquisition and each K, and their joint information is estimated anew with
 10,000 other posterior samples.
 
-Writes batch_information.csv and the table of the README.
+Writes batch_information.csv and the table of docs/results/paper.md.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -38,7 +39,7 @@ from al_lightning.information import batch_information, mutual_information
 from al_lightning.models import Classifier, PaperCNN
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import CONFIGS, RESULTS, document, read_rows, write_rows
+from common import CONFIGS, MANUAL, RESULTS, Table, find_provenance, write_rows
 
 MOST_SAMPLES = 1000
 JUDGES = 10_000
@@ -142,6 +143,16 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(lines)
 
 
+TABLE = Table(
+    "batch_information",
+    MANUAL / "results" / "paper.md",
+    "batch_information.csv",
+    table,
+    "python benchmarks/batchbald/batch_information.py --data FOLDER --run RUN",
+    commit="2c9b3a8",
+)
+
+
 def main() -> None:
     """Train, choose, judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -150,13 +161,14 @@ def main() -> None:
     parser.add_argument("--labelled", type=int, nargs="+", default=[20, 60, 140])
     parser.add_argument("--pool", type=int, default=10_000, help="points drawn from the pool")
     parser.add_argument("--repeats", type=int, default=5, help="batches for each number of samples, if they suffice")
+    parser.add_argument("--commit", help="where git cannot tell it")
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args()
     header, rounds = read_journal(asked.run)
     acquired = [index for one in rounds for index in one.acquired]
     config = yaml.safe_load((CONFIGS / "mnist.yaml").read_text())["data"]["init_args"]
     inner = config["datamodule"]["init_args"] | {"root": asked.data / "mnist", "seed": header["seed"]}
-    rows = []
+    rows, origin = [], asdict(find_provenance(threads=torch.get_num_threads(), device="cpu", commit=asked.commit))
     for num_labelled in asked.labelled:
         labelled = [*header["initial"], *acquired][:num_labelled]
         data = ActiveLearningDataModule(
@@ -166,10 +178,10 @@ def main() -> None:
         pool_N = data.labels.pool_indices
         some = torch.randperm(len(pool_N), generator=torch.Generator().manual_seed(0))[: asked.pool]
         for row in measured(model, data, pool_N[some], repeats=asked.repeats):
-            rows.append({"labelled": num_labelled, **row})
-            print(*rows[-1].values(), flush=True)
+            rows.append({"labelled": num_labelled, **row, **origin})
+            print(num_labelled, *row.values(), flush=True)
     write_rows(asked.results / "batch_information.csv", rows)
-    document("batch_information", table(read_rows(asked.results / "batch_information.csv")), results=asked.results)
+    TABLE.write(asked.results)
 
 
 if __name__ == "__main__":

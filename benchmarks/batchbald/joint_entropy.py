@@ -26,7 +26,7 @@ What other processes took of the cores is measured with every time, and told whe
 to be shown are measured on a machine that does nothing else.
 
 A finished case is not measured again while the package and the machine are the same: start the command again to go on,
-or with other sizes to add to the results. Writes joint_entropy.csv and .png, and prints the table of the README.
+or with other sizes to add to the results. Writes joint_entropy.csv and .png, and the tables of docs/results/speed.md.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from batchbald.joint_entropy_record import KERNEL, METHODS, OURS, Case, Measurement, Record, read_records
-from batchbald.joint_entropy_report import draw, table, write_csv
+from batchbald.joint_entropy_report import TABLES, draw, table, write_csv
 from common import RESULTS, ROOT, Provenance, find_commit, find_provenance
 
 HERE = Path(__file__).parent
@@ -176,6 +176,8 @@ def main() -> None:
     write_csv(arguments.results / "joint_entropy.csv", records)
     draw(arguments.results / "joint_entropy.png", records)
     print(table(records))
+    for each in TABLES:
+        each.write(arguments.results)
     if failed:
         sys.exit("These failed, and are tried again next time:\n" + "\n".join(failed))
 

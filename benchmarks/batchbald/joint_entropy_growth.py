@@ -8,7 +8,7 @@ machine's speed can move more in between than the ratio that is asked for. Here 
 round in the opposite order; a ratio is of two times of one round, and what is told is its median over the rounds.
 
 The pools are those of `joint_entropy.py`, made if they are missing. Writes joint_entropy_growth.csv, a line for each
-round and size, and prints the ratios.
+round and size, and a table of docs/results/speed.md, and prints the ratios.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import itertools
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,7 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from batchbald.joint_entropy import find_pool
 from batchbald.joint_entropy_case import cpu_clock, select_ours, taken_by_others
-from common import RESULTS, find_provenance, write_rows
+from common import MANUAL, RESULTS, Row, Table, find_provenance, write_rows
 
 Size = tuple[int, int]  # points and batch size
 
@@ -76,6 +77,42 @@ def tell(rounds: list[dict[Size, float]]) -> None:
         print(f"b = {batch_size}: N = {more:,} costs N = {less:,} times {cost}, for {more / less:.3g} times the points")
 
 
+def table(rows: Sequence[Row]) -> str:
+    """Return the ratios that are told, from the rows of the CSV file."""
+    rounds: dict[str, dict[Size, float]] = {}
+    for row in rows:
+        rounds.setdefault(row["round"], {})[int(row["num_points"]), int(row["batch_size"])] = float(row["seconds"])
+    lines = ["| from | to | times as long | half of the rounds |", "| - | - | -: | - |"]
+    for less, more in pairs(list(rounds.values())):
+        ratios = [seconds[more] / seconds[less] for seconds in rounds.values()]
+        low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        sizes = [f"{num_points:,} points, b = {batch_size}" for num_points, batch_size in (less, more)]
+        lines.append(f"| {' | '.join(sizes)} | {median:.2f} | {low:.2f} to {high:.2f} |")
+    return "\n".join(lines)
+
+
+def pairs(rounds: list[dict[Size, float]]) -> list[tuple[Size, Size]]:
+    """Return the sizes that are compared: a larger batch of the same pool, and a larger pool with the same batch."""
+    all_points, batch_sizes = (sorted(set(axis)) for axis in zip(*rounds[0], strict=True))
+    larger_batch = [
+        ((points, less), (points, more))
+        for points, (less, more) in itertools.product(all_points, itertools.pairwise(batch_sizes))
+    ]
+    return larger_batch + [
+        ((less, batch_size), (more, batch_size))
+        for batch_size, (less, more) in itertools.product(batch_sizes, itertools.pairwise(all_points))
+    ]
+
+
+TABLE = Table(
+    "joint_entropy_growth",
+    MANUAL / "results" / "speed.md",
+    "joint_entropy_growth.csv",
+    table,
+    "python benchmarks/batchbald/joint_entropy_growth.py --repeats 15",
+)
+
+
 def write_csv(rounds: list[dict[Size, float]], arguments: argparse.Namespace) -> None:
     """A line for each round and size."""
     provenance = find_provenance(threads=arguments.threads, device="cpu", commit=None)
@@ -117,6 +154,7 @@ def main() -> None:
     rounds = measure(arguments)
     write_csv(rounds, arguments)
     tell(rounds)
+    TABLE.write(arguments.results)
 
 
 if __name__ == "__main__":

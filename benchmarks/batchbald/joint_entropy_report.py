@@ -13,13 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from batchbald.joint_entropy_record import BAAL, KERNEL, OURS, REDUX, Record
-from common import write_rows
+from common import MANUAL, Row, Table, write_rows
 
 # Okabe and Ito's colours, which colour-blind people tell apart; the marker tells them apart in print.
 STYLES = {OURS: ("#0072B2", "o"), REDUX[0]: ("#D55E00", "s"), REDUX[1]: ("#E69F00", "D"), BAAL: ("#595959", "^")}
 TIMES = "\N{MULTIPLICATION SIGN}"
 TAKEN = 0.05  # of the cores by other processes, above which a time is not to be trusted
 FLOOR = ("products_s", "logarithms_s", "gflop_per_s", "ns_per_logarithm")
+AXES = ("N", "K", "C", "b")
 Size = tuple[int, int, int, int]
 Sizes = dict[Size, dict[str, Record]]
 
@@ -154,6 +155,66 @@ def table(records: Sequence[Record]) -> str:
         for record in methods.values():
             notes += remarks(record)
     return "\n".join([*lines, "", *notes, "", *floors])
+
+
+def peers_table(rows: Sequence[Row]) -> str:
+    """Return time and memory of each method where the peers were measured too."""
+    compared = {tuple(row[axis] for axis in AXES) for row in rows if row["method"] in REDUX}
+    lines = [
+        "| N | K | C | b | method | seconds, median | times as long | peak MiB beyond the input | joint nats |",
+        "| -: | -: | -: | -: | - | -: | -: | -: | -: |",
+    ]
+    for row in rows:
+        size = tuple(row[axis] for axis in AXES)
+        if size in compared:
+            ratio = f"{float(row['times_ours']):,.0f}" if row["times_ours"] and row["method"] != OURS else "-"
+            cells = [f"{int(row['N']):,}", *size[1:], row["method"], seconds_of(row), ratio]
+            cells += [row["peak_mib"] or "-", f"{float(row['joint_nats']):.3f}" if row["joint_nats"] else "-"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def seconds_of(row: Row) -> str:
+    """Return the seconds of a row of the CSV file, or why there are none."""
+    return f"{float(row['seconds']):.3g}" if row["seconds"] else f"not run: {row['skipped']}"
+
+
+def sizes_table(rows: Sequence[Row]) -> str:
+    """Return the seconds of our own on all sizes: points down, batches of each K across."""
+    own = {tuple(int(row[axis]) for axis in AXES): row for row in rows if row["method"] == OURS}
+    columns = sorted({(num_samples, batch_size) for _, num_samples, _, batch_size in own})
+    lines = [
+        f"| points | {' | '.join(f'K = {num_samples}, b = {batch_size}' for num_samples, batch_size in columns)} |",
+        "| -: |" + " -: |" * len(columns),
+    ]
+    for num_points, num_classes in sorted({(size[0], size[2]) for size in own}):
+        sizes = [(num_points, num_samples, num_classes, batch_size) for num_samples, batch_size in columns]
+        cells = [f"{float(own[size]['seconds']):.2g}" if size in own else "-" for size in sizes]
+        lines.append(f"| {num_points:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def kernel_table(rows: Sequence[Row]) -> str:
+    """Return how long our kernel takes beside the products and logarithms that it cannot do without."""
+    lines = [
+        "| N | K | C | seconds | products and logarithms alone, s | ratio |",
+        "| -: | -: | -: | -: | -: | -: |",
+    ]
+    for row in rows:
+        if row["method"] == KERNEL:
+            least_s = float(row["products_s"]) + float(row["logarithms_s"])
+            cells = [f"{int(row['N']):,}", row["K"], row["C"], seconds_of(row), f"{least_s:.3g}"]
+            lines.append(f"| {' | '.join([*cells, row['times_floor']])} |")
+    return "\n".join(lines)
+
+
+_MEASURED = (MANUAL / "results" / "speed.md", "joint_entropy.csv")
+_COMMAND = "python benchmarks/batchbald/joint_entropy.py"
+TABLES = (
+    Table("joint_entropy", *_MEASURED, peers_table, _COMMAND),
+    Table("joint_entropy_sizes", *_MEASURED, sizes_table, _COMMAND),
+    Table("joint_entropy_kernel", *_MEASURED, kernel_table, _COMMAND),
+)
 
 
 def remarks(record: Record) -> list[str]:

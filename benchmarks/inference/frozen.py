@@ -33,7 +33,7 @@ from al_lightning.posterior import Posterior
 from al_lightning.rounds.run import Run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import RESULTS, ROOT, document, find_provenance, read_rows, write_rows
+from common import MANUAL, RESULTS, Table, find_provenance, read_rows, write_rows
 from inference.models import resnet18
 
 SEED = 0
@@ -152,6 +152,11 @@ def table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
+TABLE = Table(
+    "frozen", MANUAL / "guides" / "frozen.md", "frozen.csv", table, "python benchmarks/inference/frozen.py --threads 2"
+)
+
+
 def main() -> None:
     """Measure what is not measured yet, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -180,7 +185,7 @@ def main() -> None:
             found = {"first": f"{first:.4g}", "later": f"{median(later):.4g}"}
             print(f"{posterior}, {way}: {found}", flush=True)
             write_rows(path, [*rows, {**case, **found}])
-    document("frozen", table(read_rows(path)), results=asked.results, readme=ROOT / "docs" / "guides" / "frozen.md")
+    TABLE.write(asked.results)
 
 
 if __name__ == "__main__":

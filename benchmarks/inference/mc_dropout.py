@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from al_lightning.posterior import MCDropout, dropout_mask
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import RESULTS, Provenance, document, find_provenance, read_rows, write_rows
+from common import MANUAL, RESULTS, Provenance, Table, find_provenance, read_rows, write_rows
 from inference.models import MODELS
 
 SEED = 0
@@ -162,13 +162,13 @@ def shown(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def table(rows: list[dict[str, str]], *, machine: str) -> str:
-    """The last result of each model and K on a kind of machine."""
+def table(rows: list[dict[str, str]]) -> str:
+    """Return the last result of each model and K on a machine, which is the one that was measured last."""
     lines = [
         "| model | K | loop, ms per image | `MCDropout` | times faster (range) | largest difference of p |",
         "| --- |" + " ---: |" * 5,
     ]
-    last = {(row["model"], int(row["num_samples"])): row for row in rows if row["machine"] == machine}
+    last = {(row["model"], int(row["num_samples"])): row for row in rows if row["machine"] == rows[-1]["machine"]}
     for model, num_samples in sorted(last, key=lambda key: (list(MODELS).index(key[0]), key[1])):
         row = last[model, num_samples]
         loop, ours, ratio, low, high = (
@@ -178,6 +178,15 @@ def table(rows: list[dict[str, str]], *, machine: str) -> str:
         difference = f"{float(row['max_difference']):.1g}"
         lines.append(f"| {model} | {num_samples} | {loop} | {ours} | {ratio} ({low} to {high}) | {difference} |")
     return "\n".join(lines)
+
+
+TABLE = Table(
+    "mc_dropout",
+    MANUAL / "results" / "speed.md",
+    "mc_dropout.csv",
+    table,
+    "python benchmarks/inference/mc_dropout.py --threads 2",
+)
 
 
 def main() -> None:
@@ -200,7 +209,7 @@ def main() -> None:
             print(results[-1], flush=True)
     path = arguments.results / "mc_dropout.csv"
     write_csv(path, results, provenance)
-    document("mc_dropout", table(read_rows(path), machine=provenance.machine), results=arguments.results)
+    TABLE.write(arguments.results)
 
 
 if __name__ == "__main__":

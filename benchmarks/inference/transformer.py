@@ -33,7 +33,7 @@ from al_lightning.posterior import MCDropout
 from al_lightning.posterior.dropout.vmapped import Vectorised
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import RESULTS, ROOT, document, find_provenance, read_rows, write_rows
+from common import MANUAL, RESULTS, Table, find_provenance, read_rows, write_rows
 from inference.models import Encoder
 
 SEED = 0
@@ -171,6 +171,11 @@ def table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
+TABLE = Table(
+    "transformer", MANUAL / "guides" / "text.md", "transformer.csv", table, "python benchmarks/inference/transformer.py"
+)
+
+
 def main() -> None:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -196,7 +201,7 @@ def main() -> None:
     path = asked.results / "transformer.csv"
     rows: list[dict[str, str]] = [*read_rows(path), {name: str(value) for name, value in row.items()}]
     write_rows(path, rows)
-    document("transformer", table(rows), results=asked.results, readme=ROOT / "docs" / "guides" / "text.md")
+    TABLE.write(asked.results)
 
 
 if __name__ == "__main__":

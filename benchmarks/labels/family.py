@@ -20,18 +20,18 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import RESULTS, ROOT, document, find_provenance, write_rows
+from common import MANUAL, RESULTS, Row, Table, find_provenance, write_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PAGE = ROOT / "docs" / "guides" / "features.md"
+PAGE = MANUAL / "guides" / "features.md"
 BESIDE_THEIRS = ("TypiClust", "CoreSet", "ProbCover", "BADGE")
 NAMES = (
     *("Random", "Entropy", "BALD", "BatchBALD", "PowerBALD", "SoftmaxBALD", "SoftrankBALD", "EPIG", "BAIT"),
@@ -134,25 +134,32 @@ def measured_apart(case: dict[str, Any]) -> dict[str, float]:
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """Return a table of seconds and MiB by acquisition.
 
     Example:
-        >>> row = {"acquisition": "CoreSet", "points": 5000, "batch_size": 100, "ours_s": 0.1, "ours_mib": 3.2}
-        >>> print(table([{**row, "theirs_s": 2.5, "theirs_mib": 900.4}]).splitlines()[2])
+        >>> row = {"acquisition": "CoreSet", "points": "5000", "batch_size": "100", "ours_s": "0.1", "ours_mib": "3.2"}
+        >>> print(table([{**row, "theirs_s": "2.5", "theirs_mib": "900.4"}]).splitlines()[2])
         | `CoreSet` | 100 | 0.10 s, 3 MiB | 2.50 s, 900 MiB |
     """
     sizes, names = list(dict.fromkeys(row["points"] for row in rows)), dict.fromkeys(row["acquisition"] for row in rows)
     of = {(row["acquisition"], row["points"]): row for row in rows}
-    heads = ["acquisition", "b", *(f"{size:,} points" for size in sizes), "scikit-activeml, 5,000"]
+    heads = ["acquisition", "b", *(f"{int(size):,} points" for size in sizes), "scikit-activeml, 5,000"]
     lines = [f"| {' | '.join(heads)} |", f"|{' - |' * len(heads)}"]
     for name in names:
-        own = [f"{of[name, size]['ours_s']:.2f} s, {of[name, size]['ours_mib']:.0f} MiB" for size in sizes]
-        theirs = [of[name, size] for size in sizes if of[name, size]["theirs_s"] != ""]
-        last = f"{theirs[-1]['theirs_s']:.2f} s, {theirs[-1]['theirs_mib']:.0f} MiB" if theirs else "-"
-        cells = [f"`{name}`", of[name, sizes[0]]["batch_size"], *own, last]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        own = [shown(of[name, size], "ours") for size in sizes]
+        theirs = [shown(of[name, size], "theirs") for size in sizes if of[name, size]["theirs_s"]]
+        cells = [f"`{name}`", of[name, sizes[0]]["batch_size"], *own, theirs[-1] if theirs else "-"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def shown(row: Row, whose: str) -> str:
+    """Return seconds and MiB of a choice."""
+    return f"{float(row[f'{whose}_s']):.2f} s, {float(row[f'{whose}_mib']):.0f} MiB"
+
+
+TABLE = Table("family", PAGE, "family.csv", table, "python benchmarks/labels/family.py --threads 2")
 
 
 def main() -> None:
@@ -181,11 +188,11 @@ def main() -> None:
             has_theirs = name in BESIDE_THEIRS and points <= MOST_OF_THEIRS
             other = measured_apart(case | {"whose": "theirs"}) if has_theirs else {"s": "", "mib": ""}
             times = {"ours_s": own["s"], "theirs_s": other["s"], "ours_mib": own["mib"], "theirs_mib": other["mib"]}
-            shown = {key: value if value == "" else round(value, 2) for key, value in times.items()}
-            rows.append({**asdict(provenance), **case, **shown})
+            rounded = {key: value if value == "" else round(value, 2) for key, value in times.items()}
+            rows.append({**asdict(provenance), **case, **rounded})
             print(rows[-1], flush=True)
     write_rows(arguments.results / "family.csv", rows)
-    document("family", table(rows), results=arguments.results, readme=PAGE)
+    TABLE.write(arguments.results)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -26,7 +27,7 @@ from al_lightning.labelling.asked import AskedBatch, AskedPoint, write_asked
 from al_lightning.records.images import png
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import RESULTS, ROOT, document, find_provenance, write_rows
+from common import MANUAL, RESULTS, Row, Table, find_provenance, write_rows
 
 SERVE = "import sys; from al_lightning.labelling.page.command import main; sys.exit(main(sys.argv[1:]))"
 REQUESTS = {
@@ -74,6 +75,18 @@ def measure(address: str, num_points: int) -> dict[str, list[float]]:
     return took
 
 
+def table(rows: Sequence[Row]) -> str:
+    """Return the milliseconds of each kind of request."""
+    lines = ["| request | median (ms) | 95 % within (ms) | longest (ms) |", "| - | -: | -: | -: |"]
+    lines += [
+        f"| {REQUESTS[row['request']]} | {row['median_ms']} | {row['p95_ms']} | {row['max_ms']} |" for row in rows
+    ]
+    return "\n".join(lines)
+
+
+TABLE = Table("page_times", MANUAL / "guides" / "people.md", "page.csv", table, "python benchmarks/labels/page.py")
+
+
 def main() -> None:
     """Measure, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -106,11 +119,7 @@ def main() -> None:
         for kind in REQUESTS
     ]
     write_rows(asked.results / "page.csv", rows)
-    lines = ["| request | median (ms) | 95 % within (ms) | longest (ms) |", "| - | -: | -: | -: |"]
-    lines += [
-        f"| {REQUESTS[row['request']]} | {row['median_ms']} | {row['p95_ms']} | {row['max_ms']} |" for row in rows
-    ]
-    document("page_times", "\n".join(lines), results=asked.results, readme=ROOT / "docs" / "guides" / "people.md")
+    TABLE.write(asked.results)
 
 
 if __name__ == "__main__":

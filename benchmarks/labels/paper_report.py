@@ -16,8 +16,9 @@ import numpy as np
 
 from al_lightning import Round
 from al_lightning.records.curves import area_under_curve, labels_to_target
+from al_lightning.report import paper_curves
 from al_lightning.report.compare.significance import holm, paired_difference
-from common import write_rows
+from common import MANUAL, Row, Table, write_rows
 from labels.paper_runs import EXPERIMENTS, Job, provenance_of
 
 METRIC = "test_mean_acc"  # of the mean prediction, as in the paper
@@ -130,6 +131,86 @@ def paired(ended: Ended) -> str:
 
 def _area(curve: Curve) -> float:
     return area_under_curve(list(curve), list(curve.values()))
+
+
+def runs_table(rows: Sequence[Row]) -> str:
+    """Return labels to 90 % and mean accuracy of each acquisition, from the rows of a CSV file."""
+    runs: dict[str, dict[str, Curve]] = {}
+    for row in rows:
+        curve = runs.setdefault(row["acquisition"], {}).setdefault(row["seed"], {})
+        curve[int(row["labels"])] = float(row[METRIC])
+    experiment = rows[0]["experiment"].partition(",")[0]
+    published = paper_curves(DATASETS[experiment]) if rows[0]["pool"] == "all" else {}
+    heads = ["acquisition", "labels to 90 %, median (each seed)", "labels at which the paper's median curve has 90 %"]
+    heads += ["mean accuracy over all budgets (%)", "seconds a round: train, predict, acquire, test"]
+    lines = [f"| {' | '.join(heads)} |", "| - | - | -: | - | - |"]
+    for acquisition, curves in runs.items():
+        each = [needed(curve, TARGETS[0]) for curve in curves.values()]
+        most = min(max(curve) for curve in curves.values())
+        theirs = published.get(acquisition)
+        found = (
+            "-"
+            if theirs is None
+            else within(needed(dict(zip(theirs.labels, theirs.median, strict=True)), 0.9), max(theirs.labels))
+        )
+        areas = [
+            100 * _area({labels: value for labels, value in curve.items() if labels <= most})
+            for curve in curves.values()
+        ]
+        own = [row for row in rows if row["acquisition"] == acquisition]
+        seconds = [median_of([row[f"{name}_s"] for row in own]) for name in SECONDS]
+        cells = [
+            acquisition,
+            f"{within(statistics.median(each), most)} ({', '.join(within(one, most) for one in each)})",
+            found,
+        ]
+        cells += [f"{statistics.mean(areas):.1f} ({', '.join(f'{one:.1f}' for one in areas)}), to {most} labels"]
+        cells += [", ".join(f"{one:.1f}" for one in seconds)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def median_of(cells: Sequence[str]) -> float:
+    """Return the median of the cells that are not empty; 0 where all are."""
+    return statistics.median([float(cell) for cell in cells if cell] or [0.0])
+
+
+def within(labels: float, most: int) -> str:
+    """Return a number of labels, or that it is more than there were.
+
+    Example:
+        >>> within(100.0, 150), within(math.inf, 150)
+        ('100', 'more than 150')
+    """
+    return f"more than {most}" if math.isinf(labels) else f"{labels:g}"
+
+
+DATASETS = {"mnist": "mnist", "repeated x3": "repeated_mnist"}
+_PAGE, _COMMAND = MANUAL / "results" / "paper.md", "python benchmarks/labels/paper.py --data FOLDER --seeds 3"
+MANUAL_TABLES = (
+    Table("paper_mnist", _PAGE, "paper.csv", runs_table, f"{_COMMAND} --experiments mnist --max-labelled 150"),
+    Table(
+        "paper_repeated",
+        _PAGE,
+        "paper_repeatedx3.csv",
+        runs_table,
+        f'{_COMMAND} --experiments "repeated x3" --max-labelled 100',
+    ),
+    Table(
+        "paper_likelihood",
+        _PAGE,
+        "paper_mnistlikelihood.csv",
+        runs_table,
+        f'{_COMMAND} --experiments "mnist, likelihood" --max-labelled 150 --acquisitions BatchBALD BALD',
+    ),
+    Table(
+        "paper_laplace",
+        _PAGE,
+        "mnist_laplace.csv",
+        runs_table,
+        f"{_COMMAND} --max-labelled 150 --acquisitions BatchBALD -- --trainer.callbacks.posterior=LastLayerLaplace",
+    ),
+)
 
 
 def states(jobs: Sequence[Job], root: Path) -> str:

@@ -6,7 +6,7 @@
 Each (variant, seed) is an ordinary run of `al-lightning fit --config configs/repeated_digits.yaml` with BatchBALD, that
 differs in what the variant names; the seed decides the initial labels, the first weights and the training. Differences
 are paired by seed. A run that was killed goes on, and one that has ended is not run again. Writes posteriors.csv
-and the table of the README.
+and the table of docs/results/labels.md.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 from al_lightning import Round, read_journal
@@ -25,7 +26,7 @@ from al_lightning.records.curves import area_under_curve, labels_to_target
 from al_lightning.report.compare.significance import paired_difference
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import CONFIGS, RESULTS, document, read_rows, write_rows
+from common import CONFIGS, MANUAL, RESULTS, Table, find_provenance, write_rows
 
 CONFIG = CONFIGS / "repeated_digits.yaml"
 TARGET = 0.9
@@ -114,6 +115,16 @@ def _number(labels: float) -> str:
     return "never" if math.isinf(labels) else f"{labels:.0f}"
 
 
+TABLE = Table(
+    "posteriors",
+    MANUAL / "results" / "labels.md",
+    "posteriors.csv",
+    table,
+    "python benchmarks/labels/posteriors.py --seeds 5",
+    commit="526290e",
+)
+
+
 def parsed() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -122,6 +133,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--folder", type=Path, default=Path("runs/posteriors"))
+    parser.add_argument("--commit", help="where git cannot tell it")
     parser.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args()
 
@@ -141,13 +153,14 @@ def main() -> None:
     found = {
         variant: [numbers(runs[variant, seed]) for seed in range(arguments.seeds)] for variant in arguments.variants
     }
+    origin = asdict(find_provenance(threads=arguments.threads, device="cpu", commit=arguments.commit))
     rows = [
-        {"variant": variant, "seed": seed, **{name: f"{value:.4f}" for name, value in row.items()}}
+        {"variant": variant, "seed": seed, **{name: f"{value:.4f}" for name, value in row.items()}, **origin}
         for variant, each in found.items()
         for seed, row in enumerate(each)
     ]
     write_rows(arguments.results / "posteriors.csv", rows)
-    document("posteriors", table(read_rows(arguments.results / "posteriors.csv")), results=arguments.results)
+    TABLE.write(arguments.results)
 
 
 if __name__ == "__main__":

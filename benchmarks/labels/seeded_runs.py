@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from al_lightning import Round, read_journal
-from common import ROOT, write_rows
+from common import ROOT, Provenance, Row, read_rows, write_rows
 
 # Okabe and Ito's colours, which colour-blind people tell apart; the line style tells them apart in print.
 STYLES = {
@@ -102,10 +102,23 @@ def accuracies(rounds: Sequence[Round]) -> list[float]:
     return [float("nan") if value is None else value for value in values]
 
 
-def labels_to(target: float, rounds: Sequence[Round]) -> float:
-    """Return the fewest labels with which the target was reached; infinite if it never was."""
-    reached = [entry.num_labelled for entry, value in zip(rounds, accuracies(rounds), strict=True) if value >= target]
-    return min(reached, default=float("inf"))
+def accuracy_of(rows: Sequence[Row]) -> dict[str, dict[int, dict[int, float]]]:
+    """Return the accuracy by acquisition, seed and number of labels."""
+    found: dict[str, dict[int, dict[int, float]]] = {}
+    for row in rows:
+        run = found.setdefault(row["acquisition"], {}).setdefault(int(row["seed"]), {})
+        run[int(row["labels"])] = float(row["test_acc"])
+    return found
+
+
+def first_reaching(target: float, curve: Mapping[int, float]) -> float:
+    """Return the fewest labels with which the target was reached; infinite if it never was.
+
+    Example:
+        >>> first_reaching(0.9, {10: 0.5, 20: 0.9, 30: 0.8}), first_reaching(0.9, {10: 0.5})
+        (20, inf)
+    """
+    return min((labels for labels, value in curve.items() if value >= target), default=float("inf"))
 
 
 def number(labels: float) -> str:
@@ -113,7 +126,7 @@ def number(labels: float) -> str:
     return f"{labels:.0f}" if np.isfinite(labels) else "never"
 
 
-def round_rows(curves: Curves) -> list[dict[str, object]]:
+def round_rows(curves: Curves, provenance: Provenance) -> list[dict[str, object]]:
     """Return a row for each round of each run."""
     rows: list[dict[str, object]] = []
     for acquisition, runs in curves.items():
@@ -125,21 +138,20 @@ def round_rows(curves: Curves) -> list[dict[str, object]]:
                 }
                 where = {"acquisition": acquisition, "seed": seed, "labels": entry.num_labelled}
                 joint = entry.information.get("joint_mi", "")
-                rows.append({**where, "test_acc": f"{value:.4f}", "joint_mi": joint, **seconds})
+                rows.append({**where, "test_acc": f"{value:.4f}", "joint_mi": joint, **seconds, **asdict(provenance)})
     return rows
 
 
-def write_results(
-    path: Path, rows: Sequence[Mapping[str, object]], curves: Curves, *, data: str, target: float
-) -> None:
+def write_results(path: Path, rows: Sequence[Mapping[str, object]], *, data: str, target: float) -> None:
     """Write the CSV file, and beside it the picture: mean and one standard deviation over seeds."""
     write_rows(path, rows)
     figure, axes = plt.subplots(figsize=(7, 4.2), dpi=150, layout="constrained")
+    curves = accuracy_of(read_rows(path))
     for acquisition, runs in curves.items():
-        labels = [entry.num_labelled for entry in next(iter(runs.values()))]
-        values = 100 * np.array([accuracies(rounds) for rounds in runs.values()])
+        labels = list(next(iter(runs.values())))
+        values = 100 * np.array([list(curve.values()) for curve in runs.values()])
         mean, deviation = values.mean(axis=0), values.std(axis=0)
-        median = statistics.median(labels_to(target, rounds) for rounds in runs.values())
+        median = statistics.median(first_reaching(target, curve) for curve in runs.values())
         needed = (
             f"{median:.0f} labels to {target:.0%}" if np.isfinite(median) else f"most seeds stay below {target:.0%}"
         )

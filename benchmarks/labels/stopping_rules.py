@@ -6,14 +6,17 @@ A net is trained without early stopping on the labels that each run of `paper.py
 every epoch its dropout-free accuracy and loss on the validation set and its accuracy on the test set are taken down, so
 that every rule can be applied afterwards to the same training: where it stops, and the weights it keeps.
 
-Writes stopping_rules.csv, a row for each training and rule, and prints the means.
+Writes stopping_rules.csv, a row for each training and rule, and a table of docs/results/paper.md.
 """
 
 import argparse
 import statistics
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+import torch
 import yaml
 
 from al_lightning import ActiveLearningDataModule, IDXDataModule, read_journal
@@ -21,8 +24,9 @@ from al_lightning._lightning import LightningModule, Trainer, pl
 from al_lightning.models import Classifier, PaperCNN
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import CONFIGS, RESULTS, write_rows
+from common import CONFIGS, MANUAL, RESULTS, Row, Table, find_provenance, write_rows
 
+COLUMNS = ("seed", "labelled", "rule", "epoch", "test_acc")
 RULES = {
     "accuracy, patience 3 (the paper's)": ("val_acc", 3),
     "accuracy, patience 10": ("val_acc", 10),
@@ -58,16 +62,43 @@ def kept_epoch(values: list[float], *, rising: bool, patience: int) -> int:
     return best
 
 
+def table(rows: Sequence[Row]) -> str:
+    """Return the mean test accuracy after each rule, by number of labels."""
+    labels = list(dict.fromkeys(row["labelled"] for row in rows))
+    lines = [
+        f"| a fit stops on | {' | '.join(f'at {each} labels (%)' for each in labels)} |",
+        "| - |" + " -: |" * len(labels),
+    ]
+    for rule in dict.fromkeys(row["rule"] for row in rows):
+        of_rule = [
+            [float(row["test_acc"]) for row in rows if (row["labelled"], row["rule"]) == (each, rule)]
+            for each in labels
+        ]
+        lines.append(f"| {rule} | {' | '.join(f'{100 * statistics.mean(values):.1f}' for values in of_rule)} |")
+    return "\n".join(lines)
+
+
+TABLE = Table(
+    "stopping_rules",
+    MANUAL / "results" / "paper.md",
+    "stopping_rules.csv",
+    table,
+    "python benchmarks/labels/stopping_rules.py --data FOLDER --runs RUN RUN RUN",
+    commit="b7e1232",
+)
+
+
 def main() -> None:
     """Train once for each run and number of labels, and apply every rule."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder of the data, which holds mnist/")
     parser.add_argument("--runs", type=Path, nargs="+", required=True, help="finished runs of paper.py on MNIST")
     parser.add_argument("--labelled", type=int, nargs="+", default=[60, 100])
+    parser.add_argument("--commit", help="where git cannot tell it")
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args()
     config = yaml.safe_load((CONFIGS / "mnist.yaml").read_text())["data"]["init_args"]
-    rows = []
+    rows, origin = [], asdict(find_provenance(threads=torch.get_num_threads(), device="cpu", commit=asked.commit))
     for run in asked.runs:
         header, rounds = read_journal(run)
         labels = [*header["initial"], *(index for one in rounds for index in one.acquired)]
@@ -84,13 +115,11 @@ def main() -> None:
             for rule, (metric, patience) in RULES.items():
                 values = [epoch[metric] for epoch in epochs.seen]
                 epoch = kept_epoch(values, rising=metric == "val_acc", patience=patience)
-                rows.append([header["seed"], num_labelled, rule, epoch, epochs.seen[epoch]["test_acc"]])
-                print(*rows[-1], flush=True)
-    columns = ("seed", "labelled", "rule", "epoch", "test_acc")
-    write_rows(asked.results / "stopping_rules.csv", [dict(zip(columns, row, strict=True)) for row in rows])
-    for rule in RULES:
-        means = [statistics.mean(row[4] for row in rows if row[1:3] == [n, rule]) for n in asked.labelled]
-        print(rule, *(f"{mean:.1%}" for mean in means), sep=" | ")
+                found = (header["seed"], num_labelled, rule, epoch, epochs.seen[epoch]["test_acc"])
+                rows.append({**dict(zip(COLUMNS, found, strict=True)), **origin})
+                print(*found, flush=True)
+    write_rows(asked.results / "stopping_rules.csv", rows)
+    TABLE.write(asked.results)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from al_lightning import Round, read_journal
+from al_lightning import read_journal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import CONFIGS, RESULTS, ROOT, document
-from labels.seeded_runs import Curves, Study, accuracies, labels_to, number, round_rows, write_results
+from common import CONFIGS, MANUAL, RESULTS, Row, Table, find_provenance
+from labels.seeded_runs import Study, accuracy_of, first_reaching, number, round_rows, write_results
 
 ACQUISITIONS = ("BatchBALD", "BALD", "Entropy", "Random")
 TARGET = 0.5
@@ -48,12 +48,7 @@ def with_error(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.1f}"
 
 
-def at(labels: int, rounds: Sequence[Round], values: Sequence[float]) -> float:
-    """Return the value of the round that had so many labels."""
-    return dict(zip((entry.num_labelled for entry in rounds), values, strict=True))[labels]
-
-
-def summary(curves: Curves, rare: dict[str, dict[int, list[int]]]) -> str:
+def summary(rows: Sequence[Row]) -> str:
     """Return the table: accuracy at several numbers of labels, labels to the target, rare points found."""
     most = SHOWN[-1]
     shown = " | ".join(f"accuracy at {labels} labels (%)" for labels in SHOWN)
@@ -62,15 +57,26 @@ def summary(curves: Curves, rare: dict[str, dict[int, list[int]]]) -> str:
         f"of the rare class among {most} |",
         "| - | - |" + " - |" * (len(SHOWN) + 3),
     ]
-    for acquisition, runs in curves.items():
-        means = [[100 * at(labels, rounds, accuracies(rounds)) for rounds in runs.values()] for labels in SHOWN]
-        recall = [100 * (rounds[-1].metrics["test_mean_recall"] or 0.0) for rounds in runs.values()]
-        needed = [labels_to(TARGET, rounds) for rounds in runs.values()]
-        found = [rare[acquisition][seed][-1] for seed in runs]
+    last = {(row["acquisition"], int(row["seed"])): row for row in rows}
+    for acquisition, runs in accuracy_of(rows).items():
+        means = [[100 * curve[labels] for curve in runs.values()] for labels in SHOWN]
+        recall = [100 * float(last[acquisition, seed]["test_mean_recall"]) for seed in runs]
+        found = [float(last[acquisition, seed]["num_rare"]) for seed in runs]
+        needed = [first_reaching(TARGET, curve) for curve in runs.values()]
         cells = [acquisition, len(runs), *map(with_error, means), with_error(recall)]
         cells += [f"{number(statistics.median(needed))} ({', '.join(map(number, needed))})", with_error(found)]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
+
+
+TABLE = Table(
+    "text",
+    MANUAL / "guides" / "text.md",
+    "text.csv",
+    summary,
+    "python benchmarks/labels/text.py --seeds 5",
+    commit="e151fa2",
+)
 
 
 def main() -> None:
@@ -80,6 +86,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
     parser.add_argument("--folder", type=Path, default=Path("runs/text_curves"))
+    parser.add_argument("--commit", help="where git cannot tell it")
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args()
     study = Study(CONFIGS / "text.yaml", ACQUISITIONS, asked.seeds)
@@ -90,12 +97,13 @@ def main() -> None:
     }
     counts = [count for runs in rare.values() for run in runs.values() for count in run]
     recall = [entry.metrics["test_mean_recall"] for runs in curves.values() for run in runs.values() for entry in run]
+    provenance = find_provenance(threads=asked.threads, device="cpu", commit=asked.commit)
     rows = [
         {**row, "test_mean_recall": f"{mean:.4f}", "num_rare": count}
-        for row, mean, count in zip(round_rows(curves), recall, counts, strict=True)
+        for row, mean, count in zip(round_rows(curves, provenance), recall, counts, strict=True)
     ]
-    write_results(asked.results / "text.csv", rows, curves, data="TREC", target=TARGET)
-    document("text", summary(curves, rare), results=asked.results, readme=ROOT / "docs" / "guides" / "text.md")
+    write_results(asked.results / "text.csv", rows, data="TREC", target=TARGET)
+    TABLE.write(asked.results)
 
 
 if __name__ == "__main__":

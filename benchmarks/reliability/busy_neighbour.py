@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from al_lightning.posterior import MCDropout
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from batchbald.joint_entropy import find_pool
 from batchbald.joint_entropy_case import select_ours
-from common import RESULTS, find_provenance, write_rows
+from common import MANUAL, RESULTS, Row, Table, find_provenance, write_rows
 
 BOUND = 3  # times the quiet time
 BUSY = "import os\nprint(flush=True)\nparent = os.getppid()\nwhile os.getppid() == parent: pass"  # nor outlives it
@@ -152,15 +152,25 @@ def measure(runs: dict[str, Run], arguments: argparse.Namespace) -> list[Result]
     return results
 
 
-def table(results: list[Result]) -> str:
-    """A line for each case."""
-    lines = ["| | quiet, s | beside the neighbour | times | results |", "| - | -: | -: | -: | - |"]
+def table(rows: Sequence[Row]) -> str:
+    """Return a line for each case."""
+    lines = ["| | quiet, s | beside the neighbour, s | times as long | results |", "| - | -: | -: | -: | - |"]
     lines += [
-        f"| {found.case} | {found.quiet_s:.3g} | {found.busy_s:.3g} (longest {found.longest_busy_s:.3g}) | "
-        f"{found.times:.2f} | {'the same' if found.is_same else 'DIFFERENT'} |"
-        for found in results
+        f"| {row['case']} | {float(row['quiet_s']):.3g} | {float(row['busy_s']):.3g} (longest "
+        f"{float(row['longest_busy_s']):.3g}) | {float(row['times']):.2f} | "
+        f"{'the same' if row['is_same'] == 'True' else 'DIFFERENT'} |"
+        for row in rows
     ]
     return "\n".join(lines)
+
+
+TABLE = Table(
+    "busy_neighbour",
+    MANUAL / "results" / "speed.md",
+    "busy_neighbour.csv",
+    table,
+    "python benchmarks/reliability/busy_neighbour.py",
+)
 
 
 def main() -> None:
@@ -188,7 +198,7 @@ def main() -> None:
         results = measure(cases(arguments, stack), arguments)
     rows = [{**asdict(provenance), **asdict(result)} for result in results]
     write_rows(arguments.results / "busy_neighbour.csv", rows)
-    print(table(results))
+    TABLE.write(arguments.results)
     if not all(found.is_same for found in results):
         sys.exit("A neighbour changed a result.")
     too_slow = [found.case for found in results if found.times > BOUND]

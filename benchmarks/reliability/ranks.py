@@ -7,7 +7,7 @@ The same net, weights and seed: the batch must be the same. Ranks are processes 
 environment variables tell who they are; with `--device cuda` each has a GPU of its own. Time is that of prediction plus
 choice in the record of the round, which ends when the slowest rank has ended. Also counts the bytes that the ranks
 exchange for the choice, for pools of two sizes: per pick and rank it is one candidate and its K x C row, whatever N.
-Writes ranks.csv.
+Writes ranks.csv and a table of docs/results/speed.md.
 """
 
 import argparse
@@ -19,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from al_lightning.distributed import Ranks
 from al_lightning.models import Classifier, PaperCNN
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import RESULTS, write_rows
+from common import MANUAL, RESULTS, Row, Table, find_provenance, write_rows
 
 
 class Images(LightningDataModule):
@@ -129,11 +131,36 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--commit", help="where git cannot tell it")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--as-rank", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--has-group", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return seconds on one rank and on many, and what they send."""
+    lines = [
+        "| ranks | points | K | one rank, s | all ranks, s | times as fast | each sends, bytes | from half the pool |",
+        "|" + " -: |" * 8,
+    ]
+    for row in rows:
+        cells = [row["ranks"], f"{int(row['num_points']):,}", row["samples"], row["seconds_one"], row["seconds_ranks"]]
+        cells += [row["times_faster"], *(f"{int(row[name]):,}" for name in SENT)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+SENT = ("bytes_sent_per_rank", "bytes_sent_per_rank_half_the_pool")
+TABLE = Table(
+    "ranks",
+    MANUAL / "results" / "speed.md",
+    "ranks.csv",
+    table,
+    "python benchmarks/reliability/ranks.py",
+    commit="5de21ba",
+)
 
 
 def main() -> None:
@@ -160,8 +187,10 @@ def main() -> None:
         "times_faster": round(statistics.median(ratios), 2),
         "bytes_sent_per_rank": pairs[0][2],
         "bytes_sent_per_rank_half_the_pool": half,
+        **asdict(find_provenance(threads=arguments.ranks, device=arguments.device, commit=arguments.commit)),
     }
     write_rows(arguments.results / "ranks.csv", [row])
+    TABLE.write(arguments.results)
     print(", ".join(f"{name} {value}" for name, value in row.items()))
     print("The same batch on one rank and on many.")
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 import common  # benchmarks/common.py
+import tables
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = sorted(
@@ -45,20 +46,12 @@ def test_each_script_says_how_it_is_called_by_the_path_where_it_lies(script):
 def test_a_page_has_a_mark_for_each_table_that_a_script_documents():
     named = {name for path in SCRIPTS for name in re.findall(r'document\(\s*"(\w+)"', path.read_text())}
     assert named == {
-        "learning_curves",
-        "posteriors",
-        "mc_dropout",
-        "batch_information",
-        "page_times",
         "advice",
-        "family",
         *(f"gpu_{name}" for name in ("parts", "tests", "kernel", "blocks", "search", "predict", "round", "ranks")),
         "pool",
         "digits_features",
-        "text",
-        "transformer",
-        "frozen",
     }
+    named |= {table.name for table in tables.TABLES}
     pages = [common.README, *(common.ROOT / "docs").rglob("*.md")]
     text = "".join(page.read_text(encoding="utf-8") for page in pages)
     assert all(text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1 for name in named)

@@ -13,7 +13,6 @@ import al_lightning
 from al_lightning import BatchBALD, models, read_journal
 from al_lightning.cli.command import ActiveLearningCLI, WithOwnParameters, main, modules_in, run
 from al_lightning.records.header import as_call
-from al_lightning.testing import check_acquisition
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 COMPLETE = [path for path in sorted(CONFIGS.glob("*.yaml")) if "overlay" not in path.read_text()]
@@ -204,24 +203,6 @@ class Data(LightningDataModule):
 """
 NESTED_MODEL = ["--model=nested_code.Module", "--model.head=nested_code.Head", "--model.head.width=6"]
 NESTED_DATA = ["source=nested_code.Source", "source.n=40", "other=nested_code.Source", "other.n=7", "batch_size=5"]
-
-
-@pytest.mark.slow
-def test_the_acquisition_of_the_readme_works_by_class_path(tmp_path, monkeypatch):
-    text = (CONFIGS.parent / "README.md").read_text()
-    code = text.split("```python\n# my_package.py")[1].split("```")[0]
-    callback = yaml.safe_load(text.split("```yaml\n# in the callbacks of the Trainer")[1].split("```")[0])
-    monkeypatch.delitem(sys.modules, "my_package", raising=False)
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "my_package.py").write_text(code)
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
-    base = ["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), "--config", "own.yaml", *QUICK]
-    cli = run([*base, "--trainer.callbacks.max_rounds=2", "--trainer.callbacks.num_samples=5"])
-    header, (first, last) = read_journal(run_folder())
-    assert as_call(header["acquisition"]) == "RenyiEntropy(order=3.0)"
-    assert (first.num_labelled, last.num_labelled, len(first.acquired)) == (10, 20, 10)
-    assert first.scores == sorted(first.scores, reverse=True)
-    check_acquisition(first_callback(cli).settings.acquisition)
 
 
 def parameters_of(module):

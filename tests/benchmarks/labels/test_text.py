@@ -55,14 +55,15 @@ def test_the_table_is_that_of_runs_counted_by_hand_and_no_complete_run_is_run_ag
         for seed, accuracies in enumerate(of_seeds):
             write_run(tmp_path / f"{acquisition}-{seed}", HEADER, rounds_with(accuracies, targets))
     where = ["--folder", str(tmp_path), "--results", str(tmp_path / "results")]
-    monkeypatch.setattr(sys, "argv", ["text.py", "--seeds", "2", *where])
+    monkeypatch.setattr(sys, "argv", ["text.py", "--seeds", "2", "--commit", "abc", *where])
     monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("a complete run is run again"))
     modules["text"].main()
-    *_, of_batchbald, _, of_entropy, of_random = capsys.readouterr().out.splitlines()
+    *_, of_batchbald, _, of_entropy, of_random, _, origin = capsys.readouterr().out.splitlines()
     numbers = "31.2 ± 6.2 | 43.8 ± 6.2 | 62.5 ± 12.5 | 31.2 ± 6.2 | 150 (100, 200)"  # of both seeds, in all runs
     assert of_batchbald == f"| BatchBALD | 2 | {numbers} | 6.0 ± 0.0 |"  # two at the start, then two in two rounds
     assert of_entropy == f"| Entropy | 2 | {numbers} | 4.0 ± 0.0 |"
     assert of_random == f"| Random | 2 | {numbers} | 2.0 ± 0.0 |"
+    assert origin.endswith("commit abc.")
     with (tmp_path / "results" / "text.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4 * 2 * 3
