@@ -7,16 +7,19 @@ first example, a report of it, and each kind of configuration by its bare name.
 """
 
 import csv
+import io
 import math
 import re
 import struct
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from zipfile import ZipFile
 
 import al_lightning
 from al_lightning import DigitsDataModule
+from al_lightning.cli.command import run
 from al_lightning.models import MLP, Classifier
 from al_lightning.report import paper_curves, read_runs, write_report
 
@@ -64,8 +67,7 @@ def main(checkout: Path, wheels: list[Path]) -> None:
         print(f"{kind}: {' '.join(each for each in arguments if each.endswith('.yaml'))}", flush=True)
     for path in sorted((checkout / "configs").glob("*.yaml")):
         if path.stem != "sweep":  # of `wandb sweep`
-            names = [f"{OVER[path.stem]}.yaml", path.name] if path.stem in OVER else [path.name]
-            command([al, "fit", *(f"--config={name}" for name in names), "--print_config"], 0)
+            accept([f"{OVER[path.stem]}.yaml", path.name] if path.stem in OVER else [path.name])
     print(f"{al_lightning.__file__}: {len(files)} files in each of {len(wheels)} wheels")
 
 
@@ -120,6 +122,17 @@ def write_texts(folder: Path) -> None:
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             rows = ((f"{('who', 'where')[row % 2]} is w{row % 7}?", row % 2) for row in range(number))
             csv.writer(file).writerows([("text", "label"), *rows])
+
+
+def accept(names: list[str]) -> None:
+    """Give configurations to the parser by their names; it exits with what is wrong with them."""
+    sys.argv = ["al-lightning"]
+    try:
+        with redirect_stdout(io.StringIO()):
+            run(["fit", *(f"--config={name}" for name in names), "--print_config"])
+    except SystemExit as ended:
+        if ended.code:
+            raise
 
 
 def command(arguments: list[str], status: int) -> None:
