@@ -208,7 +208,7 @@ class ActiveLearningDataModule(Wrapper):
 
     @property
     def labels(self) -> Labels:
-        """Return the label state: which points are labelled, and since which round."""
+        """Return the label state, which says which points are labelled, and since which round."""
         if self._labels is None:
             raise RuntimeError("There are no labels before `setup('fit')`, which draws the initial ones.")
         return self._labels
@@ -244,7 +244,7 @@ class ActiveLearningDataModule(Wrapper):
 
     @property
     def trained_indices(self) -> Tensor:
-        """Return the ids of the points that training sees, ascending: rejected ones too where they are trained."""
+        """Return the ids of the points that training sees, ascending; rejected ones too where they are trained."""
         labels = self.labels
         if not self.trains_rejected:
             return labels.labelled_indices

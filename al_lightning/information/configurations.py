@@ -51,7 +51,7 @@ class Configurations:
 
     @cached_property
     def mean_weights(self) -> Tensor:
-        """Return the mean weights sum_m pi_m w_m (K): 1/K each where all configurations were enumerated."""
+        """Return the mean weights sum_m pi_m w_m (K), 1/K each where all configurations were enumerated."""
         return (self.probs_M[:, None] * self.weights_M_K).sum(dim=0)  # not of `joint`, which would be kept
 
     @cached_property
@@ -120,7 +120,7 @@ class Configurations:
 
     @cached_property
     def unsettled(self) -> Tensor:
-        """Return the configurations with more than rounding left to learn (long): others learn from no label."""
+        """Return the configurations with more than rounding left to learn (long); others learn from no label."""
         uncertainty_M = 1 - self.weights_M_K.amax(dim=1)
         return (uncertainty_M > SETTLED_ROUNDINGS * torch.finfo(uncertainty_M.dtype).eps).nonzero().squeeze(1)
 

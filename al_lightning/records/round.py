@@ -16,7 +16,9 @@ Correction = list[int]
 AnswerRow = dict[str, str | int | float | None]
 """An answer that a round has taken up: id, kind, label (a class), who, at, seconds; `was`, what it has changed."""
 Pick = tuple[int, int, int, float, int | None, float | None, int | None]
+"""One acquired point of a round, as a row of `acquisitions.csv`; `PICK_COLUMNS` names its numbers."""
 PICK_COLUMNS = ("round", "rank", "id", "score", "target", "bald", "predicted")
+"""Names of the numbers of a `Pick`: its round, its rank in the batch, the id, score, target, BALD, predicted class."""
 
 
 @dataclass(frozen=True)
