@@ -268,7 +268,7 @@ class VariationRatios(Pointwise):
         >>> divided, agreed = [[0.6, 0.4], [0.4, 0.6]], [[0.9, 0.1], [0.6, 0.4]]
         >>> predictions = Predictions(torch.tensor([agreed, divided]).log())
         >>> batch = VariationRatios()(predictions, 2, generator=torch.Generator())
-        >>> batch.positions, batch.scores  # one of two votes, and none, is for another class
+        >>> batch.positions, batch.scores  # half the votes are for another class
         (tensor([1, 0]), tensor([0.5000, 0.0000], dtype=torch.float64))
     """
 
@@ -302,7 +302,7 @@ class BALD(Pointwise):
         >>> noise, unknown = [[0.5, 0.5], [0.5, 0.5]], [[1.0, 0.0], [0.0, 1.0]]
         >>> predictions = Predictions(torch.tensor([noise, unknown, unknown]).log())
         >>> batch = BALD()(predictions, 3, generator=torch.Generator())
-        >>> batch.positions[2], batch.scores  # log 2 for each copy, and 0 for noise, which no label removes
+        >>> batch.positions[2], batch.scores  # log 2 for each copy, 0 for noise
         (tensor(0), tensor([0.6931, 0.6931, 0.0000], dtype=torch.float64))
     """
 

@@ -860,7 +860,13 @@ def _refuse_loaders(datamodule: object) -> None:
 
 
 def wrapped_datamodule(datamodule: object) -> ActiveLearningDataModule:
-    """Return the data module if it is an ActiveLearningDataModule; raise if not."""
+    """Return the data module if it is an ActiveLearningDataModule; raise if not.
+
+    Example:
+        >>> wrapped_datamodule(None)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        TypeError: `datamodule` is missing, but active learning needs one that knows what is labelled and what is ...
+    """
     if isinstance(datamodule, ActiveLearningDataModule):
         return datamodule
     given = "missing" if datamodule is None else f"a {type(datamodule).__name__}"

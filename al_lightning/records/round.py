@@ -71,6 +71,11 @@ class Round:
             which the run began: its process was started with others.
         frozen: Frozen part of the model from whose kept output the points were predicted; None where the whole model
             was run.
+
+    Example:
+        >>> found = Round(1, num_labelled=20, num_pool=80, acquired=[7, 2], scores=[0.5, 0.1], targets=[3, None])
+        >>> list(zip(found.acquired, found.targets))  # point 2 was acquired, and people gave it no label
+        [(7, 3), (2, None)]
     """
 
     round: int

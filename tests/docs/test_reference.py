@@ -160,3 +160,10 @@ def test_an_indented_formula_follows_two_colons(found):
     for before, block in itertools.pairwise(paragraphs):
         if block.startswith("    ") and not before.split("\n")[-1].startswith(" "):
             assert before.endswith("::"), block
+
+
+@pytest.mark.parametrize("found", DOCUMENTED)
+def test_the_first_sentence_is_not_cut_in_the_list(found):
+    assert " ... " not in inspect.getdoc(found).split("\n\n")[0], (
+        "write `y_1, ..., y_N`: a dot and a space end a sentence"
+    )

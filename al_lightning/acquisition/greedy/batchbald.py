@@ -78,7 +78,7 @@ class BatchBALD(Acquisition):
         >>> opposite, unsure = [[1.0, 0.0], [0.0, 1.0]], [[0.8, 0.2], [0.4, 0.6]]
         >>> predictions = Predictions(torch.tensor([unsure, opposite]).log())
         >>> batch = BatchBALD()(predictions, 2, generator=torch.Generator())
-        >>> batch.positions, batch.scores.sum()  # one label tells the two networks apart: log 2 is all that K = 2 tell
+        >>> batch.positions, batch.scores.sum()  # log 2, all that K = 2 can tell
         (tensor([1, 0]), tensor(0.6931, dtype=torch.float64))
         >>> batch.search.share_of_log_k
         tensor([1., 1.], dtype=torch.float64)
