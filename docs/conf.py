@@ -1,7 +1,11 @@
 """Settings of the manual: `sphinx-build -W -n docs docs/_build`."""
 
+import importlib
+import re
+
 from pygments.lexers.special import TextLexer
 from sphinx.highlighting import lexers
+from sphinx.pycode import ModuleAnalyzer
 
 import al_lightning
 
@@ -13,6 +17,7 @@ version = release = al_lightning.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
@@ -29,15 +34,71 @@ html_title = f"al_lightning {version}"
 html_static_path = ["_static"]
 html_theme_options = {"navigation_with_keys": True}
 
+autosummary_generate = False  # entries stand on the pages of docs/reference
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"
+autodoc_inherit_docstrings = False  # hooks of Lightning are documented by Lightning
+autodoc_preserve_defaults = True
+default_role = "code"  # of the docstrings, whose names stand in single backticks
+smartquotes_action = "D"  # dashes alone: quotes in docstrings are of code
+maximum_signature_line_length = 100
+toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 # Names of other packages, whose own manuals cannot be read offline.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|Tensor|lightning|pytorch_lightning|numpy|np|collections|typing|pathlib|jsonargparse)\b.*"),
+    (r"py:.*", r"(torchmetrics|contextlib|matplotlib|Figure|fractions)\b.*"),
+    (r"py:.*", r"al_lightning\.testing\.acquisitions\.Result"),  # a type variable
 ]
 
 lexers["csv"] = TextLexer()  # Pygments knows none
+
+ROOMS = ("acquisition", "data", "datasets", "features", "information", "labelling", "posterior", "records", "rounds")
+PUBLIC = {
+    name: f"al_lightning.{name}" if name in al_lightning.__all__ else f"al_lightning.{room}.{name}"
+    for room in ROOMS
+    for name in importlib.import_module(f"al_lightning.{room}").__all__
+}
+
+
+def link_public_names(app, what, name, obj, options, lines):  # noqa: ANN001, ANN201, ARG001, D103 - of autodoc
+    def linked(found):  # noqa: ANN001, ANN202
+        target = PUBLIC.get(found[2])
+        return f":py:obj:`{found[1]} <{target}>`" if target and target != name else found[0]
+
+    is_example = False
+    for number, line in enumerate(lines):
+        is_example = line.lstrip().startswith(">>>") or (is_example and bool(line.strip()))
+        if not is_example:
+            lines[number] = re.sub(r"(?<![:`])`((\w+)(?:\(\))?)`(?!`)", linked, line)
+
+
+# Docstrings of constants and types stand where these are defined, and a room exports them without.
+CONSTANTS = {
+    name: lines
+    for module in ("data.labels", "posterior.base", "records.round", "records.weights")
+    for (_, name), lines in ModuleAnalyzer.for_module(f"al_lightning.{module}").find_attr_docs().items()
+}
+
+
+def describe_constants(app, what, name, obj, options, lines):  # noqa: ANN001, ANN201, ARG001, D103
+    if what == "data":
+        lines[:] = CONSTANTS[name.rpartition(".")[2]]
+
+
+def without_factories(app, what, name, obj, options, signature, returns):  # noqa: ANN001, ANN201, ARG001, D103, PLR0913, PLR0917
+    return signature and signature.replace("<factory>", "..."), returns
+
+
+def public_bases(app, name, obj, options, bases):  # noqa: ANN001, ANN201, ARG001, D103
+    bases[:] = [base for each in bases for base in (each.__bases__ if each.__name__.startswith("_") else [each])]
+
+
+def setup(app):  # noqa: ANN001, ANN201, D103
+    app.connect("autodoc-process-docstring", describe_constants)
+    app.connect("autodoc-process-docstring", link_public_names, priority=900)  # after Napoleon
+    app.connect("autodoc-process-signature", without_factories)
+    app.connect("autodoc-process-bases", public_bases)

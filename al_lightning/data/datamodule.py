@@ -208,7 +208,7 @@ class ActiveLearningDataModule(Wrapper):
 
     @property
     def labels(self) -> Labels:
-        """Return the label state: which points are labelled, and since which round."""
+        """Return the label state, which says which points are labelled, and since which round."""
         if self._labels is None:
             raise RuntimeError("There are no labels before `setup('fit')`, which draws the initial ones.")
         return self._labels
@@ -244,7 +244,7 @@ class ActiveLearningDataModule(Wrapper):
 
     @property
     def trained_indices(self) -> Tensor:
-        """Return the ids of the points that training sees, ascending: rejected ones too where they are trained."""
+        """Return the ids of the points that training sees, ascending; rejected ones too where they are trained."""
         labels = self.labels
         if not self.trains_rejected:
             return labels.labelled_indices
@@ -865,7 +865,13 @@ def _refuse_loaders(datamodule: object) -> None:
 
 
 def wrapped_datamodule(datamodule: object) -> ActiveLearningDataModule:
-    """Return the data module if it is an ActiveLearningDataModule; raise if not."""
+    """Return the data module if it is an ActiveLearningDataModule; raise if not.
+
+    Example:
+        >>> wrapped_datamodule(None)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        TypeError: `datamodule` is missing, but active learning needs one that knows what is labelled and what is ...
+    """
     if isinstance(datamodule, ActiveLearningDataModule):
         return datamodule
     given = "missing" if datamodule is None else f"a {type(datamodule).__name__}"

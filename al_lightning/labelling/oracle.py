@@ -82,7 +82,12 @@ class Oracle(ABC):
 
 @dataclass(frozen=True)
 class DatasetLabels(Oracle):
-    """Labels from the dataset, as in an experiment in which all of them are known."""
+    """Labels from the dataset, as in an experiment in which all of them are known.
+
+    Example:
+        >>> DatasetLabels().asks_people, AskPeople().asks_people  # a run waits for people alone
+        (False, True)
+    """
 
     @property
     def asks_people(self) -> bool:
@@ -113,6 +118,13 @@ class AskPeople(Oracle):
         answers_per_point: How many people are to answer each point; the majority decides, and a tie is asked again.
         answers_from: Further folders of answers, shared by several runs, or of labels that exist already: those of
             points that no batch has asked for yet wait until one does.
+
+    Example:
+        >>> AskPeople(wait=60, answers_per_point=3).wait_s
+        60
+        >>> AskPeople(answers_from="shared")
+        Traceback (most recent call last):
+        TypeError: `answers_from` is 'shared', but must be a list: ['shared'].
     """
 
     wait: float = 0.0

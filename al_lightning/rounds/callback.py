@@ -101,6 +101,15 @@ class ActiveLearning(Callback):
     Attributes:
         settings: The arguments above.
         run: State of the run.
+
+    Example:
+        >>> from al_lightning.acquisition import BatchBALD
+        >>> callback = ActiveLearning(BatchBALD(), query_size=10, max_labelled=300)
+        >>> callback.rounds, callback.stopped  # nothing was fitted yet
+        ([], None)
+        >>> ActiveLearning(BatchBALD(), query_size=0)
+        Traceback (most recent call last):
+        ValueError: `query_size` is 0, but must be at least 1.
     """
 
     def __init__(  # noqa: PLR0913 - the hyper-parameters of a run, keyword-only and flat as the Trainer's are
