@@ -37,9 +37,7 @@ if __name__ == "__main__":
 
     # region read
     header, rounds = read_journal("runs/repeated_digits/version_0")
-    print(
-        f"seed {header['seed']}, initial labels {header['initial_indices']}" if "initial_indices" in header else header
-    )
+    print(f"seed {header['seed']}, initial labels {header['initial']}")
     for record in rounds[:2]:
         print(
             f"{record.num_labelled} labels: accuracy {record.metrics['test_acc']:.3f}, then acquired {record.acquired}"

@@ -113,7 +113,7 @@ class Transformer(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.bert = BertForSequenceClassification(
-            BertConfig(  # type: ignore[call-arg] - it takes `num_labels`, too
+            BertConfig(  # type: ignore[call-arg] # it takes `num_labels`, too
                 vocab_size=200,
                 hidden_size=32,
                 num_hidden_layers=2,
@@ -176,11 +176,11 @@ def draw(runs: dict[str, list[list[Round]]]) -> None:
     """Draw accuracy against labels: the mean over the seeds, and each seed as a thin line."""
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     axes = figure.add_subplot()
-    for colour, (name, of_seeds) in zip(("#0072B2", "#D55E00"), runs.items(), strict=True):
+    for (colour, dashes), (name, of_seeds) in zip((("#0072B2", "-"), ("#D55E00", "--")), runs.items(), strict=True):
         labels = [record.num_labelled for record in of_seeds[0]]
         curves = torch.tensor([[record.metrics["test_acc"] or 0.0 for record in rounds] for rounds in of_seeds])
-        axes.plot(labels, curves.T, color=colour, linewidth=0.6)
-        axes.plot(labels, curves.mean(dim=0), color=colour, linewidth=2, label=name)
+        axes.plot(labels, curves.T, dashes, color=colour, linewidth=0.6)
+        axes.plot(labels, curves.mean(dim=0), dashes, color=colour, linewidth=2, label=name)
         print(f"{name}: {curves.mean():.3f} in the mean over seeds and rounds, {curves[:, -1].mean():.3f} at the end")
     axes.set(xlabel="labels", ylabel="test accuracy")
     axes.legend()

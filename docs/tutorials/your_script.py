@@ -140,13 +140,13 @@ def draw(runs: dict[str, list[list[Round]]], with_all: float) -> None:
     """Draw accuracy against labels: the mean over the seeds, and each seed as a thin line."""
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     axes = figure.add_subplot()
-    for colour, (name, of_seeds) in zip(("#0072B2", "#D55E00"), runs.items(), strict=True):
+    for (colour, dashes), (name, of_seeds) in zip((("#0072B2", "-"), ("#D55E00", "--")), runs.items(), strict=True):
         labels = list(accuracies(of_seeds[0]))
         curves = torch.tensor([list(accuracies(rounds).values()) for rounds in of_seeds])
-        axes.plot(labels, curves.T, color=colour, linewidth=0.6)
-        axes.plot(labels, curves.mean(dim=0), color=colour, linewidth=2, label=name)
+        axes.plot(labels, curves.T, dashes, color=colour, linewidth=0.6)
+        axes.plot(labels, curves.mean(dim=0), dashes, color=colour, linewidth=2, label=name)
         print(f"{name}: {curves.mean():.3f} in the mean over seeds and rounds, {curves[:, -1].mean():.3f} at the end")
-    axes.axhline(with_all, color="#8a8a8a", linewidth=0.8, linestyle="--", label="all 1,297 labels")
+    axes.axhline(with_all, color="#8a8a8a", linewidth=0.8, linestyle=":", label="all 1,297 labels")
     axes.set(xlabel="labels", ylabel="test accuracy")
     axes.legend()
     figure.savefig("your_script.png", dpi=120)
