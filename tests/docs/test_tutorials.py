@@ -78,15 +78,14 @@ def check(name, folder, printed):
     for run_folder, num_labelled in RUNS[name].items():
         _, rounds = read_journal(folder / run_folder)
         assert [record.round for record in rounds] == list(range(len(rounds)))
-        num_unsure = sum(answer["kind"] == "unsure" for record in rounds for answer in record.answers)
         assert (rounds[-1].num_paid, rounds[-1].stopped) == (num_labelled, f"max_labelled={num_labelled} reached")
-        assert num_unsure == (name == "people")
     if name == "people":
         assert "status 75" in printed
         assert "the run has ended" in printed
         header, *rows = (folder / "labels.csv").read_text(encoding="utf-8").splitlines()
         assert header.startswith("id,label,kind,set")
-        assert len(rows) == num_labelled + num_unsure
+        kinds = [row.split(",")[2] for row in rows]
+        assert (kinds.count("label"), kinds.count("unsure")) == (RUNS[name]["runs/people"], 1)
     if name == "first_run":
         assert (folder / "report" / "report.html").exists()
         assert (folder / "comparison.csv").exists()
@@ -137,7 +136,8 @@ def test_a_page_says_what_for_and_what_next_and_shows_its_picture(page):
 def included(page):
     """Files that a page shows in pieces, with the lines that bound each piece."""
     for name, options in re.findall(r"```\{literalinclude\} (\S+)\n((?::.*\n)*)```", text_of(page)):
-        yield page.parent / name, dict(re.findall(r"^:([\w-]+): *(.*)$", options, re.MULTILINE))
+        found = re.findall(r'^:([\w-]+): *"?(.*?)"?$', options, re.MULTILINE)
+        yield page.parent / name, dict(found)
 
 
 @each_page()
@@ -190,9 +190,9 @@ def test_a_page_has_no_other_code_than_commands_that_are_understood(page, monkey
     for command in commands:
         program, *arguments = shlex.split(command, comments=True)
         if program == "python":
-            assert (ROOT / arguments[0]).exists() or arguments[0] == "-m", command
+            assert (ROOT / arguments[0]).is_file(), command
         elif program != "al-lightning":
-            assert program in {"sbatch", "wandb", "bash", "sinfo", "scancel"}, command
+            assert program in {"sbatch", "wandb"}, command
         elif arguments[0] == "fit":
             with pytest.raises(SystemExit) as exit_info:
                 run([*arguments, "--print_config"])
