@@ -1,7 +1,8 @@
 """Settings of the manual: `sphinx-build -W -n docs docs/_build`."""
+# ruff: noqa: ANN001, ANN201, ANN202, ARG001, PLR0913, PLR0917 - arguments are those of autodoc's events
 
-import importlib
 import re
+from pathlib import Path
 
 from pygments.lexers.special import TextLexer
 from sphinx.highlighting import lexers
@@ -32,6 +33,7 @@ mathjax_path = "mathjax/tex-svg.js"
 html_theme = "furo"
 html_title = f"al_lightning {version}"
 html_static_path = ["_static"]
+html_css_files = ["reference.css"]
 html_theme_options = {"navigation_with_keys": True}
 
 autosummary_generate = False  # entries stand on the pages of docs/reference
@@ -56,16 +58,16 @@ nitpick_ignore_regex = [
 
 lexers["csv"] = TextLexer()  # Pygments knows none
 
-ROOMS = ("acquisition", "data", "datasets", "features", "information", "labelling", "posterior", "records", "rounds")
+PAGES = "".join(page.read_text(encoding="utf-8") for page in Path(__file__).parent.glob("reference/*.md"))
 PUBLIC = {
-    name: f"al_lightning.{name}" if name in al_lightning.__all__ else f"al_lightning.{room}.{name}"
-    for room in ROOMS
-    for name in importlib.import_module(f"al_lightning.{room}").__all__
+    path.rpartition(".")[2]: path for path in re.findall(r"^\.\. auto(?:class|function|data):: (.*)$", PAGES, re.M)
 }
 
 
-def link_public_names(app, what, name, obj, options, lines):  # noqa: ANN001, ANN201, ARG001, D103 - of autodoc
-    def linked(found):  # noqa: ANN001, ANN202
+def link_public_names(app, what, name, obj, options, lines):
+    """Link a public name in backticks to its entry, outside of examples and of the entry itself."""
+
+    def linked(found):
         target = PUBLIC.get(found[2])
         return f":py:obj:`{found[1]} <{target}>`" if target and target != name else found[0]
 
@@ -76,7 +78,6 @@ def link_public_names(app, what, name, obj, options, lines):  # noqa: ANN001, AN
             lines[number] = re.sub(r"(?<![:`])`((\w+)(?:\(\))?)`(?!`)", linked, line)
 
 
-# Docstrings of constants and types stand where these are defined, and a room exports them without.
 CONSTANTS = {
     name: lines
     for module in ("data.labels", "posterior.base", "records.round", "records.weights")
@@ -84,20 +85,24 @@ CONSTANTS = {
 }
 
 
-def describe_constants(app, what, name, obj, options, lines):  # noqa: ANN001, ANN201, ARG001, D103
+def describe_constants(app, what, name, obj, options, lines):
+    """Describe a constant by the docstring that follows it where it is defined."""
     if what == "data":
         lines[:] = CONSTANTS[name.rpartition(".")[2]]
 
 
-def without_factories(app, what, name, obj, options, signature, returns):  # noqa: ANN001, ANN201, ARG001, D103, PLR0913, PLR0917
+def without_factories(app, what, name, obj, options, signature, returns):
+    """Replace the default of a dataclass's field that no parser of signatures reads."""
     return signature and signature.replace("<factory>", "..."), returns
 
 
-def public_bases(app, name, obj, options, bases):  # noqa: ANN001, ANN201, ARG001, D103
+def public_bases(app, name, obj, options, bases):
+    """Replace a private base class by its own bases."""
     bases[:] = [base for each in bases for base in (each.__bases__ if each.__name__.startswith("_") else [each])]
 
 
-def setup(app):  # noqa: ANN001, ANN201, D103
+def setup(app):
+    """Connect the functions above."""
     app.connect("autodoc-process-docstring", describe_constants)
     app.connect("autodoc-process-docstring", link_public_names, priority=900)  # after Napoleon
     app.connect("autodoc-process-signature", without_factories)

@@ -51,9 +51,21 @@ class Answers:
 
 
 class Oracle(ABC):
-    """What gives the labels of a batch. It never waits: a run asks again for `wait` seconds.
+    """Source of the labels of a batch. It never waits: a run asks again for `wait` seconds.
 
     A base class only so that YAML can name its subclasses by short name.
+
+    Example:
+        >>> from al_lightning.labelling import AskedPoint
+        >>> class AlwaysCat(Oracle):
+        ...     def ask(self, query):
+        ...         pass
+        ...
+        ...     def answers(self, query):
+        ...         return Answers({point: Resolved("label", "cat", ()) for point in query.batch.ids}, is_closed=True)
+        >>> batch = AskedBatch(round=0, points=[AskedPoint(7)], classes=["cat", "dog"], num_points=9)
+        >>> AlwaysCat().answers(Query(batch, None, items=str)).of[7].label
+        'cat'
     """
 
     @property

@@ -54,7 +54,7 @@ def active_learning_callback(trainer: Trainer) -> "ActiveLearning":
 
 
 class ActiveLearning(Callback):
-    """Chooses the next batch to label at the end of a fit; `active_fit` repeats the fit until a limit is reached.
+    """Callback that chooses the next batch at the end of a fit; `active_fit` repeats the fit until a limit is reached.
 
     A round is one complete fit, or one for each member of an ensemble. It ends with predictions of the pool by
     `num_samples` draws of the posterior, from which the acquisition chooses `query_size` points; they are labelled

@@ -284,7 +284,7 @@ def tables(results: Mapping[Cell, Row]) -> str:
         budgets = f"{POOLS[pool].query_size} to {POOLS[pool].max_labelled} labels"
         parts.append(f"**{pool[0].upper()}{pool[1:]}**, {budgets}\n\n{table(results, pool)}")
         if shown_of(results, pool):
-            path = f"../benchmarks/results/pool_{folder_name(pool)}.png"
+            path = f"../../benchmarks/results/pool_{folder_name(pool)}.png"
             parts.append(f"![Test accuracy against labels on {pool}]({path})")
     return "\n\n".join(parts)
 
