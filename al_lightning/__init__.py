@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from al_lightning.records import Round, read_journal
     from al_lightning.rounds import ActiveLearning, MeanPrediction, active_fit
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ActiveLearning",

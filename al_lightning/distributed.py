@@ -18,7 +18,13 @@ Result = TypeVar("Result")
 
 
 class Exchange(Protocol):
-    """Exchange between processes that each hold one contiguous part of the pool, in the order of their ranks."""
+    """Exchange between processes that each hold one contiguous part of the pool, in the order of their ranks.
+
+    Example:
+        >>> from al_lightning.testing import on_rank_threads
+        >>> on_rank_threads(lambda rank, exchange: exchange.gather(torch.tensor(rank)).tolist(), 2)
+        [[0, 1], [0, 1]]
+    """
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Stack the tensors of all ranks, of one shape and on the CPU, on a new first axis; the same on each rank."""
@@ -27,7 +33,12 @@ class Exchange(Protocol):
 
 @dataclass(frozen=True)
 class Alone:
-    """Exchange of a single process, which holds the whole pool."""
+    """Exchange of a single process, which holds the whole pool.
+
+    Example:
+        >>> Alone().gather(torch.tensor([4, 2]))
+        tensor([[4, 2]])
+    """
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Return the tensor with a first axis of length one."""

@@ -4,7 +4,7 @@ Each has a pure function that takes all values at once: `mutual_information` and
 `al_lightning.information`, `area_under_curve` and `labels_to_target` of `al_lightning.records.curves`. The classes
 collect values over batches, rounds and ranks.
 
-Torchmetrics has the expected calibration error, which takes mean probabilities:
+Torchmetrics has the expected calibration error, which takes mean probabilities::
 
     calibration_error = torchmetrics.classification.MulticlassCalibrationError(num_classes=10)
     calibration_error.update(al_lightning.information.mean_probs(log_probs_N_K_C), targets_N)

@@ -2,11 +2,13 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
 
 from al_lightning._lightning import LightningModule
 
@@ -250,18 +252,105 @@ class Classifier(LightningModule):
         logits = self(inputs)
         if self.has_reject:
             logits = logits[:, :-1]
-            _refuse_junk(targets, num_classes=logits.shape[1], stage=stage)
+        _refuse_outside(targets, num_classes=logits.shape[1], stage=stage, has_reject=self.has_reject)
         loss = nn.functional.cross_entropy(logits, targets)
         accuracy.update((logits.argmax(dim=1) == targets).float())
         self.log(f"{stage}_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(targets))
         self.log(f"{stage}_acc", accuracy, prog_bar=True)
 
 
-def _refuse_junk(targets: Tensor, *, num_classes: int, stage: str) -> None:
-    junk = targets[targets >= num_classes]
-    if len(junk):
+class TextClassifier(LightningModule):
+    """Small BERT for texts, trained from scratch, with AdamW; batches are those of `TextDataModule`.
+
+    Nothing is downloaded: transformers, an extra, builds the net from its configuration. Logs `train_loss`, `test_acc`
+    and `test_mean_recall`, the mean over classes, in which a rare class counts as much as a frequent one.
+
+    Args:
+        num_classes: Classes of the texts.
+        vocab_size: That of the data module.
+        max_length: That of the data module.
+        width: Of the token vectors; the hidden layers are four times as wide.
+        num_layers: Transformer layers.
+        num_heads: Attention heads of each.
+        dropout: Everywhere: of embeddings, attention, hidden layers and the head.
+        lr: Learning rate of AdamW.
+
+    Raises:
+        ModuleNotFoundError: Without transformers.
+    """
+
+    def __init__(  # noqa: PLR0913 - they are the fields of the configuration
+        self,
+        *,
+        num_classes: int = 6,
+        vocab_size: int = 10_000,
+        max_length: int = 64,
+        width: int = 64,
+        num_layers: int = 2,
+        num_heads: int = 4,
+        dropout: float = 0.1,
+        lr: float = 1e-3,
+    ) -> None:
+        if find_spec("transformers") is None:
+            raise ModuleNotFoundError('`TextClassifier` needs transformers: `pip install "al-lightning[text]"`.')
+        from transformers import BertConfig, BertForSequenceClassification  # noqa: PLC0415 - an extra
+
+        super().__init__()
+        self.save_hyperparameters()
+        config = BertConfig(
+            vocab_size=vocab_size,
+            hidden_size=width,
+            num_hidden_layers=num_layers,
+            num_attention_heads=num_heads,
+            intermediate_size=4 * width,
+            max_position_embeddings=max_length,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+            num_labels=num_classes,
+            pad_token_id=0,
+        )
+        self.bert = BertForSequenceClassification(config)
+        self.lr = lr
+        self.test_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.test_mean_recall = MulticlassAccuracy(num_classes, average="macro")
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the logits (B, C)."""
+        logits: Tensor = self.bert(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's signature
+        """Return the cross-entropy of a batch."""
+        loss = nn.functional.cross_entropy(self(batch["input_ids"], batch["attention_mask"]), batch["labels"])
+        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch["labels"]))
+        return loss
+
+    def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:  # noqa: ARG002
+        """Log accuracy and mean recall over classes, both without dropout."""
+        logits = self(batch["input_ids"], batch["attention_mask"])
+        for name in ("test_acc", "test_mean_recall"):
+            metric = getattr(self, name)
+            metric.update(logits, batch["labels"])
+            self.log(name, metric, batch_size=len(batch["labels"]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return AdamW over all parameters."""
+        return torch.optim.AdamW(self.parameters(), lr=self.lr)
+
+
+def _refuse_outside(targets: Tensor, *, num_classes: int, stage: str, has_reject: bool) -> None:
+    outside = targets[targets >= num_classes]
+    if len(outside) == 0:
+        return
+    target = int(outside[0])
+    if has_reject:
         raise ValueError(
             f"`has_reject` is True, so the net has {num_classes} classes, counted from 0, and one output for rejected "
-            f"points, but {len(junk)} points of a batch of the {stage} data have the target {int(junk[0])}. Leave junk "
+            f"points, but {len(outside)} points of a batch of the {stage} data have the target {target}. Leave junk "
             f"out of the {stage} data, or give the net an output for each class and one more."
         )
+    raise ValueError(
+        f"The net has {num_classes} outputs, counted from 0, but {len(outside)} points of a batch of the {stage} data "
+        f"have the target {target}. Leave points that are none of the classes out of the {stage} data, or give the net "
+        "an output for each class."
+    )

@@ -2,8 +2,10 @@
 
 import gzip
 import inspect
+import itertools
 import json
 import os
+import re
 import struct
 import sys
 from pathlib import Path
@@ -36,6 +38,26 @@ def config_of(name):
 
 def callbacks_of(config):
     return {each["class_path"]: each.get("init_args", {}) for each in config["trainer"]["callbacks"]}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_says_in_its_first_lines_what_came_out_as_its_page_has_it_or_that_nothing_was_measured(path):
+    lines = itertools.takewhile(lambda line: line.startswith("# ") or line == "#", path.read_text().splitlines())
+    head = " ".join(line.removeprefix("# ") for line in lines)
+    before, *results = re.split(r"(?:^| )(?=(?:Result|No result): )", head)
+    assert before
+    (result,) = results
+    pages = re.findall(r"docs/[\w/]+\.md", result)
+    scripts = re.findall(r"benchmarks/[\w/]+\.py", result)
+    assert all((CONFIGS.parent / name).is_file() for name in [*pages, *scripts])
+    if result.startswith("Result: "):
+        (page,) = pages
+        text = (CONFIGS.parent / page).read_text(encoding="utf-8")
+        figures = re.findall(r"\d+(?:\.\d+)?", result)
+        assert [
+            figure for figure in figures if not re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d.]*\d)", text)
+        ] == []
+        assert figures
 
 
 @pytest.mark.parametrize("name", PROTOCOL)

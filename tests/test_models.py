@@ -5,8 +5,8 @@ from pytorch_lightning.cli import LightningCLI
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from al_lightning import ActiveLearningDataModule
-from al_lightning.models import EMNISTCNN, MLP, VGG16, Classifier, EncoderClassifier, PaperCNN
+from al_lightning import ActiveLearningDataModule, models
+from al_lightning.models import EMNISTCNN, MLP, VGG16, Classifier, EncoderClassifier, PaperCNN, TextClassifier
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
@@ -237,3 +237,17 @@ def test_metrics_of_other_classes_than_are_trained_are_refused_before_the_traini
         ValueError, match=f"`has_reject` is {has_reject}, but `reject` of the data module is {reject!r}"
     ):
         trainer.fit(Classifier(nn.Linear(4, 4), has_reject=has_reject), datamodule=datamodule)
+
+
+def test_texts_without_transformers_are_refused_with_what_to_install(monkeypatch):
+    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r'needs transformers: `pip install "al-lightning\[text\]"`\.$'):
+        TextClassifier()
+
+
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_points_that_are_none_of_the_classes_are_refused_in_the_data_that_measure(stage):
+    model = Classifier(nn.Linear(4, 3))
+    step = {"val": model.validation_step, "test": model.test_step}[stage]
+    with pytest.raises(ValueError, match=f"3 outputs, .* 2 points of a batch of the {stage} data have the target 10"):
+        step((torch.zeros(3, 4), torch.tensor([0, 10, 11])), 0)

@@ -25,8 +25,8 @@ from tests.conftest import TinyModule
 
 PAGE = (Path(__file__).parents[1] / "docs" / "guides" / "people.md").read_text()
 README = (Path(__file__).parents[1] / "README.md").read_text()
-ANNOTATE = Path(__file__).parents[1] / "examples" / "annotate.py"
-CONFIG = "configs/unlabelled_images.yaml"
+ANNOTATE = Path(__file__).parents[1] / "docs" / "guides" / "annotate.py"
+CONFIG = "unlabelled_images.yaml"
 ELSEWHERE = {"The page", "Label Studio"}
 SECTIONS = dict(part.split("\n", 1) for part in PAGE.split("\n## ")[1:])
 NAMES = {name: getattr(al_lightning, name) for name in al_lightning.__all__}
@@ -132,7 +132,7 @@ def test_the_loop_annotates_while_the_run_waits_and_ends_as_it_does(tmp_path, la
     fit = f'[ "$(grep -c al-lightning called)" -lt 3 ] && exit 75\nexit {last}'
     status, called = in_shell(loop, tmp_path, al_lightning=fit, python="")
     assert status == last
-    both = [f"al-lightning fit --config {CONFIG}", "python examples/annotate.py runs/unlabelled_images"]
+    both = [f"al-lightning fit --config {CONFIG}", "python annotate.py runs/unlabelled_images"]
     assert called == [*both * 2, both[0]]
 
 
@@ -200,7 +200,7 @@ def test_the_annotator_says_that_a_run_asks_for_nothing(asking):
 def test_the_commands_are_those_of_the_readme_and_each_is_known():
     (commands,) = blocks("On the command line", "bash")
     (readme,) = re.findall(r"```bash\n(python -m al_lightning\.datasets\.digit_images .*?)```", README, re.DOTALL)
-    without_comments = [line.partition("  #")[0].rstrip() for line in readme.splitlines()]
+    without_comments = [line.partition("  #")[0].rstrip().replace("configs/", "") for line in readme.splitlines()]
     assert commands.splitlines() == without_comments
     make, *fit_label_fit = commands.splitlines()
     assert make == "python -m al_lightning.datasets.digit_images digits"

@@ -3,7 +3,6 @@
 import csv
 import os
 import re
-import runpy
 import sys
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from torch.utils.data import DataLoader
 import al_lightning
 from al_lightning import read_journal
 from al_lightning.cli.command import run
+from al_lightning.datasets import TextDataModule, collate_texts
+from al_lightning.models import TextClassifier
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "text.yaml"
@@ -31,15 +32,13 @@ def blocks(section, language):
 
 
 @pytest.fixture
-def text(monkeypatch, tmp_path):
-    """The names of examples/text.py, found as in the root of the clone, in a folder of its own."""
+def _offline(monkeypatch, tmp_path):
+    """An empty folder, without a network and without TREC."""
     pytest.importorskip("transformers")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("AL_LIGHTNING_TEXT", raising=False)
-    monkeypatch.syspath_prepend(ROOT)
     monkeypatch.setattr(sys, "argv", ["al-lightning"])
     monkeypatch.chdir(tmp_path)
-    return runpy.run_path(str(ROOT / "examples" / "text.py"))
 
 
 def write_csv(path, rows):
@@ -60,46 +59,16 @@ def write_questions(folder):
     return folder
 
 
-def test_texts_become_ids_of_all_training_words_and_a_batch_is_padded_on_the_right_to_its_longest(text, tmp_path):
-    write_csv(tmp_path / "trec_train.csv", [("Is it?", "yes"), ("It is, it IS.", "no"), ("", "no")])
-    write_csv(tmp_path / "trec_test.csv", [("Is nothing known?", "yes")])
-    data = text["TextDataModule"](root=str(tmp_path))
-    data.setup("fit")
-    assert set(data.ids) == {"is", "it", "?", ",", "."}
-    assert sorted(data.ids.values()) == [3, 4, 5, 6, 7]
-    assert [item["label"] for item in data.train_set] == [1, 0, 0]
-    i, t, q, c, d = (data.ids[word] for word in ("is", "it", "?", ",", "."))
-    batch = text["collate"](data.train_set)
-    assert batch["input_ids"].tolist() == [[2, i, t, q, 0, 0, 0], [2, t, i, c, t, i, d], [2, 0, 0, 0, 0, 0, 0]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0, 0, 0], [1] * 7, [1, 0, 0, 0, 0, 0, 0]]
-    assert batch["labels"].tolist() == [1, 0, 0]
-    assert data.test_set == [{"text": "Is nothing known?", "input_ids": [2, i, 1, 1, q], "label": 1}]
-
-
-def test_the_vocabulary_keeps_the_most_frequent_words_and_texts_that_are_cut_are_counted(text, tmp_path):
-    write_csv(tmp_path / "trec_train.csv", [("a b a c", "yes"), ("a b", "no")])
-    write_csv(tmp_path / "trec_test.csv", [("a", "no")])
-    data = text["TextDataModule"](root=str(tmp_path), vocab_size=5, max_length=3)
-    with pytest.warns(UserWarning, match=r"^1 texts are longer than `max_length` = 3 and lose their end\.$"):
-        data.setup("fit")
-    assert data.ids == {"a": 3, "b": 4}
-    assert [item["input_ids"] for item in data.train_set] == [[2, 3, 4], [2, 3, 4]]
-
-
-def test_without_a_folder_the_way_out_is_named(text):
-    with pytest.raises(ValueError, match="`root` is None: give the folder of the files, or set AL_LIGHTNING_TEXT"):
-        text["TextDataModule"]()
-
-
 def fit(*flags):
     quick = ["--trainer.max_epochs=1", "--data.points_per_epoch=32", "--trainer.enable_progress_bar=false"]
     quick += ["--trainer.callbacks.max_rounds=2", "--trainer.callbacks.num_samples=4"]
-    run(["fit", "--config", str(CONFIG), *quick, *flags])
+    run(["fit", "--config", CONFIG.name, *quick, *flags])
     return read_journal(Path("runs") / "text" / "version_0")
 
 
 @pytest.mark.slow
-def test_two_rounds_of_the_configuration_on_a_tiny_file(text, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("_offline")
+def test_two_rounds_of_the_configuration_on_a_tiny_file(tmp_path, monkeypatch):
     monkeypatch.setenv("AL_LIGHTNING_TEXT", str(write_questions(tmp_path / "files")))
     header, (first, last) = fit("--data.initial=6", "--trainer.callbacks.query_size=3", "--model.num_classes=3")
     assert header["acquisition"]["class_path"] == "al_lightning.BatchBALD"
@@ -111,10 +80,11 @@ def test_two_rounds_of_the_configuration_on_a_tiny_file(text, tmp_path, monkeypa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_offline")
 @pytest.mark.skipif(
     TREC is None, reason="AL_LIGHTNING_TEXT does not name a folder with trec_train.csv and trec_test.csv"
 )
-def test_two_rounds_on_real_questions(text):
+def test_two_rounds_on_real_questions():
     header, (first, last) = fit("--trainer.callbacks.max_predicted=64", f"--data.datamodule.root={TREC}")
     assert (header["num_points"], first.num_labelled, last.num_labelled) == (5452, 20, 40)
     with (Path(TREC) / "trec_train.csv").open(newline="") as file:
@@ -156,7 +126,8 @@ def test_the_script_is_that_of_the_configuration():
 
 
 @pytest.mark.slow
-def test_four_lines_of_a_script_change_and_what_it_samples_is_what_the_page_prints(text, tmp_path, capsys):
+@pytest.mark.usefixtures("_offline")
+def test_four_lines_of_a_script_change_and_what_it_samples_is_what_the_page_prints(tmp_path, capsys):
     (script,) = blocks("In your own script", "python")
     assert re.findall(r"# (\d)", script) == ["1", "2", "3", "4"]
     quiet = ", ".join(f"{name}={value!r}" for name, value in QUIET.items())
@@ -180,7 +151,8 @@ def test_four_lines_of_a_script_change_and_what_it_samples_is_what_the_page_prin
 
 
 @pytest.mark.slow
-def test_the_commands_are_accepted(text, monkeypatch, capsys):
+@pytest.mark.usefixtures("_offline")
+def test_the_commands_are_accepted(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     (commands,) = blocks("On the command line", "bash")
     export, *fits = commands.splitlines()
@@ -218,10 +190,11 @@ def test_another_key_of_the_label_stays_out_of_the_pool(make_trainer):
 
 
 @pytest.mark.slow
-def test_of_a_frozen_encoder_the_head_alone_is_drawn_and_the_encoder_keeps_its_weights(text, tmp_path, make_trainer):
+@pytest.mark.usefixtures("_offline")
+def test_of_a_frozen_encoder_the_head_alone_is_drawn_and_the_encoder_keeps_its_weights(tmp_path, make_trainer):
     transformers = sys.modules["transformers"]
     frozen, without_dropout = blocks("A pretrained model", "python")
-    model = text["TextClassifier"](num_classes=3, width=16)
+    model = TextClassifier(num_classes=3, width=16)
     names = {**NAMES, "model": model}
     exec(frozen, names)  # noqa: S102 - of this repository
     before = {name: each.clone() for name, each in model.state_dict().items() if name.startswith("bert.bert.")}
@@ -229,14 +202,14 @@ def test_of_a_frozen_encoder_the_head_alone_is_drawn_and_the_encoder_keeps_its_w
     callback.settings = al_lightning.ActiveLearning(
         callback.settings.acquisition, posterior=callback.settings.posterior, query_size=4, max_rounds=2
     ).settings
-    inner = text["TextDataModule"](root=str(write_questions(tmp_path / "files")))
+    inner = TextDataModule(root=str(write_questions(tmp_path / "files")))
     data = al_lightning.ActiveLearningDataModule(inner, initial=6, balanced=False)
     rounds = al_lightning.active_fit(make_trainer(callback), model, data)
     assert "bert.classifier" in rounds[0].posterior
     assert all(torch.equal(model.state_dict()[name], each) for name, each in before.items())
     exec(without_dropout, {"BertConfig": small_config(transformers)}, names)  # noqa: S102
     head = transformers.BertForSequenceClassification(names["config"])
-    batch = text["collate"](inner.train_set[:2])
+    batch = collate_texts(inner.train_set[:2])
     del batch["labels"]
     with al_lightning.MCDropout().sample(head, 3, seed=0) as predict:
         predict(batch)

@@ -37,7 +37,7 @@ class BAIT(Acquisition):
     has it for regression ("Black-Box Batch Active Learning for Regression"): P^-1 is the covariance of the weights,
     which the K posterior samples have. In coordinates in which it is the identity, a prediction is to first order
     p(c | x) = m_c + sum_k v_k (p_kc - m_c) / sqrt(K), m the mean of the samples p_k and v of mean 0 and covariance I,
-    so that the Fisher information of a label about v, at v = 0, is K x K:
+    so that the Fisher information of a label about v, at v = 0, is K x K::
 
         F_x[k, l] = 1/K sum_c (p_kc - m_c) (p_lc - m_c) / m_c,        P = I
 

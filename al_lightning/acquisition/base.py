@@ -134,6 +134,10 @@ class Batch:
         scores: Score of each (B, double), higher is better; for BatchBALD the nats that it adds to the points before
             it, so that their cumulative sum is the joint mutual information of the batch.
         search: Diagnostics of BatchBALD's search; None for other acquisitions.
+
+    Example:
+        >>> Batch(torch.tensor([7, 2]), torch.tensor([0.5, 0.1])).by_score  # without a search, all points
+        tensor([7, 2])
     """
 
     positions: Tensor
@@ -142,7 +146,7 @@ class Batch:
 
     @property
     def by_score(self) -> Tensor:
-        """Select the points that their score decided: neither `fill` nor chance at the log K limit."""
+        """Select the points that their score decided, and neither `fill` nor chance at the log K limit."""
         if self.search is None:
             return self.positions
         chosen = self.positions[: len(self.positions) - self.search.num_filled]
@@ -152,12 +156,26 @@ class Batch:
 class Acquisition(ABC):
     """Choice of the points to label; `Pointwise` is the short way to one of your own.
 
-    A base class so that YAML can name its subclasses by their short names.
+    A base class so that YAML can name its subclasses by their short names. Make the subclass a frozen dataclass, whose
+    fields YAML sets. `al_lightning.testing.check_acquisition` says which part of the contract it breaks.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Evenly(Acquisition):
+        ...     needs = frozenset()
+        ...
+        ...     def __call__(self, predictions, batch_size, *, generator, exchange=ALONE):
+        ...         step = predictions.num_points // batch_size
+        ...         return Batch(torch.arange(batch_size) * step, torch.zeros(batch_size, dtype=torch.float64))
+        >>> Evenly()(Predictions(None, total=9), 3, generator=torch.Generator()).positions
+        tensor([0, 3, 6])
+        >>> from al_lightning.testing import check_acquisition
+        >>> check_acquisition(Evenly())
     """
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Declare what a run must give: predictions of the pool by K posterior samples that may disagree.
+        """Declare what a run must give, by default predictions of the pool by K posterior samples that may disagree.
 
         A subclass that needs something else says so in a line of its class: with
         `needs = frozenset({"predictions"})` K may be 1, for an acquisition of the mean prediction.

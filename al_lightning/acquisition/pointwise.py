@@ -113,7 +113,18 @@ class Scoring(Acquisition):
     """Points of the highest score, each scored by itself.
 
     Chance decides between equal scores: votes of K samples know few values, and the first points of a pool that lies
-    sorted by class would be a batch of one class.
+    sorted by class would be a batch of one class. `Pointwise` is the short way to one of your own; a subclass of this
+    one may score by more than the predictions of the point, as `EPIG` does by the targets.
+
+    Example:
+        >>> class FarFromTheMean(Scoring):
+        ...     needs = frozenset({"features"})
+        ...
+        ...     def scores(self, predictions, *, exchange=ALONE):
+        ...         return (predictions.features_N_D - predictions.features_N_D.mean(dim=0)).norm(dim=1)
+        >>> predictions = Predictions(None, total=3, features_N_D=torch.tensor([[0.0], [1.0], [5.0]]))
+        >>> FarFromTheMean()(predictions, 1, generator=torch.Generator()).scores  # 5, and the mean is 2
+        tensor([3.], dtype=torch.float64)
     """
 
     @abstractmethod
@@ -176,7 +187,13 @@ class Pointwise(Scoring):
 
 @dataclass(frozen=True)
 class Random(Acquisition):
-    """Uniformly random points, the baseline; it needs no predictions, and all scores are 0."""
+    """Uniformly random points, the baseline; it needs no predictions, and all scores are 0.
+
+    Example:
+        >>> batch = Random()(Predictions(None, total=3), 3, generator=torch.Generator())  # no predictions
+        >>> batch.positions.sort().values, batch.scores
+        (tensor([0, 1, 2]), tensor([0., 0., 0.], dtype=torch.float64))
+    """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
 
@@ -191,7 +208,14 @@ class Random(Acquisition):
 
 @dataclass(frozen=True)
 class Entropy(Pointwise):
-    """Points of the highest predictive entropy, the total uncertainty, noise included (`entropy`)."""
+    """Points of the highest predictive entropy, the total uncertainty, noise included (`entropy`).
+
+    Example:
+        >>> noise, unknown = [[0.5, 0.5], [0.5, 0.5]], [[0.9, 0.1], [0.2, 0.8]]
+        >>> predictions = Predictions(torch.tensor([noise, unknown]).log())
+        >>> Entropy()(predictions, 1, generator=torch.Generator()).positions  # noise, of which BALD is 0
+        tensor([0])
+    """
 
     needs: ClassVar[frozenset[Need]] = _MEAN_PREDICTION
 
@@ -202,7 +226,14 @@ class Entropy(Pointwise):
 
 @dataclass(frozen=True)
 class LeastConfidence(Pointwise):
-    """Points of the lowest probability of the predicted class (`least_confidence`)."""
+    """Points of the lowest probability of the predicted class (`least_confidence`).
+
+    Example:
+        >>> predictions = Predictions(torch.tensor([[[0.5, 0.5, 0.0]], [[0.4, 0.3, 0.3]]]).log())  # K = 1 is enough
+        >>> batch = LeastConfidence()(predictions, 1, generator=torch.Generator())
+        >>> batch.positions, batch.scores  # 1 - 0.4
+        (tensor([1]), tensor([0.6000], dtype=torch.float64))
+    """
 
     needs: ClassVar[frozenset[Need]] = _MEAN_PREDICTION
 
@@ -213,7 +244,14 @@ class LeastConfidence(Pointwise):
 
 @dataclass(frozen=True)
 class Margin(Pointwise):
-    """Points of the smallest margin between the two most probable classes (`margin`)."""
+    """Points of the smallest margin between the two most probable classes (`margin`).
+
+    Example:
+        >>> predictions = Predictions(torch.tensor([[[0.5, 0.5, 0.0]], [[0.4, 0.3, 0.3]]]).log())  # K = 1 is enough
+        >>> batch = Margin()(predictions, 1, generator=torch.Generator())
+        >>> batch.positions, batch.scores  # 0.5 - 0.5, and not 0.4 - 0.3
+        (tensor([0]), tensor([0.], dtype=torch.float64))
+    """
 
     needs: ClassVar[frozenset[Need]] = _MEAN_PREDICTION
 
@@ -224,7 +262,15 @@ class Margin(Pointwise):
 
 @dataclass(frozen=True)
 class VariationRatios(Pointwise):
-    """Points of the most divided votes of the posterior samples (`variation_ratios`)."""
+    """Points of the most divided votes of the posterior samples (`variation_ratios`).
+
+    Example:
+        >>> divided, agreed = [[0.6, 0.4], [0.4, 0.6]], [[0.9, 0.1], [0.6, 0.4]]
+        >>> predictions = Predictions(torch.tensor([agreed, divided]).log())
+        >>> batch = VariationRatios()(predictions, 2, generator=torch.Generator())
+        >>> batch.positions, batch.scores  # half the votes are for another class
+        (tensor([1, 0]), tensor([0.5000, 0.0000], dtype=torch.float64))
+    """
 
     @override
     def score(self, log_probs_N_K_C: Tensor) -> Tensor:
@@ -233,7 +279,15 @@ class VariationRatios(Pointwise):
 
 @dataclass(frozen=True)
 class MeanSTD(Pointwise):
-    """Points of the largest deviation of class probabilities over posterior samples (`mean_std`)."""
+    """Points of the largest deviation of class probabilities over posterior samples (`mean_std`).
+
+    Example:
+        >>> noise, unknown = [[0.5, 0.5], [0.5, 0.5]], [[0.9, 0.1], [0.3, 0.7]]
+        >>> predictions = Predictions(torch.tensor([noise, unknown]).log())
+        >>> batch = MeanSTD()(predictions, 2, generator=torch.Generator())
+        >>> batch.positions, batch.scores  # 0.9 and 0.3 deviate by 0.3 from 0.6
+        (tensor([1, 0]), tensor([0.3000, 0.0000], dtype=torch.float64))
+    """
 
     @override
     def score(self, log_probs_N_K_C: Tensor) -> Tensor:
@@ -242,7 +296,15 @@ class MeanSTD(Pointwise):
 
 @dataclass(frozen=True)
 class BALD(Pointwise):
-    """Points of the highest mutual information between label and model, each by itself (`mutual_information`)."""
+    """Points of the highest mutual information between label and model, each by itself (`mutual_information`).
+
+    Example:
+        >>> noise, unknown = [[0.5, 0.5], [0.5, 0.5]], [[1.0, 0.0], [0.0, 1.0]]
+        >>> predictions = Predictions(torch.tensor([noise, unknown, unknown]).log())
+        >>> batch = BALD()(predictions, 3, generator=torch.Generator())
+        >>> batch.positions[2], batch.scores  # log 2 for each copy, 0 for noise
+        (tensor(0), tensor([0.6931, 0.6931, 0.0000], dtype=torch.float64))
+    """
 
     @override
     def score(self, log_probs_N_K_C: Tensor) -> Tensor:

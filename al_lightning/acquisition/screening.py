@@ -27,6 +27,15 @@ class Screening:
             therefore do not repeat their errors.
         score: Acquisition whose highest scores are kept, `EPIG()` or one that scores each point by itself. By default
             `BALD()`.
+
+    Example:
+        >>> unsure, certain = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]
+        >>> predictions = Predictions(torch.tensor([certain, unsure, certain]).log())
+        >>> Screening(num_points=1, num_samples=2)(predictions, generator=torch.Generator()).kept
+        tensor([1])
+        >>> Screening(num_points=4, num_samples=2)(predictions, generator=torch.Generator())
+        Traceback (most recent call last):
+        ValueError: `num_points` is 4, but the pool holds 3. Do without screening.
     """
 
     num_points: int = 2000
@@ -57,13 +66,6 @@ class Screening:
             predictions: This process's part of the pool.
             generator: On the CPU, in the same state on every rank; decides between equal scores.
             exchange: Exchange with the other ranks.
-
-        Example:
-            >>> import torch
-            >>> unsure, certain = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]
-            >>> predictions = Predictions(torch.tensor([certain, unsure, certain]).log())
-            >>> Screening(num_points=1, num_samples=2)(predictions, generator=torch.Generator()).kept
-            tensor([1])
         """
         num_pool, log_probs_N_K_C = predictions.num_points, predictions.log_probs_N_K_C
         if self.num_points > num_pool:
@@ -86,6 +88,11 @@ class Screened:
         mean_bald: Mean BALD of the whole pool, whatever has screened it.
         num_points: Number of points in the pool.
         screening: Settings of the screening.
+
+    Example:
+        >>> screened = Screened(torch.tensor([7, 2, 5]), 0.1, 9, Screening(num_points=3))
+        >>> screened.kept, screened.lowest_rank(torch.tensor([0]))  # the first row of `kept` came second
+        (tensor([2, 5, 7]), 2)
     """
 
     ranking: Tensor

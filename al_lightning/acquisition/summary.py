@@ -113,7 +113,15 @@ def log_k_limit_warning(batch: Batch, *, num_samples: int, more: str = "Raise `n
 
 
 def uncertified_warning(batch: Batch, *, num_points: int) -> str | None:
-    """Advise on points that one left out for want of memory could have beaten; None if there are none."""
+    """Advise on points that one left out for want of memory could have beaten; None if there are none.
+
+    Example:
+        >>> from al_lightning.acquisition import BatchBALD
+        >>> opposite = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).log()
+        >>> batch = BatchBALD()(Predictions(opposite), 1, generator=torch.Generator())
+        >>> uncertified_warning(batch, num_points=1) is None  # the memory was enough for the whole pool
+        True
+    """
     search = batch.search
     if search is None or bool(search.is_certified.all()):
         return None

@@ -28,6 +28,7 @@ from al_lightning._lightning import (
     callbacks_of,
     pl,
 )
+from al_lightning.cli.configurations import located, path_of
 from al_lightning.cli.points import evidence_of_points
 from al_lightning.cli.suggestions import explained, unknown_command
 from al_lightning.labelling.export import main as export
@@ -35,7 +36,7 @@ from al_lightning.labelling.label_studio.command import main as label_studio
 from al_lightning.labelling.page.command import main as label
 from al_lightning.labelling.status import main as status
 from al_lightning.randomness import seeded
-from al_lightning.report.advice.command import main as advise
+from al_lightning.report.advice.command import main as advice
 from al_lightning.report.advice.evidence import Evidence
 from al_lightning.report.command import main as report
 from al_lightning.report.compare.command import main as compare
@@ -77,8 +78,8 @@ else:
     mixin = importlib.import_module(f"{FLAVOUR}.core.mixins.hparams_mixin")
     _given_hyperparameters_context = mixin._given_hyperparameters_context
 
-REFUSALS = (ValueError, TypeError, OSError)
-"""Errors by which this package refuses arguments, data and files."""
+REFUSALS = (ValueError, TypeError, OSError, ModuleNotFoundError)
+"""Errors by which this package refuses arguments, data and files, and names an extra that is missing."""
 
 PLAIN = (bool, int, float, str, type(None))
 
@@ -92,6 +93,13 @@ class ActiveLearningCLI(LightningCLI):
         # LightningCLI accepts a parser class only from 2.5.1 on.
         parser.error = partial(_refuse, parser)  # type: ignore[method-assign]
         return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: "ArgsType") -> None:
+        """Parse the arguments, after the configurations that they name have been found."""
+        if args is None:  # given on, they would be taken for a second list beside that of the command line
+            self.config = parser.parse_args(located(sys.argv[1:]))
+        else:
+            super().parse_arguments(parser, located(args) if isinstance(args, list) else args)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what `fit` takes beside a configuration."""
@@ -339,6 +347,12 @@ def of_points(path: Path, run: Run | None) -> list[Evidence]:
     return evidence_of_points(configured_datamodule(path), run)
 
 
+def advise(args: list[str]) -> int:
+    """Print what a run and its data tell, or the data of a configuration, which may come with the package."""
+    found = [argument if argument.startswith("-") else path_of(argument) for argument in located(args)]
+    return advice(found, of_points=of_points)
+
+
 OF_RUN_FOLDERS: Mapping[str, Callable[[list[str]], int]] = {
     "label": label,
     "status": status,
@@ -347,7 +361,7 @@ OF_RUN_FOLDERS: Mapping[str, Callable[[list[str]], int]] = {
     "export": export,
     "report": report,
     "compare": compare,
-    "advise": partial(advise, of_points=of_points),
+    "advise": advise,
 }
 """Commands that read a run folder, by name."""
 

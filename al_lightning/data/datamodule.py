@@ -208,7 +208,7 @@ class ActiveLearningDataModule(Wrapper):
 
     @property
     def labels(self) -> Labels:
-        """Return the label state: which points are labelled, and since which round."""
+        """Return the label state, which says which points are labelled, and since which round."""
         if self._labels is None:
             raise RuntimeError("There are no labels before `setup('fit')`, which draws the initial ones.")
         return self._labels
@@ -244,7 +244,7 @@ class ActiveLearningDataModule(Wrapper):
 
     @property
     def trained_indices(self) -> Tensor:
-        """Return the ids of the points that training sees, ascending: rejected ones too where they are trained."""
+        """Return the ids of the points that training sees, ascending; rejected ones too where they are trained."""
         labels = self.labels
         if not self.trains_rejected:
             return labels.labelled_indices
@@ -305,6 +305,11 @@ class ActiveLearningDataModule(Wrapper):
     def _first_labels(self, num_points: int) -> Labels:
         """Return the label state that a run begins with: the holdout, then the initial labels."""
         labels = Labels(num_points)
+        if self.junk is not None and not self._junk_among(range(num_points)):
+            raise ValueError(
+                f"`junk` is {self.junk!r}, but no point of the training data has this target. Name the target that the "
+                "dataset gives to points that are none of the classes, or leave `junk` out."
+            )
         named = labels.checked(self._named(num_points))
         labels.label(named, round=0)
         labels.reserve(draw_holdout(self._num_reserved, labels.pool_indices, seed=self.seed))
@@ -860,7 +865,13 @@ def _refuse_loaders(datamodule: object) -> None:
 
 
 def wrapped_datamodule(datamodule: object) -> ActiveLearningDataModule:
-    """Return the data module if it is an ActiveLearningDataModule; raise if not."""
+    """Return the data module if it is an ActiveLearningDataModule; raise if not.
+
+    Example:
+        >>> wrapped_datamodule(None)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        TypeError: `datamodule` is missing, but active learning needs one that knows what is labelled and what is ...
+    """
     if isinstance(datamodule, ActiveLearningDataModule):
         return datamodule
     given = "missing" if datamodule is None else f"a {type(datamodule).__name__}"

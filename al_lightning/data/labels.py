@@ -6,10 +6,15 @@ import torch
 from torch import Tensor
 
 IN_POOL = -1
+"""Mark of a point of the pool: it has no label, and may be acquired."""
 EXCLUDED = -2
-RESERVED = -3  # for the holdout, not answered yet
-HELD_OUT = -4  # in the holdout, with a label: measured, never trained on
-REJECTED = -5  # none of the classes: set aside, or trained as one more class
+"""Mark of a point that nobody can label; it is neither acquired nor trained on."""
+RESERVED = -3
+"""Mark of a point of the holdout that is not answered yet."""
+HELD_OUT = -4
+"""Mark of a point of the holdout that has a label: measured, never trained on."""
+REJECTED = -5
+"""Mark of a point that is none of the classes: set aside, or trained as one more class."""
 LOWEST = REJECTED
 
 
@@ -107,7 +112,7 @@ class Labels:
 
     @property
     def num_paid(self) -> int:
-        """Count what the label budget has paid for: labels, those of the holdout and rejected points included."""
+        """Count what the label budget has paid for, labels of the holdout and rejected points included."""
         return self.num_labelled + self.num_held_out + self.num_rejected
 
     def label(self, indices: Iterable[int] | Tensor, *, round: int) -> None:  # noqa: A002 - the name in the state

@@ -21,6 +21,12 @@ class DigitsDataModule(LightningDataModule):
         noise: Standard deviation of the noise, drawn for each copy by itself (pixels run from 0 to 1).
         num_workers: Number of workers of each loader.
         split_seed: Seed of the split and the noise. Runs to be compared need the same one, to share pool and test set.
+
+    Example:
+        >>> datamodule = DigitsDataModule(repeat=4)
+        >>> datamodule.setup("fit")
+        >>> len(datamodule.train_dataloader().dataset)  # four copies of 1,797 - 100 - 500 digits
+        4788
     """
 
     def __init__(  # noqa: PLR0913 - they are the fields of the configuration

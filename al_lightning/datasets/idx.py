@@ -21,7 +21,16 @@ DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: "
 
 
 def read_idx(path: str | Path) -> npt.NDArray[Any]:
-    """Return the array in an IDX file, plain or gzip: two zero bytes, type, number of axes, lengths, values."""
+    """Return the array in an IDX file, plain or gzip: two zero bytes, type, number of axes, lengths, values.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "labels.idx")
+        ...     _ = path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 2, 9]))  # bytes, one axis, of length 3
+        ...     read_idx(path)
+        array([7, 2, 9], dtype=uint8)
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no IDX file `{path}`. Name a file as it was published, plain or .gz.")

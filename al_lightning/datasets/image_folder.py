@@ -16,7 +16,16 @@ from al_lightning._lightning import LightningDataModule
 
 
 def read_image(path: str | Path) -> Tensor:
-    """Return the pixels of an image file (3, height, width), red, green and blue from 0 to 255."""
+    """Return the pixels of an image file (3, height, width), red, green and blue from 0 to 255.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     Image.new("L", (3, 2), color=7).save(f"{folder}/grey.png")  # three wide, two high
+        ...     pixels = read_image(f"{folder}/grey.png")
+        >>> pixels.shape, pixels.unique()
+        (torch.Size([3, 2, 3]), tensor([7], dtype=torch.uint8))
+    """
     try:
         with Image.open(path) as image:
             if Image.MAX_IMAGE_PIXELS is not None and math.prod(image.size) > Image.MAX_IMAGE_PIXELS:

@@ -27,7 +27,26 @@ _WRAP_IT = "Put the encoder into a module whose `forward` returns a tensor (B, D
 
 @runtime_checkable
 class PoolEncoder(Protocol):
-    """Encoder whose features of a point depend on the whole pool; it is a module, like any other encoder."""
+    """Encoder whose features of a point depend on the whole pool; it is a module, like any other encoder.
+
+    Example:
+        >>> class Centred(nn.Module):  # features minus the mean of the pool
+        ...     def read(self, batch):
+        ...         return batch
+        ...
+        ...     def fit(self, read_N_D):
+        ...         mean_D = read_N_D.mean(dim=0)
+        ...         return {"features": read_N_D - mean_D, "mean": mean_D}
+        ...
+        ...     def transform(self, read_B_D, fitted):
+        ...         return read_B_D - fitted["mean"]
+        >>> fitted = Centred().fit(torch.tensor([[1.0], [3.0]]))
+        >>> fitted["features"], Centred().transform(torch.tensor([[5.0]]), fitted)
+        (tensor([[-1.],
+                [ 1.]]), tensor([[3.]]))
+        >>> isinstance(Centred(), PoolEncoder)
+        True
+    """
 
     def read(self, batch: Any) -> Tensor:  # noqa: ANN401 - whatever the loader yields
         """Return what is read of a batch (B, D), without the rest of the pool."""
@@ -187,6 +206,15 @@ class Pretrained(nn.Module):
         checkpoint: File with their weights.
         part: Name of the encoder within the module that the checkpoint is of, such as `encoder`, whose weights are
             called `encoder.…` in the file. By default the file holds the encoder's alone.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> trained = nn.ModuleDict({"encoder": nn.Linear(2, 3), "head": nn.Linear(3, 1)})
+        >>> with TemporaryDirectory() as folder:
+        ...     torch.save(trained.state_dict(), f"{folder}/trained.pt")
+        ...     encoder = Pretrained(nn.Linear(2, 3), f"{folder}/trained.pt", part="encoder")
+        >>> torch.equal(encoder(torch.ones(4, 2)), trained["encoder"](torch.ones(4, 2)))
+        True
     """
 
     def __init__(self, net: nn.Module, checkpoint: str, *, part: str = "") -> None:

@@ -27,6 +27,13 @@ class Configurations:
         probs_M: pi_m, the probability of each configuration; when drawn, its share of the draws.
         weights_M_K: w_mk = p(w_k | s_m), the posterior weight of each sample; rows sum to one.
         counts_M: Number of draws of each configuration (long); None where all were enumerated, or all uncertain ones.
+
+    Example:
+        >>> opposite = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).log()  # two networks, certain of different classes
+        >>> none_yet = Configurations.start(num_samples=2)
+        >>> one = none_yet.extended(opposite[0], num_configs=10, generator=torch.Generator())
+        >>> none_yet.gains(opposite), one.gains(opposite)  # a copy of the point adds nothing to its first label
+        (tensor([0.6931]), tensor([0.]))
     """
 
     probs_M: Tensor
@@ -51,7 +58,7 @@ class Configurations:
 
     @cached_property
     def mean_weights(self) -> Tensor:
-        """Return the mean weights sum_m pi_m w_m (K): 1/K each where all configurations were enumerated."""
+        """Return the mean weights sum_m pi_m w_m (K), 1/K each where all configurations were enumerated."""
         return (self.probs_M[:, None] * self.weights_M_K).sum(dim=0)  # not of `joint`, which would be kept
 
     @cached_property
@@ -120,7 +127,7 @@ class Configurations:
 
     @cached_property
     def unsettled(self) -> Tensor:
-        """Return the configurations with more than rounding left to learn (long): others learn from no label."""
+        """Return the configurations with more than rounding left to learn (long); others learn from no label."""
         uncertainty_M = 1 - self.weights_M_K.amax(dim=1)
         return (uncertainty_M > SETTLED_ROUNDINGS * torch.finfo(uncertainty_M.dtype).eps).nonzero().squeeze(1)
 

@@ -11,7 +11,7 @@ ELEMENTS_PER_BLOCK = 2**22
 
 
 def joint_entropy(log_probs_N_K_C: Tensor) -> Tensor:
-    """Return H[y_1 ... y_N] = H[E_w prod_n p(y_n|w)] (scalar, nats), by enumerating all C^N labellings.
+    """Return H[y_1, ..., y_N] = H[E_w prod_n p(y_n|w)] (scalar, nats), by enumerating all C^N labellings.
 
     Example:
         >>> opposite = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).log()
@@ -44,7 +44,7 @@ def _joint_probs(probs_N_K_C: Tensor) -> Tensor:
 
 
 def batch_information(log_probs_B_K_C: Tensor, *, num_configs: int = 10_000, generator: torch.Generator) -> Tensor:
-    """Return I[y_b; w | y_1 ... y_(b-1)], the information that each point of a batch adds (B, nats, double).
+    """Return I[y_b; w | y_1, ..., y_(b-1)], the information that each point of a batch adds (B, nats, double).
 
     The cumulative sum is the joint mutual information of the batch, at most log K. Near that limit the K samples are
     told apart, and noise decides the order of the last points.

@@ -84,7 +84,7 @@ class AskedBatch:
 
     @property
     def allowed_elsewhere(self) -> Allowed:
-        """Return what an answer in a further folder may say: of any point."""
+        """Return what an answer in a further folder may say, of any point."""
         return replace(self.allowed, asked=None)
 
     @property

@@ -51,9 +51,21 @@ class Answers:
 
 
 class Oracle(ABC):
-    """What gives the labels of a batch. It never waits: a run asks again for `wait` seconds.
+    """Source of the labels of a batch. It never waits: a run asks again for `wait` seconds.
 
     A base class only so that YAML can name its subclasses by short name.
+
+    Example:
+        >>> from al_lightning.labelling import AskedPoint
+        >>> class AlwaysCat(Oracle):
+        ...     def ask(self, query):
+        ...         pass
+        ...
+        ...     def answers(self, query):
+        ...         return Answers({point: Resolved("label", "cat", ()) for point in query.batch.ids}, is_closed=True)
+        >>> batch = AskedBatch(round=0, points=[AskedPoint(7)], classes=["cat", "dog"], num_points=9)
+        >>> AlwaysCat().answers(Query(batch, None, items=str)).of[7].label
+        'cat'
     """
 
     @property
@@ -82,7 +94,12 @@ class Oracle(ABC):
 
 @dataclass(frozen=True)
 class DatasetLabels(Oracle):
-    """Labels from the dataset, as in an experiment in which all of them are known."""
+    """Labels from the dataset, as in an experiment in which all of them are known.
+
+    Example:
+        >>> DatasetLabels().asks_people, AskPeople().asks_people  # a run waits for people alone
+        (False, True)
+    """
 
     @property
     def asks_people(self) -> bool:
@@ -113,6 +130,13 @@ class AskPeople(Oracle):
         answers_per_point: How many people are to answer each point; the majority decides, and a tie is asked again.
         answers_from: Further folders of answers, shared by several runs, or of labels that exist already: those of
             points that no batch has asked for yet wait until one does.
+
+    Example:
+        >>> AskPeople(wait=60, answers_per_point=3).wait_s
+        60
+        >>> AskPeople(answers_from="shared")
+        Traceback (most recent call last):
+        TypeError: `answers_from` is 'shared', but must be a list: ['shared'].
     """
 
     wait: float = 0.0

@@ -13,7 +13,7 @@ Taken = tuple[int, Kind, str | None, str, str | None]
 
 @dataclass(frozen=True)
 class Resolved:
-    """What the answers say of one point.
+    """Outcome of the answers to one point.
 
     Args:
         kind: Whether it has a label, is unsure, is rejected, is skipped by all who took part, or, of an earlier batch

@@ -16,7 +16,9 @@ Correction = list[int]
 AnswerRow = dict[str, str | int | float | None]
 """An answer that a round has taken up: id, kind, label (a class), who, at, seconds; `was`, what it has changed."""
 Pick = tuple[int, int, int, float, int | None, float | None, int | None]
+"""One acquired point of a round, as a row of `acquisitions.csv`; `PICK_COLUMNS` names its numbers."""
 PICK_COLUMNS = ("round", "rank", "id", "score", "target", "bald", "predicted")
+"""Names of the numbers of a `Pick`: its round, its rank in the batch, the id, score, target, BALD, predicted class."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Round:
             which the run began: its process was started with others.
         frozen: Frozen part of the model from whose kept output the points were predicted; None where the whole model
             was run.
+
+    Example:
+        >>> found = Round(1, num_labelled=20, num_pool=80, acquired=[7, 2], scores=[0.5, 0.1], targets=[3, None])
+        >>> list(zip(found.acquired, found.targets))  # point 2 was acquired, and people gave it no label
+        [(7, 3), (2, None)]
     """
 
     round: int

@@ -48,7 +48,7 @@ def _is_informed(entry: Round) -> bool:
 
 
 def joint_information(runs: Sequence[Run]) -> "Figure":
-    """Joint information of the picks so far against the position in the batch (nats), and the limit log K.
+    """Draw the joint information of the picks so far against the position in the batch (nats), and the limit log K.
 
     BatchBALD's gains add up to a line. They are estimated by what chose the picks; the marks at the end are of the
     whole batch, estimated alike for every acquisition. Lines and marks are means over all rounds and runs, bands and

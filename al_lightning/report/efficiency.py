@@ -21,7 +21,7 @@ def label_efficiency(
     target: float = 0.9,
     reference: Mapping[str, PaperCurve] | None = None,
 ) -> "Figure":
-    """The metric against labels: mean over the runs of a group, and the band from the lowest run to the highest.
+    """Draw the metric against labels: mean over the runs of a group, and the band from the lowest run to the highest.
 
     The mean reaches as far as every run of the group; a thin line continues for a run that has come farther.
 

@@ -18,7 +18,7 @@ def unheld(runs: Sequence[Run]) -> str | None:
 
 
 def holdout_accuracy(runs: Sequence[Run]) -> "Figure":
-    """The accuracy on the holdout of each run against its labels, with the 95 % interval of each round.
+    """Draw the accuracy on the holdout of each run against its labels, with the 95 % interval of each round.
 
     Args:
         runs: Of one dataset.

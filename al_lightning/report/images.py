@@ -34,7 +34,7 @@ def acquired_images(
     same_as: Callable[[int], Hashable] | None = None,
     num_rounds: int = 5,
 ) -> "Figure":
-    """The first batches of each run, a row a batch; a frame marks a copy of an image to its left or above it.
+    """Show the first batches of each run, a row a batch; a frame marks a copy of an image to its left or above it.
 
     Args:
         rounds_of: The rounds of each run, by the name to print above it.

@@ -43,7 +43,7 @@ def paper_source() -> str:
 
 
 def paper_curves(dataset: str) -> dict[str, PaperCurve]:
-    """The curve of each acquisition on "mnist", or on "repeated_mnist": three noisy copies of each image.
+    """Return the curve of each acquisition on "mnist", or on "repeated_mnist": three noisy copies of each image.
 
     Example:
         >>> paper_curves("mnist")["BALD"].described

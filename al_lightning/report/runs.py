@@ -46,17 +46,17 @@ class Run:
 
     @property
     def dataset(self) -> str:
-        """The data module and its size: runs are compared only where both agree."""
+        """Return the data module and its size; runs are compared only where both agree."""
         return f"{self.header.get('datamodule', UNKNOWN)}, {self.header.get('num_points', UNKNOWN)} points"
 
     @property
     def acquisition(self) -> str:
-        """The acquisition with its settings."""
+        """Return the acquisition with its settings."""
         return as_call(self.header.get("acquisition", UNKNOWN))
 
     @property
     def arguments(self) -> dict[str, str]:
-        """The arguments of the acquisition, in words."""
+        """Return the arguments of the acquisition, in words."""
         return arguments_of(self.header.get("acquisition", UNKNOWN))
 
     @property

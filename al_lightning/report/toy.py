@@ -81,7 +81,7 @@ def picks(toy: Toy, *, seed: int) -> dict[str, Batch]:
 
 
 def toy_acquisitions(*, seed: int = 0) -> "Figure":
-    """BALD and BatchBALD on groups of near-copies in the plane, chosen by `BALD()` and `batchbald`.
+    """Draw BALD and BatchBALD on groups of near-copies in the plane, chosen by `BALD()` and `batchbald`.
 
     The shade is BALD, what the label of a single point would tell. The best points of a pool with copies are copies of
     one another, whose labels repeat what the first of them tells; BatchBALD pays for the joint information of a batch.

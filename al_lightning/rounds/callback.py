@@ -54,7 +54,7 @@ def active_learning_callback(trainer: Trainer) -> "ActiveLearning":
 
 
 class ActiveLearning(Callback):
-    """Chooses the next batch to label at the end of a fit; `active_fit` repeats the fit until a limit is reached.
+    """Callback that chooses the next batch at the end of a fit; `active_fit` repeats the fit until a limit is reached.
 
     A round is one complete fit, or one for each member of an ensemble. It ends with predictions of the pool by
     `num_samples` draws of the posterior, from which the acquisition chooses `query_size` points; they are labelled
@@ -101,6 +101,15 @@ class ActiveLearning(Callback):
     Attributes:
         settings: The arguments above.
         run: State of the run.
+
+    Example:
+        >>> from al_lightning.acquisition import BatchBALD
+        >>> callback = ActiveLearning(BatchBALD(), query_size=10, max_labelled=300)
+        >>> callback.rounds, callback.stopped  # nothing was fitted yet
+        ([], None)
+        >>> ActiveLearning(BatchBALD(), query_size=0)
+        Traceback (most recent call last):
+        ValueError: `query_size` is 0, but must be at least 1.
     """
 
     def __init__(  # noqa: PLR0913 - the hyper-parameters of a run, keyword-only and flat as the Trainer's are

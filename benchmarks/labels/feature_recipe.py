@@ -24,9 +24,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning import Trainer
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from al_lightning import (
     AnchoredHeads,
@@ -141,7 +141,7 @@ def learnt(images: Images) -> nn.Module:
     dataset = TensorDataset(images.pool_N, torch.zeros(len(images.pool_N)))
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = Trainer(accelerator="cpu", max_epochs=images.epochs, enable_model_summary=False, **quiet)
-    trainer.fit(model, datamodule=LightningDataModule.from_datasets(dataset, batch_size=images.batch_size))
+    trainer.fit(model, DataLoader(dataset, batch_size=images.batch_size, shuffle=True))
     return model.encoder.eval()
 
 

@@ -106,7 +106,7 @@ POOLS = {
         _of(f"{_OWN}Letters", root="DATA/letter"), num_classes=26, width=16, max_labelled=300, cpu_s=(90, 0, 150, 0)
     ),
     "TREC": Pool(
-        _of("examples.text.TextDataModule", root="DATA/text"),
+        _of("al_lightning.datasets.TextDataModule", root="DATA/text"),
         num_classes=6,
         width=WORDS,
         query_size=20,

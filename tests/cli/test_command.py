@@ -10,7 +10,7 @@ import yaml
 from pytorch_lightning.cli import LightningCLI
 
 import al_lightning
-from al_lightning import BatchBALD, read_journal
+from al_lightning import BatchBALD, models, read_journal
 from al_lightning.cli.command import ActiveLearningCLI, WithOwnParameters, main, modules_in, run
 from al_lightning.records.header import as_call
 
@@ -293,9 +293,11 @@ def test_without_the_callback_fit_is_a_plain_fit_and_test_follows_from_its_check
     run(["test", *plain, "--trainer.logger=false", f"--ckpt_path={cli.trainer.checkpoint_callback.best_model_path}"])
 
 
-def test_print_config_shows_every_key(capsys):
+@pytest.mark.parametrize("given", ["repeated_digits.yaml", str(CONFIGS / "repeated_digits.yaml")])
+def test_print_config_shows_every_key_of_a_configuration_by_name_and_by_path(given, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["al-lightning", "fit", "--config", given, "--print_config"])
     with pytest.raises(SystemExit) as exit_info:
-        run(["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), "--print_config"])
+        main()
     assert exit_info.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
     callback = config["trainer"]["callbacks"][0]
@@ -306,12 +308,9 @@ def test_print_config_shows_every_key(capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", COMPLETE, ids=lambda path: path.stem)
-def test_every_config_is_accepted(path, capsys, monkeypatch):
-    monkeypatch.syspath_prepend(CONFIGS.parent)  # as where the command is started, for the classes of `examples`
-    if "examples." in path.read_text():
-        pytest.importorskip("transformers")
+def test_every_config_is_accepted(path):
     with pytest.raises(SystemExit) as exit_info:
-        run(["fit", "--config", str(path), "--print_config"])
+        run(["fit", "--config", path.name, "--print_config"])
     assert exit_info.value.code == 0
 
 
@@ -385,6 +384,12 @@ def test_what_the_package_refuses_once_a_run_begins_is_one_line(said):
     assert line.startswith("error: `datamodule` is a DigitsDataModule, but active learning needs")
 
 
+def test_an_extra_that_is_missing_is_one_line(said, monkeypatch):
+    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    (line,) = said("fit", "--config", "text.yaml", "--data.datamodule.root=texts")
+    assert line == 'error: TextClassifier: `TextClassifier` needs transformers: `pip install "al-lightning[text]"`.'
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("lines", "message"),
@@ -403,6 +408,13 @@ def test_an_error_of_a_users_code_keeps_its_traceback(lines, message, tmp_path, 
     )
     with pytest.raises(ValueError, match=message):
         main()
+
+
+@pytest.mark.parametrize("command", [["fit", "--config"], ["advise"], ["advise", "run", "--config"]])
+def test_an_unknown_configuration_is_refused_with_those_that_come_with_the_package(command, said):
+    (line,) = said(*command, "repeated_digit.yaml")
+    assert line.startswith("error: There is no file repeated_digit.yaml, and no such configuration comes with")
+    assert "repeated_digits.yaml" in line
 
 
 def test_an_unknown_command_is_named_with_the_nearest_and_all_that_there_are(said):
@@ -437,7 +449,7 @@ def test_advice_reads_a_run_with_its_saved_configuration_and_a_configuration_alo
     capsys.readouterr()
     for given, words in (
         (run_folder(), "20 labelled points of 10 classes, the largest of which has"),
-        (CONFIGS / "repeated_digits.yaml", "not known, no two of the 10 labelled points have one class"),
+        ("repeated_digits.yaml", "not known, no two of the 10 labelled points have one class"),
     ):
         monkeypatch.setattr(sys, "argv", ["al-lightning", "advise", str(given)])
         with pytest.raises(SystemExit) as exit_info:

@@ -92,9 +92,9 @@ def test_an_unknown_name_in_a_file_too(said, content, expected, tmp_path):
 
 
 def test_any_other_error_is_said_as_jsonargparse_says_it(said):
-    text = said("--config=nowhere.yaml")
+    text = said("--config=nowhere.json")
     assert text.startswith("usage:")
-    assert "nowhere.yaml" in text
+    assert "nowhere.json" in text
 
 
 @pytest.mark.slow

@@ -158,6 +158,12 @@ def test_junk_of_which_nothing_says_where_its_target_stands_is_refused():
         module_of(Odd(), initial=[0]).check_targets([1])
 
 
+@pytest.mark.parametrize("arguments", [{"junk": 8}, {"junk": "x", "classes": ["a", "b"], "initial": 0}])
+def test_junk_that_no_point_has_is_refused(arguments):
+    with pytest.raises(ValueError, match=f"`junk` is {arguments['junk']!r}, but no point of the training data has"):
+        module_of(Named(list("abba")) if "classes" in arguments else None, **arguments)
+
+
 def test_outputs_are_unknown_at_first():
     assert not module_of(reject="train").knows_outputs
     with pytest.raises(RuntimeError, match="last output"):

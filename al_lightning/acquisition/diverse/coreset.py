@@ -31,6 +31,13 @@ class CoreSet(Acquisition):
     paper's code does, and scores it as the second.
 
     Takes a copy of the features, a matrix product with the labelled ones, and a pass over the pool for each pick.
+
+    Example:
+        >>> features_N_D, labelled_L_D = torch.tensor([[1.0], [4.0], [6.0]]), torch.tensor([[0.0]])
+        >>> predictions = Predictions(None, total=3, features_N_D=features_N_D, labelled_features_L_D=labelled_L_D)
+        >>> batch = CoreSet()(predictions, 2, generator=torch.Generator())
+        >>> batch.positions, batch.scores  # 6 is farthest from 0, and 4 is then 2 from 6
+        (tensor([2, 1]), tensor([6., 2.], dtype=torch.float64))
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"features"})

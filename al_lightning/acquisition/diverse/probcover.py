@@ -42,6 +42,13 @@ class ProbCover(Acquisition):
             are of the cluster of the centre, by k-means (`pure_radius`).
         num_clusters: Number of clusters for `delta=None`: the number of classes of the task, as in the paper.
         purity: Least share of pure balls for `delta=None`.
+
+    Example:
+        >>> features_N_D, labelled_L_D = torch.tensor([[0.0], [1.0], [2.0], [9.0]]), torch.zeros(0, 1)
+        >>> predictions = Predictions(None, total=4, features_N_D=features_N_D, labelled_features_L_D=labelled_L_D)
+        >>> batch = ProbCover(delta=1.5)(predictions, 2, generator=torch.Generator())
+        >>> batch.positions, batch.scores  # the ball of 1 holds three points, that of 9 the point itself
+        (tensor([1, 3]), tensor([3., 1.], dtype=torch.float64))
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"features"})

@@ -40,6 +40,13 @@ class TypiClust(Acquisition):
     Args:
         max_clusters: Largest number of clusters.
         num_neighbours: Number of nearest points of the cluster whose mean distance says how typical a point is.
+
+    Example:
+        >>> features_N_D, labelled_L_D = torch.tensor([[0.0], [1.0], [3.0]]), torch.zeros(0, 1)  # no label at all
+        >>> predictions = Predictions(None, total=3, features_N_D=features_N_D, labelled_features_L_D=labelled_L_D)
+        >>> batch = TypiClust()(predictions, 1, generator=torch.Generator())
+        >>> batch.positions, batch.scores  # 1 over the mean distance to the others, (1 + 2) / 2
+        (tensor([1]), tensor([0.6667], dtype=torch.float64))
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"features"})

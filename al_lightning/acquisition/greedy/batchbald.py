@@ -73,6 +73,15 @@ class BatchBALD(Acquisition):
         memory_budget_mib: Memory for choosing beyond the predictions, in MiB on their device. If it is too little for
             the whole pool, the points of largest BALD are searched; `Batch.search.is_certified` says which points of
             the batch no other could have beaten.
+
+    Example:
+        >>> opposite, unsure = [[1.0, 0.0], [0.0, 1.0]], [[0.8, 0.2], [0.4, 0.6]]
+        >>> predictions = Predictions(torch.tensor([unsure, opposite]).log())
+        >>> batch = BatchBALD()(predictions, 2, generator=torch.Generator())
+        >>> batch.positions, batch.scores.sum()  # log 2, all that K = 2 can tell
+        (tensor([1, 0]), tensor(0.6931, dtype=torch.float64))
+        >>> batch.search.share_of_log_k
+        tensor([1., 1.], dtype=torch.float64)
     """
 
     num_configs: int = 10_000

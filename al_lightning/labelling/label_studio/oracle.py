@@ -42,7 +42,7 @@ class LabelStudio(Oracle):
 
     @property
     def poll_s(self) -> float:
-        """Seconds between two looks: each lists all tasks of the project."""
+        """Seconds between two looks, each of which lists all tasks of the project."""
         return 15.0
 
     def ask(self, query: Query) -> None:

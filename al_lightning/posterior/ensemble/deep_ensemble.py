@@ -42,8 +42,13 @@ class DeepEnsemble(Posterior):
             `module(**x)`.
 
     Example:
-        >>> DeepEnsemble(5)
-        DeepEnsemble(num_members=5, checkpoints=None, fresh=None, init=None, predict=None)
+        >>> import torch
+        >>> model, other = nn.Linear(2, 3), nn.Linear(2, 3)
+        >>> ensemble = DeepEnsemble(2).trained([dict(model.named_parameters()), dict(other.named_parameters())])
+        >>> with ensemble.sample(model, 2, seed=0) as predict:
+        ...     log_probs_B_K_C = predict(torch.ones(5, 2))
+        >>> log_probs_B_K_C.shape, torch.allclose(log_probs_B_K_C[0, 1], other(torch.ones(2)).log_softmax(dim=0))
+        (torch.Size([5, 2, 3]), True)
     """
 
     num_members: int | None = None

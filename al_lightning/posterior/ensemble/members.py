@@ -13,17 +13,39 @@ State = Mapping[str, Tensor]
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers of a model, each once, under the first of their names."""
+    """Return the parameters and buffers of a model, each once, under the first of their names.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> list(tensors_of(nn.Sequential(layer, nn.BatchNorm1d(1, affine=False), layer)))  # `layer` is in it twice
+        ['0.weight', '0.bias', '1.running_mean', '1.running_var', '1.num_batches_tracked']
+    """
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def state_of(model: nn.Module) -> State:
-    """Copy the parameters and buffers of a model to the CPU."""
+    """Copy the parameters and buffers of a model to the CPU.
+
+    Example:
+        >>> model = nn.Linear(1, 1)
+        >>> before = state_of(model)
+        >>> _ = model.weight.data.add_(1)
+        >>> torch.equal(model.weight, before["weight"])  # a copy, which training leaves alone
+        False
+    """
     return {name: tensor.detach().cpu().clone() for name, tensor in tensors_of(model).items()}
 
 
 def load_state(model: nn.Module, state: State) -> None:
-    """Write a state into a model, in place: LightningCLI binds optimizers to its parameters."""
+    """Write a state into a model, in place: LightningCLI binds optimizers to its parameters.
+
+    Example:
+        >>> model, other = nn.Linear(1, 1), nn.Linear(1, 1)
+        >>> weight = model.weight
+        >>> load_state(model, state_of(other))
+        >>> model.weight is weight, torch.equal(model.weight, other.weight)
+        (True, True)
+    """
     with torch.no_grad():
         for name, tensor in tensors_of(model).items():
             tensor.copy_(state[name])
@@ -37,6 +59,13 @@ class Members:
         num: How many members there are.
         fresh: Names of the submodules that every member starts with new weights; None for the whole model.
         init: What gives such a submodule new weights, drawn from the global generator.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        >>> before = state_of(model)
+        >>> Members(5, fresh=["1"]).start(model)
+        >>> [torch.equal(tensor, before[name]) for name, tensor in tensors_of(model).items()]
+        [True, True, False, False]
     """
 
     num: int

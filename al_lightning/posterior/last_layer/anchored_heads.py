@@ -28,17 +28,20 @@ PRIOR_STD = 8.0
 class AnchoredHeads(Posterior):
     """K networks that differ in their last linear layer, each trained on the labels and tied to its own prior draw.
 
-    Head k minimises sum_n w_n CE(softmax(W h_n), y_n) + prior_precision / 2 |W - W_k|^2, with W_k drawn from the prior
-    N(0, 1 / prior_precision) (randomised MAP sampling; Pearce et al. 2020, "Uncertainty in neural networks:
-    approximately Bayesian ensembling"). So heads fit labelled points that the features tell apart, and differ
-    elsewhere. They take from the trained model the inputs h of its last linear layer alone, so that features made
-    beforehand suit them best. They are trained after each round, all at once: about a second for K = 100, 100 points
-    and 10 classes, and more in proportion to n min(n, D) K C. A batch costs one forward pass and one matrix product.
+    Head k minimises, with W_k drawn from the prior N(0, 1 / prior_precision)::
+
+        sum_n w_n CE(softmax(W h_n), y_n) + prior_precision / 2 |W - W_k|^2
+
+    This is randomised MAP sampling (Pearce et al. 2020, "Uncertainty in neural networks: approximately Bayesian
+    ensembling"). So heads fit labelled points that the features tell apart, and differ elsewhere. They take from the
+    trained model the inputs h of its last linear layer alone, so that features made beforehand suit them best. They are
+    trained after each round, all at once: about a second for K = 100, 100 points and 10 classes, and more in proportion
+    to n min(n, D) K C. A batch costs one forward pass and one matrix product.
 
     Args:
         prior_precision: One over the variance that the prior gives each weight. A bias is the weight of one more
             feature, constant and as long as the others together (root mean square), so that predictions do not depend
-            on the scale of the features. By default mean |h|^2 / 64, over the labelled points and with that constant
+            on the scale of the features. By default `mean |h|^2 / 64`, over the labelled points and with that constant
             feature: a logit at a typical point then has the prior standard deviation 8. Of 1, 2, 3, 4, 6, 8, 12 and 16
             that one has the smallest log loss for scikit-learn's digits, averaged over 20, 50 and 100 points of one
             half of the training part and judged on the other half (benchmarks/labels/anchored_prior.py). A single
