@@ -33,7 +33,7 @@ def cpu_time() -> float:
 def make(name: str) -> None:
     """Run a tutorial in an empty folder with the clone's configurations, and keep its output and picture."""
     with tempfile.TemporaryDirectory() as folder:
-        for each in ("configs", "examples", "docs"):
+        for each in ("configs", "docs"):
             (Path(folder) / each).symlink_to(ROOT / each)
         began, cpu_before = time.perf_counter(), cpu_time()
         command = [sys.executable, f"docs/tutorials/{name}.py"]
