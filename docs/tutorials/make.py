@@ -33,12 +33,18 @@ def cpu_time() -> float:
 def make(name: str) -> None:
     """Run a tutorial in an empty folder with the clone's configurations, and keep its output and picture."""
     with tempfile.TemporaryDirectory() as folder:
-        for each in ("configs", "examples", "docs"):
+        for each in ("configs", "docs"):
             (Path(folder) / each).symlink_to(ROOT / each)
         began, cpu_before = time.perf_counter(), cpu_time()
         command = [sys.executable, f"docs/tutorials/{name}.py"]
         ended = subprocess.run(
-            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+            command,
+            cwd=folder,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},  # what is printed and what is logged in their order
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
         )
         seconds, cpu_seconds = time.perf_counter() - began, cpu_time() - cpu_before
         print(f"{name}: status {ended.returncode}, {seconds:.0f} s, of the CPU {cpu_seconds:.0f} s", flush=True)

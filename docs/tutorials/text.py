@@ -113,7 +113,7 @@ class Transformer(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.bert = BertForSequenceClassification(
-            BertConfig(  # type: ignore[call-arg] # it takes `num_labels`, too
+            BertConfig(
                 vocab_size=200,
                 hidden_size=32,
                 num_hidden_layers=2,
