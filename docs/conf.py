@@ -4,6 +4,7 @@
 import re
 from pathlib import Path
 
+from docutils import nodes
 from pygments.lexers.special import TextLexer
 from sphinx.highlighting import lexers
 from sphinx.pycode import ModuleAnalyzer
@@ -33,7 +34,7 @@ mathjax_path = "mathjax/tex-svg.js"
 html_theme = "furo"
 html_title = f"al_lightning {version}"
 html_static_path = ["_static"]
-html_css_files = ["reference.css"]
+html_css_files = ["pages.css"]
 html_theme_options = {"navigation_with_keys": True}
 
 autosummary_generate = False  # entries stand on the pages of docs/reference
@@ -101,8 +102,23 @@ def public_bases(app, name, obj, options, bases):
     bases[:] = [base for each in bases for base in (each.__bases__ if each.__name__.startswith("_") else [each])]
 
 
+LONG = 90  # characters, from which on a cell is prose
+NUMBER = re.compile(r"[-+]?[\d.,]+( ± [\d.,]+)?( %)?( \(\d+\))?")
+
+
+def mark_cells(app, doctree):
+    """Mark cells for `pages.css`, which keeps prose from getting narrow and a number on one line."""
+    for cell in doctree.findall(nodes.entry):
+        text = cell.astext()
+        if len(text) >= LONG:
+            cell["classes"].append("prose")
+        elif NUMBER.fullmatch(text):
+            cell["classes"].append("number")
+
+
 def setup(app):
     """Connect the functions above."""
+    app.connect("doctree-read", mark_cells)
     app.connect("autodoc-process-docstring", describe_constants)
     app.connect("autodoc-process-docstring", link_public_names, priority=900)  # after Napoleon
     app.connect("autodoc-process-signature", without_factories)

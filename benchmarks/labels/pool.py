@@ -149,7 +149,7 @@ def fit(folder: Path, config: Mapping[str, Any]) -> float:
     path = folder / "cell.yaml"
     path.write_text(yaml.safe_dump(dict(config), sort_keys=False))
     with (folder / "log.txt").open("a") as log:
-        # In the root of the clone, where a configuration finds `examples` and `benchmarks`.
+        # In the root of the clone, where a configuration finds `benchmarks`.
         command = [sys.executable, "-m", "al_lightning", "fit", "--config", str(path)]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
         _, status, used = os.wait4(process.pid, 0)  # of this process alone, whatever else is running
@@ -284,7 +284,7 @@ def tables(results: Mapping[Cell, Row]) -> str:
         budgets = f"{POOLS[pool].query_size} to {POOLS[pool].max_labelled} labels"
         parts.append(f"**{pool[0].upper()}{pool[1:]}**, {budgets}\n\n{table(results, pool)}")
         if shown_of(results, pool):
-            path = f"../benchmarks/results/pool_{folder_name(pool)}.png"
+            path = f"../../benchmarks/results/pool_{folder_name(pool)}.png"
             parts.append(f"![Test accuracy against labels on {pool}]({path})")
     return "\n\n".join(parts)
 

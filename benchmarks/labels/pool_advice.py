@@ -256,7 +256,7 @@ def main() -> None:
     parser.add_argument("--case", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.case:
-        sys.path.insert(0, str(ROOT))  # a configuration names classes of `benchmarks` and `examples`
+        sys.path.insert(0, str(ROOT))  # a configuration names classes of `benchmarks`
         print(json.dumps(evidence_of(asked.case)))
         return
     results, path = read_results(asked.results / "pool.jsonl"), asked.results / "pool_evidence.jsonl"

@@ -78,7 +78,6 @@ class Study:
         started = time.perf_counter()
         with (folder / "log.txt").open("a") as log:
             environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-            # In the root of the clone, where a configuration finds `examples`.
             subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
         print(f"{acquisition}, seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
         rounds = complete_rounds(folder)

@@ -29,13 +29,9 @@ def draw_page(path: Path, *, chromium: str) -> None:
     """Take a picture of the page on which the digits are labelled."""
     import playwright.sync_api as playwright  # noqa: PLC0415 - needed for this picture alone
 
-    root = HERE.parents[1]
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("configs", "examples"):
-            if (root / name).exists():
-                (Path(folder) / name).symlink_to(root / name)
         subprocess.run([sys.executable, "-m", "al_lightning.datasets.digit_images", "digits"], cwd=folder, check=True)
-        fit = [sys.executable, "-m", "al_lightning", "fit", "--config", "configs/unlabelled_images.yaml"]
+        fit = [sys.executable, "-m", "al_lightning", "fit", "--config", "unlabelled_images.yaml"]
         subprocess.run(fit, cwd=folder, check=False)  # asks for ten labels, and ends with status 75
         command = [sys.executable, "-c", SERVE, RUN, "--who", "ann", "--port", "0"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder) as server:
