@@ -19,7 +19,7 @@ ROOT = HERE.parents[1]
 NAMES = ("first_run", "your_script", "people", "text", "unlabelled_pool", "cluster")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 NOT_OF_THE_RUN = re.compile(
-    r"GPU available|TPU available|HPU available|💡 Tip|Seed set to|wandb: |distributed|^-{90,}$|^$"
+    r"GPU available|TPU available|HPU available|💡 Tip|Seed set to|wandb: |distributed|LeafSpec|^-{90,}$|^$"
 )
 """What Lightning and W&B say of the machine and of themselves."""
 

@@ -133,6 +133,11 @@ def test_a_page_says_what_for_and_what_next_and_shows_its_picture(page):
     assert picture.stat().st_size < BYTES_OF_A_PICTURE
 
 
+@each_page()
+def test_its_output_names_no_folder_of_a_machine(page):
+    assert not re.findall(r"(?<![\w.])/(?:\w[\w.-]*/)+", text_of(page.with_suffix(".txt")))
+
+
 def included(page):
     """Files that a page shows in pieces, with the lines that bound each piece."""
     for name, options in re.findall(r"```\{literalinclude\} (\S+)\n((?::.*\n)*)```", text_of(page)):
