@@ -25,13 +25,25 @@ class MLP(nn.Module):
         self, in_features: int, *, num_classes: int, hidden: Sequence[int] = (128, 128), dropout: float = 0.5
     ) -> None:
         super().__init__()
+        self.in_features = in_features
         layers: list[nn.Module] = [nn.Flatten()]
         for width_in, width_out in itertools.pairwise((in_features, *hidden)):
             layers += [nn.Linear(width_in, width_out), nn.ReLU(), nn.Dropout(dropout)]
         self.layers = nn.Sequential(*layers, nn.Linear((in_features, *hidden)[-1], num_classes))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the logits (B, C)."""
+        """Return the logits (B, C).
+
+        Raises:
+            ValueError: If the inputs have another number of values than `in_features`.
+        """
+        shape = tuple(inputs.shape[1:])
+        if (given := math.prod(shape)) != self.in_features:
+            sizes = f", {' x '.join(map(str, shape))}" if len(shape) > 1 else ""
+            raise ValueError(
+                f"An input has {given} values{sizes}, and the MLP takes {self.in_features}: set `in_features` "
+                f"to {given}."
+            )
         logits: Tensor = self.layers(inputs)
         return logits
 

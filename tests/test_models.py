@@ -50,6 +50,14 @@ def test_mlp_has_the_layers_asked_for():
     assert [tuple(p.shape) for p in MLP(12, num_classes=3, hidden=()).parameters()] == [(3, 12), (3,)]
 
 
+def test_mlp_says_how_many_values_an_input_has():
+    net = MLP(192, num_classes=2)
+    with pytest.raises(ValueError, match=r"^An input has 2304 values, 3 x 32 x 24, and the MLP takes 192: set `in_fe"):
+        net(torch.zeros(5, 3, 32, 24))
+    with pytest.raises(ValueError, match=r"^An input has 64 values, and the MLP takes 192: set `in_features` to 64"):
+        net(torch.zeros(5, 64))
+
+
 def test_mlp_drops_half_after_each_hidden_layer():
     kinds = [type(layer).__name__ for layer in MLP(12, num_classes=3, hidden=(5, 4)).layers]
     assert kinds == ["Flatten", "Linear", "ReLU", "Dropout", "Linear", "ReLU", "Dropout", "Linear"]
