@@ -1,6 +1,7 @@
 """Configurations that come with this package, found by their names from any folder."""
 
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
@@ -49,5 +50,9 @@ def path_of(name: str) -> str:
         return str(own)
     if own.is_file():
         raise ValueError(f"There is no file {name}. A configuration of this name comes with the package: {path.name}.")
-    names = ", ".join(sorted(each.name for each in FOLDER.glob("*.yaml")))
-    raise ValueError(f"There is no file {name}, and no such configuration comes with the package. It has {names}.")
+    names = sorted(each.name for each in FOLDER.glob("*.yaml"))
+    near = get_close_matches(path.name, names, n=1)
+    meant = f"; did you mean {near[0]}?" if near else "."
+    raise ValueError(
+        f"There is no file {name}, and no such configuration comes with the package{meant} It has {', '.join(names)}."
+    )

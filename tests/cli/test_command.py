@@ -414,7 +414,7 @@ def test_an_error_of_a_users_code_keeps_its_traceback(lines, message, tmp_path, 
 def test_an_unknown_configuration_is_refused_with_those_that_come_with_the_package(command, said):
     (line,) = said(*command, "repeated_digit.yaml")
     assert line.startswith("error: There is no file repeated_digit.yaml, and no such configuration comes with")
-    assert "repeated_digits.yaml" in line
+    assert "comes with the package; did you mean repeated_digits.yaml? It has " in line
 
 
 def test_an_unknown_command_is_named_with_the_nearest_and_all_that_there_are(said):
