@@ -117,8 +117,9 @@ def line_of(folder: Path, status: Status | str) -> str:
     has_reasons = any(lack.reason != NO_ANSWER for lack in status.lacks.values())
     why = f" ({missing_words(status.lacks)})" if has_reasons else ""
     counts = f"{status.num_answered} answered, {status.num_skipped} skipped, {len(status.lacks)} missing{why}"
+    points = "point" if status.num_asked == 1 else "points"
     way = "start its command again" if status.is_closed else f"`al-lightning label {folder}`"
-    return f"{folder}: round {status.round} asks for {status.num_asked} points, {counts}: {way}"
+    return f"{folder}: round {status.round} asks for {status.num_asked} {points}, {counts}: {way}"
 
 
 def main(args: Sequence[str]) -> int:

@@ -100,12 +100,17 @@ class Waiting:
         lacks = {index: self.lacks.get(index, Lack(NO_ANSWER)) for index in self.missing}
         if any(lack.reason != NO_ANSWER for lack in lacks.values()):
             return missing_words(lacks)
-        return "points " + ", ".join(map(str, self.missing[:NUM_NAMED])) + ", ..." * (len(self.missing) > NUM_NAMED)
+        points = "point" if len(self.missing) == 1 else "points"
+        return f"{points} {', '.join(map(str, self.missing[:NUM_NAMED]))}{', ...' * (len(self.missing) > NUM_NAMED)}"
+
+    @property
+    def _asks(self) -> str:
+        return f"Round {self.round} asks for {self.num_asked} label{'' if self.num_asked == 1 else 's'}"
 
     def __str__(self) -> str:
         """Return what is missing and where to give it, for a person."""
         lines = [
-            f"Round {self.round} asks for {self.num_asked} labels, and {len(self.missing)} "
+            f"{self._asks}, and {len(self.missing)} "
             f"{'is' if len(self.missing) == 1 else 'are'} missing: {self._missing}.",
             f"Answer them with `al-lightning label {self.folder}`, or write files in {self.folder}/answers, and start "
             "the same command again.",
@@ -117,6 +122,6 @@ class Waiting:
     def while_waiting(self) -> str:
         """Return where to answer, for a process that goes on by itself once the answers are there."""
         return printable(
-            f"Round {self.round} asks for {self.num_asked} labels, and waits for {len(self.missing)}: answer them with "
+            f"{self._asks}, and waits for {len(self.missing)}: answer them with "
             f"`al-lightning label {self.folder}`, or write files in {self.folder}/answers. Missing: {self._missing}."
         )

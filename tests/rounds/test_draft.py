@@ -85,6 +85,12 @@ def test_waiting_says_what_is_missing_and_where_to_give_it():
     assert "Not read: b.jsonl:3 has no end of line." in said
 
 
+def test_waiting_for_one_label_says_so():
+    waiting = Waiting(2, Path("runs/a"), [7], 1, [])
+    assert str(waiting).startswith("Round 2 asks for 1 label, and 1 is missing: point 7.")
+    assert waiting.while_waiting.startswith("Round 2 asks for 1 label, and waits for 1: ")
+
+
 def test_waiting_says_why_points_are_missing():
     lacks = {3: Lack("with contradicting answers", "ann 'cat', bob 'dog'")}
     waiting = Waiting(2, Path("runs/a"), [3, 5], 20, [], lacks)
