@@ -95,7 +95,7 @@ def test_waits(): time.sleep(300)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_tests_that_are_out_of_time_say_how_far_they_came(tmp_path, monkeypatch, capfd):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background job
     until = time.time() + suite.TO_END_S + 25
