@@ -1,9 +1,10 @@
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from al_lightning.labelling import answers as module
@@ -78,6 +79,8 @@ def test_a_file_that_is_cut_anywhere_holds_the_answers_of_its_whole_lines(answer
 @pytest.mark.slow
 @given(st.lists(drawn_answers(), min_size=1, max_size=4), st.data())
 def test_a_table_that_is_cut_anywhere_holds_the_answers_of_its_whole_lines(answers, data):
+    # The csv module of Python 3.10 cannot write such a character.
+    assume(sys.version_info >= (3, 11) or not any("\0" in f"{each.label}{each.who}" for each in answers))
     columns, rows = ["id", "label", "kind", "who", "at", "seconds"], [vars(answer) for answer in answers]
     ends = [len(as_csv(columns, rows[:number]).encode(errors="replace")) for number in range(len(rows) + 1)]
     whole = as_csv(columns, rows).encode(errors="replace")
