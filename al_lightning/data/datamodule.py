@@ -304,27 +304,27 @@ class ActiveLearningDataModule(Wrapper):
 
     def _first_labels(self, num_points: int) -> Labels:
         """Return the label state that a run begins with: the holdout, then the initial labels."""
-        labels = Labels(num_points)
-        if self.junk is not None and not self._junk_among(range(num_points)):
+        labels, junk = Labels(num_points), self._junk_among(range(num_points))
+        if self.junk is not None and not junk:
             raise ValueError(
                 f"`junk` is {self.junk!r}, but no point of the training data has this target. Name the target that the "
                 "dataset gives to points that are none of the classes, or leave `junk` out."
             )
-        named = labels.checked(self._named(num_points))
+        named = labels.checked(self._named(num_points, set(junk)))
         labels.label(named, round=0)
         labels.reserve(draw_holdout(self._num_reserved, labels.pool_indices, seed=self.seed))
         if isinstance(self.initial, int) and self.initial > 0:
-            candidates, targets = self._candidates(labels.pool_indices, num_points)
+            candidates, targets = self._candidates(labels.pool_indices, num_points, set(junk))
             labels.label(draw_initial(self.initial, candidates, targets, seed=self.seed), round=0)
         return labels
 
-    def _named(self, num_points: int) -> list[int]:
+    def _named(self, num_points: int, junk: Collection[int]) -> list[int]:
         """Return the ids of the initial points that are not drawn."""
         if isinstance(self.initial, int):
             return []
-        if self.initial != "given" and (junk := self._junk_among(self.initial)):
+        if self.initial != "given" and (wrong := [index for index in self.initial if index in junk]):
             raise ValueError(
-                f"`initial` names points that are junk: {junk[:NUM_SHOWN]} ({len(junk)} in all). Initial labels are "
+                f"`initial` names points that are junk: {wrong[:NUM_SHOWN]} ({len(wrong)} in all). Initial labels are "
                 "of the classes."
             )
         if self.initial == "given":
@@ -343,17 +343,16 @@ class ActiveLearningDataModule(Wrapper):
             )
         return self.initial
 
-    def _candidates(self, in_pool: Tensor, num_points: int) -> tuple[Tensor, list[int] | None]:
+    def _candidates(self, in_pool: Tensor, num_points: int, junk: Collection[int]) -> tuple[Tensor, list[int] | None]:
         """Return the points among which initial ones are drawn, and their targets if these decide."""
-        if junk := self._junk_among(in_pool.tolist()):
-            in_pool = in_pool[~torch.isin(in_pool, torch.tensor(junk))]
+        if junk:
+            in_pool = in_pool[~torch.isin(in_pool, torch.tensor(sorted(junk)))]
         if self.classes is None:
             if not self.balanced:
                 return in_pool, None
             targets_N = all_targets(self._dataset_with_labels, num_points)
-            of_junk = set(junk)
             refuse_outside(
-                {index: target for index, target in enumerate(targets_N) if index not in of_junk}, num_classes=None
+                {index: target for index, target in enumerate(targets_N) if index not in junk}, num_classes=None
             )
             return in_pool, [targets_N[index] for index in in_pool.tolist()]
         known = self._known_in_dataset(in_pool.tolist())
