@@ -168,3 +168,12 @@ def test_outputs_are_unknown_at_first():
     assert not module_of(reject="train").knows_outputs
     with pytest.raises(RuntimeError, match="last output"):
         _ = Outputs().last
+
+
+def test_initial_labels_are_drawn_where_the_holdout_has_junk():
+    dataset = TensorDataset(torch.arange(20.0)[:, None], torch.tensor([0, 1, -7, -7] * 5))
+    module = ActiveLearningDataModule(Holding(dataset), initial=2, junk=-7)
+    module.reserve(12)
+    module.setup("fit")
+    assert set(module.junk_among(range(20))) & set(module.labels.reserved_indices.tolist())
+    assert sorted(dataset[index][1].item() for index in module.labels.labelled_indices) == [0, 1]
