@@ -30,6 +30,7 @@ from al_lightning._lightning import (
 )
 from al_lightning.cli.configurations import located, path_of
 from al_lightning.cli.points import evidence_of_points
+from al_lightning.cli.saved import SaveConfigWithRecords
 from al_lightning.cli.suggestions import explained, unknown_command
 from al_lightning.labelling.export import main as export
 from al_lightning.labelling.label_studio.command import main as label_studio
@@ -45,13 +46,27 @@ from al_lightning.rounds.callback import ActiveLearning
 from al_lightning.rounds.driver import active_fit
 from al_lightning.rounds.ending import TERMINATED, WAITING
 
-RECORD_COMMANDS = (
-    "From run folders: `al-lightning report RUN...` writes pictures and tables, `al-lightning compare RUN...` pairs "
-    "acquisitions by seed, `al-lightning advise RUN` says what is known of whether active learning pays. For people: "
-    "`al-lightning label RUN` opens the page on which they label, `al-lightning status RUN` says what they are asked "
-    "for, `al-lightning push RUN --to URL --project ID` asks them in Label Studio, and `al-lightning pull RUN --from "
-    "URL --project ID` brings their answers; `al-lightning export RUN` writes the labels as a CSV."
-)
+OVERVIEW = """usage: al-lightning COMMAND ...
+
+Active learning on a Lightning Trainer: train, choose a batch to label, label it, and train again.
+
+  fit --config CONFIG     run the rounds of a configuration, or resume them; `fit --help` lists all keys
+  validate, test, predict Lightning's own, from a checkpoint
+
+People who label:
+  label RUN               open the page on which they label
+  status RUN              say whether the run waits for answers, and for which
+  push RUN, pull RUN      send points to Label Studio, and fetch the answers
+  export RUN              write the labels as a CSV file
+
+What came out:
+  report RUN...           write a page with pictures and tables
+  compare RUN...          compare acquisitions, paired by seed
+  advise RUN or CONFIG    say what is known of whether active learning pays on these data
+
+RUN is the folder that a run writes; CONFIG is a YAML file, or the name of one that comes with the package, such as
+repeated_digits.yaml. Each command has its own --help, and `al-lightning --version` prints the version.
+"""
 
 MAY_BE_NAMED = (
     al_lightning.Acquisition,
@@ -315,7 +330,8 @@ def run(args: "ArgsType" = None) -> ActiveLearningCLI:
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,  # the same command gives the same run
-        parser_kwargs={"epilog": RECORD_COMMANDS, "prog": "al-lightning", "version": al_lightning.__version__},
+        parser_kwargs={"prog": "al-lightning", "version": al_lightning.__version__},
+        save_config_callback=SaveConfigWithRecords,
         save_config_kwargs={"overwrite": True},  # a command that resumes its run finds the file that it wrote
         args=args,
     )
@@ -372,7 +388,10 @@ OF_THE_TRAINER = ("fit", "validate", "test", "predict")
 def main() -> None:
     """Run `al-lightning` or `python -m al_lightning`."""
     name, *args = sys.argv[1:] or [""]
-    if name and not name.startswith("-") and name not in {*OF_RUN_FOLDERS, *OF_THE_TRAINER}:
+    if name in {"", "-h", "--help"}:
+        (sys.stdout if name else sys.stderr).write(OVERVIEW)
+        sys.exit(0 if name else 2)
+    if not name.startswith("-") and name not in {*OF_RUN_FOLDERS, *OF_THE_TRAINER}:
         _end(unknown_command(name, of_the_trainer=OF_THE_TRAINER, of_run_folders=tuple(OF_RUN_FOLDERS)))
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # for the user's own classes; last, so that no file there hides a package

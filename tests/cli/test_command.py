@@ -1,5 +1,6 @@
 import importlib
 import os
+import re
 import subprocess
 import sys
 from importlib.machinery import PathFinder
@@ -11,7 +12,15 @@ from pytorch_lightning.cli import LightningCLI
 
 import al_lightning
 from al_lightning import BatchBALD, models, read_journal
-from al_lightning.cli.command import ActiveLearningCLI, WithOwnParameters, main, modules_in, run
+from al_lightning.cli.command import (
+    OF_RUN_FOLDERS,
+    OF_THE_TRAINER,
+    ActiveLearningCLI,
+    WithOwnParameters,
+    main,
+    modules_in,
+    run,
+)
 from al_lightning.records.header import as_call
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -72,8 +81,9 @@ def test_fit_runs_the_rounds_of_the_main_job_and_leaves_config_and_records():
     assert as_call(header["acquisition"]).startswith("BatchBALD(num_configs=10000, max_configs=None, fill=None")
     assert rounds == first_callback(cli).rounds
     assert sorted(header["initial_targets"]) == list(range(10))
-    saved = yaml.safe_load((run_folder() / "config.yaml").read_text())
-    assert saved["trainer"]["max_epochs"] == 1
+    text = (run_folder() / "config.yaml").read_text()
+    assert yaml.safe_load(text)["trainer"]["max_epochs"] == 1
+    assert "written by al-lightning" not in text  # the folder is the logger's, and Lightning has written it there
 
 
 @pytest.mark.slow
@@ -425,12 +435,25 @@ def test_an_unknown_command_is_named_with_the_nearest_and_all_that_there_are(sai
     )
 
 
-def test_the_entry_point_reads_the_command_line_and_returns_nothing(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["al-lightning", "--help"])
+@pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), (["-h"], 0), ([], 2)])
+def test_the_overview_names_every_command(arguments, status, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["al-lightning", *arguments])
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    assert exit_info.value.code == status
+    page, other = capsys.readouterr() if arguments else capsys.readouterr()[::-1]
+    assert other == ""
+    words = set(re.findall(r"\w+", "".join(line for line in page.splitlines() if line.startswith("  "))))
+    assert {*OF_RUN_FOLDERS, *OF_THE_TRAINER} <= words
+    assert max(map(len, page.splitlines())) <= 120
+
+
+def test_the_entry_point_gives_the_keys_of_a_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["al-lightning", "fit", "--help"])
     with pytest.raises(SystemExit) as exit_info:
         main()
     assert exit_info.value.code == 0
-    assert "fit" in capsys.readouterr().out
+    assert "--seed_everything" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from al_lightning import AskPeople, DatasetLabels, read_journal
-from al_lightning.cli.command import run
+from al_lightning.cli.command import advise, run
 from al_lightning.datasets.digit_images import CLASSES, write_digits
 
 ROOT = Path(__file__).parents[2]
@@ -182,3 +182,23 @@ def test_a_misspelt_key_or_name_of_an_oracle_is_an_error_of_one_line(flag, line,
     error = capsys.readouterr().err
     assert line in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+@no_validation
+def test_the_configuration_is_kept_beside_the_records_and_a_file_of_the_users_is_left_alone(few_digits, capsys):
+    assert fit()[0] == 75
+    kept = RUN / "config.yaml"
+    (saved,) = RUN.glob("logs/*/config.yaml")
+    first, _, rest = kept.read_text().partition("\n")
+    assert "written by al-lightning" in first
+    assert rest == saved.read_text()
+    assert advise([str(RUN)]) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    assert "copies: not known, only the data tell" not in page
+    assert fit("--trainer.max_epochs=3")[0] == 75  # the command that resumes is the one that is kept
+    assert yaml.safe_load(kept.read_text())["trainer"]["max_epochs"] == 3
+    kept.write_text("mine: 1\n")
+    with pytest.warns(UserWarning, match=r"config\.yaml is no file of this run and stays as it is"):
+        assert fit()[0] == 75
+    assert kept.read_text() == "mine: 1\n"

@@ -11,7 +11,7 @@ from al_lightning.report.advice.text import page_of, title_of
 from al_lightning.report.runs import Run, read_runs
 
 REFUSED = 2  # the exit code of a command that was called wrongly
-SAVED = "config.yaml"  # what LightningCLI writes into the folder of the first logger
+SAVED = "config.yaml"  # what the command line writes beside the records
 OfPoints = Callable[[Path, Run | None], Sequence[Evidence]]
 """Evidence of the points of a configuration's data, for a run or before it."""
 
