@@ -91,7 +91,7 @@ def page_with(text):
 
 @pytest.mark.slow
 @settings(max_examples=50, deadline=None)
-@given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30))
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="`"), min_size=1, max_size=30))
 @example("<script>alert('1')</script>\"&")
 @example("{{ 7 * 7 }}{% raw %}")
 def test_any_text_is_read_back_as_text_and_never_as_markup(text):
@@ -99,6 +99,15 @@ def test_any_text_is_read_back_as_text_and_never_as_markup(text):
     assert checked.tags == plain.tags
     assert [image["alt"] for image in checked.images] == [text, text, text]
     assert checked.text == plain.text.replace("VALUE", text)
+
+
+def test_what_stands_between_backticks_of_the_packages_sentences_is_code_and_records_keep_theirs():
+    page = page_with("try `<b>` at once")
+    said = "try <code>&lt;b&gt;</code> at once"
+    kept = "try `&lt;b&gt;` at once"
+    assert page.count(said) == 3  # why a picture is missing, and two cells of evidence
+    assert f": {said}" in page
+    assert f"<td>{kept}</td>" in page
 
 
 @pytest.mark.slow
