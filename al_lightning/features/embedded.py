@@ -224,7 +224,14 @@ class Embedded(Wrapper):
         if isinstance(self.encoder, PoolEncoder) and not self._maker.has("train"):
             self.setup("fit")  # as where a test runs before any fit
         fitted = self._fitted_to_pool if isinstance(self.encoder, PoolEncoder) else None
-        return self._of(self._maker.made(source, fitted), source.dataset)
+        rows = self._maker.made(source, fitted)
+        if self._train is not None and rows.width != self._train.rows.width:
+            raise ValueError(
+                f"The {source.name} data have {rows.width} features, and the training data have "
+                f"{self._train.rows.width}: two encoders have made them, because `version` is {self.version!r}, which "
+                "vouches for the features of both. Name another `version` with each encoder."
+            )
+        return self._of(rows, source.dataset)
 
     def _make_train(self) -> None:
         """Make the features of the training data and of the pool; at a later fit only of points that are new."""

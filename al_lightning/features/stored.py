@@ -6,7 +6,7 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -32,6 +32,7 @@ class Header:
         dtype: Their precision, float32 or float16.
         file: Name of the file that holds them.
         beside: Name of the file of what further points and a later start need.
+        crc32: Check sum of the file that holds them; None for features of a version that wrote none.
     """
 
     num_points: int
@@ -40,6 +41,7 @@ class Header:
     dtype: str
     file: str
     beside: str
+    crc32: int | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -57,6 +59,11 @@ class Rows:
 
     def __len__(self) -> int:
         return self.shape_N_V_D[0]
+
+    @property
+    def width(self) -> int:
+        """Return the number D of features."""
+        return self.shape_N_V_D[2]
 
     def of(self, indices: Sequence[int], *, view: int = 0) -> Tensor:
         """Return the features of some points (n, D), float32."""
@@ -155,7 +162,8 @@ class Store:
         _replace(partial_beside, self.folder / header.beside)
         _replace(self.partial, self.folder / header.file)
         written = self.folder / f".{self._header_path.name}{PARTIAL}"
-        written.write_text(json.dumps(asdict(header), indent=1) + "\n")
+        whole = replace(header, crc32=_crc32(self.folder / header.file))
+        written.write_text(json.dumps(asdict(whole), indent=1) + "\n")
         _replace(written, self._header_path)
         for path in (*before, self.partial_read):
             path.unlink(missing_ok=True)
@@ -170,6 +178,8 @@ class Store:
         mapped = np.load(self.folder / header.file, mmap_mode="r")  # refuses a file that is cut short
         if (mapped.shape, mapped.dtype.name) != (header.shape, header.dtype):
             raise ValueError(f"{header.file} holds {mapped.dtype.name} {mapped.shape}")
+        if header.crc32 is not None and _crc32(self.folder / header.file) != header.crc32:
+            raise ValueError(f"{header.file} does not have its check sum")
         self.beside(header)  # refuses damaged ones by their check sums
 
 
@@ -178,3 +188,12 @@ def _replace(partial: Path, path: Path) -> None:
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def _crc32(path: Path) -> int:
+    """Return the check sum of a file, of any size."""
+    checksum = 0
+    with path.open("rb") as file:
+        while part := file.read(64 * MIB):
+            checksum = zlib.crc32(part, checksum)
+    return checksum

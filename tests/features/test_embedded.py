@@ -372,12 +372,20 @@ def test_a_version_vouches_for_features():
         Embedded(TinyData(), Encoder(), version="../x")
 
 
+def test_a_version_of_two_encoders_of_other_widths_is_refused_at_the_first_data_of_the_second():
+    embedded(TinyData(), version="v1")
+    other = embedded(TinyData(), nn.Sequential(Encoder(), nn.Linear(4, 3)), version="v1")
+    with pytest.raises(ValueError, match=r"val data have 3 features, and the training data have 4: .* `version`"):
+        other.val_dataloader()
+
+
 def test_damaged_files_are_named_with_the_way_out():
     folder = embedded(TinyData())._maker.folder
     (file,) = folder.glob("train-*.npy")
     whole, header = file.read_bytes(), (folder / "train.json").read_text()
     changes = {
         "cut short": lambda: file.write_bytes(whole[:-8]),
+        "a flipped bit": lambda: file.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]),
         "empty": lambda: file.write_bytes(b""),
         "gone": file.unlink,
         "other shape": lambda: (folder / "train.json").write_text(header.replace('"width": 4', '"width": 5')),
@@ -390,6 +398,9 @@ def test_damaged_files_are_named_with_the_way_out():
             embedded(TinyData())
         file.write_bytes(whole)
         (folder / "train.json").write_text(header)
+    (folder / "train.json").write_text(json.dumps({k: v for k, v in json.loads(header).items() if k != "crc32"}))
+    embedded(TinyData())  # of a version that wrote no check sums
+    (folder / "train.json").write_text(header)
     (beside,) = folder.glob("train-*.npz")
     for kept in (beside.read_bytes()[:-30], b""):
         beside.write_bytes(kept)
