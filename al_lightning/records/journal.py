@@ -151,6 +151,21 @@ def read_journal(folder: str | Path) -> tuple[dict[str, Any], list[Round]]:
     """Return the header and the rounds of a run folder, killed runs included.
 
     What an older version did not record yet has its default. A folder that no run can have left is a ValueError.
+
+    Example:
+        >>> import tempfile
+        >>> from pytorch_lightning import Trainer
+        >>> from al_lightning import ActiveLearning, ActiveLearningDataModule, DigitsDataModule, Random, active_fit
+        >>> from al_lightning.models import MLP, Classifier
+        >>> data = ActiveLearningDataModule(DigitsDataModule(), initial=10, points_per_epoch=64)
+        >>> short = {"max_epochs": 1, "accelerator": "cpu", "enable_model_summary": False, "logger": False}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     callback = ActiveLearning(Random(), query_size=5, max_labelled=20, folder=folder)
+        ...     trainer = Trainer(callbacks=[callback], default_root_dir=folder, **short)
+        ...     _ = active_fit(trainer, Classifier(MLP(64, num_classes=10)), data, seed=0)
+        ...     header, rounds = read_journal(folder)
+        >>> len(header["initial"]), [len(record.acquired) for record in rounds]  # the last round acquires nothing
+        (10, [5, 5, 0])
     """
     path = Path(folder) / "rounds.jsonl"
     if not path.is_file():

@@ -81,6 +81,23 @@ def active_fit(
             last one, if there is any in the folder of a `ModelCheckpoint(dirpath=..., save_last=True)`. All processes
             must see it, and with "last" the run's folder. Not for an ensemble, of whose members it holds one.
         finish: Close the batch that people are asked for with the answers that are there.
+
+    Returns:
+        The records of all rounds, those of earlier processes included.
+
+    Example:
+        >>> import tempfile
+        >>> from pytorch_lightning import Trainer
+        >>> from al_lightning import ActiveLearning, DigitsDataModule, Random
+        >>> from al_lightning.models import MLP, Classifier
+        >>> data = ActiveLearningDataModule(DigitsDataModule(), initial=10, points_per_epoch=64)
+        >>> callback = ActiveLearning(Random(), query_size=5, max_labelled=20)
+        >>> short = {"max_epochs": 1, "accelerator": "cpu", "enable_model_summary": False}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     trainer = Trainer(callbacks=[callback], default_root_dir=folder, **short)
+        ...     rounds = active_fit(trainer, Classifier(MLP(64, num_classes=10)), data, seed=0)
+        >>> [record.num_labelled for record in rounds], callback.stopped
+        ([10, 15, 20], 'max_labelled=20 reached')
     """
     check_flavour("trainer", trainer, Trainer)
     model = lightning_module_of(model)

@@ -39,6 +39,20 @@ class MeanPrediction(Callback):
     Args:
         num_samples: K. By default that of the ActiveLearning callback. Test all rounds, and all runs that you compare,
             with one K, whatever they acquire with: each round records its own as `test_mean_num_samples`.
+
+    Example:
+        >>> import tempfile
+        >>> from pytorch_lightning import Trainer
+        >>> from al_lightning import ActiveLearning, ActiveLearningDataModule, DigitsDataModule, Random, active_fit
+        >>> from al_lightning.models import MLP, Classifier
+        >>> data = ActiveLearningDataModule(DigitsDataModule(), initial=10, points_per_epoch=64)
+        >>> callbacks = [ActiveLearning(Random(), query_size=5, max_rounds=1), MeanPrediction(num_samples=20)]
+        >>> short = {"max_epochs": 1, "accelerator": "cpu", "enable_model_summary": False}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     trainer = Trainer(callbacks=callbacks, default_root_dir=folder, **short)
+        ...     (record,) = active_fit(trainer, Classifier(MLP(64, num_classes=10)), data, seed=0)
+        >>> sorted(name for name in record.metrics if "mean" in name)
+        ['test_mean_acc', 'test_mean_loss', 'test_mean_num_samples']
     """
 
     def __init__(self, num_samples: int | None = None) -> None:
