@@ -5,6 +5,7 @@
   of them may be run again (see `still_finished`).
 * `asked_weights.pt`: with people, the weights with which the batch was chosen that they are asked for.
 * `last_weights.pt`: of an ended run, the model of its last round, or each member; the same command loads them again.
+* `config.yaml`: from the command line, its resolved configuration.
 * `.lock`: held by the process that writes; the system frees it when that process ends, however it ends.
 """
 
@@ -20,7 +21,8 @@ from filelock import FileLock, Timeout
 
 from al_lightning._lightning import rank_zero_warn
 from al_lightning.labelling.asked import ANSWERS, ASKED
-from al_lightning.records.files import refuse_foreign_lock, replacing
+from al_lightning.records.files import refuse_foreign_lock, replacing, write_atomically
+from al_lightning.records.foreign import printable
 from al_lightning.records.header import names_of, other_hyper_parameters, what_differs
 from al_lightning.records.journal import Journal, read_journal
 from al_lightning.records.lines import SCHEMA_VERSION
@@ -29,6 +31,8 @@ from al_lightning.records.weights import States
 from al_lightning.rounds.limits import POOL_IS_EMPTY, Limits
 
 FIRST_WEIGHTS, LAST_WEIGHTS, ASKED_WEIGHTS = "first_weights.pt", "last_weights.pt", "asked_weights.pt"
+WRITTEN = "# The resolved configuration of this run, written by al-lightning; a resumed run writes it anew.\n"
+"""First line of a configuration, by which it is told from one that the user keeps in the folder."""
 
 
 def locked(folder: Path) -> FileLock:
@@ -236,6 +240,21 @@ def writing_into(folder: Path) -> Iterator[None]:
             f"The run folder {folder} cannot be written ({error}). The rounds that it holds are whole: make room, and "
             "start the same command again with `ActiveLearning(folder=...)`; it resumes after them."
         ) from error
+
+
+def save_configuration(path: Path, text: str) -> None:
+    """Write a configuration; a file of the user's stays, and so does what Lightning has just written there itself."""
+    if path.exists() and not (there := path.read_bytes()).startswith(WRITTEN.encode()):
+        if there != text.encode():
+            rank_zero_warn(
+                printable(
+                    f"{path} is no file of this run and stays as it is, so the run's own configuration is not kept "
+                    "beside its records: move the file elsewhere, and it will be."
+                )
+            )
+        return
+    with writing_into(path.parent):
+        write_atomically(path, WRITTEN + text)
 
 
 def save_states(path: Path, states: States) -> None:

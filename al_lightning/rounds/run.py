@@ -32,6 +32,7 @@ from al_lightning.rounds.resuming import (
     LAST_WEIGHTS,
     locked,
     opened,
+    save_configuration,
     save_last_states,
     save_states,
     still_finished,
@@ -490,6 +491,11 @@ class Run:
         datamodule.restore(state.state_of, state.target_of, state.answers)
         if self.draft is not None:
             datamodule.labels.replace({**state.state_of, **_states(self.draft.record.changed_after)})
+
+    def save_configuration(self, name: str, text: str) -> None:
+        """Write the configuration of the command line into the folder of the open run, if it leaves records."""
+        if self.folder is not None:
+            save_configuration(self.folder / name, text)
 
     def release(self) -> None:
         """Let another process write into the folder."""

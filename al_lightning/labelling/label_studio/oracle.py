@@ -22,10 +22,6 @@ class LabelStudio(Oracle):
         min_answered: How many answered points close a batch; by default all, except those that all who took part skip.
         answers_per_point: How many people are to answer each point; the majority decides, and a tie is asked again.
         answers_from: Further folders of answers, shared by several runs, or of labels that exist already.
-
-    Example:
-        >>> LabelStudio("http://localhost:8080", 7, min_answered=8)
-        LabelStudio(url='http://localhost:8080', project=7, wait=0.0, min_answered=8, answers_per_point=1, answers_from=())
     """
 
     url: str
