@@ -9,7 +9,7 @@ Each benchmark writes its own table after measuring; this command is for a table
 from batchbald import batch_information, joint_entropy_growth, joint_entropy_report, joint_entropy_seeds
 from common import RESULTS, Table
 from inference import frozen, mc_dropout, transformer
-from labels import family, learning_curves, page, paper_report, posteriors, stopping_rules, text
+from labels import family, feature_recipe, learning_curves, page, paper_report, posteriors, stopping_rules, text
 from reliability import busy_neighbour, ranks
 
 TABLES: tuple[Table, ...] = (
@@ -23,6 +23,7 @@ TABLES: tuple[Table, ...] = (
     learning_curves.TABLE,
     posteriors.TABLE,
     *paper_report.MANUAL_TABLES,
+    *feature_recipe.TABLES,
     stopping_rules.TABLE,
     text.TABLE,
     family.TABLE,

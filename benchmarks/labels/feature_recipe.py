@@ -1,7 +1,7 @@
 """Recipes of configs/digits_features.yaml and configs/mnist_features.yaml, each chosen on labels of its training part.
 
-    python benchmarks/labels/feature_recipe.py
-    python benchmarks/labels/feature_recipe.py --set mnist --data FOLDER
+    python benchmarks/labels/feature_recipe.py --threads 1
+    python benchmarks/labels/feature_recipe.py --threads 1 --set mnist --data FOLDER
 
 The training part is cut in two. One piece is the pool: the encoder is trained on it, and labels are drawn from it. The
 mean prediction is judged on the other piece, whose points are no part of the graph. These labels count as spent, and no
@@ -14,14 +14,19 @@ by the log loss:
 2. the precision of `AnchoredHeads`, and the number of steps before `LastLayerLaplace`, on these features;
 3. the first ten labels, by the better of these posteriors;
 4. the posterior, by rounds of BatchBALD after random first labels and after those of step 3.
+
+Writes feature_recipe_digits.csv or feature_recipe_mnist.csv, after each step, and the tables of docs/results/pool.md.
+With another number of threads the encoder differs by rounding, and close results change places.
 """
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from pytorch_lightning import Trainer
@@ -45,6 +50,9 @@ from al_lightning.posterior import Posterior
 from al_lightning.posterior.last_layer.anchored_heads import PRIOR_STD
 from al_lightning.rounds.mean_prediction import mean_log_probs
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import MANUAL, RESULTS, Row, Table, find_provenance, write_rows
+
 NUM_LABELS, NUM_DRAWS, NUM_SAMPLES = (10, 20, 40, 80), 10, 50
 STDS, STEPS = (2.0, 4.0, 8.0, 16.0), (25, 50, 100, 200, 400)
 FIRST, NUM_ROUNDS, NUM_SEEDS = 10, 6, 4
@@ -60,6 +68,10 @@ COMBINATIONS = (
     ("graph of pixels", "graph of SimCLR", "SimCLR"),
 )
 
+PAGE = MANUAL / "results" / "pool.md"
+SETS = {"digits": "", "mnist": " --set mnist --data FOLDER"}
+"""Options by which a set is asked for."""
+HEADS = "AnchoredHeads"
 Fit = Callable[["Judged", Tensor, int], tuple[nn.Module, Posterior]]  # judged points, labelled positions, seed
 
 
@@ -237,74 +249,171 @@ def first_labels(judged: Judged, acquisition: Acquisition, seed: int) -> Tensor:
     return acquisition(predictions, FIRST, generator=torch.Generator().manual_seed(seed)).positions
 
 
-def compare(title: str, fits: Mapping[str, tuple[Judged, Fit]]) -> tuple[str, tuple[float, float]]:
-    """Print log loss and accuracy of each by the number of random labels, and return the best one's name and means."""
-    print(f"\n| {title} | {' | '.join(f'{num} labels' for num in NUM_LABELS)} | mean |")
-    print("| - |" + " - |" * (len(NUM_LABELS) + 1))
-    means = {}
+@dataclass(frozen=True)
+class Measured:
+    """What one choice of a step has come to, with so many labels.
+
+    Args:
+        step: Number of the step.
+        name: The choice.
+        labels: Number of labels.
+        log_loss: Mean log loss over the draws (nats).
+        accuracy: Mean accuracy over the draws.
+        classes: Mean number of classes among the labels; None where it is not counted.
+    """
+
+    step: int
+    name: str
+    labels: int
+    log_loss: float
+    accuracy: float
+    classes: float | None = None
+
+
+def by_random_labels(step: int, fits: Mapping[str, tuple[Judged, Fit]]) -> list[Measured]:
+    """Judge each fit on random labels."""
+    found = []
     for name, (judged, fit) in fits.items():
-        found = torch.tensor(
-            [
-                [judgement(judged, fit, random_labels(judged, num, seed), seed) for seed in range(NUM_DRAWS)]
-                for num in NUM_LABELS
-            ]
-        ).mean(dim=1)
-        nats, right = found.mean(dim=0).tolist()
-        means[name] = (round(right, 3), -nats)
-        print(f"| {name} | {' | '.join(map(shown, [*found.tolist(), found.mean(dim=0).tolist()]))} |", flush=True)
-    best = max(means, key=means.__getitem__)
-    print(f"Most accurate: {best}.")
-    return best, means[best]
+        for num in NUM_LABELS:
+            pairs = [judgement(judged, fit, random_labels(judged, num, seed), seed) for seed in range(NUM_DRAWS)]
+            found.append(Measured(step, name, num, *mean_of(pairs)))
+    return found
 
 
-def shown(pair: Sequence[float]) -> str:
-    """Show log loss and accuracy."""
-    return f"{pair[0]:.3f}, {100 * pair[1]:.1f} %"
+def by_first_labels(judged: Judged, fit: Fit, rules: Sequence[Acquisition]) -> list[Measured]:
+    """Judge a fit on the first labels that each acquisition chooses."""
+    found = []
+    for rule in rules:
+        firsts = [first_labels(judged, rule, seed) for seed in range(NUM_DRAWS)]
+        pairs = [judgement(judged, fit, labelled, seed) for seed, labelled in enumerate(firsts)]
+        classes = fmean(len(judged.pool_N[labelled].unique()) for labelled in firsts)
+        found.append(Measured(3, named(rule), FIRST, *mean_of(pairs), classes))
+    return found
+
+
+def by_rounds(judged: Judged, fits: Mapping[str, Fit], rules: Sequence[Acquisition]) -> list[Measured]:
+    """Judge each fit after each round of BatchBALD, from the first labels of each acquisition on."""
+    found = []
+    for name, fit in fits.items():
+        for rule in rules:
+            of_seed = [rounds(judged, fit, first_labels(judged, rule, seed), seed) for seed in range(NUM_SEEDS)]
+            for index, pairs in enumerate(zip(*of_seed, strict=True)):
+                choice = f"{name}, after {named(rule)}"
+                found.append(Measured(4, choice, FIRST * (1 + index), *mean_of(pairs)))
+    return found
+
+
+def mean_of(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the mean log loss and the mean accuracy."""
+    return fmean(nats for nats, _ in pairs), fmean(right for _, right in pairs)
+
+
+def named(rule: Acquisition) -> str:
+    """Return the name of an acquisition."""
+    return type(rule).__name__
+
+
+def best_of(rows: Sequence[Row]) -> str:
+    """Return the choice of the highest mean accuracy, to a tenth of a percent, and then of the lowest log loss.
+
+    Example:
+        >>> best_of([{"name": name, "accuracy": "0.5", "log_loss": loss} for name, loss in [("a", "2"), ("b", "1")]])
+        'b'
+    """
+    return max(dict.fromkeys(row["name"] for row in rows), key=lambda name: _merit(rows, name))
+
+
+def _merit(rows: Sequence[Row], name: str) -> tuple[float, float]:
+    accuracy, log_loss = _means(rows, name)
+    return round(accuracy, 3), -log_loss
+
+
+def _means(rows: Sequence[Row], name: str) -> tuple[float, float]:
+    """Return mean accuracy and log loss of a choice, over its numbers of labels."""
+    own = [row for row in rows if row["name"] == name]
+    return fmean(float(row["accuracy"]) for row in own), fmean(float(row["log_loss"]) for row in own)
+
+
+def table(rows: list[dict[str, str]], *, step: int) -> str:
+    """Return the table of a step: a row for each choice, with the best in bold type.
+
+    The two posteriors of step 2 are compared each by itself.
+    """
+    rows = [row for row in rows if row["step"] == str(step)]
+    numbers = list(dict.fromkeys(row["labels"] for row in rows))
+    heads = [row for row in rows if step == 2 and row["name"].startswith(HEADS)]
+    others = [row for row in rows if row not in heads]
+    best = {best_of(group) for group in (heads, others) if group}
+    by_labels = [f"{number} labels" for number in numbers] if len(numbers) > 1 else []
+    classes = ["classes among them"] if rows and rows[0]["classes"] else []
+    what = ("features", "posterior", f"first {FIRST} labels", "rounds of BatchBALD")[step - 1]
+    columns = [f"{step}. {what}", *by_labels, "mean accuracy", "mean log loss (nats)", *classes]
+    lines = [f"| {' | '.join(columns)} |", f"|{' - |' * len(columns)}"]
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = [row for row in rows if row["name"] == name]
+        accuracy, log_loss = _means(rows, name)
+        cells = [f"{100 * float(row['accuracy']):.1f} %" for row in own] if by_labels else []
+        last = [f"{float(own[0]['classes']):.1f}"] if classes else []
+        mean, shown = f"{100 * accuracy:.1f} %", f"**{name}**" if name in best else name
+        lines.append(f"| {' | '.join([shown, *cells, mean, f'{log_loss:.3f}', *last])} |")
+    return "\n".join(lines)
+
+
+TABLES = tuple(
+    Table(
+        f"recipe_{name}_{step}",
+        PAGE,
+        f"feature_recipe_{name}.csv",
+        partial(table, step=step),
+        f"python benchmarks/labels/feature_recipe.py --threads 1{options}",
+    )
+    for name, options in SETS.items()
+    for step in (1, 2, 3, 4)
+)
 
 
 def main() -> None:
-    """Print the four tables."""
+    """Measure step by step, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", choices=("digits", "mnist"), default="digits")
+    parser.add_argument("--set", choices=SETS, default="digits")
     parser.add_argument("--data", type=Path, help="folder of MNIST's files")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--commit", help="where git cannot tell it")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args()
     if asked.set == "mnist" and asked.data is None:
         parser.error("`--set mnist` needs the folder of its files: `--data FOLDER`.")
+    torch.set_num_threads(asked.threads)
+    origin = asdict(find_provenance(threads=asked.threads, device="cpu", commit=asked.commit))
+    rows: list[dict[str, str]] = []
+
+    def best(measured: Sequence[Measured]) -> str:
+        """Keep what was measured, and return the best of it."""
+        new = [{**asdict(one), **origin} for one in measured]
+        rows.extend({name: "" if value is None else str(value) for name, value in row.items()} for row in new)
+        write_rows(asked.results / f"feature_recipe_{asked.set}.csv", rows)
+        chosen = best_of(rows[-len(measured) :])
+        print(f"Step {measured[0].step}: {chosen}.", flush=True)
+        return chosen
+
     images = digits() if asked.set == "digits" else mnist(asked.data)
     parts = parts_of(images)
     of_kind = {", ".join(names): combined([parts[name] for name in names], images) for names in COMBINATIONS}
-
     default = partial(fit_heads, std=PRIOR_STD)
-    kind, _ = compare("1. features", {name: (judged, default) for name, judged in of_kind.items()})
-    chosen = of_kind[kind]
-    heads = {f"AnchoredHeads, standard deviation {std:g}": partial(fit_heads, std=std) for std in STDS}
+    chosen = of_kind[best(by_random_labels(1, {name: (judged, default) for name, judged in of_kind.items()}))]
+
+    heads = {f"{HEADS}, standard deviation {std:g}": partial(fit_heads, std=std) for std in STDS}
     layers = {f"LastLayerLaplace, {steps} steps": partial(fit_laplace, steps=steps) for steps in STEPS}
-    best = [compare("2. posterior", {name: (chosen, one) for name, one in fits.items()}) for fits in (heads, layers)]
-    fit = (heads | layers)[max(best, key=lambda found: found[1])[0]]
+    found = [by_random_labels(2, {name: (chosen, one) for name, one in fits.items()}) for fits in (heads, layers)]
+    fits = {name: (heads | layers)[name] for name in map(best, found)}
+    second = [row for row in rows if row["step"] == "2" and row["name"] in fits]
 
-    print(f"\n| 3. first {FIRST} labels | log loss, accuracy | classes among them |\n| - | - | - |")
-    of_rule = {}
-    for rule in (Random(), TypiClust(), CoreSet(), ProbCover()):
-        firsts = [first_labels(chosen, rule, seed) for seed in range(NUM_DRAWS)]
-        num_classes = [len(chosen.pool_N[labelled].unique()) for labelled in firsts]
-        found = [judgement(chosen, fit, labelled, seed) for seed, labelled in enumerate(firsts)]
-        of_rule[rule] = torch.tensor(found).mean(dim=0)
-        print(f"| {rule!r} | {shown(of_rule[rule].tolist())} | {sum(num_classes) / NUM_DRAWS:.1f} |", flush=True)
-
-    start = max(of_rule, key=lambda rule: of_rule[rule][1].item())
-    labels = [FIRST * (1 + index) for index in range(NUM_ROUNDS)]
-    print(f"\n| 4. rounds, first labels | {' | '.join(f'{num} labels' for num in labels)} | mean |")
-    print("| - |" + " - |" * (NUM_ROUNDS + 1))
-    for name, _ in best:
-        for rule in (Random(), start):
-            found = torch.tensor(
-                [
-                    rounds(chosen, (heads | layers)[name], first_labels(chosen, rule, seed), seed)
-                    for seed in range(NUM_SEEDS)
-                ]
-            ).mean(dim=0)
-            cells = map(shown, [*found.tolist(), found.mean(dim=0).tolist()])
-            print(f"| {name}, {rule!r} | {' | '.join(cells)} |", flush=True)
+    rules = Random(), TypiClust(), CoreSet(), ProbCover()
+    start = best(by_first_labels(chosen, fits[best_of(second)], rules))
+    best(by_rounds(chosen, fits, [rule for rule in rules if named(rule) in {"Random", start}]))
+    for one in TABLES:
+        if one.file == f"feature_recipe_{asked.set}.csv":
+            one.write(asked.results)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,52 @@
 """A rehearsal of the choice of the recipe: few labels, one draw, one round."""
 
+from collections import Counter
+
 import pytest
 import torch
 
 from al_lightning import AnchoredHeads
 from al_lightning.features import Combined, GraphFeatures
 from al_lightning.posterior.last_layer.anchored_heads import PRIOR_STD
+from common import read_rows
 from labels import feature_recipe
 
 
 @pytest.mark.long
-def test_each_step_shows_its_table(monkeypatch, capsys):
-    few = {"NUM_LABELS": (10,), "NUM_DRAWS": 1, "STDS": (8.0,), "STEPS": (25,), "NUM_ROUNDS": 2, "NUM_SEEDS": 1}
+def test_each_step_keeps_its_rows_and_shows_its_table(monkeypatch, capsys, tmp_path):
+    few = {"NUM_LABELS": (10, 20), "NUM_DRAWS": 1, "STDS": (8.0,), "STEPS": (25,), "NUM_ROUNDS": 2, "NUM_SEEDS": 1}
     for name, value in few.items():
         monkeypatch.setattr(feature_recipe, name, value)
-    monkeypatch.setattr("sys.argv", ["feature_recipe.py"])
+    monkeypatch.setattr("sys.argv", ["feature_recipe.py", "--results", str(tmp_path), "--commit", "abc"])
     feature_recipe.main()
+    rows = read_rows(tmp_path / "feature_recipe_digits.csv")
+    counts = Counter(row["step"] for row in rows)
+    assert {step: counts[step] for step in "123"} == {"1": 14, "2": 4, "3": 4}
+    assert counts["4"] in {4, 8}  # two posteriors, two rounds, one or two kinds of first labels
     out = capsys.readouterr().out
-    assert [out.count(f"| {step}. ") for step in (1, 2, 3, 4)] == [1, 2, 1, 1]
-    assert out.count("LastLayerLaplace, 25 steps") == 4  # its table, that it is best, and two rows of rounds
+    assert [out.count(f"| {step}. ") for step in (1, 2, 3, 4)] == [1, 1, 1, 1]
+    assert out.count("Measured by `python benchmarks/labels/feature_recipe.py --threads 1`") == 4
+
+
+def test_a_table_shows_means_and_the_best_of_each_posterior_in_bold_type():
+    rows = [
+        {"step": "2", "name": name, "labels": labels, "log_loss": loss, "accuracy": accuracy, "classes": ""}
+        for name, labels, loss, accuracy in [
+            ("AnchoredHeads, standard deviation 2", "10", "1.5", "0.5"),
+            ("AnchoredHeads, standard deviation 2", "20", "0.5", "0.7"),
+            ("AnchoredHeads, standard deviation 4", "10", "1.0", "0.5001"),
+            ("AnchoredHeads, standard deviation 4", "20", "1.2", "0.7"),
+            ("LastLayerLaplace, 25 steps", "10", "2.0", "0.4"),
+            ("LastLayerLaplace, 25 steps", "20", "2.0", "0.4"),
+        ]
+    ]
+    assert feature_recipe.table(rows, step=2).splitlines() == [
+        "| 2. posterior | 10 labels | 20 labels | mean accuracy | mean log loss (nats) |",
+        "| - | - | - | - | - |",
+        "| **AnchoredHeads, standard deviation 2** | 50.0 % | 70.0 % | 60.0 % | 1.000 |",
+        "| AnchoredHeads, standard deviation 4 | 50.0 % | 70.0 % | 60.0 % | 1.100 |",
+        "| **LastLayerLaplace, 25 steps** | 40.0 % | 40.0 % | 40.0 % | 2.000 |",
+    ]
 
 
 def test_heads_have_the_asked_prior_when_they_are_sampled():
