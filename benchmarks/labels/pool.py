@@ -47,7 +47,7 @@ from scipy.stats import t as student
 from al_lightning import Round, read_journal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import RESULTS, ROOT, Provenance, document, find_provenance
+from common import RESULTS, ROOT, Provenance, Table, document, find_provenance
 from labels.pool_cells import (
     POOLS,
     RECIPE,
@@ -64,7 +64,8 @@ from labels.pool_cells import (
 from labels.seeded_runs import STYLES, number
 
 LEVEL = 0.95
-TARGETS = (0.9, 0.95)
+TARGETS = {"digits": (0.9, 0.95), "MNIST": (0.9, 0.95, 0.97)}
+"""Accuracies to which labels are counted."""
 PAGE = ROOT / "docs" / "results" / "pool.md"
 Row = dict[str, Any]
 
@@ -282,11 +283,21 @@ def tables(results: Mapping[Cell, Row]) -> str:
     parts = []
     for pool in pools:
         budgets = f"{POOLS[pool].query_size} to {POOLS[pool].max_labelled} labels"
-        parts.append(f"**{pool[0].upper()}{pool[1:]}**, {budgets}\n\n{table(results, pool)}")
+        origin = origin_of({cell: row for cell, row in results.items() if cell.pool == pool}, pool)
+        parts.append(f"**{pool[0].upper()}{pool[1:]}**, {budgets}\n\n{table(results, pool)}\n\n{origin}")
         if shown_of(results, pool):
             path = f"../../benchmarks/results/pool_{folder_name(pool)}.png"
             parts.append(f"![Test accuracy against labels on {pool}]({path})")
     return "\n\n".join(parts)
+
+
+def origin_of(results: Mapping[Cell, Row], pool: str) -> str:
+    """Return on what the runs of a set were measured, and by what command."""
+    data = "" if pool.startswith("digits") else " --data FOLDER"
+    name = f'"{pool}"' if " " in pool else pool
+    num_seeds = 1 + max(cell.seed for cell in results)
+    command = f"python benchmarks/labels/pool.py{data} --sets {name} --seeds {num_seeds}"
+    return Table("pool", PAGE, "pool.jsonl", str, command).origin(list(results.values()))
 
 
 def shown_of(results: Mapping[Cell, Row], pool: str) -> dict[Variant, dict[int, Curve]]:
@@ -301,12 +312,13 @@ def shown_of(results: Mapping[Cell, Row], pool: str) -> dict[Variant, dict[int, 
     }
 
 
-def needed(results: Mapping[Cell, Row], pool: str) -> str:
-    """Return a table of the labels to 90 and to 95 %, medians and each seed."""
-    lines = ["| way | acquisition | first labels | labels to 90 % | labels to 95 % |", "| - | - | - | - | - |"]
+def needed(results: Mapping[Cell, Row], pool: str, targets: Sequence[float]) -> str:
+    """Return a table of the labels to each accuracy, medians and each seed."""
+    columns = ["way", "acquisition", "first labels", *(f"labels to {100 * target:.0f} %" for target in targets)]
+    lines = [f"| {' | '.join(columns)} |", f"|{' - |' * len(columns)}"]
     for (way, acquisition, cold_start, _), runs in shown_of(results, pool).items():
         cells = []
-        for target in TARGETS:
+        for target in targets:
             each = [labels_to(target, curve) for curve in runs.values()]
             cells.append(f"{number(statistics.median(each))} ({', '.join(map(number, each))})")
         lines.append(f"| {' | '.join([WAYS[way], acquisition, cold_start, *cells])} |")
@@ -325,7 +337,7 @@ def draw(results: Mapping[Cell, Row], pool: str, path: Path) -> None:
         style = "-" if way == "frozen" else ":"
         axes.plot(labels, mean, style, color=colour, linewidth=width, label=f"{acquisition}, {WAYS[way]}")
         axes.fill_between(labels, mean - deviation, mean + deviation, color=colour, alpha=0.12, linewidth=0)
-    for target in TARGETS:
+    for target in TARGETS["digits"]:
         axes.axhline(100 * target, color="black", linewidth=0.6)
     counts = [len(runs) for runs in runs_of.values()]
     at_least = " at least" * (min(counts) < max(counts))
@@ -409,7 +421,9 @@ def show(results: Mapping[Cell, Row], folder: Path) -> None:
         if shown_of(results, pool):
             draw(results, pool, folder / f"pool_{folder_name(pool)}.png")
     if shown_of(results, "digits"):
-        document("digits_features", needed(results, "digits"), results=folder, readme=PAGE)
+        document("digits_features", needed(results, "digits", TARGETS["digits"]), results=folder, readme=PAGE)
+    if shown_of(results, "MNIST"):
+        document("mnist_features", needed(results, "MNIST", TARGETS["MNIST"]), results=folder, readme=PAGE)
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def test_the_labels_to_a_target_and_the_picture_are_of_random_and_batchbald_both
         for seed, accuracies in enumerate(of_seed):
             cell = cells.Cell("digits", *variant, seed)
             results[cell] = row(cell, [10, 20], accuracies)
-    assert pool.needed(results, "digits").splitlines()[2:] == [
+    assert pool.needed(results, "digits", (0.9, 0.95)).splitlines()[2:] == [
         "| from scratch | Random | Random | never (20, never) | never (never, never) |",
         "| on frozen features | BatchBALD | TypiClust | 10 (10, 10) | never (20, never) |",
     ]
