@@ -9,6 +9,8 @@
 * `.lock`: held by the process that writes; the system frees it when that process ends, however it ends.
 """
 
+import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,8 +33,8 @@ from al_lightning.records.weights import States
 from al_lightning.rounds.limits import POOL_IS_EMPTY, Limits
 
 FIRST_WEIGHTS, LAST_WEIGHTS, ASKED_WEIGHTS = "first_weights.pt", "last_weights.pt", "asked_weights.pt"
-WRITTEN = "# The resolved configuration of this run, written by al-lightning; a resumed run writes it anew.\n"
-"""First line of a configuration, by which it is told from one that the user keeps in the folder."""
+WRITTEN = re.compile(rb"# The resolved configuration of this run, by al-lightning \((\w{8})\)[^\n]*\n(.*)", re.DOTALL)
+"""A configuration that a run has written, with the check sum of the text below the first line."""
 
 
 def locked(folder: Path) -> FileLock:
@@ -243,18 +245,39 @@ def writing_into(folder: Path) -> Iterator[None]:
 
 
 def save_configuration(path: Path, text: str) -> None:
-    """Write a configuration; a file of the user's stays, and so does what Lightning has just written there itself."""
-    if path.exists() and not (there := path.read_bytes()).startswith(WRITTEN.encode()):
-        if there != text.encode():
+    """Write a configuration; a file that is the user's, or was changed by hand, stays as it is.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_configuration(Path(folder) / "config.yaml", "seed: 0")
+        ...     save_configuration(Path(folder) / "config.yaml", "seed: 1")
+        ...     print((Path(folder) / "config.yaml").read_text())
+        # The resolved configuration of this run, by al-lightning (10e55796); written anew unless changed by hand.
+        seed: 1
+    """
+    data = text.encode(errors="backslashreplace")
+    line = f"# The resolved configuration of this run, by al-lightning ({zlib.crc32(data):08x}); "
+    content = line.encode() + b"written anew unless changed by hand.\n" + data
+    with writing_into(path.parent):
+        there = None if path.is_dir() or not path.exists() else path.read_bytes()
+        if there == content:
+            return
+        if path.exists() and not _is_written(there):
             rank_zero_warn(
                 printable(
-                    f"{path} is no file of this run and stays as it is, so the run's own configuration is not kept "
-                    "beside its records: move the file elsewhere, and it will be."
+                    f"{path} was not written by a run, or was changed by hand, and stays as it is, so the run does not "
+                    "keep its configuration beside its records: move the file elsewhere, and it will."
                 )
             )
-        return
-    with writing_into(path.parent):
-        write_atomically(path, WRITTEN + text)
+            return
+        write_atomically(path, content)
+
+
+def _is_written(content: bytes | None) -> bool:
+    """Return whether a run has written this configuration, and nobody has changed it since; None is no file."""
+    found = None if content is None else WRITTEN.fullmatch(content)
+    return found is not None and f"{zlib.crc32(found[2]):08x}".encode() == found[1]
 
 
 def save_states(path: Path, states: States) -> None:

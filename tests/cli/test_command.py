@@ -83,7 +83,35 @@ def test_fit_runs_the_rounds_of_the_main_job_and_leaves_config_and_records():
     assert sorted(header["initial_targets"]) == list(range(10))
     text = (run_folder() / "config.yaml").read_text()
     assert yaml.safe_load(text)["trainer"]["max_epochs"] == 1
-    assert "written by al-lightning" not in text  # the folder is the logger's, and Lightning has written it there
+    assert "by al-lightning" not in text  # the folder is the logger's, and Lightning has written it there
+
+
+@pytest.mark.slow
+def test_a_start_that_is_refused_or_finds_an_ended_run_leaves_the_configuration_of_the_rounds():
+    base = ["fit", "--config", str(CONFIGS / "repeated_digits.yaml"), *QUICK, "--trainer.callbacks.folder=runs/one"]
+    base += ["--trainer.callbacks.acquisition=Random", "--trainer.enable_checkpointing=true"]
+    checkpoints = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath=kept"]
+
+    def fit(max_rounds, *flags):
+        run([*base, f"--trainer.callbacks.max_rounds={max_rounds}", *flags, *checkpoints])
+
+    fit(2)
+    kept = Path("runs/one/config.yaml")
+    before = kept.read_text()
+    assert "max_rounds: 2" in before
+    with pytest.warns(UserWarning, match="noise"):
+        fit(2, "--data.datamodule.noise=0.9")  # of an ended run, which trains nothing
+    with pytest.raises(ValueError, match="weights of another model"):
+        fit(3, "--model.net.hidden=[64]")
+    with pytest.raises(ValueError, match="there is no such file"):
+        fit(3, "--ckpt_path=none.ckpt")
+    assert kept.read_text() == before
+    (checkpoint,) = Path("kept").glob("round=001*.ckpt")
+    fit(3, f"--ckpt_path={checkpoint}")
+    again = yaml.safe_load(kept.read_text())
+    assert (again["ckpt_path"], again["trainer"]["callbacks"][0]["init_args"]["max_rounds"]) == (None, 3)
+    run(["fit", "--config", str(kept)])
+    assert len(read_journal("runs/one")[1]) == 3
 
 
 @pytest.mark.slow

@@ -191,14 +191,17 @@ def test_the_configuration_is_kept_beside_the_records_and_a_file_of_the_users_is
     kept = RUN / "config.yaml"
     (saved,) = RUN.glob("logs/*/config.yaml")
     first, _, rest = kept.read_text().partition("\n")
-    assert "written by al-lightning" in first
+    assert "by al-lightning" in first
     assert rest == saved.read_text()
     assert advise([str(RUN)]) == 0
     page = " ".join(capsys.readouterr().out.split())
     assert "copies: not known, only the data tell" not in page
     assert fit("--trainer.max_epochs=3")[0] == 75  # the command that resumes is the one that is kept
     assert yaml.safe_load(kept.read_text())["trainer"]["max_epochs"] == 3
-    kept.write_text("mine: 1\n")
-    with pytest.warns(UserWarning, match=r"config\.yaml is no file of this run and stays as it is"):
-        assert fit()[0] == 75
-    assert kept.read_text() == "mine: 1\n"
+    for mine in ("mine: 1\n", kept.read_text() + "# a note\n"):
+        kept.write_text(mine)
+        with pytest.warns(
+            UserWarning, match=r"config\.yaml was not written by a run, or was changed by hand, and stays"
+        ):
+            assert fit()[0] == 75
+        assert kept.read_text() == mine
