@@ -221,17 +221,11 @@ class Embedded(Wrapper):
     def _first(self, source: Source) -> FeatureDataset:
         """Return the features of points that are no training data, made now where they are not on disk."""
         self._refuse_other_state(source.name)
-        if isinstance(self.encoder, PoolEncoder) and not self._maker.has("train"):
+        width = self._maker.width("train") if self._train is None else self._train.rows.width
+        if isinstance(self.encoder, PoolEncoder) and width is None:
             self.setup("fit")  # as where a test runs before any fit
         fitted = self._fitted_to_pool if isinstance(self.encoder, PoolEncoder) else None
-        rows = self._maker.made(source, fitted)
-        if self._train is not None and rows.width != self._train.rows.width:
-            raise ValueError(
-                f"The {source.name} data have {rows.width} features, and the training data have "
-                f"{self._train.rows.width}: two encoders have made them, because `version` is {self.version!r}, which "
-                "vouches for the features of both. Name another `version` with each encoder."
-            )
-        return self._of(rows, source.dataset)
+        return self._of(self._maker.made(source, fitted, width=width), source.dataset)
 
     def _make_train(self) -> None:
         """Make the features of the training data and of the pool; at a later fit only of points that are new."""
@@ -259,7 +253,7 @@ class Embedded(Wrapper):
             self._train = self._of(rows, train, draws_views=True)
         elif self.views > 1:
             views = Source("train-views", train, loader, self._form, num_views=self.views)
-            self._train = self._of(self._maker.made(views, fitted=None), train, draws_views=True)
+            self._train = self._of(self._maker.made(views, None, width=rows.width), train, draws_views=True)
         else:
             self._train = self._of(rows, train)
 

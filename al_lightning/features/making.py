@@ -132,12 +132,13 @@ class Maker:
     batch_size: int | None
     is_checked: bool
 
-    def made(self, source: Source, fitted: Callable[[], Fitted] | None) -> Rows:
+    def made(self, source: Source, fitted: Callable[[], Fitted] | None, *, width: int | None = None) -> Rows:
         """Return the features of all points, made now where they are not on disk. All ranks call it at the same time.
 
         Args:
             source: The points.
             fitted: Returns what an encoder of the whole pool has found in it; None to fit it to these points.
+            width: How many features each point must have; None for any number.
         """
         if source.num_points == 0:
             raise ValueError(f"The {source.name} data have no points, so there are no features to make.")
@@ -147,15 +148,17 @@ class Maker:
         with self._locked(store, ranks), seeded(0), self._encoding():
             header = ranks.together(store.header)
             if header is not None:
+                _refuse_other_width(source.name, header.width, width, path=store.header_path)
                 ranks.together(partial(self._check, source, store, header))
             if header is None or header.num_points < source.num_points:
-                self._write(source, store, header, ranks, fitted)
+                self._write(source, store, header, ranks, fitted, width)
                 header = ranks.together(lambda: _seen(store))
             return store.rows(header)
 
-    def has(self, name: str) -> bool:
-        """Return True if there are features of that dataset."""
-        return Store(self.folder, name).header() is not None
+    def width(self, name: str) -> int | None:
+        """Return how many features the points of that dataset have; None if there are none."""
+        header = Store(self.folder, name).header()
+        return None if header is None else header.width
 
     def fitted(self, name: str) -> Fitted:
         """Return what an encoder of the whole pool has found in it."""
@@ -298,6 +301,7 @@ class Maker:
         before: Header | None,
         ranks: Ranks,
         fitted: Callable[[], Fitted] | None,
+        expected_width: int | None,
     ) -> None:
         """Make the features of the points that have none yet, and write those of all."""
         probe_R_D = ranks.together(lambda: self._probe(source, source.num_points))
@@ -309,6 +313,7 @@ class Maker:
         # Of the points that an encoder was fitted to the features are there already.
         num_there = max(start, len(kept["features"])) if kept and fitted is None else start
         width = (kept["features"] if kept else probe_R_D).shape[1]
+        _refuse_other_width(source.name, width, expected_width)
         header = store.new_header((source.num_points, source.num_views, width), self.dtype)
 
         def begin() -> None:
@@ -411,6 +416,17 @@ def _seen(store: Store) -> Header:
             "nodes share."
         )
     return header
+
+
+def _refuse_other_width(name: str, width: int, expected: int | None, *, path: Path | None = None) -> None:
+    """Refuse features of another width than the training data's: a version vouches for those of two encoders."""
+    if expected is None or width == expected:
+        return
+    way_out = "" if path is None else f" If those of the {name} data are wrong, delete {path}, and they are made anew."
+    raise ValueError(
+        f"The {name} data have {width} features, and the training data {expected}: two encoders make them, and "
+        f"`version` vouches for the features of both. Name another `version` with each encoder.{way_out}"
+    )
 
 
 def _differing_rows(old_R_D: Tensor, new_R_D: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ class Store:
 
     def header(self) -> Header | None:
         """Return the header of features that are there; None if there are none."""
-        path = self._header_path
+        path = self.header_path
         if not path.is_file():
             return None
         try:
@@ -161,15 +161,16 @@ class Store:
             np.savez(file, **arrays)
         _replace(partial_beside, self.folder / header.beside)
         _replace(self.partial, self.folder / header.file)
-        written = self.folder / f".{self._header_path.name}{PARTIAL}"
+        written = self.folder / f".{self.header_path.name}{PARTIAL}"
         whole = replace(header, crc32=_crc32(self.folder / header.file))
         written.write_text(json.dumps(asdict(whole), indent=1) + "\n")
-        _replace(written, self._header_path)
+        _replace(written, self.header_path)
         for path in (*before, self.partial_read):
             path.unlink(missing_ok=True)
 
     @property
-    def _header_path(self) -> Path:
+    def header_path(self) -> Path:
+        """Return the file of the header."""
         return self.folder / f"{self.name}.json"
 
     def _check(self, header: Header) -> None:

@@ -372,11 +372,37 @@ def test_a_version_vouches_for_features():
         Embedded(TinyData(), Encoder(), version="../x")
 
 
-def test_a_version_of_two_encoders_of_other_widths_is_refused_at_the_first_data_of_the_second():
-    embedded(TinyData(), version="v1")
-    other = embedded(TinyData(), nn.Sequential(Encoder(), nn.Linear(4, 3)), version="v1")
-    with pytest.raises(ValueError, match=r"val data have 3 features, and the training data have 4: .* `version`"):
-        other.val_dataloader()
+def test_a_version_of_two_encoders_of_other_widths_is_refused_and_nothing_is_kept_of_the_second():
+    wider = nn.Sequential(Encoder(), nn.Linear(4, 5))
+    refused = pytest.raises(
+        ValueError, match=r"val data have 5 features, and the training data 4: .* another `version`"
+    )
+    first = embedded(TinyData(), version="v1")
+    second = embedded(TinyData(), wider, version="v1")
+    with refused:
+        second.val_dataloader()
+    with refused:  # without a fit, as `trainer.validate` asks
+        Embedded(TinyData(), wider, version="v1").val_dataloader()
+    assert first.val_dataloader().dataset[0][0].shape == (4,)
+    assert embedded(TinyData(), version="v1", views=2).val_dataloader().dataset[0][0].shape == (4,)
+
+    folder = first._maker.folder
+    for suffix in ("json", "npy", "npz"):
+        for path in folder.glob(f"train*.{suffix}"):
+            path.unlink()
+    third = embedded(TinyData(), wider, version="v1")
+    with pytest.raises(
+        ValueError, match=r"val data have 4 .* training data 5: .* delete .*val\.json, and they are made"
+    ):
+        third.val_dataloader()
+
+
+def test_views_have_the_width_of_the_pool():
+    given = {"pool": TinyData()._part(60, 0), "views": 2, "version": "v1"}
+    folder = embedded(TinyData(), **given)._maker.folder
+    (folder / "train-views.json").unlink()
+    with pytest.raises(ValueError, match="train-views data have 5 features, and the training data 4"):
+        embedded(TinyData(), nn.Sequential(Encoder(), nn.Linear(4, 5)), **given)
 
 
 def test_damaged_files_are_named_with_the_way_out():
