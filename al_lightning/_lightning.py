@@ -43,8 +43,10 @@ FLAVOUR = choose_flavour()
 if TYPE_CHECKING:
     import pytorch_lightning as pl
     from lightning_fabric.plugins import CheckpointIO
+    from lightning_fabric.utilities.cloud_io import get_filesystem
     from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
     from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+    from pytorch_lightning.loggers import CSVLogger
     from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
     from pytorch_lightning.utilities import CombinedLoader
     from pytorch_lightning.utilities.compile import from_compiled
@@ -57,6 +59,9 @@ else:
     Callback, LightningDataModule = pl.Callback, pl.LightningDataModule
     LightningModule, Trainer = pl.LightningModule, pl.Trainer
     CheckpointIO = importlib.import_module(f"{FLAVOUR}.plugins").CheckpointIO
+    CSVLogger = importlib.import_module(f"{FLAVOUR}.loggers").CSVLogger
+    fabric = "lightning_fabric" if FLAVOUR == "pytorch_lightning" else "lightning.fabric"
+    get_filesystem = importlib.import_module(f"{fabric}.utilities.cloud_io").get_filesystem
     launchers = importlib.import_module(f"{FLAVOUR}.strategies.launchers.multiprocessing")
     _MultiProcessingLauncher = launchers._MultiProcessingLauncher
     CombinedLoader = importlib.import_module(f"{FLAVOUR}.utilities").CombinedLoader
@@ -134,6 +139,7 @@ def set_logged_steps(trainer: Trainer, steps: int) -> None:
 __all__ = [
     "FLAVOUR",
     "LIGHTNINGS_OWN",
+    "CSVLogger",
     "Callback",
     "CheckpointIO",
     "CombinedLoader",
@@ -144,6 +150,7 @@ __all__ = [
     "callbacks_of",
     "check_flavour",
     "check_strategy",
+    "get_filesystem",
     "has_only_tuned",
     "is_overridden",
     "is_tuning",

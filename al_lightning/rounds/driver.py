@@ -36,6 +36,7 @@ from al_lightning.rounds.rewind import Rewind
 from al_lightning.rounds.round_end import finish_round, with_tests
 from al_lightning.rounds.run import Run
 from al_lightning.rounds.start import Fit, Start
+from al_lightning.tracking import follow_spawned
 
 SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 
@@ -220,12 +221,15 @@ class _Rounds:
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=fit.ckpt_path)
         if spawns(self.trainer):
             self.run.receive(self.datamodule)
+            follow_spawned(self.trainer)
         if not self.trainer.state.finished:
             self._refuse_unfinished()
 
     def _test(self) -> tuple[Metrics, float]:
         started = time.perf_counter()
         results = self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        if spawns(self.trainer):
+            follow_spawned(self.trainer)
         metrics = {name: value for result in results for name, value in result.items()}
         return metrics, time.perf_counter() - started
 
@@ -320,6 +324,7 @@ def _prepare_to_spawn(trainer: Trainer, run: Run) -> None:
             "lost. Use `Trainer(strategy='ddp')`."
         )
     run.name_folder(trainer)
+    follow_spawned(trainer)
 
 
 def _checkpoint_due(trainer: Trainer, run: Run, ckpt_path: str | Path | None) -> str | Path | None:

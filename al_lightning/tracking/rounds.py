@@ -1,10 +1,11 @@
 """Rounds of a run in each logger of the Trainer: one call of `log_metrics` a round."""
 
+import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from al_lightning._lightning import Trainer, spawns
+from al_lightning._lightning import CSVLogger, Trainer, get_filesystem, spawns
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.distributed import Ranks
 from al_lightning.records.images import refuse_linked, rendered, write_thumbnail
@@ -30,6 +31,29 @@ def open_loggers(trainer: Trainer, *, job_type: str) -> None:
     """
     for logger in wandb_loggers(trainer):
         open_wandb(logger, job_type=job_type)
+
+
+def follow_spawned(trainer: Trainer) -> None:
+    """Bring the loggers of this process to what spawned processes have logged, whose loggers end with them.
+
+    To be called before the first of them too: they would number versions each by itself, and a CSVLogger would begin
+    its file anew in each. What it has in memory of its file are the columns.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVLogger):
+            writer = logger.experiment
+            columns = _columns(writer.metrics_file_path)
+            writer.metrics_keys = columns or writer.metrics_keys
+        _ = logger.version  # is numbered now
+
+
+def _columns(path: str) -> list[str]:
+    """Return the columns of a CSV file, which may lie on another file system; none where there is no file."""
+    files = get_filesystem(path)
+    if not files.isfile(path):
+        return []
+    with files.open(path, "r", newline="") as file:
+        return next(csv.reader(file), [])
 
 
 def begin_tracking(trainer: Trainer, rounds: Sequence[Round], header: Mapping[str, Any], folder: Path | None) -> None:

@@ -68,6 +68,34 @@ def test_the_objects_of_a_script_that_spawns_hold_what_its_processes_did(tmp_pat
     assert ids_in(tmp_path / "run") == expected["acquired"][0]
 
 
+@pytest.mark.long
+def test_the_table_of_a_csv_logger_has_all_rows_of_processes_that_are_spawned(tmp_path):
+    """The default logger of the configurations, and that of Lightning where nothing else is installed."""
+    flags = ["--trainer.max_epochs=1", "--data.points_per_epoch=64", "--trainer.callbacks.max_rounds=3"]
+    flags += ["--trainer.callbacks.acquisition=Random", "--trainer.accelerator=cpu", "--trainer.logger.name=logs"]
+    flags += ["--trainer.log_every_n_steps=1", "--trainer.logger.save_dir=."]
+    tables = []
+    for strategy in ("auto", "ddp_spawn"):
+        folder = tmp_path / strategy
+        folder.mkdir()
+        command = [sys.executable, "-m", "al_lightning", "fit", "--config", "repeated_digits.yaml", *flags]
+        command += [f"--trainer.strategy={strategy}", "--trainer.devices=1", "--trainer.callbacks.folder=run"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        (path,) = folder.glob("logs/*/metrics.csv")
+        with path.open(newline="") as file:
+            tables.append(list(csv.DictReader(file)))
+    expected, spawned = tables
+    assert set(spawned[0]) == set(expected[0])
+    filled = [[{name for name, value in row.items() if value} for row in table] for table in tables]
+    assert sorted(map(sorted, filled[1])) == sorted(map(sorted, filled[0]))
+    assert [row["al/num_labelled"] for row in spawned if row["al/num_labelled"]] == ["10.0", "20.0", "30.0"]
+    assert [row["test_acc"] for row in spawned if row["test_acc"]] == [
+        row["test_acc"] for row in expected if row["test_acc"]
+    ]
+
+
 @pytest.mark.parametrize("arguments", [{"fast_dev_run": True}, {}])
 def test_what_spawned_processes_would_lose_is_refused(make_trainer, make_model, make_data, make_callback, arguments):
     callback = make_callback() if arguments else make_callback(posterior=DeepEnsemble(2), num_samples=None)
