@@ -36,7 +36,7 @@ from al_lightning.rounds.rewind import Rewind
 from al_lightning.rounds.round_end import finish_round, with_tests
 from al_lightning.rounds.run import Run
 from al_lightning.rounds.start import Fit, Start
-from al_lightning.tracking import follow_spawned
+from al_lightning.tracking import follow_spawned, log_earlier_rounds
 
 SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 
@@ -325,6 +325,7 @@ def _prepare_to_spawn(trainer: Trainer, run: Run) -> None:
         )
     run.name_folder(trainer)
     follow_spawned(trainer)
+    log_earlier_rounds(trainer, run.earlier_rounds(), run.earlier_header(), run.named_folder)
 
 
 def _checkpoint_due(trainer: Trainer, run: Run, ckpt_path: str | Path | None) -> str | Path | None:

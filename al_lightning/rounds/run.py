@@ -160,6 +160,10 @@ class Run:
             return []
         return self._still_finished(read_journal(self.named_folder)[1])
 
+    def earlier_header(self) -> Mapping[str, Any]:
+        """Read the header of these rounds; empty if there are none."""
+        return read_journal(self.named_folder)[0] if self.named_folder is not None and self.earlier_rounds() else {}
+
     def _still_finished(self, rounds: Sequence[Round], num_points: int | None = None) -> list[Round]:
         limits = self.settings.limits
         if self.settings.oracle.asks_people:

@@ -69,11 +69,19 @@ def begin_tracking(trainer: Trainer, rounds: Sequence[Round], header: Mapping[st
         known = {id(logger): num_logged(logger) for logger in wandb_loggers(trainer)}
         for logger in wandb_loggers(trainer):
             begin_wandb(logger, header)
-        if not spawns(trainer):  # spawned processes get the loggers of earlier rounds
-            for end in range(1, len(rounds) + 1):
-                _log(trainer, rounds[:end], header, folder, known=known)
+        if not spawns(trainer):  # the process that spawns others has logged them
+            _log_all(trainer, rounds, header, folder, known=known)
 
     _on_first_rank(trainer, begin)
+
+
+def log_earlier_rounds(
+    trainer: Trainer, rounds: Sequence[Round], header: Mapping[str, Any], folder: Path | None
+) -> None:
+    """Log the rounds that earlier processes finished, before this one spawns any."""
+    if rounds:
+        known = {id(logger): num_logged(logger) for logger in wandb_loggers(trainer)}
+        _log_all(trainer, rounds, header, folder, known=known)
 
 
 def log_last_round(trainer: Trainer, rounds: Sequence[Round], header: Mapping[str, Any], folder: Path | None) -> None:
@@ -94,6 +102,13 @@ def _keep(folder: Path, datamodule: ActiveLearningDataModule, indices: list[int]
         pixels = rendered(item, datamodule.inner)
         if pixels is not None:
             write_thumbnail(folder, index, pixels)
+
+
+def _log_all(
+    trainer: Trainer, rounds: Sequence[Round], header: Mapping[str, Any], folder: Path | None, *, known: dict[int, int]
+) -> None:
+    for end in range(1, len(rounds) + 1):
+        _log(trainer, rounds[:end], header, folder, known=known)
 
 
 def _log(

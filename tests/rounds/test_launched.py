@@ -70,30 +70,31 @@ def test_the_objects_of_a_script_that_spawns_hold_what_its_processes_did(tmp_pat
 
 @pytest.mark.long
 def test_the_table_of_a_csv_logger_has_all_rows_of_processes_that_are_spawned(tmp_path):
-    """The default logger of the configurations, and that of Lightning where nothing else is installed."""
-    flags = ["--trainer.max_epochs=1", "--data.points_per_epoch=64", "--trainer.callbacks.max_rounds=3"]
-    flags += ["--trainer.callbacks.acquisition=Random", "--trainer.accelerator=cpu", "--trainer.logger.name=logs"]
-    flags += ["--trainer.log_every_n_steps=1", "--trainer.logger.save_dir=."]
-    tables = []
+    """It is the logger of the configurations, and Lightning's where nothing else is installed."""
+    flags = ["--trainer.max_epochs=1", "--data.points_per_epoch=64", "--trainer.callbacks.acquisition=Random"]
+    flags += ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.log_every_n_steps=1"]
+    flags += ["--trainer.logger.name=logs", "--trainer.logger.save_dir=.", "--trainer.callbacks.folder=run"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    tables = {}
     for strategy in ("auto", "ddp_spawn"):
-        folder = tmp_path / strategy
-        folder.mkdir()
-        command = [sys.executable, "-m", "al_lightning", "fit", "--config", "repeated_digits.yaml", *flags]
-        command += [f"--trainer.strategy={strategy}", "--trainer.devices=1", "--trainer.callbacks.folder=run"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
-        assert done.returncode == 0, done.stderr[-3000:]
-        (path,) = folder.glob("logs/*/metrics.csv")
-        with path.open(newline="") as file:
-            tables.append(list(csv.DictReader(file)))
-    expected, spawned = tables
-    assert set(spawned[0]) == set(expected[0])
-    filled = [[{name for name, value in row.items() if value} for row in table] for table in tables]
-    assert sorted(map(sorted, filled[1])) == sorted(map(sorted, filled[0]))
-    assert [row["al/num_labelled"] for row in spawned if row["al/num_labelled"]] == ["10.0", "20.0", "30.0"]
-    assert [row["test_acc"] for row in spawned if row["test_acc"]] == [
-        row["test_acc"] for row in expected if row["test_acc"]
-    ]
+        (tmp_path / strategy).mkdir()
+        for max_rounds in (2, 3):  # the second command resumes the run
+            more = [f"--trainer.strategy={strategy}", f"--trainer.callbacks.max_rounds={max_rounds}"]
+            command = [sys.executable, "-m", "al_lightning", "fit", "--config", "repeated_digits.yaml", *flags, *more]
+            done = subprocess.run(
+                command, cwd=tmp_path / strategy, capture_output=True, text=True, check=False, env=environment
+            )
+            assert done.returncode == 0, done.stderr[-3000:]
+        for version in (0, 1):
+            with (tmp_path / strategy / "logs" / f"version_{version}" / "metrics.csv").open(newline="") as file:
+                tables[strategy, version] = list(csv.DictReader(file))
+    for version, num_labelled in enumerate((["10.0", "20.0"], ["10.0", "20.0", "30.0"])):
+        expected, spawned = tables["auto", version], tables["ddp_spawn", version]
+        assert set(spawned[0]) == set(expected[0])
+        filled = [[sorted(name for name in row if row[name]) for row in table] for table in (spawned, expected)]
+        assert sorted(filled[0]) == sorted(filled[1])
+        assert [row["al/num_labelled"] for row in spawned if row["al/num_labelled"]] == num_labelled
+    assert [path.name for path in sorted((tmp_path / "ddp_spawn" / "logs").iterdir())] == ["version_0", "version_1"]
 
 
 @pytest.mark.parametrize("arguments", [{"fast_dev_run": True}, {}])
