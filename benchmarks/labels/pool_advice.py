@@ -9,8 +9,8 @@ runs on features and from scratch have the same seeds are compared.
 A rule says which run is made, from the numbers of whole runs on features after TypiClust, with Random or BatchBALD, or
 without any: more than someone knows who must decide early. The gain of a rule on a set is that of the run it asks for
 over Random on features after a random first batch: mean accuracy over all budgets, in points of a percent, paired by
-seed. The last row leaves one set out after the other: the rule with the highest mean gain on the others is followed
-there. Writes the table of docs/concepts/when.md.
+seed. The last row leaves one data set out after the other, with all pools of the same images, such as one with junk:
+the rule with the highest mean gain on the others is followed there. Writes the table of docs/concepts/when.md.
 """
 
 import argparse
@@ -196,15 +196,38 @@ def gains(rule: Rule, seeds: Mapping[int, tuple[Known, Mapping[tuple[str, str, s
     return [accuracy_of[rule.choose(known)] - accuracy_of[ON_FEATURES] for known, accuracy_of in seeds.values()]
 
 
-def best_on_others(gains_of: Mapping[str, Mapping[str, Sequence[float]]], left_out: str) -> str:
-    """Return the rule with the highest mean gain over all sets but one; of equal ones the first.
+def source_of(pool: str) -> str:
+    """Return the data set that a pool is made of.
 
     Example:
-        >>> best_on_others({"R0": {"a": [0.0], "b": [0.0]}, "R1": {"a": [9.0], "b": [-1.0]}}, "a")
-        'R0'
+        >>> source_of("digits, junk trained")
+        'digits'
+    """
+    return pool.partition(",")[0]
+
+
+def by_source(gains_of_pool: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return the mean gain on each data set, over the pools that are made of it."""
+    sources = dict.fromkeys(map(source_of, gains_of_pool))
+    return {
+        source: statistics.mean(
+            statistics.mean(each) for pool, each in gains_of_pool.items() if source_of(pool) == source
+        )
+        for source in sources
+    }
+
+
+def best_on_others(gains_of: Mapping[str, Mapping[str, Sequence[float]]], left_out: str) -> str:
+    """Return the rule with the highest mean gain over all data sets but that of one pool; of equal ones the first.
+
+    Example:
+        >>> none = {"a": [0.0], "a, junk": [0.0], "b": [0.0]}
+        >>> gains_of = {"R0": none, "R1": {"a": [9.0], "a, junk": [5.0], "b": [-1.0]}}
+        >>> best_on_others(gains_of, "a"), best_on_others(gains_of, "b")
+        ('R0', 'R1')
     """
     means = {
-        words: statistics.mean(statistics.mean(each) for pool, each in of_pool.items() if pool != left_out)
+        words: statistics.mean(mean for source, mean in by_source(of_pool).items() if source != source_of(left_out))
         for words, of_pool in gains_of.items()
     }
     return max(means, key=lambda words: means[words])
@@ -228,23 +251,24 @@ def table(gains_of: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     lines = [f"| {' | '.join(heads)} |", f"|{' - |' * len(heads)}"]
     for words, of_pool in list(gains_of.items())[1:]:
         lines.append(f"| {' | '.join([words, *(shown(of_pool[pool]) for pool in pools)])} |")
-    if len(pools) > 1:
+    if len(set(map(source_of, pools))) > 1:
         chosen = {pool: best_on_others(gains_of, pool) for pool in pools}
         cells = [f"{shown(gains_of[chosen[pool]][pool])} ({chosen[pool]})" for pool in pools]
         lines.append(f"| **chosen on the other sets** | {' | '.join(cells)} |")
-        lines += ["", verdict([gains_of[chosen[pool]][pool] for pool in pools])]
+        lines += ["", verdict({pool: gains_of[chosen[pool]][pool] for pool in pools})]
     return "\n".join(lines)
 
 
-def verdict(left_out: Sequence[Sequence[float]]) -> str:
-    """Say in a sentence on how many sets the rule that was chosen on the others gained."""
-    bounds = [(mean - width, mean + width) for mean, width in map(interval, left_out)]
+def verdict(left_out: Mapping[str, Sequence[float]]) -> str:
+    """Say in a sentence on how many pools the rule that was chosen on the other data sets gained."""
+    bounds = [(mean - width, mean + width) for mean, width in map(interval, left_out.values())]
     num_above, num_below = sum(low > 0 for low, _ in bounds), sum(high < 0 for _, high in bounds)
-    mean, width = interval([statistics.mean(each) for each in left_out])
+    means = list(by_source(left_out).values())
+    mean, width = interval(means)
     return (
-        f"The rule that is chosen on the other sets gains over Random on features on {num_above} of {len(bounds)} sets "
-        f"(interval above 0) and loses on {num_below}; over the sets, as a sample of sets, {mean:+.1f} ± {width:.1f} "
-        "points."
+        f"The rule that is chosen on the other data sets gains over Random on features on {num_above} of {len(bounds)} "
+        f"pools (interval above 0) and loses on {num_below}; over the {len(means)} data sets, as a sample of such, "
+        f"{mean:+.1f} ± {width:.1f} points."
     )
 
 

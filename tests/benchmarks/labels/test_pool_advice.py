@@ -65,9 +65,24 @@ def test_the_table_has_the_gain_of_the_rule_that_is_best_on_the_other_sets(modul
     zero = "+0.0 ± 0.0 (R0: Random on features)"
     assert left_out == f"| **chosen on the other sets** | {zero} | {zero} | -12.0 ± 2.0 ({words}) |"
     assert shown[-1].startswith(
-        "The rule that is chosen on the other sets gains over Random on features on 0 of 3 sets"
+        "The rule that is chosen on the other data sets gains over Random on features on 0 of 3 pools"
     )
-    assert "and loses on 1; over the sets, as a sample of sets, -4.0 ± 17.2 points" in shown[-1]
+    assert "and loses on 1; over the 3 data sets, as a sample of such, -4.0 ± 17.2 points" in shown[-1]
+
+
+def test_pools_of_the_same_images_are_left_out_together(modules):
+    advice = modules["pool_advice"]
+    gains_of = {
+        "R0": {"digits": [0.0, 0.0], "digits, junk trained": [0.0, 0.0], "USPS": [0.0, 0.0]},
+        "R1": {"digits": [4.0, 6.0], "digits, junk trained": [8.0, 10.0], "USPS": [-1.0, -2.0]},
+    }
+    *_, chosen, _, sentence = advice.table(gains_of).splitlines()
+    # On USPS alone R1 loses, so it is chosen for none of the digits' pools; on these it gains, so it is for USPS.
+    assert chosen.count("(R0)") == 2
+    assert chosen.endswith(" (R1) |")
+    assert "over the 2 data sets" in sentence
+    only_digits = {rule: {pool: of[pool] for pool in list(of)[:2]} for rule, of in gains_of.items()}
+    assert "chosen on the other" not in advice.table(only_digits)
 
 
 @pytest.mark.long
