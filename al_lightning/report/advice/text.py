@@ -12,9 +12,9 @@ WIDTH = 100
 INDENT = "  "
 NOTHING = "None of it supports a statement."
 UNTESTED = (
-    "Whether an acquisition gains over Random here is not among it: no rule that says so from these numbers has been "
-    "tested on data that it was not made from (the manual's page When does it pay?). To know, run Random on the same "
-    "features and seeds, and pair the runs: `al-lightning compare`."
+    "Whether an acquisition gains over Random here is not among it: no rule that says so from these numbers has held on "
+    "data that it was not made from (the manual's page When does it pay?). To know, run Random on the same features and "
+    "seeds, and pair the runs: `al-lightning compare`."
 )
 
 
@@ -32,8 +32,8 @@ def page_of(title: str, evidence: Sequence[Evidence]) -> str:
           - So it is.
         <BLANKLINE>
         Whether an acquisition gains over Random here is not among it: no rule that says so from these
-        numbers has been tested on data that it was not made from (the manual's page When does it pay?). To
-        know, run Random on the same features and seeds, and pair the runs: `al-lightning compare`.
+        numbers has held on data that it was not made from (the manual's page When does it pay?). To know,
+        run Random on the same features and seeds, and pair the runs: `al-lightning compare`.
     """
     lines = [_line(each) for each in evidence]
     supported = [each.supports for each in evidence if each.supports]
