@@ -12,9 +12,9 @@ WIDTH = 100
 INDENT = "  "
 NOTHING = "None of it supports a statement."
 UNTESTED = (
-    "Whether an acquisition gains over Random here is not among it: no rule that says so from these numbers has held on "
-    "data that it was not made from (the manual's page When does it pay?). To know, run Random on the same features and "
-    "seeds, and pair the runs: `al-lightning compare`."
+    "Whether an acquisition gains over Random here is not among it: no rule that says so from these numbers has held "
+    "on data that it was not made from (the manual's page When does it pay?). To know, run Random on the same features "
+    "and seeds, and pair the runs: `al-lightning compare`."
 )
 
 
