@@ -161,8 +161,9 @@ class Run:
         return self._still_finished(read_journal(self.named_folder)[1])
 
     def earlier_header(self) -> Mapping[str, Any]:
-        """Read the header of these rounds; empty if there are none."""
-        return read_journal(self.named_folder)[0] if self.named_folder is not None and self.earlier_rounds() else {}
+        """Read the header of an earlier process, before the run is opened; empty if there is none."""
+        folder = self.named_folder
+        return {} if folder is None or not (folder / "rounds.jsonl").exists() else read_journal(folder)[0]
 
     def _still_finished(self, rounds: Sequence[Round], num_points: int | None = None) -> list[Round]:
         limits = self.settings.limits

@@ -34,10 +34,10 @@ def open_loggers(trainer: Trainer, *, job_type: str) -> None:
 
 
 def follow_spawned(trainer: Trainer) -> None:
-    """Bring the loggers of this process to what spawned processes have logged, whose loggers end with them.
+    """Bring the loggers of this process to what spawned processes have logged, whose own loggers end with them.
 
-    To be called before the first of them too: they would number versions each by itself, and a CSVLogger would begin
-    its file anew in each. What it has in memory of its file are the columns.
+    Call it before the first of them too: each would number its version by itself, and a CSVLogger would begin its file
+    anew in each. Of its file such a logger remembers the columns alone, which are read here.
     """
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
