@@ -28,9 +28,13 @@ class Letters(LightningDataModule):
         self.save_hyperparameters(logger=False)
         self.root = Path(root)
         self.batch_size = batch_size
+        self.train_set: TensorDataset | None = None
+        self.test_set: TensorDataset | None = None
 
     def setup(self, stage: str) -> None:  # noqa: ARG002 - both files are read together
-        """Read the files; mean and variance are those of the training rows."""
+        """Read the files once for all rounds; mean and variance are those of the training rows."""
+        if self.train_set is not None:
+            return
         rows_N_D, classes_N = self._read("train")
         mean_D, std_D = rows_N_D.mean(dim=0), rows_N_D.std(dim=0)
         test_T_D, classes_T = self._read("test")
