@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--points", type=int, default=60_000)
     parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--commit", help="where git cannot tell it")
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args()
@@ -170,7 +171,7 @@ def main() -> None:
     provenance = find_provenance(threads=asked.threads, device="cpu", commit=asked.commit)
     path = asked.results / "frozen.csv"
     for posterior in POSTERIORS:
-        for way in WAYS:
+        for way in asked.ways:
             case = {
                 **asdict(provenance),
                 "num_points": str(asked.points),

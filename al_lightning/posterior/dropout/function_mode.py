@@ -79,6 +79,7 @@ WAY_OUT = (
 _NOT_IN_TRAINING = (functional.alpha_dropout, functional.feature_alpha_dropout)  # by default
 AXES_OF_WEIGHTS = 4  # (B, heads, L, S)
 _AXES_OF_TEXT = 3  # (T, B, D)
+_AXES_OF_FEATURES = 2  # (B, D)
 MOST_KEPT = 64 * 2**20  # bytes of all masks of attention; further ones are computed when they are used
 _STEP = 32  # positions by which masks grow, so that slowly growing lengths do not draw them each time
 _T = TypeVar("_T")
@@ -223,11 +224,14 @@ class MaskedForward(TorchFunctionMode):
         if not deferred:
             self.results.has_own_convolution |= func in CONVOLUTIONS and _any_depends_on_sample(args[:2])
             return self._noted((linear if func is functional.linear else func)(*args, **kwargs))
+        pending = [tensor for tensor in deferred if not tensor.is_computed]
         result = applied(func, args, kwargs)
         if isinstance(result, SharedConvolution) and isinstance(args[0], ScaledChannels):
             self.results.add_responses(args[0], result)
         for tensor in deferred:
             self.results.add_computed(tensor)
+        for tensor in pending:
+            self.results.add_product(tensor)
         return self._noted(result)
 
     def _noted(self, result: _T) -> _T:
@@ -438,7 +442,8 @@ def _time_first(model: nn.Module) -> Iterator[str]:
 
 
 def _dropout_of_all(kind: DropoutKind, x: Tensor, keep: Tensor, p: float, *, in_place: bool) -> Tensor:
-    if kind.channelwise and not kind.alpha and not in_place:
+    is_of_features = not kind.of_weights and x.dim() == _AXES_OF_FEATURES and not depends_on_sample(x)
+    if (kind.channelwise or is_of_features) and not kind.alpha and not in_place:
         return scaled_channels(x, keep_factors(keep, p, dtype=x.dtype))
     # Not in place on an x with one value for all samples: only the returned tensor holds the dropout.
     return masked(computed(x), keep, p, alpha=kind.alpha, in_place=in_place and depends_on_sample(x))

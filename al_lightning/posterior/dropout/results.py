@@ -40,6 +40,11 @@ class Results:
         if isinstance(convolution, SharedConvolution) and convolution.mixture.is_computed:
             self.largest = max(self.largest, convolution.mixture.num_bytes)
 
+    def add_product(self, x: Deferred) -> None:
+        """Add the product of features and their factors, if it was computed now: a linear layer may do without it."""
+        if isinstance(x, ScaledChannels) and x.is_computed and x.dim() == 2:  # noqa: PLR2004 - (B, D)
+            self.own += x.numel() * x.element_size()
+
     def add_responses(self, x: Tensor, result: SharedConvolution) -> None:
         """Add the responses of the channels of `x` to a convolution."""
         size = x.shape[1] * result.mixture.num_bytes

@@ -17,6 +17,7 @@ from al_lightning.posterior.last_layer.fitted import (
     LabelledFeatures,
     preview_last_layer,
     read_labelled,
+    standard_normal,
 )
 from al_lightning.posterior.last_layer.minimum import anchored_minima
 
@@ -134,11 +135,12 @@ class AnchoredHeads(Posterior):
             f"`posterior.fit_to_labels(model, batches, targets_N).sample(model, num_samples, seed=seed)`."
         )
 
-    def deviations(self, labelled: LabelledFeatures, noise_K_C_D: Tensor) -> Tensor:
-        """Train a head for each row of noise, and return its weights less the trained layer's (K, C, D)."""
+    def deviations(self, labelled: LabelledFeatures, num_samples: int, *, seed: int) -> Tensor:
+        """Train a head for each draw of the prior, and return its weights less the trained layer's (K, C, D)."""
         if labelled.targets_N is None:
             raise ValueError("`labelled` has no `targets_N`, on which heads are trained. Call `fit_to_labels`.")
         precision = self.precision_for(labelled)
+        noise_K_C_D = standard_normal(num_samples, labelled.weights_C_D.shape, seed=seed)
         heads_K_C_D = anchored_minima(
             labelled.features_N_D * _units(labelled),
             labelled.targets_N,

@@ -1,6 +1,6 @@
 """Posteriors over the weights of the last linear layer, given the labelled points: reading these, and sampling."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
@@ -58,8 +58,8 @@ class LastLayerPosterior(Protocol):
     def way_to_fit(self) -> str:
         """Return the advice on samples that fit the labelled points far worse than the trained model."""
 
-    def deviations(self, labelled: LabelledFeatures, noise_K_C_D: Tensor) -> Tensor:
-        """Return weights of K samples less the trained ones (K, C, D), from independent standard normal numbers."""
+    def deviations(self, labelled: LabelledFeatures, num_samples: int, *, seed: int) -> Tensor:
+        """Return weights of K samples less the trained ones (K, C, D); fewer samples are the first of more."""
 
     def preview(self, model: nn.Module, batch: object, *, smaller: object = None) -> Tensor:
         """See `Posterior.preview`."""
@@ -113,6 +113,18 @@ def read_labelled(
     return LabelledFeatures(layer, _weights_of(model, layer), features_N_D, logits_N_C, has_bias, targets_N)
 
 
+def standard_normal(num_samples: int, shape: Sequence[int], *, seed: int) -> Tensor:
+    """Return independent standard normal numbers (K, *shape), in double precision on the CPU.
+
+    Example:
+        >>> few, more = (standard_normal(num_samples, (2, 3), seed=0) for num_samples in (1, 4))
+        >>> torch.equal(few[0], more[0])
+        True
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randn(*shape, generator=generator, dtype=torch.float64) for _ in range(num_samples)])
+
+
 @dataclass(frozen=True, eq=False)
 class FittedLastLayer(Posterior):
     """A posterior over the weights of the last layer after a training, as its `fit` returns it.
@@ -148,10 +160,7 @@ class FittedLastLayer(Posterior):
         """Draw K sets of weights of the last layer, on the CPU; see `Posterior.sample`."""
         check_draws(num_samples, seed=seed)
         self._refuse_other_weights(model)
-        generator = torch.Generator().manual_seed(seed)
-        shape = self.labelled.weights_C_D.shape
-        noise = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(num_samples)]
-        deviations_K_C_D = self.posterior.deviations(self.labelled, torch.stack(noise))
+        deviations_K_C_D = self.posterior.deviations(self.labelled, num_samples, seed=seed)
         samples = _Samples(self, model, deviations_K_C_D)
         with until_the_end(samples, labelled_fit=self._labelled_fit(deviations_K_C_D)) as predict:
             del samples

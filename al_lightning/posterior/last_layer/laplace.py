@@ -16,8 +16,10 @@ from al_lightning.posterior.last_layer.fitted import (
     LabelledFeatures,
     preview_last_layer,
     read_labelled,
+    standard_normal,
 )
-from al_lightning.posterior.last_layer.gaussian import full_deviations, kron_deviations
+from al_lightning.posterior.last_layer.gaussian import full_deviations, full_deviations_of_few, kron_deviations
+from al_lightning.randomness import derived_seed
 
 MAX_FULL_SIZE = 6_000  # weights; a covariance of 0.3 GB and seconds of one core, once a round
 
@@ -41,7 +43,8 @@ class LastLayerLaplace(Posterior):
             "classifier"; by default the last nn.Linear that runs. A layer that runs on each token of a text is served
             if the output is that of one token, as in GPT-2.
         structure: "full" is the covariance of all weights, "kron" a Kronecker-factored approximation for many of them.
-            By default "full" up to 6000 weights.
+            By default "full" up to 6000 weights. With N labelled points, C outputs and D features, "full" takes a
+            matrix of C min(N, D) rows, so with few points it serves wide features too.
         predict: How to get logits or log-probabilities (B, C) of a batch, `predict(module, batch)`. By default
             `module(x)`, x being the batch or the first item of an (x, y) batch; of a dict without its labels
             `module(**x)`.
@@ -104,14 +107,22 @@ class LastLayerLaplace(Posterior):
             f"`posterior.fit(model, batches).sample(model, num_samples, seed=seed)`."
         )
 
-    def deviations(self, labelled: LabelledFeatures, noise_K_C_D: Tensor) -> Tensor:
-        """Return deviations from the trained weights (K, C, D), from independent standard normal numbers."""
+    def deviations(self, labelled: LabelledFeatures, num_samples: int, *, seed: int) -> Tensor:
+        """Return draws of the Gaussian, less the trained weights (K, C, D)."""
         full = self.structure == "full" or (self.structure is None and labelled.weights_C_D.numel() <= MAX_FULL_SIZE)
+        noise_K_C_D = standard_normal(num_samples, labelled.weights_C_D.shape, seed=seed)
+        features_N_D, logits_N_C = labelled.features_N_D, labelled.logits_N_C
+        if full and len(features_N_D) < features_N_D.shape[1]:
+            seed_of_points = derived_seed(seed, 0, "noise of labelled points")
+            return full_deviations_of_few(
+                features_N_D,
+                logits_N_C,
+                prior_precision=self.precision_for(labelled),
+                noise_K_C_D=noise_K_C_D,
+                noise_K_N_C=standard_normal(num_samples, logits_N_C.shape, seed=seed_of_points),
+            )
         return (full_deviations if full else kron_deviations)(
-            labelled.features_N_D,
-            labelled.logits_N_C,
-            prior_precision=self.precision_for(labelled),
-            noise_K_C_D=noise_K_C_D,
+            features_N_D, logits_N_C, prior_precision=self.precision_for(labelled), noise_K_C_D=noise_K_C_D
         )
 
     def precision_for(self, labelled: LabelledFeatures) -> float:

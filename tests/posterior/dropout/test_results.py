@@ -30,6 +30,19 @@ def test_channels_that_are_not_multiplied_count_once():
     assert counted(lambda results, x: results.add(scaled_channels(torch.ones(2, 3), x))) == Results(shared=24)
 
 
+def test_a_product_of_features_is_of_each_sample_once_it_is_computed():
+    def awaiting(results, x):
+        results.add_product(scaled_channels(torch.ones(2, 3), x[0]))
+
+    def multiplied(results, x):
+        product = scaled_channels(torch.ones(2, 3), x[0])
+        product.value()
+        results.add_product(product)
+
+    assert counted(awaiting) == Results()
+    assert counted(multiplied) == Results(own=24)
+
+
 def convolution_of(scale):
     """Of two rows and five channels to three channels of 4 x 4."""
     return SharedConvolution.of(torch.ones(2, 5, 6, 6), scale, Convolution(torch.ones(3, 5, 3, 3), None))

@@ -92,6 +92,11 @@ def nothing_left(parts, x):
     return functional.dropout2d(functional.dropout2d(x, 0.5), 1.0) + functional.dropout(x, 0.5)
 
 
+def used_twice(parts, x):
+    dropped = functional.dropout(x.flatten(1), 0.5)
+    return parts["linear"](dropped) + functional.linear(dropped, weight=parts["linear"].weight.abs()) - dropped
+
+
 MODELS = {
     "mlp": lambda: MLP(192, num_classes=4, hidden=(16, 16)),
     "paper": lambda: nn.Sequential(nn.Upsample(28), PaperCNN(channels=3, num_classes=4)),
@@ -122,6 +127,10 @@ MODELS = {
     "3d": lambda: ending(nn.Unflatten(2, (2, 4)), nn.Dropout3d(0.5), nn.Conv3d(3, 4, 2)),
     "alpha": lambda: images(nn.FeatureAlphaDropout(0.3), nn.Conv2d(6, 5, 3), nn.SELU(), nn.AlphaDropout(0.2)),
     "nothing left": lambda: of_function(nothing_left),
+    "features": lambda: ending(nn.Flatten(), nn.Dropout(0.5)),
+    "features dropped twice": lambda: ending(nn.Flatten(), nn.Dropout(0.2), nn.Dropout(0.5)),
+    "features used twice": lambda: of_function(used_twice, linear=nn.Linear(192, 192, bias=False)),
+    "norm after features": lambda: ending(nn.Flatten(), nn.Dropout(0.5), nn.LayerNorm(192)),
 }
 
 
@@ -193,6 +202,28 @@ def test_any_stack_of_layers_is_that_of_the_loop(names):
     assert_same_as_the_loop(made(lambda: images(*(LAYERS[name]() for name in names), nn.Dropout(0.2))), points(5))
 
 
+FEATURES = {
+    "linear": lambda: nn.Linear(16, 16),
+    "without bias": lambda: nn.Linear(16, 16, bias=False),
+    "dropout": lambda: nn.Dropout(0.4),
+    "in place": lambda: nn.Dropout(0.3, inplace=True),
+    "alpha": lambda: nn.AlphaDropout(0.2),
+    "relu": nn.ReLU,
+    "relu in place": lambda: nn.ReLU(inplace=True),
+    "norm": lambda: nn.LayerNorm(16),
+    "tanh": nn.Tanh,
+}
+
+
+@pytest.mark.slow
+@settings(max_examples=30, deadline=None)
+@given(names=st.lists(st.sampled_from(list(FEATURES)), min_size=1, max_size=6))
+def test_any_stack_of_layers_of_features_is_that_of_the_loop(names):
+    assume(sum(name in {"dropout", "in place", "alpha"} for name in names) <= 3)
+    layers = [FEATURES[name]() for name in names]
+    assert_same_as_the_loop(made(lambda: ending(nn.Flatten(), nn.Linear(192, 16), *layers, nn.Dropout(0.2))), points(5))
+
+
 def scales(*factors):
     """Batches that differ in scale and size, of which the first is the one that is checked."""
     return [points(5) * factor for factor in factors]
@@ -210,6 +241,13 @@ def clipped_in_place_after_dropout(parts, x):
     dropped = parts["drop"](h)
     functional.hardtanh(h, -3.0, 3.0, inplace=True)
     return parts["conv"](dropped)
+
+
+def clipped_features(parts, x):
+    h = parts["before"](x).flatten(1)
+    dropped = functional.dropout(h, 0.5)
+    functional.hardtanh(h, -3.0, 3.0, inplace=True)
+    return functional.linear(dropped, torch.ones(2, dropped.shape[1]))
 
 
 def clipped_of_each_sample(parts, x):
@@ -235,7 +273,10 @@ def multiplied_in_place(parts, x):
 
 @pytest.mark.parametrize(
     "function",
-    [clipped_in_place, clipped_in_place_after_dropout, clipped_of_each_sample, clipped_result, multiplied_in_place],
+    [
+        *(clipped_in_place, clipped_in_place_after_dropout, clipped_features),
+        *(clipped_of_each_sample, clipped_result, multiplied_in_place),
+    ],
 )
 def test_what_is_written_in_place_while_a_result_is_awaited_is_never_read(function):
     parts = {"before": nn.Conv2d(3, 6, 3, padding=1), "drop": nn.Dropout2d(0.5)}

@@ -181,7 +181,7 @@ def test_without_labels_fitting_says_what_to_do():
         AnchoredHeads().sample(net(), K, seed=0)
     without = LastLayerLaplace().fit(net(), [points()]).labelled
     with pytest.raises(ValueError, match="has no `targets_N`, on which heads are trained"):
-        AnchoredHeads().deviations(without, torch.zeros(2, 3, 13))
+        AnchoredHeads().deviations(without, 2, seed=0)
 
 
 @pytest.mark.parametrize("label", [3, -1])

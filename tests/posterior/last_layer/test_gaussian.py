@@ -4,9 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from al_lightning.posterior.last_layer.gaussian import ROWS_AT_ONCE, full_deviations, kron_deviations, output_curvature
-
-FORMS = pytest.mark.parametrize("deviations", [full_deviations, kron_deviations])
+from al_lightning.posterior.last_layer.gaussian import (
+    ROWS_AT_ONCE,
+    curvature_root,
+    full_deviations,
+    full_deviations_of_few,
+    kron_deviations,
+    output_curvature,
+)
 
 
 def normal(*shape, seed=0):
@@ -29,6 +34,30 @@ def covariance(deviations, features_N_D, logits_N_C, prior_precision):
     return root_P_P.T @ root_P_P
 
 
+def of_few(features_N_D, logits_N_C, *, prior_precision, noise_K_C_D):
+    """The rows of a root of the covariance from the noise of weights, and after them those from the noise of points."""
+    size, (num_points, num_classes) = len(noise_K_C_D), logits_N_C.shape
+    num_numbers = num_points * num_classes
+    unit_Q_N_C = torch.eye(num_numbers, dtype=torch.float64).reshape(num_numbers, num_points, num_classes)
+    return full_deviations_of_few(
+        features_N_D,
+        logits_N_C,
+        prior_precision=prior_precision,
+        noise_K_C_D=functional.pad(noise_K_C_D, (0, 0, 0, 0, 0, len(unit_Q_N_C))),
+        noise_K_N_C=functional.pad(unit_Q_N_C, (0, 0, 0, 0, size, 0)),
+    )
+
+
+FULL = pytest.mark.parametrize("deviations", [full_deviations, of_few])
+FORMS = pytest.mark.parametrize("deviations", [full_deviations, of_few, kron_deviations])
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 4])
+def test_the_root_of_a_curvature_is_one(num_classes):
+    root_N_C_C = curvature_root(normal(5, num_classes))
+    torch.testing.assert_close(root_N_C_C @ root_N_C_C.mT, output_curvature(normal(5, num_classes)))
+
+
 @pytest.mark.parametrize("num_classes", [1, 2, 4])
 @pytest.mark.parametrize("target", [0, 1])
 def test_curvature_is_the_hessian_of_the_cross_entropy_whatever_the_label(num_classes, target):
@@ -37,10 +66,12 @@ def test_curvature_is_the_hessian_of_the_cross_entropy_whatever_the_label(num_cl
     torch.testing.assert_close(output_curvature(logits_C.unsqueeze(0))[0], hessian_C_C)
 
 
+@FULL
 @pytest.mark.parametrize("num_classes", [1, 3])
-def test_full_covariance_is_the_inverse_hessian_of_loss_and_prior(num_classes):
-    features_N_D, weights = normal(7, 4), normal(num_classes * 4, seed=1)
-    targets_N = torch.arange(7) % max(num_classes, 2)
+@pytest.mark.parametrize("rows", [[0], [0, 1, 2], [0, 1, 1], range(7)])  # of 4 features; one point twice
+def test_full_covariance_is_the_inverse_hessian_of_loss_and_prior(deviations, num_classes, rows):
+    features_N_D, weights = normal(7, 4)[list(rows)], normal(num_classes * 4, seed=1)
+    targets_N = torch.arange(len(rows)) % max(num_classes, 2)
 
     def negative_log_posterior(weights_P):
         logits_N_C = features_N_D @ weights_P.reshape(num_classes, 4).T
@@ -48,7 +79,17 @@ def test_full_covariance_is_the_inverse_hessian_of_loss_and_prior(num_classes):
 
     expected_P_P = torch.autograd.functional.hessian(negative_log_posterior, weights).inverse()
     logits_N_C = features_N_D @ weights.reshape(num_classes, 4).T
-    torch.testing.assert_close(covariance(full_deviations, features_N_D, logits_N_C, 0.3), expected_P_P)
+    torch.testing.assert_close(covariance(deviations, features_N_D, logits_N_C, 0.3), expected_P_P)
+
+
+def test_rounding_changes_draws_by_rounding_alone_where_points_are_equal():
+    features_N_D = normal(3, 5)[[0, 1, 1, 2]]
+    given = {"noise_K_C_D": normal(6, 2, 5, seed=2), "noise_K_N_C": normal(6, 4, 2, seed=3), "prior_precision": 0.1}
+    exact, near = (
+        full_deviations_of_few(h_N_D, normal(4, 2, seed=1), **given)
+        for h_N_D in (features_N_D, features_N_D * (1 + 1e-13 * normal(4, 5, seed=4)))
+    )
+    torch.testing.assert_close(near, exact, rtol=0, atol=1e-11)
 
 
 def test_kron_covariance_is_that_of_the_product_of_sum_and_mean():
@@ -103,7 +144,8 @@ def test_many_rows_are_summed_in_parts():
     torch.testing.assert_close(covariance(full_deviations, features_N_D, logits_N_C, 0.3), expected)
 
 
-def test_a_prior_too_weak_for_double_precision_is_refused():
+@FULL
+def test_a_prior_too_weak_for_double_precision_is_refused(deviations):
     features_N_D = 1e8 * torch.ones(2, 3, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"`prior_precision` is 1e-12, too small beside .* 5e\+15, for double"):
-        covariance(full_deviations, features_N_D, torch.zeros(2, 2, dtype=torch.float64), 1e-12)
+    with pytest.raises(ValueError, match=r"`prior_precision` is 1e-12, too small beside .* \d.*e\+15, for double"):
+        covariance(deviations, features_N_D, torch.zeros(2, 2, dtype=torch.float64), 1e-12)

@@ -18,6 +18,7 @@ from al_lightning.posterior.dropout.lazy.deferred import (
     deferred_among,
     depends_on_sample,
 )
+from al_lightning.posterior.dropout.lazy.linear import linear_of_scaled
 from al_lightning.posterior.dropout.lazy.pooling import FASTER, MAX_POOLS
 from al_lightning.posterior.dropout.lazy.private import is_batchedtensor
 from al_lightning.posterior.dropout.lazy.responses import Convolution
@@ -50,8 +51,8 @@ def applied(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     """Return `func(*args, **kwargs)` where some arguments are `Deferred`; the result may be deferred again.
 
     A channel-wise, positively homogeneous operation acts on the tensor without its factors, which are multiplied later.
-    A convolution is linear in its input channels, so its channels' responses are shared. Any other operation gets the
-    computed tensor.
+    A convolution is linear in its input channels, so its channels' responses are shared, and a linear layer may take
+    the factors into its weights. Any other operation gets the computed tensor.
 
     Example:
         >>> x = ScaledChannels(torch.tensor([[[-1.0, 2.0]]]), torch.tensor([[3.0]]))
@@ -71,6 +72,8 @@ def applied(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
             return _activated(func, x, args[1:], kwargs)
         if func in CONVOLUTIONS and isinstance(x, ScaledChannels):
             return _convolved(func, x, args[1:], kwargs)
+        if func is functional.linear and isinstance(x, ScaledChannels):
+            return linear_of_scaled(x, *args[1:], **kwargs)
     return func(*map_tensors(computed, list(args)), **map_tensors(computed, kwargs))  # type: ignore[misc, arg-type]
 
 

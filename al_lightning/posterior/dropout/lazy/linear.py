@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from al_lightning.posterior.dropout.lazy.deferred import depends_on_sample
+from al_lightning.posterior.dropout.lazy.deferred import ScaledChannels, by_sample, depends_on_sample
 from al_lightning.posterior.dropout.lazy.private import (
     add_batch_dim,
     get_unwrapped,
+    is_batchedtensor,
     maybe_get_bdim,
     maybe_get_level,
 )
@@ -15,6 +16,7 @@ from al_lightning.threads import each, own_threads
 
 _FEWEST_ROWS, _SMALLEST_WEIGHT = 16, 2**16  # below, a product for each sample costs more than the copy
 _SAMPLES_AT_ONCE = 16
+_SCALED_AT_ONCE = 2**21  # numbers of scaled weights, so that they stay in the cache
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -28,6 +30,39 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return functional.linear(x, weight, bias)
     product = _product_of_columns(x, weight)
     return product if bias is None else product.add_(bias)  # in place, which `linear` under `torch.vmap` is not
+
+
+def linear_of_scaled(x: ScaledChannels, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return `torch.nn.functional.linear` of features that are not multiplied by their factors yet.
+
+    W (s_k x) = (W s_k) x: with the factors in the weights, one product of x serves many samples, and no sample's
+    features are written.
+
+    Example:
+        >>> x, weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 1.0]])
+        >>> scale_K_D = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+        >>> torch.vmap(lambda scale: linear_of_scaled(ScaledChannels(x, scale), weight))(scale_K_D).squeeze(2)
+        tensor([[2., 6.],
+                [4., 8.]])
+    """
+    unscaled, scale, parts = x.unscaled, x.scale, [weight, *([] if bias is None else [bias])]
+    weights_can_be_scaled = (
+        x.dim() == 2  # noqa: PLR2004 - (B, D)
+        and is_batchedtensor(scale)
+        and not any(depends_on_sample(tensor) for tensor in (unscaled, *parts))
+        and all(tensor.dtype == unscaled.dtype == scale.dtype for tensor in parts)
+        and not torch.is_autocast_enabled(x.device.type)
+    )
+    if not weights_can_be_scaled:
+        return linear(x.value(), weight, bias)
+    products = []
+    for scale_k_D in torch.split(by_sample(scale), max(1, _SCALED_AT_ONCE // weight.numel())):
+        weight_kO_D = (scale_k_D.unsqueeze(1) * weight).flatten(end_dim=1)
+        bias_kO = None if bias is None else bias.repeat(len(scale_k_D))
+        product_B_kO = functional.linear(unscaled, weight_kO_D, bias_kO)
+        products.append(product_B_kO.view(len(x), len(scale_k_D), len(weight)))
+    product_B_K_O = products[0] if len(products) == 1 else torch.cat(products, dim=1)
+    return add_batch_dim(product_B_K_O, 1, maybe_get_level(scale))
 
 
 def _product_of_columns(x: Tensor, weight: Tensor) -> Tensor:
