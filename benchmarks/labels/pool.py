@@ -5,9 +5,10 @@
     python benchmarks/labels/pool.py --data FOLDER --sets MNIST letters --seeds 5 --priority 2 --budget-s 20000
 
 FOLDER holds `mnist/` and `usps/` with their IDX files, `letter/` and `text/` with their CSV files; the digits need
-none. Each cell is an ordinary run of `al-lightning fit --config CELL/cell.yaml` in a folder of its own, after one run
-for the encoder of its set and seed. A cell whose line is in pool.jsonl is not run again, and one that was killed is
-resumed: start the command again to go on. `--list` shows the cells by priority, with the CPU time that is left.
+none. Each cell is an ordinary run of `al-lightning fit --config CELL/cell.yaml` in a process and a folder of its own,
+after one run for the encoder of its set and seed; the processes share their imports. A cell whose line is in pool.jsonl
+is not run again, and one that was killed is resumed: start the command again to go on. `--list` shows the cells by
+priority, with the CPU time that is left.
 
 The ways are a net from scratch; the same on images under small affine maps; a linear layer on features that were made
 once without labels (configs/digits_features.yaml and configs/mnist_features.yaml); and the encoder of these features,
@@ -23,17 +24,17 @@ import argparse
 import itertools
 import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import matplotlib as mpl
@@ -48,6 +49,7 @@ from al_lightning import Round, read_journal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import RESULTS, ROOT, Provenance, Table, document, find_provenance
+from labels.forked import Forks
 from labels.pool_cells import (
     POOLS,
     RECIPE,
@@ -111,12 +113,12 @@ def read_results(path: Path) -> dict[Cell, Row]:
     return {Cell(**{name: row[name] for name in Cell.__dataclass_fields__}): row for row in rows}
 
 
-def train_encoder(cell: Cell, place: Place) -> None:
+def train_encoder(cell: Cell, place: Place, forks: Forks) -> None:
     """Train the encoder of a cell's set and seed, if it needs one that is not there yet."""
     folder = place.encoder(cell)
     if POOLS[cell.pool].size is None or cell.way not in {"frozen", "tuned"} or (folder / "encoder.ckpt").is_file():
         return
-    fit(folder, encoder_config(cell, place))
+    fit(folder, encoder_config(cell, place), forks)
     (folder / "training" / "encoder.ckpt").replace(
         folder / "encoder.ckpt"
     )  # one that was killed leaves an earlier epoch's
@@ -135,29 +137,21 @@ def encoders_ahead(cells: Sequence[Cell]) -> list[tuple[Cell, bool]]:
     return tasks
 
 
-def run(cell: Cell, place: Place) -> tuple[list[Round], float]:
+def run(cell: Cell, place: Place, forks: Forks) -> tuple[list[Round], float]:
     """Run a cell whose encoder is trained, and return its rounds and its CPU seconds."""
-    cpu_s = fit(place.root / cell.name, config_of(cell, place))
+    cpu_s = fit(place.root / cell.name, config_of(cell, place), forks)
     _, rounds = read_journal(place.root / cell.name)
     if not rounds or rounds[-1].stopped is None:
         raise RuntimeError(f"The run in {place.root / cell.name} ended without its last round; see its log.txt.")
     return rounds, cpu_s
 
 
-def fit(folder: Path, config: Mapping[str, Any]) -> float:
+def fit(folder: Path, config: Mapping[str, Any], forks: Forks) -> float:
     """Run the command with a configuration, which stays in the folder beside the log, and return its CPU seconds."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "cell.yaml"
     path.write_text(yaml.safe_dump(dict(config), sort_keys=False))
-    with (folder / "log.txt").open("a") as log:
-        # In the root of the clone, where a configuration finds `benchmarks`.
-        command = [sys.executable, "-m", "al_lightning", "fit", "--config", str(path)]
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
-        _, status, used = os.wait4(process.pid, 0)  # of this process alone, whatever else is running
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"`{' '.join(command)}` ended with status {process.returncode}; see {folder / 'log.txt'}.")
-    return float(used.ru_utime + used.ru_stime)
+    return forks.fit(path, folder / "log.txt")
 
 
 def estimate(cell: Cell, results: Mapping[Cell, Row]) -> float:
@@ -380,7 +374,6 @@ def main() -> None:
     if asked.list:
         print(listing(ranked, results))
         return
-    os.environ["OMP_NUM_THREADS"] = str(asked.threads)
     provenance = find_provenance(threads=asked.threads, device="cpu", commit=asked.commit)
     place = Place(asked.folder.resolve(), None if asked.data is None else asked.data.resolve())
     asked.results.mkdir(parents=True, exist_ok=True)
@@ -390,12 +383,19 @@ def main() -> None:
     def row_of(cell: Cell, *, is_run: bool) -> Row | None:
         if time.monotonic() - began >= asked.budget_s:
             return None
-        with encoder_locks[place.encoder(cell)]:
-            train_encoder(cell, place)
-        return as_row(cell, *run(cell, place), provenance) if is_run else None
+        forks = idle.get()
+        try:
+            with encoder_locks[place.encoder(cell)]:
+                train_encoder(cell, place, forks)
+            return as_row(cell, *run(cell, place, forks), provenance) if is_run else None
+        finally:
+            idle.put(forks)
 
-    with ThreadPoolExecutor(asked.jobs) as workers:
-        tasks = encoders_ahead([cell for _, cell in ranked if cell not in results])
+    idle: SimpleQueue[Forks] = SimpleQueue()
+    tasks = encoders_ahead([cell for _, cell in ranked if cell not in results])
+    with ExitStack() as stack, ThreadPoolExecutor(asked.jobs) as workers:
+        for _ in range(min(asked.jobs, len(tasks))):
+            idle.put(stack.enter_context(Forks(threads=asked.threads)))
         running = {workers.submit(row_of, cell, is_run=is_run): cell for cell, is_run in tasks}
         try:
             for done in as_completed(running):

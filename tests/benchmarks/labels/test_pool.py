@@ -3,7 +3,6 @@
 import importlib
 import json
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ PROVENANCE = {"commit": "c", "torch": "t", "machine": "m"}
 
 @pytest.fixture
 def modules():
-    return {name: importlib.import_module(f"labels.{name}") for name in ("pool", "pool_cells", "pool_data")}
+    return {name: importlib.import_module(f"labels.{name}") for name in ("forked", "pool", "pool_cells", "pool_data")}
 
 
 @pytest.fixture
@@ -239,17 +238,22 @@ def test_each_encoder_is_trained_before_the_cells_of_another(modules):
 @pytest.mark.long
 def test_a_cell_is_an_ordinary_run_on_an_encoder_of_its_own(modules, tmp_path, monkeypatch):
     pool, cells = modules["pool"], modules["pool_cells"]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(BENCHMARKS.parent), os.environ.get("PYTHONPATH", "")]))
     quick = cells.Pool(cells.POOLS["digits, junk trained"].datamodule, size=8, encoder_epochs=1, reject="train")
     monkeypatch.setitem(cells.POOLS, "digits, junk trained", quick)
     place = cells.Place(tmp_path, None)
-    for way in ("frozen", "augmented"):
-        cell = cells.Cell("digits, junk trained", way, "Random", "Random", 50, 0)
-        pool.train_encoder(cell, place)
-        kept = pool.as_row(cell, *pool.run(cell, place), pool.Provenance("c", "t", "m"))
-        assert 0 < kept["cpu_s"] < 600
-        assert kept["num_paid"] == [50, 100]
-        assert 0.4 < kept["test_mean_acc"][-1] <= 1
-        assert 10 < kept["num_rejected"][-1] < 50
-        assert yaml.safe_load((tmp_path / cell.name / "cell.yaml").read_text()) == cells.config_of(cell, place)
+    with modules["forked"].Forks(threads=1) as forks:
+        for way in ("frozen", "augmented"):
+            cell = cells.Cell("digits, junk trained", way, "Random", "Random", 50, 0)
+            pool.train_encoder(cell, place, forks)
+            kept = pool.as_row(cell, *pool.run(cell, place, forks), pool.Provenance("c", "t", "m"))
+            assert 0 < kept["cpu_s"] < 600
+            assert kept["num_paid"] == [50, 100]
+            assert 0.4 < kept["test_mean_acc"][-1] <= 1
+            assert 10 < kept["num_rejected"][-1] < 50
+            assert yaml.safe_load((tmp_path / cell.name / "cell.yaml").read_text()) == cells.config_of(cell, place)
+        broken = tmp_path / "broken.yaml"
+        broken.write_text("no_such_key: 1\n")
+        with pytest.raises(RuntimeError, match=r"broken.yaml` ended with status 2; see .*broken.txt"):
+            forks.fit(broken, tmp_path / "broken.txt")
+        assert "no_such_key" in (tmp_path / "broken.txt").read_text()
     assert (place.encoder(cell) / "encoder.ckpt").is_file()
