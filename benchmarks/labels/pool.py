@@ -28,6 +28,7 @@ import statistics
 import sys
 import threading
 import time
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -88,6 +89,8 @@ class Curve:
 def as_row(cell: Cell, rounds: Sequence[Round], cpu_s: float, provenance: Provenance) -> Row:
     """Return what is kept of a run: its cell, and lists over the rounds that had labels to train on."""
     fitted = [entry for entry in rounds if entry.num_labelled > 0]
+    if len(fitted) < len(rounds) - 1:  # only the round that chooses the first batch has none
+        raise ValueError(f"{cell} has paid for a whole first batch of junk, and no model is measured at that budget.")
     return {
         **asdict(cell),
         "num_paid": [entry.num_labelled + entry.num_rejected for entry in fitted],
@@ -179,8 +182,21 @@ def listing(cells: Sequence[tuple[int, Cell]], results: Mapping[Cell, Row]) -> s
 
 
 def curve_of(row: Row) -> Curve:
-    """Return the curve of a kept run."""
-    return Curve(dict(zip(row["num_paid"], row["test_mean_acc"], strict=True)), row["num_rejected"][-1])
+    """Return the curve of a kept run, at each multiple of the query size.
+
+    After a batch of which all is excluded as junk, no fit follows, and the next batch is chosen by the same model: its
+    round tells how much was paid at the end. So the accuracy at a budget is that of the first round that ends there or
+    later.
+
+    Example:
+        >>> row = {"query_size": 5, "num_paid": [5, 20], "test_mean_acc": [0.1, 0.5], "num_rejected": [1, 12]}
+        >>> curve_of(row)
+        Curve(accuracy_of={5: 0.1, 10: 0.5, 15: 0.5, 20: 0.5}, num_rejected=12)
+    """
+    ends, size = row["num_paid"], row["query_size"]
+    budgets = range(size, ends[-1] + 1, size)
+    accuracy_of = {budget: row["test_mean_acc"][bisect_left(ends, budget)] for budget in budgets}
+    return Curve(accuracy_of, row["num_rejected"][-1])
 
 
 def mean_accuracy(curve: Curve, budgets: Collection[int] | None = None) -> float:
