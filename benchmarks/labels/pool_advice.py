@@ -10,7 +10,8 @@ A rule says which run is made, from the numbers of whole runs on features after 
 without any: more than someone knows who must decide early. The gain of a rule on a set is that of the run it asks for
 over Random on features after a random first batch: mean accuracy over all budgets, in points of a percent, paired by
 seed. The last row leaves one data set out after the other, with all pools of the same images, such as one with junk:
-the rule with the highest mean gain on the others is followed there. Writes the table of docs/concepts/when.md.
+the rule with the highest mean gain on the others is followed there. A pool whose rejected points are set aside is left
+out, because the command advises against that in any case. Writes the table of docs/concepts/when.md.
 """
 
 import argparse
@@ -305,7 +306,11 @@ def main() -> None:
         )
         for pool in POOLS
     }
-    compared = {pool: seeds for pool, seeds in found.items() if len(seeds) >= LEAST_SEEDS}
+    compared = {
+        pool: seeds
+        for pool, seeds in found.items()
+        if len(seeds) >= LEAST_SEEDS and POOLS[pool].reject != "set_aside"
+    }
     if not compared:
         print(f"No set has {LEAST_SEEDS} seeds of each run and their evidence yet.")
         return
