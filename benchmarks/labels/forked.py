@@ -1,5 +1,7 @@
 """Run the command many times, each in a fork of one process, so that all runs share its imports (7 s of a core).
 
+    echo '["run.yaml", "log.txt"]' | python benchmarks/labels/forked.py
+
 Each line of stdin is JSON of (configuration, log file). After `al-lightning fit --config CONFIGURATION` has ended, its
 status and CPU seconds are written as a line to stdout. A run is alone in its process, as from a terminal.
 """

@@ -307,9 +307,7 @@ def main() -> None:
         for pool in POOLS
     }
     compared = {
-        pool: seeds
-        for pool, seeds in found.items()
-        if len(seeds) >= LEAST_SEEDS and POOLS[pool].reject != "set_aside"
+        pool: seeds for pool, seeds in found.items() if len(seeds) >= LEAST_SEEDS and POOLS[pool].reject != "set_aside"
     }
     if not compared:
         print(f"No set has {LEAST_SEEDS} seeds of each run and their evidence yet.")
