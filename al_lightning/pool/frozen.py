@@ -59,18 +59,16 @@ class Frozen:
         batch: A batch of points as the pool loader yields it.
         kept: Place of the rows.
         header: Their description.
-        batch_size: Rows of a batch.
     """
 
     part: FrozenPart
     batch: object
     kept: Kept
     header: Header
-    batch_size: int
 
-    def loader(self, indices: Sequence[int]) -> DataLoader[Any]:
+    def loader(self, indices: Sequence[int], batch_size: int) -> DataLoader[Any]:
         """Return a loader of the rows of some points."""
-        return DataLoader(FrozenPoints(self, indices), batch_size=self.batch_size, collate_fn=_as_they_are)
+        return DataLoader(FrozenPoints(self, indices), batch_size=batch_size, collate_fn=_as_they_are)
 
     def replaced(self, model: nn.Module) -> AbstractContextManager[None]:
         """Feed the model batches of rows within the block."""
@@ -185,22 +183,15 @@ class Keeper:
                 expected = predict(batch)
                 # In another order, so that nothing that the model remembers of a batch fits the rows by accident.
                 predict(map_tensors(lambda x: x.flip(0) if x.dim() and len(x) == num_rows else x, batch))
-                sizes = [self._rows_at_once(part, inputs, expected) for part in known]
-                frozen = [self._of(part, batch, size) for part, size in zip(known, sizes, strict=True)]
-                same = (each for each in frozen if self._is_same(each, predict, expected))
+                same = (each for part in known if self._is_same(each := self._of(part, batch), predict, expected))
                 return [*islice(same, 1)]
         except Exception:  # noqa: BLE001 - an error of the model itself is raised by its prediction as usual
             return []
 
-    def _rows_at_once(self, part: FrozenPart, inputs: Sequence[Tensor], expected: Sequence[Tensor]) -> int:
-        """Return how many rows, with what is read of them, take the memory of a batch of inputs; at least as many."""
-        of_inputs, of_rows = (sum(x.nbytes for x in found) for found in (inputs, [part.rows_B_D, *expected]))
-        return max(self.batch_size, self.batch_size * of_inputs // max(1, of_rows))
-
-    def _of(self, part: FrozenPart, batch: object, batch_size: int) -> Frozen:
+    def _of(self, part: FrozenPart, batch: object) -> Frozen:
         dtype = str(part.output_B.dtype).removeprefix("torch.")
         header = Header(part.name, part.digest(self.usual.call.model), part.rows_B_D.shape[1], dtype)
-        return Frozen(part, batch, self.kept, header, batch_size)
+        return Frozen(part, batch, self.kept, header)
 
     def _is_same(self, frozen: Frozen, predict: Callable[[object], list[Tensor]], expected: list[Tensor]) -> bool:
         try:

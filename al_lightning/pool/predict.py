@@ -447,7 +447,7 @@ class Predictor:
     def _loader(self, indices_n: Tensor) -> DataLoader[Any]:
         if self.frozen is None:
             return self.datamodule.pool_dataloader(indices_n)
-        return self.frozen.loader(indices_n.tolist())
+        return self.frozen.loader(indices_n.tolist(), self.batch_size)
 
     def _own(self, indices_n: Tensor, draw: Draw) -> tuple[Tensor, Passes]:
         if len(indices_n) == 0:

@@ -27,7 +27,6 @@ from al_lightning import (
     active_fit,
 )
 from al_lightning.acquisition import Entropy
-from al_lightning.pool.frozen import FrozenPoints
 from al_lightning.randomness import seeded
 from al_lightning.rounds.run import Run
 
@@ -77,13 +76,6 @@ class SkippingOnce(Model):
 
     def forward(self, x):
         return super().forward(x) + x[:, :3] * (x == data().tensors[0][17]).all(dim=1, keepdim=True)
-
-
-class Wide(Model):
-    """The backbone reads the first of many inputs."""
-
-    def forward(self, x):
-        return super().forward(x[:, :4])
 
 
 class Remembering(Model):
@@ -199,21 +191,6 @@ def same(found, expected):
     assert [acquired for acquired, _ in found] == [acquired for acquired, _ in expected]
     for (_, scores), (_, expected_scores) in zip(found, expected, strict=True):
         torch.testing.assert_close(torch.tensor(scores), torch.tensor(expected_scores), rtol=0, atol=1e-5)
-
-
-def test_a_batch_of_rows_takes_the_memory_of_a_batch_of_inputs(run, as_usual, monkeypatch):
-    inputs_N_D, targets_N = data().tensors
-    wide = TensorDataset(nn.functional.pad(inputs_N_D, (0, 196)), targets_N)
-    settings = {"dataset": wide, "posterior": Point(), "num_samples": None}
-    expected, _ = as_usual(Wide, Entropy(), **settings)
-    sizes, getitems = [], FrozenPoints.__getitems__
-    monkeypatch.setattr(
-        FrozenPoints, "__getitems__", lambda self, some: sizes.append(len(some)) or getitems(self, some)
-    )
-    same(run(Wide, Entropy(), **settings)[0], expected)
-    assert set(run.parts) == {"backbone"}
-    of_input, of_row = 200 * 4 + 8, 16 * 4 + 3 * 4  # bytes: 200 numbers and a class; 16 numbers and 3 predictions
-    assert max(sizes) == 20 * of_input // of_row
 
 
 @pytest.mark.parametrize(
