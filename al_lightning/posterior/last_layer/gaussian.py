@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+LEAST_PRIOR = 2.0**-46  # times the largest curvature; below, rounding changes variances by percents
 ROWS_AT_ONCE = 1024  # times P numbers are in memory beside the precision
 
 
@@ -134,10 +135,11 @@ def _factor(matrix_P_P: Tensor, *, prior_precision: float) -> Tensor:
     """Return the Cholesky factor of a curvature with the prior's precision on its diagonal."""
     factor_P_P: Tensor
     factor_P_P, failed = torch.linalg.cholesky_ex(matrix_P_P)
-    if failed:
+    largest = max(matrix_P_P.diagonal().tolist(), default=0.0)
+    if failed or prior_precision < LEAST_PRIOR * largest:
         raise ValueError(
             f"`prior_precision` is {prior_precision}, too small beside the largest curvature of the labelled data, "
-            f"{matrix_P_P.diagonal().max().item():.3g}, for double precision. Raise it, or leave it to the weights "
+            f"{largest:.3g}, for double precision. Raise it, or leave it to the weights "
             f"with `prior_precision=None`."
         )
     return factor_P_P

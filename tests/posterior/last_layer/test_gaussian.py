@@ -1,3 +1,4 @@
+import mpmath
 import pytest
 import torch
 from hypothesis import given, settings
@@ -142,6 +143,19 @@ def test_many_rows_are_summed_in_parts():
     blocks = torch.einsum("nij,nd,ne->idje", output_curvature(logits_N_C), features_N_D, features_N_D)
     expected = (blocks.reshape(6, 6) + 0.3 * torch.eye(6)).inverse()
     torch.testing.assert_close(covariance(full_deviations, features_N_D, logits_N_C, 0.3), expected)
+
+
+@FULL
+def test_rounding_changes_no_covariance_by_more_than_a_percent_with_the_weakest_prior(deviations):
+    features_N_D, logits_N_C, prior_precision = 1e4 * normal(4, 6), 3 * normal(4, 2, seed=1), 2e-5
+    blocks = torch.einsum("nij,nd,ne->idje", output_curvature(logits_N_C), features_N_D, features_N_D)
+    with mpmath.workdps(50):
+        precision_P_P = mpmath.matrix(blocks.reshape(12, 12).tolist()) + prior_precision * mpmath.eye(12)
+        expected_P_P = torch.tensor((precision_P_P**-1).tolist(), dtype=torch.float64)
+    found_P_P = covariance(deviations, features_N_D, logits_N_C, prior_precision)
+    assert (found_P_P - expected_P_P).abs().max() < 0.01 * expected_P_P.abs().max()
+    with pytest.raises(ValueError, match="too small beside"):
+        covariance(deviations, features_N_D, logits_N_C, prior_precision / 100)
 
 
 @FULL

@@ -47,7 +47,9 @@ def linear_of_scaled(x: ScaledChannels, weight: Tensor, bias: Tensor | None = No
     """
     unscaled, scale, parts = x.unscaled, x.scale, [weight, *([] if bias is None else [bias])]
     weights_can_be_scaled = (
-        x.dim() == 2  # noqa: PLR2004 - (B, D)
+        x.dim() == weight.dim() == 2  # noqa: PLR2004 - (B, D) and (O, D)
+        and weight.numel() > 0
+        and (bias is None or bias.shape == weight.shape[:1])  # torch adds others too
         and is_batchedtensor(scale)
         and not any(depends_on_sample(tensor) for tensor in (unscaled, *parts))
         and all(tensor.dtype == unscaled.dtype == scale.dtype for tensor in parts)

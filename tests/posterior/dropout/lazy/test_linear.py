@@ -66,6 +66,12 @@ def test_a_layer_of_the_products_is_taken_where_the_weights_cannot_be_scaled():
         torch.vmap(lambda scale, weight: linear_of_scaled(ScaledChannels(x, scale), weight))(scale_K_D, weight_K),
         torch.stack([functional.linear(x * scale, weight) for scale, weight in pairs]),
     )
+    for bias in (normal(3, NUM_OUT, seed=4), normal(seed=4), normal(1, seed=4)):
+        expected = torch.stack([functional.linear(x * scale, weight, bias) for scale in scale_K_D])
+        torch.testing.assert_close(of_scaled(x, scale_K_D, weight, bias), expected)
+    for few in (weight[0], weight[:0]):
+        expected = torch.stack([functional.linear(x * scale, few) for scale in scale_K_D])
+        torch.testing.assert_close(of_scaled(x, scale_K_D, few), expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = torch.stack([functional.linear(x * scale, weight) for scale in scale_K_D])
         assert torch.equal(of_scaled(x, scale_K_D, weight), expected)
