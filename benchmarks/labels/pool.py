@@ -70,6 +70,9 @@ LEVEL = 0.95
 TARGETS = {"digits": (0.9, 0.95), "MNIST": (0.9, 0.95, 0.97)}
 """Accuracies to which labels are counted."""
 PAGE = ROOT / "docs" / "results" / "pool.md"
+ADVICE_PAGE = ROOT / "docs" / "concepts" / "when.md"
+LEAST_SEEDS = 5
+"""Seeds from which on a gain is a claim."""
 Row = dict[str, Any]
 
 
@@ -281,6 +284,28 @@ def table(results: Mapping[Cell, Row], pool: str) -> str:
     return "\n".join(lines)
 
 
+def way_table(results: Mapping[Cell, Row]) -> str:
+    """Return gains over Random from scratch on sets of images without junk, for each way with Random, and the recipe.
+
+    Sets of which a way has too few seeds are left out.
+    """
+    variants = [
+        *(("augmented", "Random", "Random"), ("tuned", "Random", "Random"), ("frozen", "Random", "Random")),
+        *(("frozen", "BatchBALD", RECIPE), ("scratch", "BatchBALD", "Random")),
+    ]
+    columns = {}
+    for pool, given in POOLS.items():
+        found = by_variant(results, pool)
+        runs = [found.get((*variant, given.query_size), {}) for variant in variants]
+        if given.reject is None and "tuned" in given.ways and min(map(len, runs)) >= LEAST_SEEDS:
+            columns[pool] = [gain(each, found[reference_of(pool)]) for each in runs]
+    lines = [f"| way | acquisition | first batch | {' | '.join(columns)} |", f"|{' - |' * (3 + len(columns))}"]
+    for place, (way, acquisition, cold_start) in enumerate(variants):
+        cells = [WAYS[way], acquisition, cold_start, *(column[place] for column in columns.values())]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def order_of(variant: Variant) -> tuple[int, int, str, str]:
     """Return what variants are sorted by: ways in their order, then batch size, first batch and acquisition."""
     way, acquisition, cold_start, query_size = variant
@@ -433,6 +458,7 @@ def show(results: Mapping[Cell, Row], folder: Path) -> None:
     """Write tables and pictures of the sets that have runs."""
     if results:
         document("pool", tables(results), results=folder, readme=PAGE)
+        document("ways", way_table(results), results=folder, readme=ADVICE_PAGE)
     for pool in POOLS:
         if shown_of(results, pool):
             draw(results, pool, folder / f"pool_{folder_name(pool)}.png")

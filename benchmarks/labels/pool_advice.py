@@ -27,11 +27,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import RESULTS, ROOT, document
-from labels.pool import Curve, by_variant, interval, mean_accuracy, read_results
+from labels.pool import ADVICE_PAGE, LEAST_SEEDS, Curve, by_variant, interval, mean_accuracy, read_results
 from labels.pool_cells import POOLS, RECIPE, Cell, Place, Variant
 
-PAGE = ROOT / "docs" / "concepts" / "when.md"
-LEAST_SEEDS = 5
 AGREEMENT, GAIN = "neighbours agree, features", "features against inputs"
 DISAGREEMENT = "disagreement finds errors"
 Numbers = Mapping[str, tuple[float, float | None]]
@@ -313,7 +311,7 @@ def main() -> None:
         print(f"No set has {LEAST_SEEDS} seeds of each run and their evidence yet.")
         return
     gains_of = {rule.words: {pool: gains(rule, seeds) for pool, seeds in compared.items()} for rule in RULES}
-    document("advice", table(gains_of), results=asked.results, readme=PAGE)
+    document("advice", table(gains_of), results=asked.results, readme=ADVICE_PAGE)
 
 
 if __name__ == "__main__":

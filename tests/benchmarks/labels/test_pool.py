@@ -169,6 +169,34 @@ def test_the_labels_to_a_target_and_the_picture_are_of_random_and_batchbald_both
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_ways_are_compared_on_sets_of_which_each_has_enough_seeds(modules):
+    pool, cells = modules["pool"], modules["pool_cells"]
+    accuracy_of = {("scratch", "Random"): 0.5, ("augmented", "Random"): 0.6, ("tuned", "Random"): 0.7}
+    accuracy_of |= {("frozen", "Random"): 0.8, ("frozen", "BatchBALD"): 0.9, ("scratch", "BatchBALD"): 0.4}
+    results = {}
+    for name, num_seeds in {"digits": 5, "USPS": 4, "letters": 5, "digits, junk trained": 5}.items():
+        for (way, acquisition), accuracy in accuracy_of.items():
+            first = "TypiClust" if (way, acquisition) == ("frozen", "BatchBALD") else "Random"
+            for seed in range(num_seeds):
+                cell = cells.Cell(name, way, acquisition, first, cells.POOLS[name].query_size, seed)
+                results[cell] = row(cell, [cell.query_size], [accuracy])
+    assert pool.way_table(results).splitlines() == [
+        "| way | acquisition | first batch | digits |",
+        "| - | - | - | - |",
+        "| from scratch, augmented | Random | Random | +10.0 ± 0.0 (5) |",
+        "| fine-tuned encoder, augmented | Random | Random | +20.0 ± 0.0 (5) |",
+        "| on frozen features | Random | Random | +30.0 ± 0.0 (5) |",
+        "| on frozen features | BatchBALD | TypiClust | +40.0 ± 0.0 (5) |",
+        "| from scratch | BatchBALD | Random | -10.0 ± 0.0 (5) |",
+    ]
+
+
+def test_a_run_that_chose_again_after_junk_keeps_its_accuracy_at_the_budgets_between(modules):
+    pool, cells = modules["pool"], modules["pool_cells"]
+    cell = cells.Cell("digits, junk set aside", "scratch", "BatchBALD", "Random", 5, 0)
+    assert pool.mean_accuracy(pool.curve_of(row(cell, [5, 20], [0.2, 0.6], 12))) == pytest.approx(50)
+
+
 def test_the_list_has_the_time_that_is_left_and_kept_cells_are_not_run_again(modules, tmp_path, monkeypatch, capsys):
     pool, cells = modules["pool"], modules["pool_cells"]
     ranked = [one for one in cells.cells_of(["digits"], range(2)) if one[0] == 1]
