@@ -277,13 +277,13 @@ def test_the_checks_cost_four_forward_passes_and_one_of_two_rows_in_all():
     assert calls == [in_training, first, half, few_rows, few_rows, 6, 6]
 
 
-def test_the_checks_of_a_loop_cost_three_forward_passes_and_the_attempt():
+def test_the_checks_of_a_loop_cost_three_forward_passes_and_two_attempts():
     calls = []
     model = Forward(lambda net, x: (calls.append(len(x)), net(x) * net(x).isfinite().all().item())[1])
     with MCDropout().sample(model, K, seed=0) as predict:
         predict(points())
         predict(points())
-    assert calls == [2] + [6, 3, 4] + [6] * (K - 1) + [6] + [6] * K
+    assert calls == [2] + [6, 3, 4, 4] + [6] * (K - 1) + [6] + [6] * K
 
 
 def test_the_way_out_names_the_other_posteriors_that_there_are():

@@ -113,6 +113,8 @@ class MaskedForward(TorchFunctionMode):
 
     Attributes:
         never: Calls of dropout, by layer and number, that get no mask because they do not drop in training either.
+        defers_features: Features (B, D) that all samples share are multiplied by their masks when they are read, as
+            few models cannot stand: one of TorchScript, or one that writes on the features in between.
     """
 
     def __init__(self, num_samples: int, *, seed: int) -> None:
@@ -121,6 +123,7 @@ class MaskedForward(TorchFunctionMode):
         self.seed = seed
         self.masks: dict[tuple[str, int], LayerMasks] = {}
         self.never: frozenset[tuple[str, int]] = frozenset()
+        self.defers_features = True
         self.not_training: set[tuple[str, int]] = set()  # calls of dropout with `training=False`
         self.entered: set[str] = set()  # modules that have run within `following`
         self.axes: dict[tuple[str, int], tuple[int, ...]] = {}  # first two lengths for each call in the last pass
@@ -224,13 +227,13 @@ class MaskedForward(TorchFunctionMode):
         if not deferred:
             self.results.has_own_convolution |= func in CONVOLUTIONS and _any_depends_on_sample(args[:2])
             return self._noted((linear if func is functional.linear else func)(*args, **kwargs))
-        pending = [tensor for tensor in deferred if not tensor.is_computed]
+        pending = {id(tensor): tensor for tensor in deferred if not tensor.is_computed}
         result = applied(func, args, kwargs)
         if isinstance(result, SharedConvolution) and isinstance(args[0], ScaledChannels):
             self.results.add_responses(args[0], result)
         for tensor in deferred:
             self.results.add_computed(tensor)
-        for tensor in pending:
+        for tensor in pending.values():
             self.results.add_product(tensor)
         return self._noted(result)
 
@@ -271,7 +274,8 @@ class MaskedForward(TorchFunctionMode):
         if self._keep is not None:
             if not kind.alpha:
                 self.factor_dtypes[layer, call] = x.dtype
-            return _dropout_of_all(kind, x, keep, p, in_place=in_place)
+            defers = kind.channelwise or (self.defers_features and _are_shared_features(x) and not kind.of_weights)
+            return _dropout_of_all(kind, x, keep, p, in_place=in_place, defers=defers)
         return masked(x, keep, p, alpha=kind.alpha, in_place=in_place)
 
     def _attention(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], p: float) -> object:
@@ -441,12 +445,15 @@ def _time_first(model: nn.Module) -> Iterator[str]:
             yield from (f"{name}.{child}".lstrip(".") for child, part in children if isinstance(part, nn.Dropout))
 
 
-def _dropout_of_all(kind: DropoutKind, x: Tensor, keep: Tensor, p: float, *, in_place: bool) -> Tensor:
-    is_of_features = not kind.of_weights and x.dim() == _AXES_OF_FEATURES and not depends_on_sample(x)
-    if (kind.channelwise or is_of_features) and not kind.alpha and not in_place:
+def _dropout_of_all(kind: DropoutKind, x: Tensor, keep: Tensor, p: float, *, in_place: bool, defers: bool) -> Tensor:
+    if defers and not kind.alpha and not in_place:
         return scaled_channels(x, keep_factors(keep, p, dtype=x.dtype))
     # Not in place on an x with one value for all samples: only the returned tensor holds the dropout.
     return masked(computed(x), keep, p, alpha=kind.alpha, in_place=in_place and depends_on_sample(x))
+
+
+def _are_shared_features(x: Tensor) -> bool:
+    return x.dim() == _AXES_OF_FEATURES and not depends_on_sample(x)
 
 
 def _any_depends_on_sample(args: tuple[Any, ...]) -> bool:

@@ -23,7 +23,9 @@ class Results:
         return self.shared - self.responses < self.responses and not self.has_own_convolution
 
     def add(self, result: Tensor) -> None:
-        """Add a result, as shared by all samples or as one of each sample."""
+        """Add a result, as shared by all samples or as one of each sample; see `add_product` for those of features."""
+        if _is_product_of_features(result):
+            return
         size = result.numel() * result.element_size()
         if not depends_on_sample(result.unscaled if isinstance(result, ScaledChannels) else result):
             self.shared += size
@@ -42,7 +44,7 @@ class Results:
 
     def add_product(self, x: Deferred) -> None:
         """Add the product of features and their factors, if it was computed now: a linear layer may do without it."""
-        if isinstance(x, ScaledChannels) and x.is_computed and x.dim() == 2:  # noqa: PLR2004 - (B, D)
+        if _is_product_of_features(x) and x.is_computed:
             self.own += x.numel() * x.element_size()
 
     def add_responses(self, x: Tensor, result: SharedConvolution) -> None:
@@ -50,3 +52,7 @@ class Results:
         size = x.shape[1] * result.mixture.num_bytes
         self.shared += size
         self.responses += size
+
+
+def _is_product_of_features(x: Tensor) -> bool:
+    return isinstance(x, ScaledChannels) and x.dim() == 2  # noqa: PLR2004 - (B, D)

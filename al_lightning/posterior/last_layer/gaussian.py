@@ -86,7 +86,8 @@ def full_deviations_of_few(
     A draw v of the prior is conditioned on the points (Matheron's rule; Wilson et al. 2020, "Efficiently Sampling
     Functions from Gaussian Process Posteriors"). With curvature_n = A_n A_n' and the matrix U of the columns
     h_n (x) A_n, the precision is prior I + U U', and v - U (prior I + U' U)^-1 (U' v + e), with e standard normal, has
-    its inverse as covariance. Costs (N C)^3 / 3 + K (N C)^2 + K P N multiplications.
+    its inverse as covariance. Costs (N C)^3 / 3 + K (N C)^2 + K P N multiplications. Points in another order give other
+    draws.
 
     Args:
         features_N_D: Features of the points.

@@ -27,7 +27,9 @@ def test_what_does_not_depend_on_the_sample_is_shared_and_the_rest_is_of_one_sam
 
 
 def test_channels_that_are_not_multiplied_count_once():
-    assert counted(lambda results, x: results.add(scaled_channels(torch.ones(2, 3), x))) == Results(shared=24)
+    assert counted(lambda results, x: results.add(scaled_channels(torch.ones(2, 3, 1), x[0, :, None]))) == Results(
+        shared=24
+    )
 
 
 def test_a_product_of_features_is_of_each_sample_once_it_is_computed():

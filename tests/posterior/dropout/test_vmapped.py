@@ -10,7 +10,7 @@ from torch.nn import functional
 from al_lightning.models import MLP, PaperCNN
 from al_lightning.posterior import MCDropout
 from al_lightning.posterior.dropout import vmapped
-from al_lightning.posterior.dropout.lazy import deferred
+from al_lightning.posterior.dropout.lazy import deferred, linear
 from al_lightning.posterior.dropout.vmapped import Slices
 
 K = 7
@@ -286,6 +286,28 @@ def test_what_is_written_in_place_while_a_result_is_awaited_is_never_read(functi
     log_probs_N_K_C, _ = predictions(model, *batches)
     expected_N_K_C, _ = predictions(model, *batches, by_loop=True)
     assert (log_probs_N_K_C.exp() - expected_N_K_C.exp()).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("num_outputs", [4, 400])  # for so many, weights of each sample cost more than features
+def test_dropout_of_features_goes_into_the_weights_of_few_outputs(num_outputs, monkeypatch):
+    folded = []
+    monkeypatch.setattr(linear, "by_sample", lambda scale: folded.append(scale) or deferred.by_sample(scale))
+    model = made(lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.Dropout(0.5), nn.Linear(16, num_outputs)))
+    assert_same_as_the_loop(model, *points().split(6))
+    assert bool(folded) == (num_outputs == 4)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["scripted", "written on"])
+def test_a_model_that_cannot_await_products_of_features_gets_them_at_once(kind):
+    def written_on(parts, x):
+        dropped = functional.dropout(x, 0.5)
+        return functional.relu(x, inplace=True) + dropped
+
+    after = torch.jit.script(nn.Tanh()) if kind == "scripted" else nn.Identity()
+    middle = nn.Dropout(0.5) if kind == "scripted" else Forward(written_on)
+    layers = [nn.Flatten(), nn.Linear(192, 16), middle, after, nn.Linear(16, 4)]
+    assert_same_as_the_loop(made(lambda: nn.Sequential(*layers)), points())
 
 
 def test_pools_over_other_axes_than_those_of_the_image_are_left_alone():

@@ -1,6 +1,7 @@
 import copy
 import math
 import pickle
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -168,6 +169,26 @@ def test_the_covariance_is_factored_for_more_weights_than_can_be_afforded(monkey
     assert torch.equal(predictions(LastLayerLaplace(), mlp()), full)
     monkeypatch.setattr(laplace, "MAX_FULL_SIZE", 14)  # one less than 3 classes times 4 features and a bias
     assert torch.equal(predictions(LastLayerLaplace(), mlp()), kron)
+
+
+@pytest.mark.parametrize(
+    ("structure", "num_points", "expected"),
+    [
+        *(("full", 3, "full_deviations_of_few"), (None, 4, "full_deviations_of_few"), (None, 5, "full_deviations")),
+        *(("kron", 3, "kron_deviations"), ("kron", 5, "kron_deviations")),
+    ],
+)
+def test_the_draws_of_few_points_are_those_of_the_full_covariance_alone(structure, num_points, expected, monkeypatch):
+    spies = {}
+    for name in ("full_deviations", "full_deviations_of_few", "kron_deviations"):
+        spy = Mock(side_effect=getattr(laplace, name))
+        monkeypatch.setattr(laplace, name, spy)
+        spies[name] = spy
+    model, x = mlp(), points()
+    posterior = LastLayerLaplace(structure=structure).fit(model, [x[:num_points]])  # 4 features and a bias
+    with posterior.sample(model, K, seed=1) as predict:
+        assert predict(x).isfinite().all()
+    assert [name for name, spy in spies.items() if spy.called] == [expected]
 
 
 def test_log_probabilities_are_served_like_logits():

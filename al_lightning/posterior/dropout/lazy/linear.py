@@ -16,6 +16,7 @@ from al_lightning.threads import each, own_threads
 
 _FEWEST_ROWS, _SMALLEST_WEIGHT = 16, 2**16  # below, a product for each sample costs more than the copy
 _SAMPLES_AT_ONCE = 16
+_FEW_OUTPUTS, _ROWS_OF_AN_OUTPUT = 16, 4  # with more outputs for the rows, scaled weights cost more than features
 _SCALED_AT_ONCE = 2**21  # numbers of scaled weights, so that they stay in the cache
 
 
@@ -36,7 +37,7 @@ def linear_of_scaled(x: ScaledChannels, weight: Tensor, bias: Tensor | None = No
     """Return `torch.nn.functional.linear` of features that are not multiplied by their factors yet.
 
     W (s_k x) = (W s_k) x: with the factors in the weights, one product of x serves many samples, and no sample's
-    features are written.
+    features are written. That pays where weights with few outputs take the place of features with many rows.
 
     Example:
         >>> x, weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 1.0]])
@@ -48,7 +49,7 @@ def linear_of_scaled(x: ScaledChannels, weight: Tensor, bias: Tensor | None = No
     unscaled, scale, parts = x.unscaled, x.scale, [weight, *([] if bias is None else [bias])]
     weights_can_be_scaled = (
         x.dim() == weight.dim() == 2  # noqa: PLR2004 - (B, D) and (O, D)
-        and weight.numel() > 0
+        and 0 < len(weight) <= max(_FEW_OUTPUTS, len(x) // _ROWS_OF_AN_OUTPUT)
         and (bias is None or bias.shape == weight.shape[:1])  # torch adds others too
         and is_batchedtensor(scale)
         and not any(depends_on_sample(tensor) for tensor in (unscaled, *parts))
