@@ -113,8 +113,7 @@ class MaskedForward(TorchFunctionMode):
 
     Attributes:
         never: Calls of dropout, by layer and number, that get no mask because they do not drop in training either.
-        defers_features: Features (B, D) that all samples share are multiplied by their masks when they are read, as
-            few models cannot stand: one of TorchScript, or one that writes on the features in between.
+        defers_features: Multiply features (B, D) that all samples share by their masks only when they are read.
     """
 
     def __init__(self, num_samples: int, *, seed: int) -> None:
@@ -148,6 +147,14 @@ class MaskedForward(TorchFunctionMode):
         self._keep = keep
         self.results = Results()
         return self._start()
+
+    def multiply_features_at_once(self) -> bool:
+        """Defer features no longer, and tell whether they were deferred before.
+
+        Modules of TorchScript need the product, and so does a model that writes on the features in between.
+        """
+        before, self.defers_features = self.defers_features, False
+        return before
 
     def _start(self) -> "MaskedForward":
         self._calls.clear()

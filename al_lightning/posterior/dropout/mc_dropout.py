@@ -233,8 +233,7 @@ class _Samples:
             try:
                 outputs_B_K_C = self._all_at_once(inputs) if first_B_C is None else self._tried(inputs, first_B_C)
             except Exception as error:  # noqa: BLE001 - an error of the model itself is raised by the loop
-                if self._masked.defers_features and first_B_C is not None:
-                    self._masked.defers_features = False
+                if first_B_C is not None and self._masked.multiply_features_at_once():
                     return self._outputs(inputs, first_B_C=first_B_C)
                 self.path, self.reason = "loop", f"{type(error).__name__}: {error}"
             else:
