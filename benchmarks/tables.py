@@ -10,7 +10,7 @@ from batchbald import batch_information, joint_entropy_growth, joint_entropy_rep
 from common import RESULTS, Table
 from inference import frozen, mc_dropout, transformer
 from labels import family, feature_recipe, learning_curves, page, paper_report, posteriors, stopping_rules, text
-from reliability import busy_neighbour, ranks
+from reliability import busy_neighbour, killed_runs, ranks
 
 TABLES: tuple[Table, ...] = (
     *joint_entropy_report.TABLES,
@@ -30,6 +30,7 @@ TABLES: tuple[Table, ...] = (
     page.TABLE,
     busy_neighbour.TABLE,
     ranks.TABLE,
+    killed_runs.TABLE,
 )
 
 if __name__ == "__main__":

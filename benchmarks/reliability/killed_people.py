@@ -11,7 +11,8 @@ waits.
 
 What must hold: the batches, their scores, labels and every metric are those of the run whose dataset has all labels;
 each answer on disk stands in exactly one record; what the page has acknowledged is on disk after a kill; no task is
-there twice. Prints a line for each run in which something does not, and a summary; ends with 1 then. Needs `os.fork`.
+there twice. Prints a line for each run in which something does not, and a summary, and writes the summary into
+killed.csv and a table of docs/results/labels.md; ends with 1 if something does not hold. Needs `os.fork`.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from killed_runs import PACKAGE, Blobs, Net, in_child
+from killed_runs import PACKAGE, Blobs, Net, add_shared, in_child, keep
 from pytorch_lightning import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -116,7 +117,7 @@ class KilledAt:
         self._left = at
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> None:  # noqa: ARG002
-        """Called by the interpreter."""
+        """Count a call, a return or a C call; the interpreter calls this."""
         if frame.f_code.co_filename.startswith(PACKAGE):
             self._left -= 1
             if self._left == 0:
@@ -340,6 +341,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0, help="of what is done and killed when")
+    add_shared(parser)
     return parser.parse_args()
 
 
@@ -371,7 +373,16 @@ def main() -> int:
             if (number + 1) % 10 == 0:
                 print(f"{number + 1 - problems} of {number + 1} so far", flush=True)
     words = ", ".join(f"{name} {count} times" for name, count in sorted(killed.items()))
-    print(f"{arguments.runs - problems} of {arguments.runs} runs equal the one with all labels; killed: {words}")
+    same = arguments.runs - problems
+    print(f"{same} of {arguments.runs} runs equal the one with all labels; killed: {words}")
+    figures = {
+        "which": "people label",
+        "command": f"killed_people.py --runs {arguments.runs} --seed {arguments.seed}",
+        "runs": arguments.runs,
+        "kills": killed.total(),
+        "same": same,
+    }
+    keep(figures, commit=arguments.commit, results=arguments.results)
     return 1 if problems else 0
 
 

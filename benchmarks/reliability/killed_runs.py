@@ -12,7 +12,8 @@ With `--changes` a callback takes back, excludes and gives labels by hand in two
 runs stop after two rounds and go on with corrected targets. What, where and when differs from run to run.
 
 The ids, their order, their scores and every metric must be those of the undisturbed run. Prints a line for each run
-that differs and a summary; ends with 1 if one differs. Needs `os.fork`.
+that differs and a summary, and writes the summary into killed.csv and a table of docs/results/labels.md; ends with 1 if
+one differs. Needs `os.fork`.
 """
 
 import argparse
@@ -26,8 +27,8 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -44,6 +45,9 @@ import al_lightning
 from al_lightning import ActiveLearning, ActiveLearningDataModule, BatchBALD, active_fit
 from al_lightning.records.journal import read_journal
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import MANUAL, RESULTS, Row, Table, find_provenance, read_rows, write_rows
+
 PACKAGE = str(Path(al_lightning.__file__).parent)
 NOT_COMPARED = ("seconds", "logged_steps", "check", "weights")  # a check sum is over seconds too
 INITIAL = [3, 8, 20, 34, 49, 61, 77, 90]
@@ -57,7 +61,7 @@ class Net(LightningModule):
         self.net = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits."""
+        """Return logits."""
         logits: Tensor = self.net(inputs)
         return logits
 
@@ -68,19 +72,19 @@ class Net(LightningModule):
         return loss
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
-        """Cross-entropy."""
+        """Return the cross-entropy."""
         return self._loss(batch, "train")
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:  # noqa: ARG002
-        """Cross-entropy and accuracy."""
+        """Log cross-entropy and accuracy."""
         self._loss(batch, "val")
 
     def test_step(self, batch: list[Tensor], batch_idx: int) -> None:  # noqa: ARG002
-        """Cross-entropy and accuracy."""
+        """Log cross-entropy and accuracy."""
         self._loss(batch, "test")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
+        """Return Adam."""
         return torch.optim.Adam(self.parameters(), lr=0.02)
 
 
@@ -104,15 +108,15 @@ class Blobs(LightningDataModule):
         return DataLoader(TensorDataset(inputs, targets), batch_size=8, shuffle=shuffle)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """A hundred points, few of them labelled."""
+        """Return a hundred points, few of them labelled."""
         return self._loader(100, 0, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Other points."""
+        """Return other points."""
         return self._loader(24, 1)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Other points."""
+        """Return other points."""
         return self._loader(24, 2)
 
 
@@ -154,19 +158,19 @@ class Plan:
 
     @property
     def phases(self) -> list[dict[str, Any]]:
-        """The commands of the run, one after another: how many rounds, with which targets corrected."""
+        """Return the commands of the run, one after another: how many rounds, with which targets corrected."""
         last = {"max_rounds": 4, "corrected": self.corrected}
         return [{"max_rounds": 2, "corrected": ()}, last] if self.corrected else [last]
 
 
 def drawn_plan(chance: random.Random, initial: Sequence[int]) -> Plan:
-    """Two edits in two rounds, and in half of the plans corrected targets of two points that are labelled at first."""
+    """Draw two edits in two rounds, and in half of the plans corrected targets of two initial points."""
     edits = tuple((number, chance.choice(HOOKS), chance.choice(METHODS)) for number in chance.sample(range(4), 2))
     return Plan(edits, tuple(chance.sample(list(initial), 2)) if chance.random() < 0.5 else ())
 
 
 class Edits(Callback):
-    """Changes labels by hand, as a plan says."""
+    """Change labels by hand, as a plan says."""
 
     def __init__(self, plan: Plan) -> None:
         for hook in {hook for _, hook, _ in plan.edits}:
@@ -182,12 +186,12 @@ class Edits(Callback):
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether the folder holds the weights that the run began with."""
+    """Return whether the folder holds the weights that the run began with."""
     return (folder / "rounds.jsonl").exists() and read_journal(folder)[0].get("first_weights") is not None
 
 
 def run(folder: Path, plan: Plan = Plan(), *, max_rounds: int = 4, corrected: Sequence[int] = ()) -> None:
-    """The command that is killed and started again: always the same, but that another process begins otherwise."""
+    """Run the command that is killed and started again; each process draws other first weights of its own."""
     if not has_begun(folder):
         torch.manual_seed(0)  # killed before its first weights are kept, a run may begin with others
     model = Net()  # from the global generator, so each later process would begin with other weights
@@ -226,14 +230,14 @@ Place = tuple[str, str]
 
 
 class Steps:
-    """Counts what the interpreter does in each function of this package, and at one step of one kills the process."""
+    """Count what the interpreter does in each function of this package, and kill the process at one step of one."""
 
     def __init__(self, place: Place | None = None, at: int = 0) -> None:
         self.counts: Counter[Place] = Counter()
         self._place, self._at = place, at
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> None:  # noqa: ARG002
-        """Called by the interpreter at each call and return."""
+        """Count a call or a return; the interpreter calls this."""
         code = frame.f_code
         if code.co_filename.startswith(PACKAGE):
             place = (code.co_filename, code.co_name)
@@ -243,7 +247,7 @@ class Steps:
 
 
 def in_child(work: Callable[[], None], *, log: Path, kill_after_s: float | None = None) -> int | None:
-    """How a child process that does `work` ended: its exit status, or None if it was killed."""
+    """Do `work` in a child process, and return its exit status, or None if it was killed."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -268,7 +272,7 @@ def in_child(work: Callable[[], None], *, log: Path, kill_after_s: float | None 
 
 @dataclass
 class Undisturbed:
-    """What a run is compared with.
+    """Run that others are compared with.
 
     Args:
         records: Its rounds.
@@ -282,14 +286,14 @@ class Undisturbed:
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """The rounds of a folder without what no two runs share."""
+    """Return the rounds of a folder without what no two runs share."""
     lines = (folder / "rounds.jsonl").read_text().splitlines()[1:]
     read_journal(folder)
     return [{name: value for name, value in json.loads(line).items() if name not in NOT_COMPARED} for line in lines]
 
 
 def undisturbed(folder: Path, plan: Plan) -> Undisturbed:
-    """One run from its beginning to its end, and the same again to count its steps."""
+    """Run from beginning to end, and again to count the steps."""
     folder.mkdir()
 
     def counted() -> None:
@@ -316,14 +320,16 @@ def undisturbed(folder: Path, plan: Plan) -> Undisturbed:
 
 @dataclass
 class Outcome:
-    """How a disturbed run went.
+    """Outcome of a disturbed run.
 
     Args:
-        rounds_when_killed: How many rounds were on disk after each kill.
+        rounds_when_killed: How many rounds were on disk after each kill, or after an end that came before it.
+        num_killed: How many kills came before the end.
         problem: What differs from the undisturbed run; empty if nothing does.
     """
 
     rounds_when_killed: list[int] = field(default_factory=list)
+    num_killed: int = 0
     problem: str = ""
 
 
@@ -361,6 +367,7 @@ def _killed(
             command()
 
         status = in_child(work, log=folder / "log", kill_after_s=kill_after_s)
+        outcome.num_killed += status is None
         outcome.rounds_when_killed.append(len(records(folder)) if (folder / "rounds.jsonl").exists() else 0)
         if status not in (0, None):
             outcome.problem = f"failed: {(folder / 'log').read_text()[-2000:]}"
@@ -368,13 +375,48 @@ def _killed(
 
 
 def parsed() -> argparse.Namespace:
-    """The arguments."""
+    """Return the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--kills", type=int, default=3, help="how often each run is killed")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--changes", action="store_true", help="labels are changed by hand, and targets corrected")
+    add_shared(parser)
     return parser.parse_args()
+
+
+def add_shared(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say where figures are kept, and of what commit they are."""
+    parser.add_argument("--commit", help="where git cannot tell it")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return how many runs were killed how often, and how many of them ended as the undisturbed one."""
+    lines = ["| runs in which | command | killed, times | with the same records |", "| - | - | -: | -: |"]
+    lines += [
+        f"| {row['which']} | `{row['command']}` | {int(row['kills']):,} | {row['same']} of {row['runs']} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+TABLE = Table(
+    "killed",
+    MANUAL / "results" / "labels.md",
+    "killed.csv",
+    table,
+    "python benchmarks/reliability/SCRIPT",
+)
+
+
+def keep(figures: Mapping[str, object], *, commit: str | None, results: Path) -> None:
+    """Keep the figures of one kind of runs in the place of earlier ones, and write the table."""
+    found = find_provenance(threads=1, device="cpu", commit=commit)
+    row = {**{name: str(value) for name, value in figures.items()}, **asdict(found)}
+    others = {other["which"]: other for other in read_rows(results / TABLE.file)}
+    write_rows(results / TABLE.file, list({**others, row["which"]: row}.values()))
+    TABLE.write(results)
 
 
 def main() -> int:
@@ -383,7 +425,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)  # a forked process must not need its parent's threads
     chance = random.Random(arguments.seed)  # noqa: S311 - moments, not secrets
-    problems, killed_in = 0, Counter[int]()
+    problems, kills, killed_in = 0, 0, Counter[int]()
     with tempfile.TemporaryDirectory() as temporary:
         plan, expected = Plan(), undisturbed(Path(temporary) / "plain", Plan())
         print(f"undisturbed: {len(expected.records)} rounds, {expected.seconds:.1f} s, {len(expected.steps)} functions")
@@ -394,12 +436,23 @@ def main() -> int:
             folder = Path(temporary) / f"run-{number}"
             outcome = disturbed(folder, plan, expected, kills=arguments.kills, chance=chance)
             killed_in.update(outcome.rounds_when_killed)
+            kills += outcome.num_killed
             if outcome.problem:
                 problems += 1
                 print(f"run {number}, {plan}, {outcome.problem}", flush=True)
             shutil.rmtree(folder)
     places = ", ".join(f"{count} with {rounds} rounds on disk" for rounds, count in sorted(killed_in.items()))
-    print(f"{arguments.runs - problems} of {arguments.runs} runs equal the undisturbed one; kills: {places}")
+    same = arguments.runs - problems
+    print(f"{same} of {arguments.runs} runs equal the undisturbed one; {kills} kills: {places}")
+    flags = " --changes" if arguments.changes else ""
+    figures = {
+        "which": "labels change by hand and targets are corrected" if arguments.changes else "all labels are known",
+        "command": f"killed_runs.py --runs {arguments.runs} --kills {arguments.kills} --seed {arguments.seed}{flags}",
+        "runs": arguments.runs,
+        "kills": kills,
+        "same": same,
+    }
+    keep(figures, commit=arguments.commit, results=arguments.results)
     return 1 if problems else 0
 
 
