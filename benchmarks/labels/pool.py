@@ -52,6 +52,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import RESULTS, ROOT, Provenance, Table, document, find_provenance
 from labels.forked import Forks
 from labels.pool_cells import (
+    FAMILY,
     POOLS,
     RECIPE,
     WAYS,
@@ -71,6 +72,7 @@ TARGETS = {"digits": (0.9, 0.95), "MNIST": (0.9, 0.95, 0.97)}
 """Accuracies to which labels are counted."""
 PAGE = ROOT / "docs" / "results" / "pool.md"
 ADVICE_PAGE = ROOT / "docs" / "concepts" / "when.md"
+ACQUISITIONS = ("Random", "BatchBALD", "BALD", *FAMILY)
 LEAST_SEEDS = 5
 """Seeds from which on a gain is a claim."""
 Row = dict[str, Any]
@@ -306,6 +308,27 @@ def way_table(results: Mapping[Cell, Row]) -> str:
     return "\n".join(lines)
 
 
+def acquisition_table(results: Mapping[Cell, Row]) -> str:
+    """Return gains of each acquisition over Random on features after the recipe's first batch, a column a set.
+
+    Acquisitions and sets that were not run by enough seeds are left out.
+    """
+    columns = {}
+    for pool, given in POOLS.items():
+        found = by_variant(results, pool)
+        runs_of = {name: found.get(("frozen", name, RECIPE, given.query_size), {}) for name in ACQUISITIONS}
+        enough = {name: runs for name, runs in runs_of.items() if len(runs) >= LEAST_SEEDS}
+        random = enough.pop("Random", {})
+        if random and enough:
+            columns[pool] = {name: gain(runs, random) for name, runs in enough.items()}
+    lines = [f"| acquisition | {' | '.join(columns)} |", f"|{' - |' * (1 + len(columns))}"]
+    for name in ACQUISITIONS:
+        cells = [column.get(name, "-") for column in columns.values()]
+        if set(cells) != {"-"}:
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def order_of(variant: Variant) -> tuple[int, int, str, str]:
     """Return what variants are sorted by: ways in their order, then batch size, first batch and acquisition."""
     way, acquisition, cold_start, query_size = variant
@@ -459,6 +482,7 @@ def show(results: Mapping[Cell, Row], folder: Path) -> None:
     if results:
         document("pool", tables(results), results=folder, readme=PAGE)
         document("ways", way_table(results), results=folder, readme=ADVICE_PAGE)
+        document("acquisitions", acquisition_table(results), results=folder, readme=ADVICE_PAGE)
     for pool in POOLS:
         if shown_of(results, pool):
             draw(results, pool, folder / f"pool_{folder_name(pool)}.png")

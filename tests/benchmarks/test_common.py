@@ -50,6 +50,7 @@ def test_a_page_has_a_mark_for_each_table_that_a_script_documents():
         *(f"gpu_{name}" for name in ("parts", "tests", "kernel", "blocks", "search", "predict", "round", "ranks")),
         "pool",
         "ways",
+        "acquisitions",
         "digits_features",
         "mnist_features",
     }

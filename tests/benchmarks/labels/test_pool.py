@@ -191,6 +191,31 @@ def test_ways_are_compared_on_sets_of_which_each_has_enough_seeds(modules):
     ]
 
 
+def test_acquisitions_are_compared_with_random_on_the_same_features_where_there_are_enough_seeds(modules):
+    pool, cells = modules["pool"], modules["pool_cells"]
+    results = {}
+    for name, acquisition, num_seeds, accuracy in [
+        ("digits", "Random", 5, 0.5),
+        ("digits", "EPIG", 5, 0.7),
+        ("digits", "BAIT", 4, 0.9),
+        ("TREC", "Random", 6, 0.5),
+        ("TREC", "BatchBALD", 5, 0.4),
+        ("TREC", "BADGE", 4, 0.4),
+        ("letters", "Random", 4, 0.5),
+        ("letters", "EPIG", 5, 0.7),
+        ("USPS", "Random", 5, 0.5),
+    ]:
+        for seed in range(num_seeds):
+            cell = cells.Cell(name, "frozen", acquisition, "TypiClust", cells.POOLS[name].query_size, seed)
+            results[cell] = row(cell, [cell.query_size], [accuracy])
+    assert pool.acquisition_table(results).splitlines() == [
+        "| acquisition | digits | TREC |",
+        "| - | - | - |",
+        "| BatchBALD | - | -10.0 ± 0.0 (5) |",
+        "| EPIG | +20.0 ± 0.0 (5) | - |",
+    ]
+
+
 def test_a_run_that_chose_again_after_junk_keeps_its_accuracy_at_the_budgets_between(modules):
     pool, cells = modules["pool"], modules["pool_cells"]
     cell = cells.Cell("digits, junk set aside", "scratch", "BatchBALD", "Random", 5, 0)
