@@ -393,7 +393,10 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
 
 def table(rows: Sequence[Row]) -> str:
     """Return how many runs were killed how often, and how many of them ended as the undisturbed one."""
-    lines = ["| runs in which | command | killed, times | with the same records |", "| - | - | -: | -: |"]
+    lines = [
+        "| runs in which | script and its arguments | killed, times | with the same records |",
+        "| - | - | -: | -: |",
+    ]
     lines += [
         f"| {row['which']} | `{row['command']}` | {int(row['kills']):,} | {row['same']} of {row['runs']} |"
         for row in rows
@@ -406,7 +409,7 @@ TABLE = Table(
     MANUAL / "results" / "labels.md",
     "killed.csv",
     table,
-    "python benchmarks/reliability/SCRIPT",
+    "python benchmarks/reliability/killed_runs.py --runs 200",
 )
 
 

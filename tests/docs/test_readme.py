@@ -49,6 +49,7 @@ def test_its_figures_are_those_of_the_tables_that_the_benchmarks_write():
         return text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
 
     digits, paper = between("labels.md", "learning_curves"), between("paper.md", "paper_mnist")
+    killed = between("labels.md", "killed")
     features, speed = between("pool.md", "mnist_features"), (ROOT / "docs" / "results" / "speed.md").read_text("utf-8")
     of = {name: (median_of(digits, name)[-1], median_of(paper, name)[0]) for name in ("BatchBALD", "BALD", "Random")}
     at = {name: median_of(features, "on frozen features", name, "TypiClust")[0] for name in ("BatchBALD", "Random")}
@@ -56,9 +57,14 @@ def test_its_figures_are_those_of_the_tables_that_the_benchmarks_write():
         float(re.findall(rf"\| 10,000 \| 100 \| 10 \| 10 \| {name} \| ([\d.]+) \|", speed)[0])
         for name in ("al_lightning", "batchbald-redux float32")
     )
+    (kills, same), *_ = re.findall(
+        r"`killed_runs.py --runs \d+ --kills (\d) --seed \d+` \| [\d,]+ \| ([^|]+) \|", killed
+    )
     assert of["BALD"][0] == "150"  # at the last number of labels, so that half of the seeds need more
     assert [
-        line for line in README.splitlines() if line.startswith(("| a batch of 10", "| labels to 90", "| the same"))
+        line
+        for line in README.splitlines()
+        if line.startswith(("| a batch of 10", "| labels to 90", "| the same", "| killed"))
     ] == [
         f"| a batch of 10 of 10,000 points, K = 100 | {ours:.2f} s; batchbald-redux {theirs:.0f} s | "
         "`benchmarks/batchbald/joint_entropy.py` |",
@@ -68,4 +74,5 @@ def test_its_figures_are_those_of_the_tables_that_the_benchmarks_write():
         f"{of['Random'][1]} | `benchmarks/labels/paper.py` |",
         f"| the same on MNIST, features made once | BatchBALD {at['BatchBALD']}, Random {at['Random']} | "
         "`benchmarks/labels/pool.py` |",
+        f"| killed up to {kills} times each, same records | {same} runs | `benchmarks/reliability/killed_runs.py` |",
     ]
