@@ -190,6 +190,13 @@ _PAGE, _COMMAND = MANUAL / "results" / "paper.md", "python benchmarks/labels/pap
 MANUAL_TABLES = (
     Table("paper_mnist", _PAGE, "paper.csv", runs_table, f"{_COMMAND} --experiments mnist --max-labelled 150"),
     Table(
+        "paper_augmented",
+        _PAGE,
+        "paper_mnistaugmented.csv",
+        runs_table,
+        f'{_COMMAND} --experiments "mnist, augmented" --max-labelled 150 --acquisitions BatchBALD Random',
+    ),
+    Table(
         "paper_repeated",
         _PAGE,
         "paper_repeatedx3.csv",
