@@ -17,7 +17,7 @@ USUAL = [("scratch", "Random", "Random")] + [
 
 @pytest.fixture
 def modules():
-    return {name: importlib.import_module(f"labels.{name}") for name in ("pool", "pool_cells", "pool_advice")}
+    return {name: importlib.import_module(f"labels.{name}") for name in ("forked", "pool", "pool_cells", "pool_advice")}
 
 
 def test_a_rule_is_followed_where_its_number_says_so(modules):
@@ -92,8 +92,9 @@ def test_the_evidence_of_a_run_is_read_once(modules, tmp_path, monkeypatch, caps
     quick = cells.Pool(cells.POOLS["digits"].datamodule, size=8, encoder_epochs=1, query_size=20, max_labelled=40)
     monkeypatch.setitem(cells.POOLS, "digits", quick)
     cell, place = cells.Cell("digits", "frozen", "BatchBALD", "TypiClust", 20, 0), cells.Place(tmp_path, None)
-    pool.train_encoder(cell, place)
-    kept = pool.as_row(cell, *pool.run(cell, place), pool.Provenance("c", "t", "m"))
+    with modules["forked"].Forks(threads=1) as forks:
+        pool.train_encoder(cell, place, forks)
+        kept = pool.as_row(cell, *pool.run(cell, place, forks), pool.Provenance("c", "t", "m"))
     (tmp_path / "pool.jsonl").write_text(json.dumps(kept) + "\n")
     monkeypatch.setattr(sys, "argv", ["pool_advice.py", "--results", str(tmp_path), "--folder", str(tmp_path)])
     advice.main()
