@@ -24,8 +24,9 @@ def test_each_step_keeps_its_rows_and_shows_its_table(monkeypatch, capsys, tmp_p
     assert {step: counts[step] for step in "123"} == {"1": 14, "2": 4, "3": 4}
     assert counts["4"] in {4, 8}  # two posteriors, two rounds, one or two kinds of first labels
     out = capsys.readouterr().out
-    assert [out.count(f"| {step}. ") for step in (1, 2, 3, 4)] == [1, 1, 1, 1]
-    assert out.count("Measured by `python benchmarks/labels/feature_recipe.py --threads 1`") == 4
+    assert counts["5"] == 14  # seven acquisitions, two rounds
+    assert [out.count(f"| {step}. ") for step in (1, 2, 3, 4, 5)] == [1] * 5
+    assert out.count("Measured by `python benchmarks/labels/feature_recipe.py --threads 1`") == 5
 
 
 def test_a_table_shows_means_and_the_best_of_each_posterior_in_bold_type():
