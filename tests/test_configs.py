@@ -217,7 +217,8 @@ def test_rounds_on_features_of_the_digits_begin_without_a_label(in_a_folder_of_i
 def test_the_recipes_on_features_of_mnist_and_of_the_digits_differ_in_their_graphs_alone():
     mnist, digits = config_of("mnist_features"), config_of("digits_features")
     (of_mnist,), (of_digits,) = (callbacks_of(one).values() for one in (mnist, digits))
-    assert of_mnist == of_digits | {"screening": {"num_points": 2000, "num_samples": 20}}
+    assert of_mnist == of_digits
+    assert of_mnist["acquisition"] == of_mnist["cold_start"] == "TypiClust"
     encoders = [
         one["data"]["init_args"]["datamodule"]["init_args"]["encoder"]["init_args"]["encoders"]
         for one in (mnist, digits)

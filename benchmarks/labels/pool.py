@@ -287,13 +287,13 @@ def table(results: Mapping[Cell, Row], pool: str) -> str:
 
 
 def way_table(results: Mapping[Cell, Row]) -> str:
-    """Return gains over Random from scratch on sets of images without junk, for each way with Random, and the recipe.
+    """Return gains over Random from scratch on sets of images without junk, for each way with Random, and others.
 
     Sets of which a way has too few seeds are left out.
     """
     variants = [
         *(("augmented", "Random", "Random"), ("tuned", "Random", "Random"), ("frozen", "Random", "Random")),
-        *(("frozen", "BatchBALD", RECIPE), ("scratch", "BatchBALD", "Random")),
+        *(("frozen", "TypiClust", RECIPE), ("frozen", "BatchBALD", RECIPE), ("scratch", "BatchBALD", "Random")),
     ]
     columns = {}
     for pool, given in POOLS.items():
@@ -359,14 +359,15 @@ def origin_of(results: Mapping[Cell, Row], pool: str) -> str:
 
 
 def shown_of(results: Mapping[Cell, Row], pool: str) -> dict[Variant, dict[int, Curve]]:
-    """Return the runs of a set's picture: Random, BALD and BatchBALD from scratch and on frozen features."""
+    """Return the runs of a set's picture: Random, BALD, BatchBALD from scratch and on features, and there TypiClust."""
     found, usual = by_variant(results, pool), POOLS[pool].query_size
-    wanted = [("scratch", "Random", usual), ("frozen", RECIPE, usual)]
+    usually = ("Random", "BALD", "BatchBALD")
+    wanted = [("scratch", "Random", usually), ("frozen", RECIPE, (*usually, "TypiClust"))]
     return {
         variant: found[variant]
-        for way, cold_start, query_size in wanted
-        for acquisition in ("Random", "BALD", "BatchBALD")
-        if (variant := (way, acquisition, cold_start, query_size)) in found
+        for way, cold_start, acquisitions in wanted
+        for acquisition in acquisitions
+        if (variant := (way, acquisition, cold_start, usual)) in found
     }
 
 

@@ -25,6 +25,7 @@ STYLES = {
     "BALD": ("#D55E00", "--"),
     "Entropy": ("#009E73", "-."),
     "Random": ("#595959", ":"),
+    "TypiClust": ("#009E73", "-"),
 }
 
 Curves = dict[str, dict[int, list[Round]]]
