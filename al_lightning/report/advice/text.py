@@ -11,10 +11,12 @@ from al_lightning.report.tables import Table
 WIDTH = 100
 INDENT = "  "
 NOTHING = "None of it supports a statement."
-UNTESTED = (
-    "Whether an acquisition gains over Random here is not among it: no rule that says so from these numbers has held "
-    "on data that it was not made from (the manual's page When does it pay?). To know, run Random on the same features "
-    "and seeds, and pair the runs: `al-lightning compare`."
+RULE = (
+    "One rule has held on data that it was not chosen from: on features that were made without a label, `TypiClust()` "
+    "chooses the first batch and all later ones. Over five data sets it gained +7.9 ± 3.2 points of mean accuracy "
+    "over Random on the same features, at up to 300 labels; on images BatchBALD had overtaken it by 40 to 100 labels "
+    "(the manual's page When does it pay?). None of the numbers above says whether an acquisition gains here. To "
+    "know, run Random on the same features and seeds, and pair the runs: `al-lightning compare`."
 )
 
 
@@ -31,9 +33,12 @@ def page_of(title: str, evidence: Sequence[Evidence]) -> str:
         What it supports:
           - So it is.
         <BLANKLINE>
-        Whether an acquisition gains over Random here is not among it: no rule that says so from these
-        numbers has held on data that it was not made from (the manual's page When does it pay?). To know,
-        run Random on the same features and seeds, and pair the runs: `al-lightning compare`.
+        One rule has held on data that it was not chosen from: on features that were made without a label,
+        `TypiClust()` chooses the first batch and all later ones. Over five data sets it gained +7.9 ± 3.2
+        points of mean accuracy over Random on the same features, at up to 300 labels; on images BatchBALD
+        had overtaken it by 40 to 100 labels (the manual's page When does it pay?). None of the numbers
+        above says whether an acquisition gains here. To know, run Random on the same features and seeds,
+        and pair the runs: `al-lightning compare`.
     """
     lines = [_line(each) for each in evidence]
     supported = [each.supports for each in evidence if each.supports]
@@ -47,7 +52,7 @@ def page_of(title: str, evidence: Sequence[Evidence]) -> str:
             "What it supports:",
             *(_filled(each, first=f"{INDENT}- ", others=2 * INDENT) for each in supported or [NOTHING]),
             "",
-            _filled(UNTESTED, first="", others=""),
+            _filled(RULE, first="", others=""),
         ]
     )
 

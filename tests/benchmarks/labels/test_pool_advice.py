@@ -13,6 +13,19 @@ BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 USUAL = [("scratch", "Random", "Random")] + [
     ("frozen", acquisition, first) for acquisition in ("Random", "BatchBALD") for first in ("Random", "TypiClust")
 ]
+USUAL += [
+    ("frozen", acquisition, "TypiClust")
+    for acquisition in (
+        "PowerBALD",
+        "SoftmaxBALD",
+        "SoftrankBALD",
+        "BAIT",
+        "BADGE",
+        "CoreSet",
+        "TypiClust",
+        "ProbCover",
+    )
+]
 
 
 @pytest.fixture

@@ -1,5 +1,8 @@
+import re
+from pathlib import Path
+
 from al_lightning.report.advice.evidence import Evidence, of_records
-from al_lightning.report.advice.text import NOTHING, UNTESTED, WIDTH, evidence_table, page_of, title_of
+from al_lightning.report.advice.text import NOTHING, RULE, WIDTH, evidence_table, page_of, title_of
 
 
 def test_what_is_not_known_is_said_with_its_reason_and_supports_nothing():
@@ -8,10 +11,18 @@ def test_what_is_not_known_is_said_with_its_reason_and_supports_nothing():
     assert f"  - {NOTHING}\n" in page
 
 
-def test_no_line_is_too_wide_and_the_page_ends_with_what_is_not_known(make_run):
+def test_no_line_is_too_wide_and_the_page_ends_with_the_rule_that_held(make_run):
     page = page_of("a run", of_records(make_run("a")))
     assert max(map(len, page.splitlines())) <= WIDTH
-    assert " ".join(page.split()).endswith(UNTESTED)
+    assert " ".join(page.split()).endswith(RULE)
+
+
+def test_the_rule_and_its_gain_are_those_of_the_manual():
+    page = (Path(__file__).parents[3] / "docs" / "concepts" / "when.md").read_text(encoding="utf-8")
+    (gain,) = re.findall(r"over the 5 data sets, as a sample of such, (\+[\d.]+ ± [\d.]+) points", page)
+    assert f"Over five data sets it gained {gain} points" in RULE
+    (chosen,) = [line for line in page.splitlines() if line.startswith("| **chosen on the other sets**")]
+    assert set(re.findall(r"\((.*?)\)", chosen)) == {"always TypiClust on features, after TypiClust"}
 
 
 def test_the_title_names_run_acquisition_labels_and_state(make_run):
