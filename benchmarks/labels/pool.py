@@ -311,9 +311,10 @@ def way_table(results: Mapping[Cell, Row]) -> str:
 def acquisition_table(results: Mapping[Cell, Row]) -> str:
     """Return gains of each acquisition over Random on features after the recipe's first batch, a column a set.
 
-    Acquisitions and sets that were not run by enough seeds are left out.
+    Acquisitions and sets that were not run by enough seeds are left out. The last row says from how many labels on
+    BatchBALD has a higher mean accuracy than TypiClust.
     """
-    columns = {}
+    columns, ahead = {}, []
     for pool, given in POOLS.items():
         found = by_variant(results, pool)
         runs_of = {name: found.get(("frozen", name, RECIPE, given.query_size), {}) for name in ACQUISITIONS}
@@ -321,12 +322,32 @@ def acquisition_table(results: Mapping[Cell, Row]) -> str:
         random = enough.pop("Random", {})
         if random and enough:
             columns[pool] = {name: gain(runs, random) for name, runs in enough.items()}
+            ahead.append(ahead_from(*(enough.get(name, {}) for name in ("BatchBALD", "TypiClust"))))
     lines = [f"| acquisition | {' | '.join(columns)} |", f"|{' - |' * (1 + len(columns))}"]
     for name in ACQUISITIONS:
         cells = [column.get(name, "-") for column in columns.values()]
         if set(cells) != {"-"}:
             lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines.append(f"| BatchBALD ahead of TypiClust, from labels on | {' | '.join(ahead)} |")
     return "\n".join(lines)
+
+
+def ahead_from(runs: Mapping[int, Curve], others: Mapping[int, Curve]) -> str:
+    """Return the number of labels from which on the mean accuracy of runs is above that of others of the same seeds.
+
+    Example:
+        >>> ahead_from({0: Curve({10: 0.5, 20: 0.7, 30: 0.9}, 0)}, {0: Curve({10: 0.5, 20: 0.8, 30: 0.8}, 0)})
+        '30'
+    """
+    seeds = runs.keys() & others.keys()
+    if not seeds:
+        return "-"
+    found = "never"
+    for budget in sorted(next(iter(runs.values())).accuracy_of, reverse=True):
+        if sum(runs[seed].accuracy_of[budget] - others[seed].accuracy_of[budget] for seed in seeds) <= 0:
+            break
+        found = str(budget)
+    return found
 
 
 def order_of(variant: Variant) -> tuple[int, int, str, str]:

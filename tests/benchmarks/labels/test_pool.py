@@ -220,7 +220,20 @@ def test_acquisitions_are_compared_with_random_on_the_same_features_where_there_
         "| - | - | - |",
         "| BatchBALD | - | -10.0 ± 0.0 (5) |",
         "| EPIG | +20.0 ± 0.0 (5) | - |",
+        "| BatchBALD ahead of TypiClust, from labels on | - | - |",
     ]
+
+
+def test_batchbald_is_ahead_from_where_it_stays_so(modules):
+    pool = modules["pool"]
+
+    def runs(*accuracies):
+        return {0: pool.Curve(dict(zip((10, 20, 30), accuracies, strict=True)), 0)}
+
+    assert pool.ahead_from(runs(0.6, 0.7, 0.9), runs(0.5, 0.8, 0.8)) == "30"
+    assert pool.ahead_from(runs(0.6, 0.9, 0.9), runs(0.5, 0.8, 0.8)) == "10"
+    assert pool.ahead_from(runs(0.6, 0.9, 0.8), runs(0.5, 0.8, 0.8)) == "never"
+    assert pool.ahead_from(runs(0.6, 0.9, 0.8), {}) == "-"
 
 
 def test_a_run_that_chose_again_after_junk_keeps_its_accuracy_at_the_budgets_between(modules):

@@ -21,6 +21,11 @@ def test_the_rule_and_its_gain_are_those_of_the_manual():
     page = (Path(__file__).parents[3] / "docs" / "concepts" / "when.md").read_text(encoding="utf-8")
     (gain,) = re.findall(r"over the 5 data sets, as a sample of such, (\+[\d.]+ ± [\d.]+) points", page)
     assert f"Over five data sets it gained {gain} points" in RULE
+    (ahead,) = re.findall(r"\| BatchBALD ahead of TypiClust, from labels on \|(.*)\|", page)
+    (heads,) = re.findall(r"\| acquisition \| (digits.*) \|", page)
+    of = dict(zip(heads.split(" | "), map(str.strip, ahead.split("|")), strict=True))
+    assert f"from {of['digits']}, {of['USPS']} and {of['MNIST']} labels on" in RULE
+    assert of["USPS, unbalanced"] == "10"  # the start
     (chosen,) = [line for line in page.splitlines() if line.startswith("| **chosen on the other sets**")]
     assert set(re.findall(r"\((.*?)\)", chosen)) == {"always TypiClust on features, after TypiClust"}
 
