@@ -36,7 +36,8 @@ class Predictions:
         offset: Position in the whole pool of this part's first row.
         total: Number of points of the whole pool; None if this part is all of it.
         features_N_D: Features of the points of this part, single precision.
-        labelled_features_L_D: Features of all labelled points, the same on each process; L may be 0.
+        labelled_features_L_D: Features of all points that have been asked for, the same on each process: those with a
+            label, and those that were rejected or of which people were unsure. L may be 0.
         target_log_probs_T_K_C: Log-probabilities of all target points by the same K posterior samples, the same on each
             process.
 

@@ -245,10 +245,7 @@ class ActiveLearningDataModule(Wrapper):
     @property
     def trained_indices(self) -> Tensor:
         """Return the ids of the points that training sees, ascending; rejected ones too where they are trained."""
-        labels = self.labels
-        if not self.trains_rejected:
-            return labels.labelled_indices
-        return torch.cat([labels.labelled_indices, labels.rejected_indices]).sort().values
+        return self.labels.labelled_or_rejected_indices if self.trains_rejected else self.labels.labelled_indices
 
     @property
     def trained_targets(self) -> list[int] | None:

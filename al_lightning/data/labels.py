@@ -91,6 +91,11 @@ class Labels:
         return (self.round_of_N == REJECTED).nonzero().squeeze(1)
 
     @property
+    def labelled_or_rejected_indices(self) -> Tensor:
+        """Return the ids of the points of which the answer is known, ascending; those of the holdout are left out."""
+        return ((self.round_of_N >= 0) | (self.round_of_N == REJECTED)).nonzero().squeeze(1)
+
+    @property
     def num_labelled(self) -> int:
         """Count the labelled points."""
         return int((self.round_of_N >= 0).sum())

@@ -224,7 +224,7 @@ class Chooser:
         self.storage.check((num_points, self.num_samples, num_classes))
         return num_classes
 
-    def select(
+    def select(  # noqa: PLR0913 - the round, and what its answers say of the pool
         self,
         trainer: Trainer,
         module: LightningModule,
@@ -233,6 +233,7 @@ class Chooser:
         round_index: int,
         batch_size: int,
         left_out: Sequence[int] = (),
+        unsure: Sequence[int] = (),
     ) -> Selection:
         """Select the `batch_size` points to label after a round.
 
@@ -243,6 +244,7 @@ class Chooser:
             round_index: The round, of which all draws depend.
             batch_size: How many points.
             left_out: Points of the pool that are not to be chosen.
+            unsure: Points outside the pool that have no label, although they were asked for.
         """
         ranks = Ranks(trainer)
         pool_indices_N = _without(datamodule.labels.pool_indices, left_out)
@@ -261,7 +263,9 @@ class Chooser:
                 if screened is not None:
                     indices_N = indices_N[screened.kept]
                 predictions, passes = predict(indices_N, draw)
-            predictions = self._with_more(predictions, indices_N, predict, draw)
+            asked = {*datamodule.labels.labelled_or_rejected_indices.tolist(), *unsure}
+            asked_L = torch.tensor(sorted(asked), dtype=torch.long)
+            predictions = self._with_more(predictions, indices_N, asked_L, predict, draw)
         predicted = time.perf_counter()
         batch = self.acquisition(
             predictions, batch_size, generator=self._generator(round_index, "acquisition"), exchange=ranks
@@ -297,15 +301,15 @@ class Chooser:
             return predict
         return predict.keeping(self.kept, indices_N, draw, predicts=self._predicts, reads_last_layer=reads_last_layer)
 
-    def _with_more(self, predictions: Predictions, indices_N: Tensor, predict: Predictor, draw: Draw) -> Predictions:
+    def _with_more(
+        self, predictions: Predictions, indices_N: Tensor, asked_L: Tensor, predict: Predictor, draw: Draw
+    ) -> Predictions:
         """Add what the acquisition needs besides predictions of the pool."""
         if "features" in self.acquisition.needs:
             predictions = replace(
                 predictions,
                 features_N_D=features_of(predict, indices_N, is_divided=self._predicts),
-                labelled_features_L_D=features_of(
-                    replace(predict, frozen=None), predict.datamodule.trained_indices, is_divided=False
-                ),
+                labelled_features_L_D=features_of(replace(predict, frozen=None), asked_L, is_divided=False),
             )
         if "targets" in self.acquisition.needs:
             predictions = replace(predictions, target_log_probs_T_K_C=targets_of(predict, draw))

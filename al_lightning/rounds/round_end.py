@@ -82,6 +82,7 @@ def choose_batch(
             round_index=record.round,
             batch_size=num_left,
             left_out=_skipped(run, draft, labels),
+            unsure=_unsure(run, draft, labels),
         )
         record, warnings = with_selection(record, selection), {**selection.warnings, **_piled_up(run, datamodule)}
         draft = replace(draft, record=replace(record, asked_held_out=held_out), probs=selection.probs)
@@ -125,6 +126,16 @@ def _skipped(run: Run, draft: Draft, labels: Labels) -> list[int]:
     pool = set(labels.pool_indices.tolist())
     skipped = sorted({int(str(row["id"])) for row in rows if row["kind"] == "skip"} & pool)
     return skipped if len(skipped) < len(pool) else []
+
+
+def _unsure(run: Run, draft: Draft, labels: Labels) -> list[int]:
+    """Return the points that were asked for and are excluded since.
+
+    Nobody knows their class, so asking for more of their kind would not help. Other excluded points may be unreadable.
+    """
+    records = [*run.rounds, draft.record]
+    asked = {index for record in records for index in [*record.asked, *record.asked_without_label]}
+    return sorted(asked & set(labels.excluded_indices.tolist()))
 
 
 def _next_held_out(run: Run, labels: Labels, *, query_size: int) -> list[int]:

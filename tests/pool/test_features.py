@@ -5,7 +5,16 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from al_lightning import BALD, EPIG, ActiveLearningDataModule, Screening, active_fit
+from al_lightning import (
+    BALD,
+    EPIG,
+    ActiveLearningDataModule,
+    CoreSet,
+    ProbCover,
+    Screening,
+    TypiClust,
+    active_fit,
+)
 from al_lightning.acquisition import Acquisition, Batch
 from al_lightning.distributed import ALONE
 from tests.conftest import TinyData
@@ -45,6 +54,19 @@ class WithFeatures(WithTargets):
 
     def features_of(self, indices):
         return torch.tensor([[index, index / 2] for index in indices], dtype=torch.float64).reshape(-1, 2)
+
+
+class OfOneKindOfJunk(TinyData):
+    """Two classes spread out, and a third one whose points are almost the same."""
+
+    def __init__(self):
+        super().__init__(300)
+
+    def features_of(self, indices):
+        targets = self._part(300, 0).tensors[1]
+        noise = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+        features = 20 * torch.eye(3, 2)[targets] + torch.where(targets == 2, 0.01, 3.0)[:, None] * noise
+        return features[torch.as_tensor(indices, dtype=torch.long)]
 
 
 class Broken(WithFeatures):
@@ -131,6 +153,17 @@ def test_features_that_the_data_module_made_once_are_taken_as_they_are(run):
     assert seen.features_N_D[:, 0].tolist() == [index for index in range(60) if index not in initial]
     assert seen.labelled_features_L_D[:, 0].tolist() == initial
     assert len(rounds[0].acquired) == 4
+
+
+@pytest.mark.parametrize(("acquisition", "most"), [(TypiClust(), 2), (CoreSet(), 1), (ProbCover(), 1)])
+def test_what_covers_the_pool_stops_asking_for_junk_of_one_kind_though_it_is_set_aside(
+    make_trainer, make_model, make_callback, acquisition, most
+):
+    data = ActiveLearningDataModule(OfOneKindOfJunk(), initial=6, junk=2)
+    callback = make_callback(acquisition, max_rounds=7, query_size=2)
+    rounds = active_fit(make_trainer(callback), make_model(), data, seed=0)
+    assert sum(len(record.acquired) for record in rounds) == 12
+    assert 1 <= sum(len(record.rejected) for record in rounds) <= most  # 6 if it did not know of them
 
 
 @pytest.mark.parametrize(

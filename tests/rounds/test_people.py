@@ -4,6 +4,8 @@ import csv
 import json
 import threading
 import time
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -19,6 +21,8 @@ from al_lightning import (
     active_fit,
     read_journal,
 )
+from al_lightning.acquisition import Acquisition, Batch
+from al_lightning.distributed import ALONE
 from al_lightning.labelling.asked import read_asked
 from al_lightning.labelling.export import labels_csv
 from al_lightning.labelling.shown import forget
@@ -27,6 +31,7 @@ from tests.conftest import TinyData, TinyModule
 
 CLASSES = ["ant", "bee", "cat"]
 NUM = 60
+SEEN = []
 
 
 class Inputs(Dataset):
@@ -53,6 +58,24 @@ class Unlabelled(TinyData):
         inputs = self._part(NUM, 0).tensors[0]
         inputs = torch.cat([inputs, self._part(90, 0).tensors[0][NUM : self.num_train]])
         return DataLoader(Inputs(inputs if self.order is None else inputs[self.order]), batch_size=8, shuffle=True)
+
+
+class ById(Unlabelled):
+    """Made features once: the id of a point."""
+
+    def features_of(self, indices):
+        return torch.tensor(indices, dtype=torch.float32)[:, None]
+
+
+@dataclass
+class OfFeatures(Acquisition):
+    """Takes the first points, and keeps the features of those that were asked for."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"features"})
+
+    def __call__(self, predictions, batch_size, *, generator, exchange=ALONE):
+        SEEN.append(predictions.labelled_features_L_D[:, 0].tolist())
+        return Batch(torch.arange(batch_size), torch.zeros(batch_size, dtype=torch.float64))
 
 
 class OnlyTraining(Unlabelled):
@@ -263,6 +286,20 @@ def test_unsure_and_rejected_points_leave_the_pool_and_are_recorded(start):
     write(folder, [{"id": unsure, "label": "bee"}])  # somebody has looked again: a correction
     write(folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for])
     assert recorded(*_records(start)).target_of[unsure] == 1
+
+
+def test_an_acquisition_of_features_sees_each_point_that_was_asked_for_whatever_the_answer(start):
+    SEEN.clear()
+    settings = {"data": ById(), "acquisition": OfFeatures(), "cold_start": OfFeatures(), "max_labelled": 40}
+    folder = start(**settings).run.folder
+    write(folder, [{"id": 0, "kind": "unsure"}, {"id": 1, "kind": "reject"}])
+    write(folder, [{"id": 2, "kind": "skip"}, {"id": 3, "kind": "unsure"}])
+    assert start(**settings).waiting_for == [4, 5, 6, 7]  # without a label there is no fit
+    write(folder, [{"id": 4, "label": "ant"}, {"id": 5, "label": "bee"}])
+    write(folder, [{"id": 6, "kind": "unsure"}, {"id": 7, "kind": "reject"}])
+    callback = start(**settings)
+    assert SEEN == [[], [0, 1, 3], [0, 1, 3, 4, 5, 6, 7]]  # who skips a point has not said what it is
+    assert callback.datamodule.labels.labelled_indices.tolist() == [4, 5]
 
 
 def _records(start):
