@@ -312,7 +312,7 @@ def acquisition_table(results: Mapping[Cell, Row]) -> str:
     """Return gains of each acquisition over Random on features after the recipe's first batch, a column a set.
 
     Acquisitions and sets that were not run by enough seeds are left out. The last row says from how many labels on
-    BatchBALD has a higher mean accuracy than TypiClust.
+    BatchBALD is ahead of TypiClust, by an interval above 0.
     """
     columns, ahead = {}, []
     for pool, given in POOLS.items():
@@ -328,23 +328,28 @@ def acquisition_table(results: Mapping[Cell, Row]) -> str:
         cells = [column.get(name, "-") for column in columns.values()]
         if set(cells) != {"-"}:
             lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines.append(f"| BatchBALD ahead of TypiClust, from labels on | {' | '.join(ahead)} |")
+    lines.append(f"| labels from which on BatchBALD is ahead of TypiClust | {' | '.join(ahead)} |")
     return "\n".join(lines)
 
 
 def ahead_from(runs: Mapping[int, Curve], others: Mapping[int, Curve]) -> str:
-    """Return the number of labels from which on the mean accuracy of runs is above that of others of the same seeds.
+    """Return the number of labels from which on runs are ahead of others of the same seeds, to the end.
+
+    They are ahead where the interval of the difference in accuracy is above 0.
 
     Example:
-        >>> ahead_from({0: Curve({10: 0.5, 20: 0.7, 30: 0.9}, 0)}, {0: Curve({10: 0.5, 20: 0.8, 30: 0.8}, 0)})
-        '30'
+        >>> runs = {0: Curve({10: 0.6, 20: 0.7, 30: 0.9}, 0), 1: Curve({10: 0.6, 20: 0.7, 30: 0.9}, 0)}
+        >>> others = {0: Curve({10: 0.5, 20: 0.5, 30: 0.8}, 0), 1: Curve({10: 0.5, 20: 0.7, 30: 0.8}, 0)}
+        >>> ahead_from(runs, others), ahead_from(others, runs), ahead_from(runs, {})
+        ('30', 'never', '-')
     """
     seeds = runs.keys() & others.keys()
     if not seeds:
         return "-"
     found = "never"
     for budget in sorted(next(iter(runs.values())).accuracy_of, reverse=True):
-        if sum(runs[seed].accuracy_of[budget] - others[seed].accuracy_of[budget] for seed in seeds) <= 0:
+        mean, width = interval([runs[seed].accuracy_of[budget] - others[seed].accuracy_of[budget] for seed in seeds])
+        if mean - width <= 0:
             break
         found = str(budget)
     return found

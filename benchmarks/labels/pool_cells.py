@@ -49,7 +49,7 @@ class Pool:
         has_targets: The data module has targets for `EPIG`.
         max_predicted: Points of the pool, drawn anew each round, among which a net trained end to end chooses; None for
             all.
-        screened: Acquisitions that choose among the points that a screening leaves, because all of them cost too much.
+        screened: Acquisitions that choose among the points that a screening leaves. The others see all.
         without: Ways that are left out.
         last_priority: Priority of the least important of its cells that are run.
     """
@@ -92,7 +92,6 @@ _MNIST |= {"cpu_s": (300, 350, 60, 350), "screened": PREDICTING}
 _USPS = {"size": 16, "width": 128, "encoder_epochs": 20, "cpu_s": (150, 170, 40, 170)}
 _OF_JUNK = {"size": 8, "query_size": 5, "max_labelled": 85}
 _AUGMENTED = ("augmented", "tuned")
-_BESIDE = {"without": _AUGMENTED, "last_priority": 1}  # only to be seen beside the runs that train on junk
 
 POOLS = {
     "digits": Pool(_DIGITS, size=8, last_priority=4),
@@ -102,7 +101,6 @@ POOLS = {
         reject="set_aside",
         **_OF_JUNK,
         without=_AUGMENTED,
-        last_priority=1,
     ),
     "USPS": Pool(_idx("usps"), **_USPS),
     "letters": Pool(

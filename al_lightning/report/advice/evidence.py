@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from al_lightning.acquisition.summary import AT_LIMIT
 from al_lightning.records.auroc import auroc_within
+from al_lightning.records.header import name_of
 from al_lightning.records.intervals import interval
 from al_lightning.records.replay import recorded
 from al_lightning.report.runs import Run
@@ -233,7 +234,8 @@ def _range_of_shares(shares: Sequence[float]) -> str:
 def _not_informed(run: Run) -> str:
     if not any(each.acquired for each in run.rounds):
         return "no batch was chosen"
-    return "no round predicted the pool by two posterior samples or more, as Random does not"
+    name = name_of(run.acquisition)
+    return f"no round predicted the pool by two posterior samples or more, which {name} does not need"
 
 
 def _redundancy(run: Run) -> Evidence:

@@ -25,6 +25,9 @@ def test_each_step_keeps_its_rows_and_shows_its_table(monkeypatch, capsys, tmp_p
     assert counts["4"] in {4, 8}  # two posteriors, two rounds, one or two kinds of first labels
     out = capsys.readouterr().out
     assert counts["5"] == 14  # seven acquisitions, two rounds
+    later = {row["name"]: row["accuracy"] for row in rows if row["step"] == "5" and row["labels"] == "20"}
+    assert list(later) == ["Random", "BALD", "BatchBALD", "BAIT", "BADGE", "CoreSet", "TypiClust"]
+    assert len(set(later.values())) >= 4  # each has acquired a batch of its own
     assert [out.count(f"| {step}. ") for step in (1, 2, 3, 4, 5)] == [1] * 5
     assert out.count("Measured by `python benchmarks/labels/feature_recipe.py --threads 1`") == 5
 

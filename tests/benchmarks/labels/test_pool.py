@@ -13,6 +13,11 @@ import yaml
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 PROVENANCE = {"commit": "c", "torch": "t", "machine": "m"}
 
+ACQUISITIONS = (
+    *("Random", "BatchBALD", "BALD", "PowerBALD", "SoftmaxBALD", "SoftrankBALD", "EPIG", "BAIT"),
+    *("BADGE", "CoreSet", "TypiClust", "ProbCover"),
+)
+
 
 @pytest.fixture
 def modules():
@@ -198,6 +203,25 @@ def test_ways_are_compared_on_sets_of_which_each_has_enough_seeds(modules):
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "see_all"),
+    [
+        ("MNIST", {"Random", "CoreSet", "TypiClust", "ProbCover"}),
+        ("MNIST, junk trained", {"Random", "CoreSet", "TypiClust", "ProbCover"}),
+        ("letters", {*ACQUISITIONS} - {"EPIG"}),
+        ("USPS", {*ACQUISITIONS}),
+    ],
+)
+def test_what_predicts_chooses_on_mnist_among_screened_points(modules, place, name, see_all):
+    cells = modules["pool_cells"]
+    found = set()
+    for acquisition in ACQUISITIONS:
+        cell = cells.Cell(name, "frozen", acquisition, "TypiClust", 10, 3)
+        active = cells.config_of(cell, place)["trainer"]["callbacks"][-1]["init_args"]
+        found |= set() if "screening" in active else {acquisition}
+    assert found == see_all
+
+
 def test_acquisitions_are_compared_with_random_on_the_same_features_where_there_are_enough_seeds(modules):
     pool, cells = modules["pool"], modules["pool_cells"]
     results = {}
@@ -208,6 +232,9 @@ def test_acquisitions_are_compared_with_random_on_the_same_features_where_there_
         ("TREC", "Random", 6, 0.5),
         ("TREC", "BatchBALD", 5, 0.4),
         ("TREC", "BADGE", 4, 0.4),
+        ("MNIST", "Random", 5, 0.5),
+        ("MNIST", "BatchBALD", 5, 0.8),
+        ("MNIST", "TypiClust", 5, 0.7),
         ("letters", "Random", 4, 0.5),
         ("letters", "EPIG", 5, 0.7),
         ("USPS", "Random", 5, 0.5),
@@ -216,20 +243,29 @@ def test_acquisitions_are_compared_with_random_on_the_same_features_where_there_
             cell = cells.Cell(name, "frozen", acquisition, "TypiClust", cells.POOLS[name].query_size, seed)
             results[cell] = row(cell, [cell.query_size], [accuracy])
     assert pool.acquisition_table(results).splitlines() == [
-        "| acquisition | digits | TREC |",
-        "| - | - | - |",
-        "| BatchBALD | - | -10.0 ± 0.0 (5) |",
-        "| EPIG | +20.0 ± 0.0 (5) | - |",
-        "| BatchBALD ahead of TypiClust, from labels on | - | - |",
+        "| acquisition | digits | TREC | MNIST |",
+        "| - | - | - | - |",
+        "| BatchBALD | - | -10.0 ± 0.0 (5) | +30.0 ± 0.0 (5) |",
+        "| EPIG | +20.0 ± 0.0 (5) | - | - |",
+        "| TypiClust | - | - | +20.0 ± 0.0 (5) |",
+        "| labels from which on BatchBALD is ahead of TypiClust | - | - | 10 |",
     ]
 
 
-def test_batchbald_is_ahead_from_where_it_stays_so(modules):
+def test_batchbald_is_ahead_from_where_it_stays_so_by_an_interval_above_zero(modules):
     pool = modules["pool"]
 
-    def runs(*accuracies):
-        return {0: pool.Curve(dict(zip((10, 20, 30), accuracies, strict=True)), 0)}
+    def runs(*accuracies, spread=0.0):
+        budgets = (10, 20, 30)
+        return {
+            seed: pool.Curve({at: mean + (seed - 1) * spread for at, mean in zip(budgets, accuracies, strict=True)}, 0)
+            for seed in range(3)
+        }
 
+    # Of three seeds with differences of 0.02, 0.06 and 0.1 the mean is 0.06 and the half width 0.0994.
+    assert pool.ahead_from(runs(0.6, 0.9, 0.9), runs(0.54, 0.84, 0.8)) == "10"
+    assert pool.ahead_from(runs(0.6, 0.9, 0.9, spread=0.04), runs(0.54, 0.84, 0.8)) == "30"
+    assert pool.ahead_from(runs(0.6, 0.9, 0.9, spread=0.04), runs(0.54, 0.84, 0.84)) == "never"
     assert pool.ahead_from(runs(0.6, 0.7, 0.9), runs(0.5, 0.8, 0.8)) == "30"
     assert pool.ahead_from(runs(0.6, 0.9, 0.9), runs(0.5, 0.8, 0.8)) == "10"
     assert pool.ahead_from(runs(0.6, 0.9, 0.8), runs(0.5, 0.8, 0.8)) == "never"

@@ -16,6 +16,7 @@ USUAL = [("scratch", "Random", "Random")] + [
 USUAL += [
     ("frozen", acquisition, "TypiClust")
     for acquisition in (
+        "BALD",
         "PowerBALD",
         "SoftmaxBALD",
         "SoftrankBALD",
@@ -43,6 +44,11 @@ def test_a_rule_is_followed_where_its_number_says_so(modules):
     assert chosen["R0"] == (advice.ON_FEATURES, advice.ON_FEATURES)
     assert chosen["R1"] == (("scratch", "Random", "Random"), advice.ON_FEATURES)
     assert chosen["R2"] == (("frozen", "Random", "TypiClust"),) * 2  # its lower end is not above chance
+    always = {
+        words.split()[1]: each for words, each in chosen.items() if words.endswith("on features, after TypiClust")
+    }
+    assert always == {name: (("frozen", name, "TypiClust"),) * 2 for name in always}
+    assert {"Random", "BatchBALD", "BALD", "BAIT", "TypiClust"} < set(always)
     recipe = ("frozen", "BatchBALD", "TypiClust")
     at = [each for words, (_, each) in chosen.items() if "neighbours agree" in words]
     assert at == [recipe, recipe, *[advice.ON_FEATURES] * 3]
@@ -77,10 +83,14 @@ def test_the_table_has_the_gain_of_the_rule_that_is_best_on_the_other_sets(modul
     words = "always BatchBALD on features, after TypiClust"
     zero = "+0.0 ± 0.0 (R0: Random on features)"
     assert left_out == f"| **chosen on the other sets** | {zero} | {zero} | -12.0 ± 2.0 ({words}) |"
-    assert shown[-1].startswith(
+    *_, sentence, of_kinds = shown
+    assert sentence.startswith(
         "The rule that is chosen on the other data sets gains over Random on features on 0 of 3 pools"
     )
-    assert "and loses on 1; over the 3 data sets, as a sample of such, -4.0 ± 17.2 points" in shown[-1]
+    assert "and loses on 1; over the 3 data sets, as a sample of such, -4.0 ± 17.2 points" in sentence
+    # Without any digits R0 is chosen, and without the letters the recipe: 0 and -12, a mean of -6.
+    assert of_kinds.startswith("With 2 kinds of data, each left out as a whole, since digits, USPS and MNIST are all")
+    assert of_kinds.endswith("handwritten digits: -6.0 ± 76.2 points.")
 
 
 def test_pools_of_the_same_images_are_left_out_together(modules):

@@ -60,8 +60,10 @@ def test_a_run_without_a_round_knows_nothing_and_says_why(make):
 
 
 def test_a_random_run_does_not_know_what_its_samples_would_tell(make):
-    found = named(make({}, {}))
-    assert found[SATURATION].basis == "no round predicted the pool by two posterior samples or more, as Random does not"
+    found = named(make({}, {}, acquisition={"class_path": "al_lightning.Random", "init_args": {}}))
+    assert found[SATURATION].basis == (
+        "no round predicted the pool by two posterior samples or more, which Random does not need"
+    )
     assert found[REDUNDANCY].value == found[DISAGREEMENT].value == UNKNOWN
 
 
