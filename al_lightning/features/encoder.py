@@ -15,8 +15,8 @@ from al_lightning.posterior.model import evaluating
 NUM_NAMED = 20
 TOLERANCE = 1e-4
 """Largest difference of features that count as the same, as a share of the largest of all that are compared."""
-BATCH_TOLERANCE = 0.05
-"""The same of batches of other sizes, in which half precision rounds otherwise."""
+BATCH_TOLERANCE, BATCH_TOLERANCE_OF_HALF = 0.01, 0.05
+"""The same of batches of other sizes, in which sums are rounded otherwise; of an encoder in half precision."""
 _AXES = 2  # B and D
 _COLLATE_IT = (
     "Let the `collate_fn` of the data module's loaders return a tensor, or a dict with the names of the encoder's "
@@ -134,15 +134,35 @@ def refuse_random(first_B_D: Tensor, second_B_D: Tensor, indices: Iterable[int])
     )
 
 
-def refuse_dependence_on_batch(whole_b_D: Tensor, part_b_D: Tensor, indices: Iterable[int]) -> None:
-    """Refuse an encoder that gives points other features in a batch of fewer points."""
-    if largest_difference(whole_b_D, part_b_D) <= BATCH_TOLERANCE:
+def refuse_dependence_on_batch(
+    whole_b_D: Tensor, part_b_D: Tensor, indices: Iterable[int], *, is_half: bool = False
+) -> None:
+    """Refuse an encoder that gives points other features in a batch of fewer points.
+
+    Args:
+        whole_b_D: Features in one batch.
+        part_b_D: Features of the same points in batches of fewer points.
+        indices: Their ids.
+        is_half: The encoder computes in half precision.
+    """
+    if largest_difference(whole_b_D, part_b_D) <= (BATCH_TOLERANCE_OF_HALF if is_half else BATCH_TOLERANCE):
         return
     raise ValueError(
         f"`encoder` gives the points {list(indices)[:NUM_NAMED]} other features in a batch of fewer points, so that "
         "chance, the batch size and the number of ranks would decide them. Let it read points one by one: BatchNorm "
         "with running statistics (`track_running_stats=True`), no mean over the batch, and a mask for what is padded."
     )
+
+
+def is_half(encoder: nn.Module) -> bool:
+    """Return whether an encoder has weights in half precision.
+
+    Example:
+        >>> is_half(nn.Linear(2, 2)), is_half(nn.Linear(2, 2, dtype=torch.bfloat16)), is_half(nn.Flatten())
+        (False, True, False)
+    """
+    tensors = [*encoder.parameters(), *encoder.buffers()]
+    return any(tensor.is_floating_point() and tensor.element_size() < 4 for tensor in tensors)  # noqa: PLR2004 - bytes
 
 
 def largest_difference(first_B_D: Tensor, second_B_D: Tensor) -> float:

@@ -30,6 +30,7 @@ from al_lightning.features.encoder import (
     PoolEncoder,
     device_of,
     encoding,
+    is_half,
     largest_difference,
     read_by,
     refuse_broken,
@@ -244,7 +245,7 @@ class Maker:
             for ids, batch in self._batches(source, indices, view):
                 first_B_D = self._tried(source, batch)
                 refuse_broken(first_B_D, ids, name=source.name)
-                if found or not self._is_alike_in_halves(source, batch, first_B_D, ids):
+                if found or not self._is_alike_in_parts(source, batch, first_B_D, ids):
                     for once_B_D, again_B_D in self._pairs(first_B_D, self._tried(source, batch)):
                         refuse_random(once_B_D, again_B_D, ids)
                 found.append(first_B_D)
@@ -259,19 +260,23 @@ class Maker:
                 "be of the kind and shape that it takes."
             ) from error
 
-    def _is_alike_in_halves(self, source: Source, batch: object, first_B_D: Tensor, ids: list[int]) -> bool:
-        """Return whether the halves of a batch are encoded as the whole; refuse encoders of which the batch decides."""
-        if len(ids) < 2 or not has_rows(batch, len(ids)):  # noqa: PLR2004 - two halves
+    def _is_alike_in_parts(self, source: Source, batch: object, first_B_D: Tensor, ids: list[int]) -> bool:
+        """Return whether parts of a batch are encoded as the whole; refuse encoders of which the batch decides.
+
+        The first part is one point, whose features differ the most, as an appended point may be encoded alone.
+        """
+        if len(ids) < 2 or not has_rows(batch, len(ids)):  # noqa: PLR2004 - two parts
             return False
-        halves = (slice(0, len(ids) // 2), slice(len(ids) // 2, len(ids)))
-        parts = [self._tried(source, map_tensors(itemgetter(rows), batch)) for rows in halves]
+        parts = [
+            self._tried(source, map_tensors(itemgetter(rows), batch)) for rows in (slice(0, 1), slice(1, len(ids)))
+        ]
         pairs = list(self._pairs(first_B_D, torch.cat(parts)))
         if all(largest_difference(*pair) <= TOLERANCE for pair in pairs):
             return True
         for once_B_D, again_B_D in self._pairs(first_B_D, self._tried(source, batch)):
             refuse_random(once_B_D, again_B_D, ids)
-        for whole_B_D, halves_B_D in pairs:
-            refuse_dependence_on_batch(whole_B_D, halves_B_D, ids)
+        for whole_B_D, parts_B_D in pairs:
+            refuse_dependence_on_batch(whole_B_D, parts_B_D, ids, is_half=is_half(self.encoder))
         return True
 
     def _pairs(self, first_B_D: Tensor, second_B_D: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from al_lightning._lightning import LightningModule, Trainer, isolate_rng
+from al_lightning._lightning import LightningModule, Trainer, is_overridden, isolate_rng
 from al_lightning.acquisition import (
     Acquisition,
     Batch,
@@ -94,6 +94,7 @@ class Chooser:
         seed: Seed of all draws, together with the round.
         labels_are_known: The dataset has the labels of the pool.
         is_fitted: A model is trained; without one, features are those that the data module made once.
+        measures: The posterior also predicts a holdout or the test set.
         kept: Place of the output of a frozen part of the model; None to compute it in each round.
     """
 
@@ -107,6 +108,7 @@ class Chooser:
     seed: int
     labels_are_known: bool = True
     is_fitted: bool = True
+    measures: bool = False
     kept: Kept | None = None
 
     def __post_init__(self) -> None:
@@ -160,11 +162,18 @@ class Chooser:
         # Once before the model is tried, because a collate function would stumble over a missing label.
         datamodule.check_targets_to_come(num_classes=None, pool_is_labelled=self.labels_are_known)
         self._try_features(datamodule)
-        counts_outputs = datamodule.trains_rejected and self.is_fitted
-        if self._predicts or self._reads_last_layer(datamodule) or counts_outputs:
+        # Without known labels the first training comes after the first answers, too late to learn that it cannot be.
+        may_be_called = getattr(self.posterior, "predict", None) is not None or is_overridden("forward", module)
+        is_paid_before = not self.labels_are_known and may_be_called
+        counts_outputs = datamodule.trains_rejected
+        if self._samples(datamodule) or (self.is_fitted and (counts_outputs or is_paid_before)):
             num_classes = self._try_model(trainer, module, datamodule)
             datamodule.check_targets_to_come(num_classes=num_classes, pool_is_labelled=self.labels_are_known)
             self._check_labels(datamodule)
+
+    def _samples(self, datamodule: ActiveLearningDataModule) -> bool:
+        """Return whether a round asks the posterior for anything."""
+        return self._predicts or self._reads_last_layer(datamodule) or self.measures
 
     def _check_labels(self, datamodule: ActiveLearningDataModule) -> None:
         if self.posterior.needs_labels and datamodule.targets_of(datamodule.labels.labelled_indices[:1]) is None:
@@ -204,7 +213,7 @@ class Chooser:
         targets = target_loader(datamodule) if asks_for_targets else None
         few = Few(batches, fewer, _looked_through(datamodule, batches), targets)
         reads_last_layer = self._reads_last_layer(datamodule)
-        posterior = self.posterior if self._predicts or reads_last_layer else self._point
+        posterior = self.posterior if self._samples(datamodule) else self._point
         try:
             num_classes = preview_pool(trainer, module, few, posterior, reads_last_layer=reads_last_layer).shape[1]
         except RuntimeError as error:

@@ -254,6 +254,8 @@ def what_differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """
     plain = json.loads(json.dumps(dict(now)))
     equal = [name for name in plain if name not in HEADER or HEADER[name].on_restart == "equal"]
+    if before.get("posterior") != plain.get("posterior"):  # which says it all
+        equal = [name for name in equal if name != "mask_scheme"]
     pairs = [each for name in equal for each in _differences(name, before.get(name), plain[name])]
     return "; ".join(f"its `{name}` is {short(one)}, and this run's is {short(other)}" for name, one, other in pairs)
 

@@ -84,7 +84,7 @@ class FirstWeights:
             raise ValueError(
                 f"The run folder holds weights of another model: {', '.join(different[:5])} (of {len(different)} "
                 "parameters and buffers) have other shapes or are missing. Give this model a folder of its own with "
-                "`ActiveLearning(folder=...)`."
+                "`ActiveLearning(folder=...)`. (Answers of people are taken along by `AskPeople(answers_from=[...])`.)"
             )
         self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}
 

@@ -61,8 +61,9 @@ class MeanPrediction(Callback):
         self._open = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Refuse an ensemble, whose members are tested one at a time."""
-        posterior = active_learning_callback(trainer).posterior
+        """Refuse an ensemble, whose members are tested one at a time; let another posterior be tried before a fit."""
+        callback = active_learning_callback(trainer)
+        posterior = callback.posterior
         if posterior.members is not None:
             raise ValueError(
                 f"`posterior` is {posterior!r}, whose members are tested one by one, each right after its fit, so "
@@ -70,6 +71,7 @@ class MeanPrediction(Callback):
                 "members' means."
             )
         posterior.checked_num_samples(self._num_samples(trainer))
+        callback.run.measure_tests()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the posterior samples of this round."""

@@ -178,10 +178,12 @@ def refuse_other_run(before: Mapping[str, Any], now: Mapping[str, Any], folder: 
         ones, others = (header.get("reject") or "set_aside" for header in (before, now))
         different = f"its `reject` is {ones!r}, and this run's is {others!r}"  # people may change it: they paid
     if different:
+        answers = f", where `AskPeople(answers_from=['{folder / ANSWERS}'])` takes the answers along"
         raise ValueError(
             f"{folder} holds another run: {different}. Its rounds cannot be continued by this one: give this run a "
-            "folder of its own with `ActiveLearning(folder=...)`, or start the earlier command again. (Only the limits "
-            "may change: `max_labelled`, `max_rounds`, `monitor`, `target`, `mode`.)"
+            f"folder of its own with `ActiveLearning(folder=...)`{answers if now.get('asks_people') else ''}, or start "
+            "the earlier command again. (Only the limits may change: `max_labelled`, `max_rounds`, `monitor`, "
+            "`target`, `mode`.)"
         )
 
 

@@ -95,6 +95,7 @@ class Run:
         self._trained: list[Mapping[str, torch.Tensor]] = []  # of the running round
         self._num_checked = 0  # points of the data whose rows were compared
         self._is_larger_model = False
+        self._measures_tests = False
         self._journal: Journal | None = None
         self._lock: FileLock | None = None
 
@@ -129,8 +130,17 @@ class Run:
         """Return what selects the points to label; without a fit `cold_start`."""
         kept = self._kept() if is_fitted else None
         return self.settings.chooser(
-            self.posterior, folder=self.folder, seed=self.seed or 0, is_fitted=is_fitted, kept=kept
+            self.posterior,
+            folder=self.folder,
+            seed=self.seed or 0,
+            is_fitted=is_fitted,
+            measures=self._measures_tests,
+            kept=kept,
         )
+
+    def measure_tests(self) -> None:
+        """Say that the posterior predicts the test set, and so must be able to before the first training."""
+        self._measures_tests = True
 
     def _kept(self) -> Kept | None:
         """Return the place of a frozen part's output.

@@ -97,7 +97,14 @@ class Settings:
         return 0 if share is None or most is None else math.ceil(share * most)
 
     def chooser(
-        self, posterior: Posterior, *, folder: Path | None, seed: int, is_fitted: bool = True, kept: Kept | None = None
+        self,
+        posterior: Posterior,
+        *,
+        folder: Path | None,
+        seed: int,
+        is_fitted: bool = True,
+        measures: bool = False,
+        kept: Kept | None = None,
     ) -> Chooser:
         """Return the selector of the points to label.
 
@@ -106,6 +113,7 @@ class Settings:
             folder: Where predictions go that do not fit into memory.
             seed: Of all draws.
             is_fitted: A model is trained; without one `cold_start` chooses.
+            measures: The posterior also predicts the test set.
             kept: Place of the output of a frozen part of the model; None to compute it in each round.
         """
         return Chooser(
@@ -119,5 +127,6 @@ class Settings:
             seed=seed,
             labels_are_known=not self.oracle.asks_people,
             is_fitted=is_fitted,
+            measures=is_fitted and (measures or self.holdout_share is not None),
             kept=kept,
         )

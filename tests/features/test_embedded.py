@@ -317,6 +317,15 @@ class OfBatch(nn.Module):
         return inputs - inputs.mean(dim=0)
 
 
+def normalised_by_batch():
+    """A convolution whose normalisation hardly depends on the other images: they have many pixels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16, track_running_stats=False), nn.ReLU()
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+
+
+IMAGES = list(zip(torch.rand(40, 1, 16, 16, generator=torch.Generator().manual_seed(0)), range(40), strict=True))
 NUMBERED = [(torch.full((4,), float(index)), index % 2) for index in range(20)]
 
 
@@ -331,6 +340,7 @@ NUMBERED = [(torch.full((4,), float(index)), index % 2) for index in range(20)]
             r"1 points of a batch of the train data are no finite numbers, first of the points \[13\]",
         ),
         (NUMBERED, nn.Linear(3, 2), "`encoder` cannot be called on a batch of the train data: mat1 and mat2"),
+        (IMAGES, normalised_by_batch(), "`encoder` gives the points .* other features in a batch of fewer points"),
         (NUMBERED, OfBatch(), "`encoder` gives the points .* other features in a batch of fewer points"),
         (
             [("a text", 0)] * 20,
@@ -341,7 +351,7 @@ NUMBERED = [(torch.full((4,), float(index)), index % 2) for index in range(20)]
         ([], nn.Flatten(), "The train data have no points"),
         ([{"input": torch.zeros(4), "label": 0, "y": 1}] * 20, nn.Flatten(), "nothing says where its target stands"),
     ],
-    ids=["random", "no rows", "nan", "other shape", "of batch", "texts", "empty", "no target"],
+    ids=["random", "no rows", "nan", "other shape", "normalised by batch", "of batch", "texts", "empty", "no target"],
 )
 def test_what_gives_no_features_is_refused_with_the_way_out(items, encoder, words):
     with pytest.raises((ValueError, TypeError), match=words):

@@ -9,7 +9,8 @@ from typing import ClassVar
 
 import pytest
 import torch
-from pytorch_lightning import LightningDataModule
+from pytorch_lightning import LightningDataModule, LightningModule
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from al_lightning import (
@@ -18,6 +19,8 @@ from al_lightning import (
     ActiveLearningDataModule,
     AskPeople,
     DeepEnsemble,
+    LastLayerLaplace,
+    Random,
     active_fit,
     read_journal,
 )
@@ -60,13 +63,6 @@ class Unlabelled(TinyData):
         return DataLoader(Inputs(inputs if self.order is None else inputs[self.order]), batch_size=8, shuffle=True)
 
 
-class ById(Unlabelled):
-    """Made features once: the id of a point."""
-
-    def features_of(self, indices):
-        return torch.tensor(indices, dtype=torch.float32)[:, None]
-
-
 @dataclass
 class OfFeatures(Acquisition):
     """Takes the first points, and keeps the features of those that were asked for."""
@@ -82,6 +78,13 @@ class OnlyTraining(Unlabelled):
     """No data to validate and to test on."""
 
     val_dataloader, test_dataloader = LightningDataModule.val_dataloader, LightningDataModule.test_dataloader
+
+
+class ById(OnlyTraining):
+    """Made features once: the id of a point."""
+
+    def features_of(self, indices):
+        return torch.tensor(indices, dtype=torch.float32)[:, None]
 
 
 TRUE = [index % 3 for index in range(90)]
@@ -740,9 +743,17 @@ def test_a_plain_fit_cannot_ask(make_trainer, make_model, tmp_path):
 
 
 def test_another_script_cannot_take_over_a_folder_in_which_people_have_answered(start):
-    start()
+    callback = start()
+    answers = callback.run.folder / "answers"
+    write(callback.run.folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for])
     with pytest.raises(ValueError, match="holds another run"):
         start(query_size=5)
+    with pytest.raises(ValueError, match="holds another run: its `posterior` is MCDropout.*, and this") as raised:
+        start(posterior=LastLayerLaplace())
+    assert f"`AskPeople(answers_from=['{answers}'])` takes the answers along" in str(raised.value)
+    assert "mask_scheme" not in str(raised.value)
+    elsewhere = {"folder": answers.parents[1] / "other", "oracle": AskPeople(answers_from=[str(answers)])}
+    assert start(posterior=LastLayerLaplace(), **elsewhere).rounds[0].acquired == callback.waiting_for
 
 
 @pytest.mark.slow
@@ -777,3 +788,46 @@ def test_a_target_on_the_holdout_stops_by_its_lower_bound_and_says_so(start):
     assert [each.acquired for each in again.rounds[: len(callback.rounds)]] == [
         each.acquired for each in callback.rounds
     ]
+
+
+class WithoutForward(TinyModule):
+    """A model that is only ever trained."""
+
+    forward = LightningModule.forward
+
+    def training_step(self, batch, batch_idx):
+        inputs, targets = batch
+        return nn.functional.cross_entropy(self.net(inputs), targets)
+
+    validation_step, test_step = LightningModule.validation_step, LightningModule.test_step
+
+
+def net_of(*layers):
+    model = TinyModule()
+    model.net = nn.Sequential(*layers)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("settings", "model", "words"),
+    [
+        ({}, net_of(nn.Linear(3, 3)), "mat1 and mat2"),
+        ({}, net_of(nn.Linear(4, 2)), "`classes` names 3 classes, but the model predicts 2"),
+        ({}, net_of(nn.Linear(4, 3), nn.Softmax(dim=1)), "probabilities"),
+        ({"holdout_share": 0.25}, net_of(nn.Linear(4, 3)), "drew no mask"),
+        ({"holdout_share": 0.25}, WithoutForward(), "forward"),
+    ],
+)
+@pytest.mark.parametrize("acquisition", [Random(), OfFeatures()])
+def test_a_model_that_cannot_be_trained_or_asked_is_refused_before_people_are(
+    start, tmp_path, acquisition, settings, model, words
+):
+    with pytest.raises(Exception, match=words):
+        start(data=ById(), acquisition=acquisition, model=model, **settings)
+    assert not (tmp_path / "run" / "asked.json").exists()
+
+
+def test_a_model_without_forward_is_trained_where_nobody_asks_it(start):
+    callback = start(data=ById(), acquisition=OfFeatures(), model=WithoutForward())
+    write(callback.run.folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for])
+    assert len(start(data=ById(), acquisition=OfFeatures(), model=WithoutForward()).rounds) == 1
