@@ -230,8 +230,9 @@ def check_disagreement(acquisition: Acquisition, *, num_samples: int, posterior:
     if num_samples == 1 and "disagreement" in acquisition.needs:
         raise ValueError(
             f"`acquisition` {acquisition!r} needs samples that disagree, but `posterior` {posterior} is one network "
-            "(K = 1). Choose a posterior that samples, as `posterior=MCDropout()`, or an acquisition of the mean "
-            "prediction: Entropy(), Margin() or LeastConfidence(). One of your own that needs no more declares "
+            "(K = 1). Choose a posterior that samples, as `posterior=MCDropout()` or, of a linear layer alone, "
+            "`posterior=AnchoredHeads()`, or an acquisition of the mean prediction: Entropy(), Margin() or "
+            "LeastConfidence(). One of your own that needs no more declares "
             '`needs = frozenset({"predictions"})`.'
         )
 

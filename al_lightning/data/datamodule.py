@@ -76,8 +76,8 @@ class ActiveLearningDataModule(Wrapper):
         datamodule: An ordinary data module whose `train_dataloader()` returns one plain DataLoader. If it has a method
             `pool_dataset()`, its result is the pool unless `pool` is given. `setup` runs with the global random
             generators seeded, so that an unseeded `random_split` gives each point the same id in each round and run.
-            A method `render(item)` returns the image that people see of an item of the pool: (H, W), (1, H, W) or
-            (3, H, W), bytes or numbers. Without it, loggers and reports show the first image in the item.
+            A method `render(item)` returns the image that people see of an item (x, -1) of the pool: (H, W), (1, H, W)
+            or (3, H, W), bytes or numbers. Without it, loggers and reports show the first image in the item.
         initial: Number of points that are labelled to begin with, or a list of their ids. With 0 the first batch is
             asked for without a fit; "given" takes all points that have a label, if people label the others.
         balanced: Draw equally many initial points of each class. The classes are read from the training dataset: from

@@ -47,7 +47,8 @@ class Point(Posterior):
         if num_samples not in {None, 1}:
             raise ValueError(
                 f"`num_samples` is {num_samples}, but {self!r} is one network. Leave `num_samples` out (null in YAML), "
-                "or choose a posterior that samples, as `posterior=MCDropout()`."
+                "or choose a posterior that samples, as `posterior=MCDropout()` or, of a linear layer alone, "
+                "`posterior=AnchoredHeads()`."
             )
         return 1
 

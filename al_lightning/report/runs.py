@@ -98,8 +98,15 @@ class Run:
         return is_rising([number for number, _ in itertools.groupby(labels)] if self.asks_people else labels)
 
     def labels_to(self, target: float, metric: str) -> int | None:
-        """The fewest labels at which the metric was at least the target; None if it never was."""
+        """The fewest labels at which the metric was at least the target; None if it never was.
+
+        Of the accuracy on the holdout its lower bound counts, as where a run stops on it: five points of five would
+        reach any target.
+        """
         curve = self.curve(metric)
+        if metric == HOLDOUT_METRIC:
+            lows = {entry.num_bought: entry.holdout["low"] for entry in self.rounds if entry.holdout}
+            curve = {labels: lows[labels] for labels in curve}
         return labels_to_target(list(curve), list(curve.values()), target=target) if curve else None
 
 

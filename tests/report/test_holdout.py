@@ -12,6 +12,12 @@ def test_the_accuracy_of_each_round_has_its_interval(make_people):
     assert [text.get_text() for text in axes.texts] == ["n = 1"]
 
 
+def test_a_target_is_reached_by_the_lower_bound(make_people):
+    run = make_people()  # one point of one is right
+    assert run.curve("holdout_acc") == {2: 1.0}
+    assert [run.labels_to(target, "holdout_acc") for target in (0.02, 0.9)] == [2, None]
+
+
 def test_runs_of_one_group_have_one_entry_of_the_legend(make_people):
     figure = holdout_accuracy([make_people("a"), make_people("b", seed=1)])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["BatchBALD"]

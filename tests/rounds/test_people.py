@@ -748,7 +748,7 @@ def test_another_script_cannot_take_over_a_folder_in_which_people_have_answered(
     write(callback.run.folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for])
     with pytest.raises(ValueError, match="holds another run"):
         start(query_size=5)
-    with pytest.raises(ValueError, match="holds another run: its `posterior` is MCDropout.*, and this") as raised:
+    with pytest.raises(ValueError, match=r"holds another run: its `posterior` is MCDropout.*, and this") as raised:
         start(posterior=LastLayerLaplace())
     assert f"`AskPeople(answers_from=['{answers}'])` takes the answers along" in str(raised.value)
     assert "mask_scheme" not in str(raised.value)
