@@ -15,8 +15,10 @@ from al_lightning.posterior.model import evaluating
 NUM_NAMED = 20
 TOLERANCE = 1e-4
 """Largest difference of features that count as the same, as a share of the largest of all that are compared."""
-BATCH_TOLERANCE, BATCH_TOLERANCE_OF_HALF = 0.01, 0.05
-"""The same of batches of other sizes, in which sums are rounded otherwise; of an encoder in half precision."""
+BATCH_TOLERANCE = 0.01
+"""The same of batches of other sizes, in which sums are rounded otherwise."""
+BATCH_TOLERANCE_OF_HALF = 0.05
+"""The same of an encoder in half precision."""
 _AXES = 2  # B and D
 _COLLATE_IT = (
     "Let the `collate_fn` of the data module's loaders return a tensor, or a dict with the names of the encoder's "
