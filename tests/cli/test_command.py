@@ -508,7 +508,7 @@ def test_advice_reads_a_run_with_its_saved_configuration_and_a_configuration_alo
         assert exit_info.value.code == 0
         page = " ".join(capsys.readouterr().out.split())
         assert words in page
-        assert "copies, inputs: 0 % (0 to 0.368 %), 1000 points drawn from 4788" in page
+        assert "copies, inputs: 0 % (0 to 0.4 %), 1000 points drawn from 4788" in page
 
 
 def test_advice_on_data_that_know_no_labels_is_refused_in_one_line(said, tmp_path):

@@ -47,13 +47,13 @@ class Evidence:
 
 
 def percent(share: float) -> str:
-    """Return a share in three digits.
+    """Return a share to one decimal of a percent.
 
     Example:
         >>> percent(0.7142), percent(1.0), percent(0.004)
         ('71.4 %', '100 %', '0.4 %')
     """
-    return f"{100 * share:.3g} %"
+    return f"{_rounded(100 * share)} %"
 
 
 def bounds(low: float, high: float) -> str:
@@ -63,7 +63,7 @@ def bounds(low: float, high: float) -> str:
         >>> bounds(0.25, 0.5)
         '25 to 50 %'
     """
-    return f"{100 * low:.3g} to {percent(high)}"
+    return f"{_rounded(100 * low)} to {percent(high)}"
 
 
 def labelled_of(run: Run) -> dict[int, int]:
@@ -199,6 +199,11 @@ def of_copies(has_copy: Sequence[bool], *, num_points: int, features: str) -> Ev
         f"{num_drawn} points drawn from {num_points}",
         supports,
     )
+
+
+def _rounded(number: float) -> str:
+    """Return a number to one decimal, which is left out where it is 0."""
+    return f"{number:.1f}".removesuffix(".0")
 
 
 def of_records(run: Run) -> list[Evidence]:
