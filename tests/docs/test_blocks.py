@@ -141,8 +141,27 @@ def test_the_command_line_understands_the_commands_of_a_page(page, tmp_path, mon
                 main()
 
 
+def of_classes():
+    """Pages whose YAML names a class that they have written: all but one, whose YAML is that of data."""
+    return [page for page in with_blocks("yaml") if page.id != "when"]
+
+
+def test_the_data_of_a_page_are_what_advise_reads(finished, tmp_path, monkeypatch, capsys):
+    own = "from al_lightning import DigitsDataModule\n\n\nclass MyDataModule(DigitsDataModule):\n    pass\n"
+    (tmp_path / "my_package.py").write_text(own)
+    (text,) = blocks(ROOT / "docs" / "concepts" / "when.md", "yaml")
+    (tmp_path / "own.yaml").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["al-lightning", "advise", "own.yaml"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    page = capsys.readouterr().out
+    assert page.startswith("own.yaml: before a run\n")
+    assert re.search(r"copies, features: [\d.]+ % \(.*\), 1000 points drawn from \d+", page)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", with_blocks("yaml"))
+@pytest.mark.parametrize("page", of_classes())
 def test_the_class_of_a_page_is_named_in_yaml(page, finished, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "my_package", raising=False)
     (tmp_path / "my_package.py").write_text(blocks(page, "python")[0])
