@@ -11,6 +11,7 @@ from torch import nn
 from al_lightning import DeepEnsemble, LastLayerLaplace, MCDropout, MeanPrediction, Random, active_fit
 from al_lightning.posterior import Posterior
 from al_lightning.randomness import derived_seed
+from tests.conftest import TinyModule
 
 
 def run(make_trainer, make_model, make_data, make_callback, *callbacks, posterior=None, rounds=2, **arguments):
@@ -100,6 +101,14 @@ def test_an_ensemble_whose_members_are_tested_one_by_one_is_refused_before_the_t
 ):
     with pytest.raises(ValueError, match=r"`posterior` is DeepEnsemble\(.*MeanPrediction cannot test them together"):
         run(make_trainer, make_model, make_data, make_callback, posterior=DeepEnsemble(2), num_samples=None)
+
+
+def test_a_posterior_that_cannot_be_sampled_is_refused_before_the_training_though_random_needs_none(
+    make_trainer, make_data, make_callback, monkeypatch
+):
+    monkeypatch.setattr("tests.conftest.TinyModule.training_step", lambda *_: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="MCDropout drew no mask"):
+        run(make_trainer, lambda: TinyModule(dropout=0.0), make_data, make_callback, posterior=MCDropout())
 
 
 def test_without_an_active_learning_callback_there_is_no_posterior(make_trainer, make_model, make_data):
