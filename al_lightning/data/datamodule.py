@@ -499,6 +499,19 @@ class ActiveLearningDataModule(Wrapper):
             pool.collate_fn = WithoutLabel(pool.collate_fn, key)
         return pool
 
+    def rehearsal_loader(self, indices: Sequence[int]) -> DataLoader[Any]:
+        """Return a loader of points with made-up classes, from the last one down, as training has labelled points."""
+        loader, num_classes = self._fit_loader(), len(self.classes or [])
+        made_up = {index: (num_classes - 1 - number) % num_classes for number, index in enumerate(indices)}
+        change = Trained(
+            made_up,
+            answered=made_up.keys(),
+            with_label=self._put_label,
+            read=None if self._key_of_label is None else self._key_of_label.usual,
+        )
+        dataset = Changed(loader.dataset, change)
+        return sequential_loader(loader, dataset, indices, batch_size=len(indices), seed=self.seed)
+
     def _of_pool(self, indices_B: Tensor) -> OfPool:
         labelled_b = indices_B[self.labels.round_of_N[indices_B] >= 0]
         return OfPool(self._numbers(), self._trained(labelled_b.tolist()))

@@ -17,8 +17,14 @@ TOLERANCE = 1e-4
 """Largest difference of features that count as the same, as a share of the largest of all that are compared."""
 BATCH_TOLERANCE = 0.01
 """The same of batches of other sizes, in which sums are rounded otherwise."""
-BATCH_TOLERANCE_OF_HALF = 0.05
-"""The same of an encoder in half precision."""
+BATCH_TOLERANCE_OF_COARSE = 0.05
+"""The same of an encoder in half precision or with quantized weights."""
+QUANTIZED = "torch.ao.nn"
+"""Package of torch's quantized layers, whose weights are no parameters."""
+ONE_BY_ONE = (
+    "Let it read points one by one: BatchNorm with running statistics (`track_running_stats=True`), no mean over the "
+    "batch, no `squeeze()` of all axes, and a mask for what is padded."
+)
 _AXES = 2  # B and D
 _COLLATE_IT = (
     "Let the `collate_fn` of the data module's loaders return a tensor, or a dict with the names of the encoder's "
@@ -136,35 +142,33 @@ def refuse_random(first_B_D: Tensor, second_B_D: Tensor, indices: Iterable[int])
     )
 
 
-def refuse_dependence_on_batch(
-    whole_b_D: Tensor, part_b_D: Tensor, indices: Iterable[int], *, is_half: bool = False
-) -> None:
+def refuse_dependence_on_batch(whole_b_D: Tensor, part_b_D: Tensor, indices: Iterable[int], *, is_coarse: bool) -> None:
     """Refuse an encoder that gives points other features in a batch of fewer points.
 
     Args:
         whole_b_D: Features in one batch.
         part_b_D: Features of the same points in batches of fewer points.
         indices: Their ids.
-        is_half: The encoder computes in half precision.
+        is_coarse: The encoder computes in half precision or with quantized weights.
     """
-    if largest_difference(whole_b_D, part_b_D) <= (BATCH_TOLERANCE_OF_HALF if is_half else BATCH_TOLERANCE):
+    if largest_difference(whole_b_D, part_b_D) <= (BATCH_TOLERANCE_OF_COARSE if is_coarse else BATCH_TOLERANCE):
         return
     raise ValueError(
         f"`encoder` gives the points {list(indices)[:NUM_NAMED]} other features in a batch of fewer points, so that "
-        "chance, the batch size and the number of ranks would decide them. Let it read points one by one: BatchNorm "
-        "with running statistics (`track_running_stats=True`), no mean over the batch, and a mask for what is padded."
+        f"chance, the batch size and the number of ranks would decide them. {ONE_BY_ONE}"
     )
 
 
-def is_half(encoder: nn.Module) -> bool:
-    """Return whether an encoder has weights in half precision.
+def is_coarse(encoder: nn.Module) -> bool:
+    """Return whether an encoder has weights in half precision, or quantized ones.
 
     Example:
-        >>> is_half(nn.Linear(2, 2)), is_half(nn.Linear(2, 2, dtype=torch.bfloat16)), is_half(nn.Flatten())
+        >>> is_coarse(nn.Linear(2, 2)), is_coarse(nn.Linear(2, 2, dtype=torch.bfloat16)), is_coarse(nn.Flatten())
         (False, True, False)
     """
     tensors = [*encoder.parameters(), *encoder.buffers()]
-    return any(tensor.is_floating_point() and tensor.element_size() < 4 for tensor in tensors)  # noqa: PLR2004 - bytes
+    is_half = any(tensor.is_floating_point() and tensor.element_size() < 4 for tensor in tensors)  # noqa: PLR2004 - bytes
+    return is_half or any(type(part).__module__.startswith(QUANTIZED) for part in encoder.modules())
 
 
 def largest_difference(first_B_D: Tensor, second_B_D: Tensor) -> float:

@@ -26,11 +26,12 @@ from al_lightning.distributed import Ranks
 from al_lightning.features.dataset import Form
 from al_lightning.features.encoder import (
     NUM_NAMED,
+    ONE_BY_ONE,
     TOLERANCE,
     PoolEncoder,
     device_of,
     encoding,
-    is_half,
+    is_coarse,
     largest_difference,
     read_by,
     refuse_broken,
@@ -260,6 +261,15 @@ class Maker:
                 "be of the kind and shape that it takes."
             ) from error
 
+    def _alone(self, point: object, index: int) -> Tensor:
+        try:
+            return read_by(self.encoder, point).cpu()
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ValueError(
+                f"`encoder` cannot encode point {index} alone, as the last batch or an appended point may be: {error} "
+                f"{ONE_BY_ONE}"
+            ) from error
+
     def _is_alike_in_parts(self, source: Source, batch: object, first_B_D: Tensor, ids: list[int]) -> bool:
         """Return whether parts of a batch are encoded as the whole; refuse encoders of which the batch decides.
 
@@ -267,16 +277,15 @@ class Maker:
         """
         if len(ids) < 2 or not has_rows(batch, len(ids)):  # noqa: PLR2004 - two parts
             return False
-        parts = [
-            self._tried(source, map_tensors(itemgetter(rows), batch)) for rows in (slice(0, 1), slice(1, len(ids)))
-        ]
+        first, rest = (map_tensors(itemgetter(rows), batch) for rows in (slice(0, 1), slice(1, len(ids))))
+        parts = [self._alone(first, ids[0]), self._tried(source, rest)]
         pairs = list(self._pairs(first_B_D, torch.cat(parts)))
         if all(largest_difference(*pair) <= TOLERANCE for pair in pairs):
             return True
         for once_B_D, again_B_D in self._pairs(first_B_D, self._tried(source, batch)):
             refuse_random(once_B_D, again_B_D, ids)
         for whole_B_D, parts_B_D in pairs:
-            refuse_dependence_on_batch(whole_B_D, parts_B_D, ids, is_half=is_half(self.encoder))
+            refuse_dependence_on_batch(whole_B_D, parts_B_D, ids, is_coarse=is_coarse(self.encoder))
         return True
 
     def _pairs(self, first_B_D: Tensor, second_B_D: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

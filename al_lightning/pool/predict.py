@@ -37,7 +37,7 @@ def _predicting(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     trainer.predicting = True  # users ask `self.trainer.training` whether to augment
     trainer.strategy.model_to_device()  # at the end of a fit the strategy has moved the model to the CPU
     try:
-        with _logging_nothing(module):
+        with logging_nothing(module):
             yield
     finally:
         module.to(device)
@@ -45,7 +45,7 @@ def _predicting(trainer: Trainer, module: LightningModule) -> Iterator[None]:
 
 
 @contextmanager
-def _logging_nothing(module: LightningModule) -> Iterator[None]:
+def logging_nothing(module: LightningModule) -> Iterator[None]:
     """Let `self.log` in `forward` do nothing: it works in a fit, and outside of its steps Lightning refuses it."""
     parts = [part for part in module.modules() if isinstance(part, LightningModule)]
     replaced = [(vars(part), name) for part in parts for name in ("log", "log_dict") if name not in vars(part)]
@@ -62,7 +62,7 @@ def _log_nothing(*_args: object, **_kwargs: object) -> None:
     pass
 
 
-def _batches_on_device(trainer: Trainer, module: LightningModule, batches: Iterable[object]) -> Iterator[object]:
+def batches_on_device(trainer: Trainer, module: LightningModule, batches: Iterable[object]) -> Iterator[object]:
     """Yield each batch as the trainer's own predict loop would, the user's transfer hooks included.
 
     To a GPU Lightning copies tensors without waiting, which takes effect for those that the loader has pinned.
@@ -78,7 +78,7 @@ def _points_on_device(trainer: Trainer, module: LightningModule, batches: DataLo
     """Yield each batch on the device under a progress bar; kept rows without the user's hooks, made for inputs."""
     shown: Iterable[Any] = _with_progress(trainer, batches)
     if not isinstance(batches.dataset, FrozenPoints):
-        return _batches_on_device(trainer, module, shown)
+        return batches_on_device(trainer, module, shown)
     device, batch_of = trainer.strategy.root_device, batches.dataset.frozen.batch_of
     return (batch_of(rows_n_D.to(device)) for rows_n_D in shown)
 
@@ -147,8 +147,8 @@ def predict_pool(
         posterior.sample(module, num_samples, seed=seed) as predict,
         trainer.precision_plugin.forward_context(),
     ):
-        batches_on_device = _points_on_device(trainer, module, batches)
-        yield PoolChunks(_finite(map(predict, batches_on_device), _ids_of(batches)), predict)
+        points = _points_on_device(trainer, module, batches)
+        yield PoolChunks(_finite(map(predict, points), _ids_of(batches)), predict)
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def preview_pool(
     try:
         with _predicting(trainer, module), trainer.precision_plugin.forward_context():
             first, fewer = (
-                None if loader is None else next(_batches_on_device(trainer, module, loader))
+                None if loader is None else next(batches_on_device(trainer, module, loader))
                 for loader in (few.batches, few.smaller)
             )
             refuse_empty_texts(first, _ids(few.batches, 0))
@@ -205,7 +205,7 @@ def preview_pool(
                     warnings.simplefilter("ignore")
                     posterior.preview(module, first, smaller=other)
             if few.targets is not None:
-                _preview_targets(next(_batches_on_device(trainer, module, few.targets), None), module, posterior)
+                _preview_targets(next(batches_on_device(trainer, module, few.targets), None), module, posterior)
             if reads_last_layer:
                 _last_layer_features(module, first, posterior)
             return log_probs_B_C
@@ -238,7 +238,7 @@ def _of_other_shape(
 ) -> object | None:
     """Return the first batch whose points have another shape than those of `first`; None if there is none."""
     found = None
-    for number, batch in enumerate(_batches_on_device(trainer, module, batches)):
+    for number, batch in enumerate(batches_on_device(trainer, module, batches)):
         refuse_empty_texts(batch, _ids(batches, number))
         if found is None and _shapes_of_points(batch) != _shapes_of_points(first):
             found = batch
@@ -305,10 +305,10 @@ def fitted_posterior(
         targets: Their classes; None if nothing says where the dataset keeps them.
     """
     with _predicting(trainer, module), trainer.precision_plugin.forward_context():
-        batches_on_device = _batches_on_device(trainer, module, batches)
+        on_device = batches_on_device(trainer, module, batches)
         if targets is None:
-            return posterior.fit(module, batches_on_device)
-        return posterior.fit_to_labels(module, batches_on_device, torch.tensor(targets, dtype=torch.long))
+            return posterior.fit(module, on_device)
+        return posterior.fit_to_labels(module, on_device, torch.tensor(targets, dtype=torch.long))
 
 
 def last_layer_features(
@@ -433,7 +433,7 @@ class Predictor:
 
         usual = Usual(
             Call(module, getattr(self.posterior, "predict", None)),
-            batches=lambda indices, size: _batches_on_device(
+            batches=lambda indices, size: batches_on_device(
                 trainer, module, self.datamodule.pool_dataloader(indices, size)
             ),
             predicting=predicting,

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from al_lightning._lightning import LightningModule, Trainer, is_overridden, isolate_rng
+from al_lightning._lightning import LightningModule, Trainer, isolate_rng
 from al_lightning.acquisition import (
     Acquisition,
     Batch,
@@ -32,6 +33,7 @@ from al_lightning.pool.features import features_of, made_once, target_loader, ta
 from al_lightning.pool.kept import Kept
 from al_lightning.pool.predict import Draw, Few, Passes, Predictor, preview_pool
 from al_lightning.pool.storage import Storage
+from al_lightning.pool.training_step import try_training_step
 from al_lightning.posterior import Point, Posterior
 from al_lightning.posterior.model import leaves
 from al_lightning.randomness import derived_seed
@@ -162,14 +164,15 @@ class Chooser:
         # Once before the model is tried, because a collate function would stumble over a missing label.
         datamodule.check_targets_to_come(num_classes=None, pool_is_labelled=self.labels_are_known)
         self._try_features(datamodule)
-        # Without known labels the first training comes after the first answers, too late to learn that it cannot be.
-        may_be_called = getattr(self.posterior, "predict", None) is not None or is_overridden("forward", module)
-        is_paid_before = not self.labels_are_known and may_be_called
-        counts_outputs = datamodule.trains_rejected
-        if self._samples(datamodule) or (self.is_fitted and (counts_outputs or is_paid_before)):
+        counts_outputs = datamodule.trains_rejected and self.is_fitted
+        if self._samples(datamodule) or counts_outputs:
             num_classes = self._try_model(trainer, module, datamodule)
             datamodule.check_targets_to_come(num_classes=num_classes, pool_is_labelled=self.labels_are_known)
             self._check_labels(datamodule)
+        few = datamodule.labels.pool_indices[:NUM_PREVIEWED].tolist()
+        if not self.labels_are_known and self.is_fitted and datamodule.labels.num_labelled == 0 and few:
+            hint = partial(_width_hint, datamodule, few)
+            try_training_step(trainer, module, datamodule.rehearsal_loader(few), hint=hint)
 
     def _samples(self, datamodule: ActiveLearningDataModule) -> bool:
         """Return whether a round asks the posterior for anything."""
@@ -217,12 +220,8 @@ class Chooser:
         try:
             num_classes = preview_pool(trainer, module, few, posterior, reads_last_layer=reads_last_layer).shape[1]
         except RuntimeError as error:
-            if (made := made_once(datamodule)) is not None:
-                width = made(few_N[:1].tolist()).shape[1]
-                raise RuntimeError(
-                    f"{error} The data module's features are {width} numbers a point: a first layer that reads them "
-                    "takes as many, as `in_features`."
-                ) from error
+            if hint := _width_hint(datamodule, few_N.tolist()):
+                raise RuntimeError(f"{error}{hint}") from error
             raise
         if not self._predicts:
             return num_classes
@@ -253,7 +252,7 @@ class Chooser:
             round_index: The round, of which all draws depend.
             batch_size: How many points.
             left_out: Points of the pool that are not to be chosen.
-            unsure: Points outside the pool that have no label, although they were asked for.
+            unsure: Points outside the pool that have no label, because people were unsure of them.
         """
         ranks = Ranks(trainer)
         pool_indices_N = _without(datamodule.labels.pool_indices, left_out)
@@ -407,6 +406,17 @@ class Chooser:
 
     def _generator(self, round_index: int, purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(derived_seed(self.seed, round_index, purpose))
+
+
+def _width_hint(datamodule: ActiveLearningDataModule, indices: Sequence[int]) -> str:
+    """Return how many features a point has, for an error of a model; an empty text if the data module makes none."""
+    made = made_once(datamodule)
+    if made is None:
+        return ""
+    return (
+        f" The data module's features are {made(indices[:1]).shape[1]} numbers a point: a first layer that reads them "
+        "takes as many, as `in_features`."
+    )
 
 
 def _looked_through(datamodule: ActiveLearningDataModule, few: DataLoader[Any]) -> DataLoader[Any] | None:

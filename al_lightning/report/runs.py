@@ -106,7 +106,7 @@ class Run:
         curve = self.curve(metric)
         if metric == HOLDOUT_METRIC:
             lows = {entry.num_bought: entry.holdout["low"] for entry in self.rounds if entry.holdout}
-            curve = {labels: lows[labels] for labels in curve}
+            curve = {labels: lows.get(labels, value) for labels, value in curve.items()}  # or a metric of that name
         return labels_to_target(list(curve), list(curve.values()), target=target) if curve else None
 
 

@@ -260,9 +260,9 @@ class ActiveLearning(Callback):
         is_new = not self.rounds or (self.settings.oracle.asks_people and datamodule.labels.num_pool > 0)
         is_asked = datamodule.trains_rejected and not datamodule.knows_outputs
         if ((is_new and not self._is_previewed) or is_asked) and not self.member:
-            self.run.chooser().preview(trainer, pl_module, datamodule)
             if datamodule.labels.num_labelled == 0:
                 self.run.chooser(is_fitted=False).preview(trainer, pl_module, datamodule)
+            self.run.chooser().preview(trainer, pl_module, datamodule)
             self._is_previewed = True
         self._is_first_batch = True
         self._steps_before = trainer.global_step

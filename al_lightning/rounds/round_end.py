@@ -129,13 +129,13 @@ def _skipped(run: Run, draft: Draft, labels: Labels) -> list[int]:
 
 
 def _unsure(run: Run, draft: Draft, labels: Labels) -> list[int]:
-    """Return the points that were asked for and are excluded since.
+    """Return the points of which people were unsure and that are excluded for it.
 
-    Nobody knows their class, so asking for more of their kind would not help. Other excluded points may be unreadable.
+    Asking for more of their kind would not help. Other excluded points may be unreadable.
     """
-    records = [*run.rounds, draft.record]
-    asked = {index for record in records for index in [*record.asked, *record.asked_without_label]}
-    return sorted(asked & set(labels.excluded_indices.tolist()))
+    rows = [row for record in [*run.rounds, draft.record] for row in record.answers]
+    unsure = {int(str(row["id"])) for row in rows if row["kind"] == "unsure"}
+    return sorted(unsure & set(labels.excluded_indices.tolist()))
 
 
 def _next_held_out(run: Run, labels: Labels, *, query_size: int) -> list[int]:

@@ -325,6 +325,27 @@ def normalised_by_batch():
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
 
 
+class OtherAlone(nn.Module):
+    """Gives a point that is alone features that are 4 % larger."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones((), dtype=dtype))
+
+    def forward(self, inputs):
+        return inputs * (1.04 if len(inputs) == 1 else 1.0)
+
+
+class Squeezed(nn.Module):
+    def forward(self, inputs):
+        return inputs.squeeze()
+
+
+def test_an_encoder_in_half_precision_may_round_otherwise_in_a_batch_of_another_size():
+    features = embedded(Items(NUMBERED[5:]), OtherAlone(torch.bfloat16)).features_of([3])
+    assert features.tolist() == [[8.0] * 4]
+
+
 IMAGES = list(zip(torch.rand(40, 1, 16, 16, generator=torch.Generator().manual_seed(0)), range(40), strict=True))
 NUMBERED = [(torch.full((4,), float(index)), index % 2) for index in range(20)]
 
@@ -341,6 +362,9 @@ NUMBERED = [(torch.full((4,), float(index)), index % 2) for index in range(20)]
         ),
         (NUMBERED, nn.Linear(3, 2), "`encoder` cannot be called on a batch of the train data: mat1 and mat2"),
         (IMAGES, normalised_by_batch(), "`encoder` gives the points .* other features in a batch of fewer points"),
+        (NUMBERED[5:], OtherAlone(torch.float32), "`encoder` gives the points .* other features in a batch of fewer"),
+        (NUMBERED, Squeezed(), r"`encoder` cannot encode point 0 alone, .*\(\(4,\)\).* no `squeeze\(\)` of all axes"),
+        (NUMBERED, nn.BatchNorm1d(4, track_running_stats=False), "`encoder` cannot encode point 0 alone"),
         (NUMBERED, OfBatch(), "`encoder` gives the points .* other features in a batch of fewer points"),
         (
             [("a text", 0)] * 20,
@@ -351,7 +375,20 @@ NUMBERED = [(torch.full((4,), float(index)), index % 2) for index in range(20)]
         ([], nn.Flatten(), "The train data have no points"),
         ([{"input": torch.zeros(4), "label": 0, "y": 1}] * 20, nn.Flatten(), "nothing says where its target stands"),
     ],
-    ids=["random", "no rows", "nan", "other shape", "normalised by batch", "of batch", "texts", "empty", "no target"],
+    ids=[
+        "random",
+        "no rows",
+        "nan",
+        "other shape",
+        "normalised by batch",
+        "other alone",
+        "squeezed",
+        "BatchNorm",
+        "of batch",
+        "texts",
+        "empty",
+        "no target",
+    ],
 )
 def test_what_gives_no_features_is_refused_with_the_way_out(items, encoder, words):
     with pytest.raises((ValueError, TypeError), match=words):

@@ -22,6 +22,12 @@ def test_an_accuracy_of_900_in_1000_reaches_its_target_although_it_was_computed_
     assert make_run("one", (0.5, 0.8999999761581421)).labels_to(0.9, "test_acc") == 12
 
 
+def test_a_metric_of_the_name_of_the_holdouts_is_counted_where_nothing_is_held_out(make_run):
+    run = make_run("own", (0.5, 0.9))
+    rounds = [replace(entry, metrics={"holdout_acc": entry.metrics["test_acc"]}) for entry in run.rounds]
+    assert replace(run, rounds=rounds).labels_to(0.9, "holdout_acc") == 12
+
+
 def test_killed_runs_say_how_far_they_came(make_run):
     assert make_run("killed", (0.5, 0.6), ended=False).state == "unfinished: 2 rounds so far"
     empty = make_run("empty", ())

@@ -5,13 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningDataModule, Trainer
 from torch import nn
 
-from al_lightning import DeepEnsemble, LastLayerLaplace, MCDropout, MeanPrediction, Random, active_fit
+from al_lightning import (
+    ActiveLearningDataModule,
+    DeepEnsemble,
+    LastLayerLaplace,
+    MCDropout,
+    MeanPrediction,
+    Random,
+    active_fit,
+)
 from al_lightning.posterior import Posterior
 from al_lightning.randomness import derived_seed
-from tests.conftest import TinyModule
+from tests.conftest import TinyData, TinyModule
 
 
 def run(make_trainer, make_model, make_data, make_callback, *callbacks, posterior=None, rounds=2, **arguments):
@@ -109,6 +117,15 @@ def test_a_posterior_that_cannot_be_sampled_is_refused_before_the_training_thoug
     monkeypatch.setattr("tests.conftest.TinyModule.training_step", lambda *_: pytest.fail("trained"))
     with pytest.raises(ValueError, match="MCDropout drew no mask"):
         run(make_trainer, lambda: TinyModule(dropout=0.0), make_data, make_callback, posterior=MCDropout())
+
+
+def test_a_posterior_is_not_tried_where_no_test_asks_it(make_trainer, make_data, make_callback):
+    class WithoutTest(TinyData):
+        test_dataloader = LightningDataModule.test_dataloader
+
+    trainer = make_trainer(MeanPrediction(), make_callback(Random(), max_rounds=1))
+    datamodule = ActiveLearningDataModule(WithoutTest(), initial=6)
+    assert len(active_fit(trainer, TinyModule(dropout=0.0), datamodule, seed=0)) == 1
 
 
 def test_without_an_active_learning_callback_there_is_no_posterior(make_trainer, make_model, make_data):

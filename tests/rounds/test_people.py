@@ -811,9 +811,8 @@ def net_of(*layers):
 @pytest.mark.parametrize(
     ("settings", "model", "words"),
     [
-        ({}, net_of(nn.Linear(3, 3)), "mat1 and mat2"),
-        ({}, net_of(nn.Linear(4, 2)), "`classes` names 3 classes, but the model predicts 2"),
-        ({}, net_of(nn.Linear(4, 3), nn.Softmax(dim=1)), "probabilities"),
+        ({}, net_of(nn.Linear(3, 3)), "mat1 and mat2 .* features are 1 numbers a point"),
+        ({}, net_of(nn.Linear(4, 2)), "`training_step` fails on a few points .*: Target 2 is out of bounds"),
         ({"holdout_share": 0.25}, net_of(nn.Linear(4, 3)), "drew no mask"),
         ({"holdout_share": 0.25}, WithoutForward(), "forward"),
     ],
@@ -827,7 +826,118 @@ def test_a_model_that_cannot_be_trained_or_asked_is_refused_before_people_are(
     assert not (tmp_path / "run" / "asked.json").exists()
 
 
-def test_a_model_without_forward_is_trained_where_nobody_asks_it(start):
-    callback = start(data=ById(), acquisition=OfFeatures(), model=WithoutForward())
+class ReturnsMore(TinyModule):
+    def forward(self, inputs):
+        return {"logits": self.net(inputs), "inputs": inputs}
+
+    def training_step(self, batch):
+        inputs, targets = batch
+        return nn.functional.cross_entropy(self(inputs)["logits"], targets)
+
+
+class ReturnsLoss(TinyModule):
+    def forward(self, inputs, targets):
+        return nn.functional.cross_entropy(self.net(inputs), targets)
+
+    def training_step(self, batch, batch_idx):
+        return self(*batch)
+
+
+class EncodesOnly(TinyModule):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, inputs):
+        return self.net[:2](inputs)
+
+    def training_step(self, batch, batch_idx):
+        inputs, targets = batch
+        gradient = torch.autograd.grad(self(inputs).sum(), self.net[0].weight, create_graph=True)[0]
+        return nn.functional.cross_entropy(self.head(self(inputs)), targets) + 0.01 * gradient.square().sum()
+
+
+class Manual(TinyModule):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(TinyModule.training_step(self, batch, batch_idx))
+        optimizer.step()
+
+
+@pytest.mark.parametrize("model", [WithoutForward, ReturnsMore, ReturnsLoss, EncodesOnly, Manual])
+def test_a_model_is_trained_whatever_its_forward_is_where_nobody_predicts_by_it(start, model):
+    settings = {"data": ById(), "acquisition": OfFeatures()}
+    callback = start(model=model(), **settings)
     write(callback.run.folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for])
-    assert len(start(data=ById(), acquisition=OfFeatures(), model=WithoutForward()).rounds) == 1
+    assert len(start(model=model(), **settings).rounds) == 1
+
+
+def test_a_model_that_a_later_hook_completes_is_warned_of_and_not_refused(start):
+    class Late(TinyModule):
+        def on_fit_start(self):
+            self.weights = torch.ones(3)
+
+        def training_step(self, batch, batch_idx):
+            inputs, targets = batch
+            return nn.functional.cross_entropy(self(inputs), targets, weight=self.weights)
+
+    with pytest.warns(UserWarning, match="`training_step` could not be tried .*: AttributeError: .*weights"):
+        start(data=ById(), acquisition=OfFeatures(), model=Late())
+
+
+def test_a_trial_leaves_the_model_as_it_was(start, monkeypatch):
+    class Counts(TinyModule):
+        def __init__(self):
+            super().__init__()
+            self.normalised = nn.BatchNorm1d(4)
+            self.steps = []
+
+        def training_step(self, batch, batch_idx):
+            self.steps.append(batch[1].tolist())
+            SEEN.append(batch[1].tolist())
+            self.log("a", 1.0)
+            return super().training_step([self.normalised(batch[0]), batch[1]], batch_idx)
+
+    SEEN.clear()
+    model = Counts()
+    start(data=OnlyTraining(), acquisition=Random(), model=model)
+    assert SEEN == [[2, 1, 0, 2, 1, 0, 2, 1]]  # each class, the last one first
+    assert (model.steps, int(model.normalised.num_batches_tracked)) == ([], 0)
+
+
+class Unreadable(ById):
+    """Has a point that cannot be read any more."""
+
+    def features_of(self, indices):
+        if self.broken in set(map(int, indices)):
+            pytest.fail("read")
+        return super().features_of(indices)
+
+    broken = None
+
+
+def test_a_point_that_is_excluded_by_hand_is_not_read_though_it_was_asked_for(start, monkeypatch):
+    settings = {"data": Unreadable(), "acquisition": OfFeatures(), "cold_start": OfFeatures()}
+    folder = start(**settings).run.folder
+    write(folder, [{"id": index, "label": name_of(index)} for index in range(4)])
+    callback = start(**settings)
+    write(folder, [{"id": index, "label": name_of(index)} for index in callback.waiting_for])
+
+    def setup(self, stage):
+        original(self, stage)
+        if stage == "fit" and self.labels.num_labelled == 8:
+            self.unlabel([5])
+            self.exclude([5])
+            Unreadable.broken = 5
+
+    original = ActiveLearningDataModule.setup
+    monkeypatch.setattr(ActiveLearningDataModule, "setup", setup)
+    monkeypatch.setattr(Unreadable, "broken", None)
+    SEEN.clear()
+    start(**settings)
+    assert SEEN[-1] == [0, 1, 2, 3, 4, 6, 7]

@@ -1,0 +1,57 @@
+"""A training step on a few points before people are asked, who would else label for a model that cannot be trained."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from al_lightning._lightning import LIGHTNINGS_OWN, LightningModule, Trainer, callbacks_of, rank_zero_warn
+from al_lightning.pool.predict import batches_on_device, logging_nothing
+from al_lightning.posterior.snapshot import Snapshot
+
+
+def try_training_step(
+    trainer: Trainer, module: LightningModule, batches: DataLoader[Any], *, hint: Callable[[], str]
+) -> None:
+    """Refuse a model whose training step fails on points with made-up classes; it is handed back as it was.
+
+    Only errors of layers and losses count (RuntimeError, IndexError), such as layers that do not fit the input and too
+    few outputs. A step may need what hooks make that run later, so any other error is a warning. Steps that step an
+    optimizer themselves are not tried.
+
+    Args:
+        trainer: A Trainer whose fit begins.
+        module: The model.
+        batches: Points of the pool with made-up classes, as training has labelled ones.
+        hint: Returns what the error text says besides.
+    """
+    if not module.automatic_optimization:
+        return
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    shared = [trainer, datamodule, getattr(datamodule, "inner", None), *callbacks_of(trainer), *trainer.loggers]
+    snapshot = Snapshot(module, shared=shared, kept=LIGHTNINGS_OWN, kept_of=LightningModule)
+    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]  # such as running statistics
+    try:
+        with logging_nothing(module), trainer.precision_plugin.forward_context():
+            batch = next(batches_on_device(trainer, module, batches))
+            module.training_step(*_arguments(module.training_step, batch))
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(
+            f"`training_step` fails on a few points of the pool with made-up classes, as it would once people have "
+            f"labelled them: {error}{hint()}"
+        ) from error
+    except Exception as error:  # noqa: BLE001 - see above
+        rank_zero_warn(
+            "`training_step` could not be tried on a few points of the pool before people are asked: "
+            f"{type(error).__name__}: {error}. If a hook makes later what it needs, all is well."
+        )
+    finally:
+        snapshot.put_back()
+        for buffer, before in buffers:
+            buffer.detach().copy_(before)
+
+
+def _arguments(step: Callable[..., object], batch: object) -> tuple[object, ...]:
+    """Return the batch, and its number where the step takes it."""
+    return (batch, 0) if len(inspect.signature(step).parameters) > 1 else (batch,)
