@@ -49,7 +49,7 @@ def test_its_figures_are_those_of_the_tables_that_the_benchmarks_write():
         return text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
 
     digits, paper = between("labels.md", "learning_curves"), between("paper.md", "paper_mnist")
-    killed = between("labels.md", "killed")
+    killed, augmented = between("labels.md", "killed"), between("paper.md", "paper_augmented")
     features, speed = between("pool.md", "mnist_features"), (ROOT / "docs" / "results" / "speed.md").read_text("utf-8")
     of = {name: (median_of(digits, name)[-1], median_of(paper, name)[0]) for name in ("BatchBALD", "BALD", "Random")}
     at = {
@@ -78,6 +78,8 @@ def test_its_figures_are_those_of_the_tables_that_the_benchmarks_write():
         "`benchmarks/labels/learning_curves.py` |",
         f"| the same on MNIST, paper's net | BatchBALD {of['BatchBALD'][1]}, BALD {of['BALD'][1]}, Random "
         f"{of['Random'][1]} | `benchmarks/labels/paper.py` |",
+        f"| the same with affine maps of labelled images | BatchBALD {median_of(augmented, 'BatchBALD')[0]}, Random "
+        f"{median_of(augmented, 'Random')[0]} | `benchmarks/labels/paper.py` |",
         f"| the same on MNIST, features made once | TypiClust {at['TypiClust']}, BatchBALD {at['BatchBALD']}, Random "
         f"{at['Random']} | `benchmarks/labels/pool.py` |",
         f"| killed up to {kills} times each, same records | {same} runs | `benchmarks/reliability/killed_runs.py` |",
