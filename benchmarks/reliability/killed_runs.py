@@ -409,7 +409,7 @@ TABLE = Table(
     MANUAL / "results" / "labels.md",
     "killed.csv",
     table,
-    "python benchmarks/reliability/SCRIPT",
+    "python benchmarks/reliability/killed_runs.py --runs 200",
 )
 
 
