@@ -91,8 +91,8 @@ class Curve:
     num_rejected: int
 
 
-def as_row(cell: Cell, rounds: Sequence[Round], cpu_s: float, provenance: Provenance) -> Row:
-    """Return what is kept of a run: its cell, and lists over the rounds that had labels to train on."""
+def as_row(cell: Cell, rounds: Sequence[Round], cpu_s: float, features: str | None, provenance: Provenance) -> Row:
+    """Return what is kept of a run: its cell, the name of its features, and lists over the rounds that had labels."""
     fitted = [entry for entry in rounds if entry.num_labelled > 0]
     if len(fitted) < len(rounds) - 1:  # only the round that chooses the first batch has none
         raise ValueError(f"{cell} has paid for a whole first batch of junk, and no model is measured at that budget.")
@@ -104,8 +104,30 @@ def as_row(cell: Cell, rounds: Sequence[Round], cpu_s: float, provenance: Proven
         "num_rejected": [entry.num_rejected for entry in fitted],
         "joint_mi_over_log_k": [rounded(entry.information.get("joint_mi_over_log_k")) for entry in fitted],
         "cpu_s": round(cpu_s, 1),
+        "features": features,
         **asdict(provenance),
     }
+
+
+def refuse_other_features(row: Row, results: Mapping[Cell, Row]) -> None:
+    """Refuse a run on other features than the kept ones of its set and seed, with which it is compared in pairs.
+
+    The same seed trains another encoder on a machine that rounds otherwise. Rows and texts have no encoder.
+    """
+    if row["way"] != "frozen" or POOLS[row["pool"]].size is None:
+        return
+    kept = [
+        other.get("features")
+        for cell, other in results.items()
+        if (cell.pool, cell.way, cell.seed) == (row["pool"], "frozen", row["seed"])
+    ]
+    if others := sorted({str(name) for name in kept} - {row["features"]}):
+        raise ValueError(
+            f"The run of {row['acquisition']} on {row['pool']}, seed {row['seed']}, has the features "
+            f"{row['features']}, and kept runs of that set and seed have {', '.join(others)}: their encoder was "
+            "trained on another machine or by other code, so they are no pair. Take all runs of that set on features "
+            "out of pool.jsonl, and they are made anew, or name the `--folder` that still has their encoder."
+        )
 
 
 def rounded(value: float | None) -> float | None:
@@ -145,13 +167,13 @@ def encoders_ahead(cells: Sequence[Cell]) -> list[tuple[Cell, bool]]:
     return tasks
 
 
-def run(cell: Cell, place: Place, forks: Forks) -> tuple[list[Round], float]:
-    """Run a cell whose encoder is trained, and return its rounds and its CPU seconds."""
+def run(cell: Cell, place: Place, forks: Forks) -> tuple[list[Round], float, str | None]:
+    """Run a cell whose encoder is trained, and return its rounds, its CPU seconds and the name of its features."""
     cpu_s = fit(place.root / cell.name, config_of(cell, place), forks)
-    _, rounds = read_journal(place.root / cell.name)
+    header, rounds = read_journal(place.root / cell.name)
     if not rounds or rounds[-1].stopped is None:
         raise RuntimeError(f"The run in {place.root / cell.name} ended without its last round; see its log.txt.")
-    return rounds, cpu_s
+    return rounds, cpu_s, header.get("features")
 
 
 def fit(folder: Path, config: Mapping[str, Any], forks: Forks) -> float:
@@ -452,6 +474,15 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def keep(cell: Cell, row: Row, results: dict[Cell, Row], path: Path) -> None:
+    """Keep a run, and say so."""
+    refuse_other_features(row, results)
+    results[cell] = row
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(f"{cell}: {mean_accuracy(curve_of(row)):.1f} %, {row['cpu_s']} CPU s", flush=True)
+
+
 def main() -> None:
     """Run what is missing, then write the tables."""
     asked = parsed()
@@ -493,10 +524,7 @@ def main() -> None:
                 row, cell = done.result(), running[done]
                 if row is None:
                     continue
-                results[cell] = row
-                with path.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                print(f"{cell}: {mean_accuracy(curve_of(row)):.1f} %, {row['cpu_s']} CPU s", flush=True)
+                keep(cell, row, results, path)
         finally:
             workers.shutdown(cancel_futures=True)  # after a failure: nothing else begins
     if running:

@@ -344,6 +344,23 @@ def test_each_encoder_is_trained_before_the_cells_of_another(modules):
     assert pool.encoders_ahead([]) == []
 
 
+def test_a_run_on_features_of_another_encoder_is_no_pair(modules):
+    pool, cells = modules["pool"], modules["pool_cells"]
+
+    def made(name, acquisition, seed, way="frozen", **features):
+        cell = cells.Cell(name, way, acquisition, "TypiClust", 10, seed)
+        return cell, {**row(cell, [10], [0.5]), **features}
+
+    kept = dict([made("digits", "BALD", 0, features="a"), made("digits", "BALD", 1), made("letters", "BALD", 0)])
+    pool.refuse_other_features(made("digits", "Random", 0, features="a")[1], kept)
+    pool.refuse_other_features(made("digits", "Random", 2, features="b")[1], kept)  # the first of its seed
+    pool.refuse_other_features(made("digits", "Random", 0, way="tuned", features="b")[1], kept)
+    pool.refuse_other_features(made("letters", "Random", 0, features="b")[1], kept)  # rows: nothing is trained
+    for seed, others in ((0, "a"), (1, "None")):
+        with pytest.raises(ValueError, match=rf"has the features b, and kept runs .* have {others}: their encoder"):
+            pool.refuse_other_features(made("digits", "Random", seed, features="b")[1], kept)
+
+
 @pytest.mark.long
 def test_a_cell_is_an_ordinary_run_on_an_encoder_of_its_own(modules, tmp_path, monkeypatch):
     pool, cells = modules["pool"], modules["pool_cells"]
@@ -357,6 +374,7 @@ def test_a_cell_is_an_ordinary_run_on_an_encoder_of_its_own(modules, tmp_path, m
             kept = pool.as_row(cell, *pool.run(cell, place, forks), pool.Provenance("c", "t", "m"))
             assert 0 < kept["cpu_s"] < 600
             assert kept["num_paid"] == [50, 100]
+            assert (kept["features"] is None) == (way == "augmented")
             assert 0.4 < kept["test_mean_acc"][-1] <= 1
             assert 10 < kept["num_rejected"][-1] < 50
             assert yaml.safe_load((tmp_path / cell.name / "cell.yaml").read_text()) == cells.config_of(cell, place)
