@@ -434,7 +434,7 @@ def needed(results: Mapping[Cell, Row], pool: str, targets: Sequence[float]) -> 
 
 def draw(results: Mapping[Cell, Row], pool: str, path: Path) -> None:
     """Draw mean and one standard deviation over seeds against the number of labels."""
-    figure, axes = plt.subplots(figsize=(7, 4.2), dpi=150, layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 4.2), dpi=150, layout="constrained")
     runs_of = shown_of(results, pool)
     for (way, acquisition, *_), runs in runs_of.items():
         labels = sorted(next(iter(runs.values())).accuracy_of)
@@ -451,7 +451,7 @@ def draw(results: Mapping[Cell, Row], pool: str, path: Path) -> None:
     title = f"{pool[0].upper()}{pool[1:]}, {min(counts)} seed{'s' * (min(counts) > 1)}{at_least}: mean ± 1 s.d."
     axes.set(xlabel="labels", ylabel="test accuracy (%)", title=title)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside the curves, which may lie low
     figure.savefig(path)
     plt.close(figure)
 
