@@ -126,6 +126,7 @@ def test_two_ranks_acquire_what_one_rank_with_known_labels_acquires(on_two, tmp_
     assert [record.acquired for record in read_journal(tmp_path / "run")[1]] == expected["acquired"]
 
 
+@pytest.mark.filterwarnings("ignore:`training_step` could not be tried")  # it reads all labelled points
 def test_a_run_goes_on_with_another_number_of_ranks(on_two, tmp_path):
     expected = start(tmp_path / "known", num_ranks=1, is_known=True)
     write(tmp_path / "run", on_two()["waiting_for"])
