@@ -416,12 +416,12 @@ class ActiveLearningDataModule(Wrapper):
             **dict(zip(unread, self.targets_of(unread) or [], strict=True)),
             **self._answers,
         }
-        return Trained(
-            {index: known[index] for index in indices},
-            answered=self._answers.keys() & set(indices),
-            with_label=self._put_label,
-            read=None if self._key_of_label is None else self._key_of_label.usual,
-        )
+        return self._with_classes({index: known[index] for index in indices}, self._answers.keys() & set(indices))
+
+    def _with_classes(self, target_of: Mapping[int, int], answered: Collection[int]) -> Trained:
+        """Return the change of items that gives points these classes."""
+        read = None if self._key_of_label is None else self._key_of_label.usual
+        return Trained(target_of, answered=answered, with_label=self._put_label, read=read)
 
     @property
     def _put_label(self) -> WithLabel:
@@ -503,13 +503,7 @@ class ActiveLearningDataModule(Wrapper):
         """Return a loader of points with made-up classes, from the last one down, as training has labelled points."""
         loader, num_classes = self._fit_loader(), len(self.classes or [])
         made_up = {index: (num_classes - 1 - number) % num_classes for number, index in enumerate(indices)}
-        change = Trained(
-            made_up,
-            answered=made_up.keys(),
-            with_label=self._put_label,
-            read=None if self._key_of_label is None else self._key_of_label.usual,
-        )
-        dataset = Changed(loader.dataset, change)
+        dataset = Changed(loader.dataset, self._with_classes(made_up, made_up.keys()))
         return sequential_loader(loader, dataset, indices, batch_size=len(indices), seed=self.seed)
 
     def _of_pool(self, indices_B: Tensor) -> OfPool:

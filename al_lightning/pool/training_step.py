@@ -1,4 +1,4 @@
-"""A training step on a few points before people are asked, who would else label for a model that cannot be trained."""
+"""Trial of a training step, so that people do not label for a model that cannot be trained."""
 
 import inspect
 from collections.abc import Callable
@@ -17,8 +17,8 @@ def try_training_step(
     """Refuse a model whose training step fails on points with made-up classes; it is handed back as it was.
 
     Only errors of layers and losses count (RuntimeError, IndexError), such as layers that do not fit the input and too
-    few outputs. A step may need what hooks make that run later, so any other error is a warning. Steps that step an
-    optimizer themselves are not tried.
+    few outputs. Any other error is a warning, because a hook that runs later may make what the step needs. With manual
+    optimization nothing is tried.
 
     Args:
         trainer: A Trainer whose fit begins.

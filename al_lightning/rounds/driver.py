@@ -14,7 +14,6 @@ from al_lightning._lightning import (
     callbacks_of,
     check_flavour,
     has_only_tuned,
-    is_overridden,
     isolate_rng,
     lightning_module_of,
     rank_zero_info,
@@ -35,7 +34,7 @@ from al_lightning.rounds.metrics import Metrics
 from al_lightning.rounds.rewind import Rewind
 from al_lightning.rounds.round_end import finish_round, with_tests
 from al_lightning.rounds.run import Run
-from al_lightning.rounds.start import Fit, Start
+from al_lightning.rounds.start import Fit, Start, is_tested
 from al_lightning.tracking import follow_spawned, log_earlier_rounds
 
 SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
@@ -184,14 +183,14 @@ class _Rounds:
         Return False if nothing was due: the run has ended, or an earlier process has asked for the round's batch.
         """
         run, members, tests = self.run, self.run.settings.posterior.members, []
-        is_tested = is_overridden("test_dataloader", self.datamodule) and is_overridden("test_step", self.model)
+        has_test = is_tested(self.model, self.datamodule)
         for member in [None] if members is None else range(members.num):
             self._fit(Fit(member, ckpt_path))
             if run.ended_before or (run.draft is not None and run.draft.is_tested):
                 return False
             if run.draft is not None and run.draft.record.num_labelled == 0:
                 break  # nothing was trained
-            if is_tested:
+            if has_test:
                 tests.append(self._test())
         with_tests(self.trainer, run, tests)
         return True

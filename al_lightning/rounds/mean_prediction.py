@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from al_lightning._lightning import Callback, LightningModule, Trainer, is_overridden
+from al_lightning._lightning import Callback, LightningModule, Trainer
 from al_lightning.data import wrapped_datamodule
 from al_lightning.data.rejected import refuse_rejected, without_reject
 from al_lightning.pool.predict import fitted_posterior
 from al_lightning.posterior import Predict
 from al_lightning.randomness import derived_seed
 from al_lightning.rounds.callback import active_learning_callback
-from al_lightning.rounds.start import is_driven
+from al_lightning.rounds.start import is_driven, is_tested
 
 NUM_SAMPLES = "test_mean_num_samples"
 
@@ -72,10 +72,7 @@ class MeanPrediction(Callback):
                 "members' means."
             )
         posterior.checked_num_samples(self._num_samples(trainer))
-        if is_driven(trainer) and all(
-            is_overridden(*part)
-            for part in (("test_dataloader", trainer.datamodule), ("test_step", pl_module))  # type: ignore[attr-defined]
-        ):
+        if is_driven(trainer) and is_tested(pl_module, trainer.datamodule):  # type: ignore[attr-defined]
             callback.run.measure_tests()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
