@@ -5,7 +5,7 @@ from torch import Tensor
 
 from al_lightning.information.entropies import at_least_single, check_log_probs
 
-ELEMENTS_PER_BLOCK = 2**20  # 8 MiB in double precision, whatever N, T and C
+ROWS_PER_BLOCK, COLUMNS_PER_BLOCK = 2048, 512  # labels of points and of targets: 8 MiB in double precision
 _LEAST = 1e-300  # below all products of probabilities that matter; its logarithm is finite
 
 
@@ -37,8 +37,8 @@ def expected_predictive_information(log_probs_N_K_C: Tensor, target_log_probs_T_
         )
     probs_T_C_K = _probs(target_log_probs_T_K_C.to(log_probs_N_K_C.device))
     target_entropy = _entropies(probs_T_C_K).mean()
-    num_targets = max(1, ELEMENTS_PER_BLOCK // num_classes**2)  # of a block
-    num_points = max(1, num_targets // len(probs_T_C_K))
+    num_points = max(1, ROWS_PER_BLOCK // num_classes)  # of a block; long and thin ones take up to four times as long
+    num_targets = max(1, COLUMNS_PER_BLOCK // num_classes)
     information_N = torch.empty(len(log_probs_N_K_C), dtype=torch.float64, device=log_probs_N_K_C.device)
     for start in range(0, len(information_N), num_points):
         probs_n_C_K = _probs(log_probs_N_K_C[start : start + num_points])

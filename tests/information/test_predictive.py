@@ -49,11 +49,12 @@ def test_epig_equals_an_enumeration_of_all_pairs_of_labels(seed, num_classes, nu
     assert_close(single.double(), found, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("elements", [1, 9, 40, 100])
-def test_epig_does_not_depend_on_how_points_and_targets_are_cut(elements, monkeypatch):
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 9), (9, 3), (12, 9), (40, 100)])
+def test_epig_does_not_depend_on_how_points_and_targets_are_cut(rows, columns, monkeypatch):
     points, targets = random_log_probs(0, num_points=11), random_log_probs(1, num_points=7)
     expected = expected_predictive_information(points, targets)
-    monkeypatch.setattr(predictive, "ELEMENTS_PER_BLOCK", elements)
+    monkeypatch.setattr(predictive, "ROWS_PER_BLOCK", rows)
+    monkeypatch.setattr(predictive, "COLUMNS_PER_BLOCK", columns)
     assert_close(expected_predictive_information(points, targets), expected, atol=1e-14, rtol=0)
 
 
