@@ -152,13 +152,21 @@ def _show_nothing(*arguments: object, **settings: object) -> None:
     """Take the place of what prints."""
 
 
-def header_line(header: Mapping[str, Any], folder: Path | None) -> str:
+def header_line(header: Mapping[str, Any], folder: Path | None, *, uses_posterior: bool = True) -> str:
     """Return what runs, for a person; the records have every argument.
 
+    Args:
+        header: The settings that identify the run.
+        folder: Where its records are kept.
+        uses_posterior: Name the posterior. Without predictions, as Random and TypiClust choose, it has no effect.
+
     Example:
-        >>> header_line({"acquisition": "BALD()", "query_size": 5, "max_labelled": 20, "posterior": "MCDropout()",
-        ...     "num_samples": 9, "seed": 0, "fit_seed": 1}, Path("runs/a"))
+        >>> header = {"acquisition": "BALD()", "query_size": 5, "max_labelled": 20, "posterior": "MCDropout()",
+        ...     "num_samples": 9, "seed": 0, "fit_seed": 1}
+        >>> header_line(header, Path("runs/a"))
         'BALD | 5 labels a round up to 20 | MCDropout, 9 samples | seed 0 of draws, 1 of fits | runs/a'
+        >>> header_line({**header, "acquisition": "Random()", "fit_seed": 0}, None, uses_posterior=False)
+        'Random | 5 labels a round up to 20 | seed 0 of draws and fits | no folder'
     """
     budget = "" if header["max_labelled"] is None else f" up to {header['max_labelled']}"
     of_both = header["fit_seed"] == header["seed"]
@@ -168,7 +176,11 @@ def header_line(header: Mapping[str, Any], folder: Path | None) -> str:
     parts = [
         acquisition + ("" if cold_start is None else f", the first batch by {name_of(cold_start)}"),
         f"{header['query_size']} labels a round{budget}{_from_people(header)}",
-        f"{posterior}, {header['num_samples']} sample{'s' * (header['num_samples'] != 1)}",
+        *(
+            [f"{posterior}, {header['num_samples']} sample{'s' * (header['num_samples'] != 1)}"]
+            if uses_posterior
+            else []
+        ),
         f"seed {header['seed']} of draws{' and fits' if of_both else of_fits}",
         "no folder" if folder is None else str(folder),
     ]

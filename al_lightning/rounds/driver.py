@@ -30,6 +30,7 @@ from al_lightning.rounds.console import Live, no_summary, quiet, round_line, tab
 from al_lightning.rounds.draft import Draft
 from al_lightning.rounds.ending import Ending
 from al_lightning.rounds.fresh_start import FreshStart
+from al_lightning.rounds.mean_prediction import MeanPrediction
 from al_lightning.rounds.metrics import Metrics
 from al_lightning.rounds.rewind import Rewind
 from al_lightning.rounds.round_end import finish_round, with_tests
@@ -255,6 +256,8 @@ def _run(
     finish: bool,
 ) -> None:
     """Run the rounds, and leave the Trainer with the user's own callbacks."""
+    if is_tested(model, datamodule) and any(isinstance(each, MeanPrediction) for each in callbacks_of(trainer)):
+        run.measure_tests()
     fresh = FreshStart(trainer, model, datamodule, lasting=[run])
     ending, start, live = own = Ending(_way_on(run)), Start(run, fresh), Live()
     callbacks_of(trainer)[:0] = own

@@ -14,7 +14,6 @@ from al_lightning.pool.predict import fitted_posterior
 from al_lightning.posterior import Predict
 from al_lightning.randomness import derived_seed
 from al_lightning.rounds.callback import active_learning_callback
-from al_lightning.rounds.start import is_driven, is_tested
 
 NUM_SAMPLES = "test_mean_num_samples"
 
@@ -62,9 +61,8 @@ class MeanPrediction(Callback):
         self._open = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Refuse an ensemble, whose members are tested one at a time; let another posterior be tried before rounds."""
-        callback = active_learning_callback(trainer)
-        posterior = callback.posterior
+        """Refuse an ensemble, whose members are tested one at a time."""
+        posterior = active_learning_callback(trainer).posterior
         if posterior.members is not None:
             raise ValueError(
                 f"`posterior` is {posterior!r}, whose members are tested one by one, each right after its fit, so "
@@ -72,8 +70,6 @@ class MeanPrediction(Callback):
                 "members' means."
             )
         posterior.checked_num_samples(self._num_samples(trainer))
-        if is_driven(trainer) and is_tested(pl_module, trainer.datamodule):  # type: ignore[attr-defined]
-            callback.run.measure_tests()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the posterior samples of this round."""

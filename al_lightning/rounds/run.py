@@ -138,6 +138,13 @@ class Run:
             kept=kept,
         )
 
+    @property
+    def uses_posterior(self) -> bool:
+        """Return whether posterior samples choose or measure, or the posterior is what each round trains."""
+        settings = self.settings
+        measures = self._measures_tests or settings.holdout_share is not None
+        return measures or "predictions" in settings.acquisition.needs or settings.posterior.members is not None
+
     def measure_tests(self) -> None:
         """Say that the posterior predicts the test set, and so must be able to before the first training."""
         self._measures_tests = True

@@ -96,7 +96,8 @@ class Start(Callback):
         read_plain_checkpoints(trainer)
         is_first = not self._run.header  # not so in the processes that a strategy spawns for later fits
         if open_run(trainer, pl_module, self._run):
-            rank_zero_info(header_line(self._run.header, self._run.folder))
+            run = self._run
+            rank_zero_info(header_line(run.header, run.folder, uses_posterior=run.uses_posterior))
             if is_first:
                 self._say_how_it_resumes(trainer)
             self._take_weights(trainer, pl_module)

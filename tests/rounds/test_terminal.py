@@ -9,7 +9,7 @@ from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
 from pytorch_lightning.utilities import rank_zero_info
 
-from al_lightning import active_fit
+from al_lightning import DeepEnsemble, MeanPrediction, Random, active_fit
 
 LIGHTNINGS = {"enable_progress_bar": True, "enable_model_summary": True}
 
@@ -56,6 +56,19 @@ def test_the_header_says_what_runs_with_which_seed_and_where(rounds, caplog, tmp
     assert len(headers) == 1
     assert headers[0].startswith("BALD | 4 labels a round | MCDropout, 8 samples | seed 0 of draws and fits | ")
     assert headers[0].endswith(str(tmp_path / "active_learning" / "version_0"))
+
+
+@pytest.mark.parametrize(
+    ("is_measured", "arguments"), [(False, {}), (True, {}), (False, {"posterior": DeepEnsemble(2), "num_samples": 2})]
+)
+def test_the_header_names_a_posterior_that_is_used(
+    is_measured, arguments, make_trainer, make_model, make_data, make_callback, caplog
+):
+    callback = make_callback(Random(), max_rounds=1, **arguments)
+    with caplog.at_level(logging.INFO):
+        active_fit(make_trainer(callback, *[MeanPrediction()] * is_measured), make_model(), make_data())
+    (header,) = (record.message for record in caplog.records if " labels a round" in record.message)
+    assert ("samples" in header) == (is_measured or bool(arguments))
 
 
 def test_what_lightning_says_in_each_fit_is_said_once_and_what_others_say_each_time(rounds, caplog, capfd):
