@@ -1,5 +1,6 @@
 """Inputs of some points without their classes: the targets of EPIG."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ class Inputs(Dataset[Any]):
     nothing of them but their inputs is used; test points may not.
 
     Args:
-        dataset: Items (input, class).
+        dataset: Items (input, class), or dicts with the class as `label`.
         seed: Seed of the draw.
 
     Example:
@@ -23,6 +24,8 @@ class Inputs(Dataset[Any]):
         >>> inputs = Inputs(points, seed=0)
         >>> sorted(inputs[row].item() for row in range(len(inputs)))
         [0.0, 1.0, 2.0]
+        >>> Inputs([{"input_ids": [2, 5], "label": 1}], seed=0)[0]
+        {'input_ids': [2, 5]}
     """
 
     def __init__(self, dataset: Dataset[Any], *, seed: int) -> None:
@@ -35,4 +38,7 @@ class Inputs(Dataset[Any]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Any:  # noqa: ANN401 - whatever an input is
-        return self.dataset[self.rows[index]][0]
+        item = self.dataset[self.rows[index]]
+        if isinstance(item, Mapping):
+            return {key: value for key, value in item.items() if key != "label"}
+        return item[0]

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from al_lightning._lightning import LightningDataModule
+from al_lightning.datasets.inputs import Inputs
 
 PADDING, UNKNOWN, START = range(3)  # the first ids, before those of words
 COLUMNS = ("text", "label")
@@ -34,6 +35,8 @@ def words_of(text: str) -> list[str]:
 def collate_texts(items: Sequence[Item]) -> dict[str, Tensor]:
     """Return a batch of texts, padded on the right to its own longest text: `input_ids`, `attention_mask`, `labels`.
 
+    Without a label in its items, the batch has none.
+
     Example:
         >>> items = [{"input_ids": [2, 5], "label": 1}, {"input_ids": [2, 3, 4], "label": 0}]
         >>> collate_texts(items)["input_ids"]
@@ -41,11 +44,13 @@ def collate_texts(items: Sequence[Item]) -> dict[str, Tensor]:
                 [2, 3, 4]])
     """
     ids = [torch.tensor(item["input_ids"]) for item in items]
-    return {
+    batch = {
         "input_ids": pad_sequence(ids, batch_first=True, padding_value=PADDING),
         "attention_mask": pad_sequence([torch.ones_like(one) for one in ids], batch_first=True),
-        "labels": torch.tensor([item["label"] for item in items]),
     }
+    if "label" not in items[0]:
+        return batch
+    return {**batch, "labels": torch.tensor([item["label"] for item in items])}
 
 
 class TextDataModule(LightningDataModule):
@@ -99,6 +104,10 @@ class TextDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Item]:
         """Return the test texts."""
         return DataLoader(self.test_set, 256, collate_fn=collate_texts)  # type: ignore[arg-type]
+
+    def target_dataloader(self) -> DataLoader[Item]:
+        """Return a loader of texts for `EPIG`: at most 1,000 training texts, without their classes."""
+        return DataLoader(Inputs(self.train_set, seed=0), 256, collate_fn=collate_texts)  # type: ignore[arg-type]
 
     def _read(self, name: str) -> list[tuple[str, str]]:
         """Return the rows (text, label) of a file."""

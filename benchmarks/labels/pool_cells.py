@@ -46,7 +46,6 @@ class Pool:
         max_labelled: Labels at the end, those of junk included.
         cpu_s: CPU seconds of a run by its way, as far as nothing was measured yet.
         reject: Use of junk, which is one more class in the dataset; None where there is none.
-        has_targets: The data module has targets for `EPIG`.
         max_predicted: Points of the pool, drawn anew each round, among which a net trained end to end chooses; None for
             all.
         screened: Acquisitions that choose among the points that a screening leaves. The others see all.
@@ -64,7 +63,6 @@ class Pool:
     max_labelled: int = 100
     cpu_s: tuple[float, ...] = (60, 60, 30, 60)
     reject: str | None = None
-    has_targets: bool = True
     max_predicted: int | None = None
     screened: Collection[str] = ()
     without: tuple[str, ...] = ()
@@ -118,7 +116,6 @@ POOLS = {
         query_size=20,
         max_labelled=200,
         cpu_s=(200, 0, 40, 0),
-        has_targets=False,
     ),
     "MNIST": Pool(_idx("mnist"), **_MNIST, last_priority=4),
     "USPS, unbalanced": Pool(
@@ -187,14 +184,13 @@ def cells_of(pools: Sequence[str], seeds: Sequence[int]) -> list[tuple[int, Cell
 def _variants(pool: Pool) -> list[tuple[int, Variant]]:
     """Return (priority, variant)."""
     usual = pool.query_size
-    family = [name for name in FAMILY if name != "EPIG" or pool.has_targets]
     others = [way for way in pool.ways if way != "frozen"]
     return [
         *((1, (way, name, "Random", usual)) for way in pool.ways for name in ("Random", "BatchBALD")),
         *((1, ("frozen", name, RECIPE, usual)) for name in ("Random", "BatchBALD")),
         *((2, (way, "BALD", "Random", usual)) for way in others),
         (2, ("frozen", "BALD", RECIPE, usual)),
-        *((3, ("frozen", name, RECIPE, usual)) for name in family),
+        *((3, ("frozen", name, RECIPE, usual)) for name in FAMILY),
         *((4, ("frozen", "BatchBALD", cold_start, usual)) for cold_start in ("CoreSet", "ProbCover")),
         *(
             (4, ("frozen", name, RECIPE, size))

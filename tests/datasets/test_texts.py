@@ -1,8 +1,13 @@
 import csv
 
 import pytest
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import nn
 
+from al_lightning import EPIG, ActiveLearning, ActiveLearningDataModule, Embedded, MCDropout, active_fit
 from al_lightning.datasets import TextDataModule, collate_texts
+from al_lightning.models import Classifier
 
 
 def write_csv(path, rows, *, columns=("text", "label")):
@@ -57,3 +62,63 @@ def test_a_class_that_only_the_test_has_is_refused(tmp_path):
     write_csv(tmp_path / "trec_test.csv", [("a", "perhaps")])
     with pytest.raises(ValueError, match=r"trec_test\.csv has the label 'perhaps', which no text of `train` has"):
         TextDataModule(root=str(tmp_path)).setup("fit")
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """Ten training texts of two classes, and one to test."""
+    rows = [
+        (f"{'one' if label == 'yes' else 'two'} {'a' * length}", label)
+        for length in range(5)
+        for label in ("yes", "no")
+    ]
+    write_csv(tmp_path / "trec_train.csv", rows)
+    write_csv(tmp_path / "trec_test.csv", [("one", "yes")])
+    return TextDataModule(root=str(tmp_path), batch_size=4)
+
+
+def test_targets_are_training_texts_without_their_classes_in_a_fixed_order(texts):
+    texts.setup("fit")
+    (batch,) = texts.target_dataloader()
+    assert set(batch) == {"input_ids", "attention_mask"}
+    found = [ids[mask.bool()].tolist() for ids, mask in zip(*batch.values(), strict=True)]
+    assert found != [item["input_ids"] for item in texts.train_set]
+    assert sorted(found) == sorted(item["input_ids"] for item in texts.train_set)
+    (again,) = texts.target_dataloader()
+    assert torch.equal(again["input_ids"], batch["input_ids"])
+
+
+class Bag(nn.Module):
+    """Counts of words."""
+
+    def forward(self, input_ids, attention_mask):
+        counts = torch.zeros(len(input_ids), 10).scatter_add(1, input_ids, attention_mask.float())
+        return counts[:, 3:]
+
+
+class OfWords(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Dropout(0.5), nn.Linear(7, 2))
+        self.bag = Bag()
+
+    def forward(self, input_ids, attention_mask):
+        return self.net(self.bag(input_ids, attention_mask))
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch["input_ids"], batch["attention_mask"]), batch["labels"])
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("has_features", [False, True])
+def test_epig_chooses_texts_by_the_targets_of_the_data_module(texts, has_features, tmp_path):
+    inner = Embedded(texts, Bag(), folder=str(tmp_path / "features")) if has_features else texts
+    model = Classifier(nn.Sequential(nn.Dropout(0.5), nn.Linear(7, 2))) if has_features else OfWords()
+    data = ActiveLearningDataModule(inner, initial=[0, 1])
+    callback = ActiveLearning(EPIG(), query_size=2, max_rounds=2, posterior=MCDropout(), num_samples=9)
+    trainer = Trainer(callbacks=[callback], max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, logger=False)
+    record, _ = active_fit(trainer, model, data, seed=0)
+    assert len(set(record.acquired) - {0, 1}) == 2
+    assert all(score > -1e-6 for score in record.scores)

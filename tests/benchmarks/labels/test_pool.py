@@ -55,7 +55,6 @@ def test_the_most_important_cells_come_first_and_each_has_a_folder_of_its_own(mo
         assert {cell.way for _, cell in ranked if cell.pool == pool} == set(cells.POOLS[pool].ways)
         reference = cells.Cell(pool, *cells.reference_of(pool), 0)
         assert ((1, reference) in ranked) == ("scratch" in cells.POOLS[pool].ways)
-    assert not any(cell.pool == "TREC" and cell.acquisition == "EPIG" for _, cell in ranked)
 
 
 def pretrained_in(config):
