@@ -40,12 +40,14 @@ def of_few(features_N_D, logits_N_C, *, prior_precision, noise_K_C_D):
     size, (num_points, num_classes) = len(noise_K_C_D), logits_N_C.shape
     num_numbers = num_points * num_classes
     unit_Q_N_C = torch.eye(num_numbers, dtype=torch.float64).reshape(num_numbers, num_points, num_classes)
+    no_unit_P_N_C = torch.zeros(size, num_points, num_classes, dtype=torch.float64)
+    no_unit_Q_C_D = torch.zeros(num_numbers, *noise_K_C_D.shape[1:], dtype=torch.float64)
     return full_deviations_of_few(
         features_N_D,
         logits_N_C,
         prior_precision=prior_precision,
-        noise_K_C_D=functional.pad(noise_K_C_D, (0, 0, 0, 0, 0, len(unit_Q_N_C))),
-        noise_K_N_C=functional.pad(unit_Q_N_C, (0, 0, 0, 0, size, 0)),
+        noise_K_C_D=torch.cat([noise_K_C_D, no_unit_Q_C_D]),
+        noise_K_N_C=torch.cat([no_unit_P_N_C, unit_Q_N_C]),
     )
 
 
