@@ -135,6 +135,18 @@ class Round:
         return {**self.metrics, **({"holdout_acc": self.holdout["acc"]} if self.holdout else {})}
 
     @property
+    def reached(self) -> dict[str, float | None]:
+        """Return what a target is compared with: `measured`, with the lower bound of the accuracy on the holdout.
+
+        The accuracy itself would reach any target by five points of five.
+
+        Example:
+            >>> Round(1, 9, 9, metrics={"loss": 0.5}, holdout={"num": 4, "acc": 0.75, "low": 0.25}).reached
+            {'loss': 0.5, 'holdout_acc': 0.25}
+        """
+        return {**self.measured, **({"holdout_acc": self.holdout["low"]} if self.holdout else {})}
+
+    @property
     def num_paid(self) -> int:
         """Count what was paid for when the batch was chosen, the holdout and rejected points included."""
         return self.num_bought + self.num_held_out

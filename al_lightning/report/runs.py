@@ -100,13 +100,10 @@ class Run:
     def labels_to(self, target: float, metric: str) -> int | None:
         """The fewest labels at which the metric was at least the target; None if it never was.
 
-        Of the accuracy on the holdout its lower bound counts, as where a run stops on it: five points of five would
-        reach any target.
+        Of the accuracy on the holdout its lower bound counts, as where a run stops on it.
         """
-        curve = self.curve(metric)
-        if metric == HOLDOUT_METRIC:
-            lows = {entry.num_bought: entry.holdout["low"] for entry in self.rounds if entry.holdout}
-            curve = {labels: lows.get(labels, value) for labels, value in curve.items()}  # or a metric of that name
+        reached = {entry.num_bought: entry.reached.get(metric) for entry in self.rounds}
+        curve = {labels: value for labels in self.curve(metric) if (value := reached[labels]) is not None}
         return labels_to_target(list(curve), list(curve.values()), target=target) if curve else None
 
 

@@ -75,6 +75,7 @@ class _Quantity:
     name: str
     of_curve: Callable[[Curve], float]
     higher_is_better: bool
+    of_reached: bool = False  # of what is sure to be reached, in the place of what was measured
 
 
 def compare(
@@ -102,7 +103,7 @@ def compare(
     ]
     if target is not None:
         of_curve = partial(_labels, target=target, mode=mode)
-        quantities.append(_Quantity(f"labels to {target:g}", of_curve, higher_is_better=False))
+        quantities.append(_Quantity(f"labels to {target:g}", of_curve, higher_is_better=False, of_reached=True))
     found = pairs_by_acquisition(runs, metric=metric)
     rows = [row for quantity in quantities for row in _rows(quantity, found)]
     pairs = [pair for own in found.values() for pair in own]
@@ -127,8 +128,12 @@ def _labels(curve: Curve, *, target: float, mode: Mode) -> float:
 def _rows(quantity: _Quantity, found: Mapping[str, Sequence[Pair]]) -> list[Row]:
     rows = []
     for acquisition, pairs in found.items():
-        values = [float(quantity.of_curve(pair.curve)) for pair in pairs]
-        baseline_values = [float(quantity.of_curve(pair.baseline_curve)) for pair in pairs]
+        curves = [
+            (pair.reached, pair.baseline_reached) if quantity.of_reached else (pair.curve, pair.baseline_curve)
+            for pair in pairs
+        ]
+        values = [float(quantity.of_curve(curve)) for curve, _ in curves]
+        baseline_values = [float(quantity.of_curve(curve)) for _, curve in curves]
         difference = paired_difference(values, baseline_values)
         name, rises = quantity.name, quantity.higher_is_better
         rows.append(Row(name, acquisition, pairs, values, baseline_values, difference, higher_is_better=rises))

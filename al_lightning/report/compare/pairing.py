@@ -46,6 +46,11 @@ class Run:
         """The names of what any round measured, in the order of their appearance."""
         return dict.fromkeys(name for entry in self.rounds for name in entry.measured)
 
+    def reached(self, metric: str) -> Curve:
+        """What a target is compared with by number of labels: the metric, or the lower bound of it on the holdout."""
+        values = {entry.num_bought: entry.reached.get(metric) for entry in self.rounds if entry.num_labelled > 0}
+        return [(number, value) for number, _ in self.curve(metric) if (value := values[number]) is not None]
+
     def curve(self, metric: str) -> Curve:
         """The metric by number of labels, as far as it was measured: a killed run may lack the last test.
 
@@ -74,13 +79,25 @@ class Run:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs of one seed, and their curves up to the labels that both reached."""
+    """Two runs of one seed, and their curves up to the labels that both reached.
+
+    Args:
+        seed: Their seed.
+        run: A run.
+        baseline: The one that it is compared with.
+        curve: Its metric.
+        baseline_curve: That of the baseline.
+        reached: What its metric is sure to have reached, which a target is compared with.
+        baseline_reached: That of the baseline.
+    """
 
     seed: int
     run: Run
     baseline: Run
     curve: Curve
     baseline_curve: Curve
+    reached: Curve
+    baseline_reached: Curve
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -157,7 +174,8 @@ def _pair(seed: int, run: Run, baseline: Run, *, metric: str) -> Pair:
             f"{baseline_curve[-1][0]}, with fewer than two rounds in common. Leave the shorter out, or let it finish."
         )
     end = max(common)
-    until = [[point for point in points if point[0] <= end] for points in (curve, baseline_curve)]
+    curves = (curve, baseline_curve, run.reached(metric), baseline.reached(metric))
+    until = [[point for point in points if point[0] <= end] for points in curves]
     return Pair(seed, run, baseline, *until)
 
 

@@ -3,7 +3,9 @@ import math
 import pytest
 from scipy import stats
 
+from al_lightning.records.round import Round
 from al_lightning.report.compare import compare
+from tests.report.compare.conftest import HEADER
 
 BALD = {0: [0.5, 0.6, 0.7], 1: [0.4, 0.6, 0.8], 2: [0.5, 0.5, 0.6]}
 BATCH = {0: [0.5, 0.8, 0.9], 1: [0.4, 0.7, 0.9], 2: [0.6, 0.7, 0.7]}
@@ -102,3 +104,16 @@ def test_a_target_that_is_no_number_and_a_mode_that_is_none_are_refused(folders)
         compare(folders, mode="up")
     with pytest.raises(ValueError, match="`target` is nan"):
         compare(folders, target=math.nan)
+
+
+def test_labels_to_a_target_on_the_holdout_are_counted_where_its_lower_bound_reaches_it(tmp_path, write_run):
+    for name, lows in (("BALD()", (0.5, 0.85, 0.91)), ("Random()", (0.5, 0.6, 0.7))):
+        rounds = [
+            Round(index, 10 * (index + 1), 99 - 10 * index, holdout={"num": 5, "acc": 0.95, "low": low, "high": 1.0})
+            for index, low in enumerate(lows)
+        ]
+        write_run(tmp_path / name, {**HEADER, "acquisition": name}, rounds)
+    found = compare([tmp_path / "Random()", tmp_path / "BALD()"], metric="holdout_acc", target=0.9)
+    values = {row.quantity: (row.values[0], row.baseline_values[0]) for row in found.rows}
+    assert values["final holdout_acc"] == (0.95, 0.95)  # as it was measured
+    assert values["labels to 0.9"] == (30, math.inf)
