@@ -499,12 +499,33 @@ class ActiveLearningDataModule(Wrapper):
             pool.collate_fn = WithoutLabel(pool.collate_fn, key)
         return pool
 
-    def rehearsal_loader(self, indices: Sequence[int]) -> DataLoader[Any]:
-        """Return a loader of points with made-up classes, from the last one down, as training has labelled points."""
+    def rehearsal_loader(self, indices: Sequence[int], *, has_labels: bool) -> DataLoader[Any]:
+        """Return a loader of some points of the pool as training has labelled ones.
+
+        Args:
+            indices: Their ids.
+            has_labels: With their own classes; without labels with made-up ones, from the last one down.
+        """
         loader, num_classes = self._fit_loader(), len(self.classes or [])
-        made_up = {index: (num_classes - 1 - number) % num_classes for number, index in enumerate(indices)}
-        dataset = Changed(loader.dataset, self._with_classes(made_up, made_up.keys()))
+        if has_labels:
+            change = None if self.classes is None else self._trained(indices)
+        else:
+            made_up = {index: (num_classes - 1 - number) % num_classes for number, index in enumerate(indices)}
+            change = self._with_classes(made_up, made_up.keys())
+        dataset = loader.dataset if change is None else Changed(loader.dataset, change)
         return sequential_loader(loader, dataset, indices, batch_size=len(indices), seed=self.seed)
+
+    def of_highest_class(self, num: int) -> list[int]:
+        """Return at most `num` points of the pool with a label, among them one of the highest class that is known."""
+        pool_indices = self.labels.pool_indices
+        with seeded(self.seed):
+            is_cheap = tells_at_once(self._dataset_with_labels)
+        looked_at = (pool_indices if is_cheap else pool_indices[:NUM_LOOKED_AT]).tolist()
+        known = self.known_targets(looked_at)
+        if known is None:
+            return looked_at[:num]
+        targets = {index: target for index, target in zip(looked_at, known, strict=True) if target is not None}
+        return sorted(targets, key=lambda index: -targets[index])[:num]
 
     def _of_pool(self, indices_B: Tensor) -> OfPool:
         labelled_b = indices_B[self.labels.round_of_N[indices_B] >= 0]

@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from al_lightning._lightning import LightningDataModule
+from al_lightning.datasets.inputs import Inputs
 
 
 def read_image(path: str | Path) -> Tensor:
@@ -201,6 +202,11 @@ class ImageFolderDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         """Return a loader of the test images."""
         return self._loader("test")
+
+    def target_dataloader(self) -> DataLoader[Any]:
+        """Return a loader of inputs for `EPIG`: those of at most 1,000 training images, without shifts and flips."""
+        inputs = Inputs(self._dataset("pool"), seed=self.seed)
+        return DataLoader(inputs, batch_size=self.batch_size, num_workers=self.num_workers)
 
     def _dataset(self, name: str) -> Dataset[Any]:
         if self._datasets is None:

@@ -214,7 +214,7 @@ class Embedded(Wrapper):
     def _loader(self, given: object, name: str) -> DataLoader[Any]:
         loader = checked_loader(given, name)
         if name not in self._seen:
-            self._seen[name] = self._first(Source(name, loader.dataset, loader, form=None))
+            self._seen[name] = self._first(Source(name, loader.dataset, loader, None, self._form.label_key))
         self._seen[name] = self._renewed(name, self._seen[name], loader.dataset)
         return of_features(loader, self._seen[name])
 
@@ -241,10 +241,10 @@ class Embedded(Wrapper):
 
     def _make_both(self, loader: DataLoader[Any], pool: Dataset[Any]) -> None:
         self._refuse_other_state("train")
-        train = loader.dataset
+        train, form = loader.dataset, self._form
         is_of_views = pool is train and self.views > 1
         rows = self._maker.made(
-            Source("train", pool, loader, self._form, num_views=self.views if is_of_views else 1), fitted=None
+            Source("train", pool, loader, form, form.label_key, self.views if is_of_views else 1), fitted=None
         )
         self._pool = self._of(rows, pool)
         if self._pool_is_train:
@@ -252,7 +252,7 @@ class Embedded(Wrapper):
         elif is_of_views:
             self._train = self._of(rows, train, draws_views=True)
         elif self.views > 1:
-            views = Source("train-views", train, loader, self._form, num_views=self.views)
+            views = Source("train-views", train, loader, form, form.label_key, self.views)
             self._train = self._of(self._maker.made(views, None, width=rows.width), train, draws_views=True)
         else:
             self._train = self._of(rows, train)

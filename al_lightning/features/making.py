@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from al_lightning._lightning import LightningDataModule, Trainer
 from al_lightning.data.answered import Changed
 from al_lightning.data.collation import NUM_LOOKED_AT, refuse_own_order
-from al_lightning.data.label_key import WithoutLabel
+from al_lightning.data.label_key import LabelKey, WithoutLabel
 from al_lightning.data.loaders import sequential_loader
 from al_lightning.data.rows import digest, rows_of
 from al_lightning.distributed import Ranks
@@ -44,6 +44,7 @@ from al_lightning.posterior.model import has_rows, map_tensors
 from al_lightning.randomness import derived_seed, seeded
 
 PROBE, FITTED = "probe", "fitted."
+MOST_ROUNDED = 0.01  # of the spread of features
 Fitted = Mapping[str, Tensor]
 
 
@@ -71,6 +72,7 @@ class Source:
         dataset: The points.
         loader: Loader with the user's settings, of a dataset of such points.
         form: Form of their items; None to take items as they are.
+        label_key: Key of the label in dict items, where it is no usual one: the encoder is not given it.
         num_views: V, the number of views of each point, where transforms are random.
     """
 
@@ -78,6 +80,7 @@ class Source:
     dataset: Dataset[Any]
     loader: DataLoader[Any]
     form: Form | None
+    label_key: LabelKey | None
     num_views: int = 1
 
     @property
@@ -91,8 +94,8 @@ class Source:
         if self.form is not None:
             dataset = Changed(dataset, self.form.without_label)
         loader = sequential_loader(self.loader, dataset, indices, batch_size=batch_size, seed=0)
-        if self.form is not None and self.form.label_key is not None:
-            loader.collate_fn = WithoutLabel(loader.collate_fn, self.form.label_key)
+        if self.label_key is not None:
+            loader.collate_fn = WithoutLabel(loader.collate_fn, self.label_key)
         return loader
 
     def refuse_random(self, indices: list[int]) -> None:
@@ -183,9 +186,16 @@ class Maker:
         lock = FileLock(store.folder / ".lock")
 
         def acquire() -> None:
-            if ranks.rank == 0:
+            if ranks.rank > 0:
+                return
+            try:
                 store.folder.mkdir(parents=True, exist_ok=True)
-                lock.acquire()
+            except OSError as error:
+                raise ValueError(
+                    f"`folder` is {self.folder.parent}, where no folder can be made: {error}. Name one that can be "
+                    "written."
+                ) from error
+            lock.acquire()
 
         ranks.together(acquire)
         try:
@@ -255,6 +265,8 @@ class Maker:
     def _tried(self, source: Source, batch: object) -> Tensor:
         try:
             return read_by(self.encoder, batch).cpu()
+        except TypeError as error:
+            raise TypeError(f"Of the {source.name} data: {error}") from error
         except RuntimeError as error:
             raise ValueError(
                 f"`encoder` cannot be called on a batch of the {source.name} data: {error} The inputs of all data must "
@@ -329,6 +341,8 @@ class Maker:
         width = (kept["features"] if kept else probe_R_D).shape[1]
         _refuse_other_width(source.name, width, expected_width)
         header = store.new_header((source.num_points, source.num_views, width), self.dtype)
+        # In the end rank 0 alone knows the features that an encoder was fitted to.
+        ranks.together(lambda: self._refuse_coarse(source, probe_R_D, kept) if ranks.rank == 0 else None)
 
         def begin() -> None:
             if ranks.rank == 0:
@@ -343,6 +357,20 @@ class Maker:
         ranks.together(begin)
         ranks.together(lambda: self._fill(store.partial, source, ranks, num_there, kept))
         ranks.together(lambda: store.commit(header, beside) if ranks.rank == 0 else None)
+
+    def _refuse_coarse(self, source: Source, probe_R_D: Tensor, kept: Fitted) -> None:
+        """Refuse a precision in which points that differ become alike."""
+        if self.dtype == "float32":
+            return
+        features_R_D = self._transformed(probe_R_D, kept).double()
+        rounded_R_D = features_R_D.to(getattr(torch, self.dtype)).double()
+        spread, error = (_spread(of_R_D) for of_R_D in (features_R_D, rounded_R_D - features_R_D))
+        if rounded_R_D.isfinite().all() and error > MOST_ROUNDED * spread:  # what is too large is refused where written
+            raise ValueError(
+                f"`dtype` is {self.dtype!r}, but rounds the features of the {source.name} data by "
+                f"{100 * error / spread:.0f} % of their spread, so that different points become alike. Let the encoder "
+                "centre and scale its features, or keep `dtype='float32'`."
+            )
 
     def _fitted_for(
         self,
@@ -382,7 +410,9 @@ class Maker:
 
     def _encoded(self, batch: object, kept: Fitted) -> Tensor:
         """Return the features of a batch (B, D), on the CPU; what the encoder reads of it, while it is not fitted."""
-        read_B_D = read_by(self.encoder, batch).cpu()
+        return self._transformed(read_by(self.encoder, batch).cpu(), kept)
+
+    def _transformed(self, read_B_D: Tensor, kept: Fitted) -> Tensor:
         encoder: Any = self.encoder
         features_B_D: Tensor = encoder.transform(read_B_D, kept) if kept else read_B_D
         return features_B_D
@@ -438,9 +468,14 @@ def _refuse_other_width(name: str, width: int, expected: int | None, *, path: Pa
         return
     way_out = "" if path is None else f" If those of the {name} data are wrong, delete {path}, and they are made anew."
     raise ValueError(
-        f"The {name} data have {width} features, and the training data {expected}: two encoders make them, and "
-        f"`version` vouches for the features of both. Name another `version` with each encoder.{way_out}"
+        f"The {name} data have {width} features, and the training data {expected}: their inputs are of another shape, "
+        f"or `version` vouches for the features of two encoders. Name another `version` with each encoder.{way_out}"
     )
+
+
+def _spread(features_R_D: Tensor) -> float:
+    """Return the root mean square distance to the mean row."""
+    return float((features_R_D - features_R_D.mean(dim=0)).square().sum(dim=1).mean().sqrt())
 
 
 def _differing_rows(old_R_D: Tensor, new_R_D: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSample
 
 from al_lightning.data import ActiveLearningDataModule
 from al_lightning.distributed import Ranks
-from al_lightning.pool.predict import NUM_NAMED, Draw, Predictor, predict_pool
+from al_lightning.pool.predict import EXCLUDE, NUM_NAMED, Draw, Predictor, predict_pool
+from al_lightning.randomness import seeded
 
 _AXES = 2  # N and D
 
@@ -51,7 +52,7 @@ def made_once(datamodule: ActiveLearningDataModule) -> Callable[[Sequence[int]],
 
 
 def try_made_once(datamodule: ActiveLearningDataModule, indices: Sequence[int]) -> None:
-    """Refuse the data module's own features of a few points if they are none."""
+    """Refuse the data module's own features of some points if they are none."""
     own = made_once(datamodule)
     if own is not None:
         _checked(own(indices), indices)
@@ -67,14 +68,14 @@ def targets_of(predictor: Predictor, draw: Draw) -> Tensor:
         predictor.module,
         target_loader(predictor.datamodule),
         predictor.posterior,
-        num_samples=draw.num_samples,
-        seed=draw.seed,
+        draw,
+        ids=None,
     ) as chunks:
         return torch.cat([chunk.cpu() for chunk in chunks])
 
 
 def target_loader(datamodule: ActiveLearningDataModule) -> DataLoader[Any]:
-    """Return the data module's loader of target points, in a fixed order."""
+    """Return the data module's loader of target points, in a fixed order; a random draw of them is always the same."""
     make = getattr(datamodule, "target_dataloader", None)
     if make is None:
         raise ValueError(
@@ -82,7 +83,8 @@ def target_loader(datamodule: ActiveLearningDataModule) -> DataLoader[Any]:
             "model will meet, but the data module has no method `target_dataloader()`. Let it return a DataLoader of "
             "such points, as batches of the training loader are, or choose one that needs none."
         )
-    loader = make()
+    with seeded(0):  # a random choice of targets is the same on each rank and in each round
+        loader = make()
     if not isinstance(loader, DataLoader):
         raise TypeError(f"`target_dataloader()` returned {type(loader).__name__}, but must return one DataLoader.")
     sampler, given = loader.sampler, loader.batch_sampler
@@ -100,6 +102,11 @@ def target_loader(datamodule: ActiveLearningDataModule) -> DataLoader[Any]:
 
 def _checked(features_n_D: Tensor, indices: Sequence[int]) -> Tensor:
     """Refuse features that are no rows of finite numbers, one for each point."""
+    if not isinstance(features_n_D, Tensor):
+        raise TypeError(
+            f"`features_of(indices)` of the data module returned a {type(features_n_D).__name__}, but must return a "
+            "tensor, a row of numbers for each point."
+        )
     if features_n_D.ndim != _AXES or len(features_n_D) != len(indices):
         raise ValueError(
             f"The features of {len(indices)} points have the shape {tuple(features_n_D.shape)}, but must be one row of "
@@ -109,7 +116,7 @@ def _checked(features_n_D: Tensor, indices: Sequence[int]) -> Tensor:
     if broken:
         raise ValueError(
             f"The features of {len(broken)} points are no finite numbers, first of the points {broken[:NUM_NAMED]}. "
-            "Points that are broken can be excluded with `datamodule.exclude(indices)`."
+            f"{EXCLUDE}"
         )
     return features_n_D.float()
 

@@ -26,6 +26,7 @@ from al_lightning.posterior.snapshot import Snapshot
 
 DESCRIPTION = "Predicting the pool"
 NUM_NAMED = 20
+EXCLUDE = "Points that are broken can be excluded with `datamodule.exclude(indices)`."
 MOST_REASON = 200
 """Letters of a reason in a record, at most."""
 
@@ -132,23 +133,24 @@ def predict_pool(
     module: LightningModule,
     batches: DataLoader[object],
     posterior: Posterior,
+    draw: "Draw",
     *,
-    num_samples: int,
-    seed: int,
+    ids: Sequence[int] | None,
 ) -> Iterator["PoolChunks"]:
     """Predict log-probabilities (n, K, C), float32, of K draws of the posterior, batch by batch when asked for.
 
-    Runs after a fit as well as during one, on the trainer's device and in its precision. The K draws depend on `seed`
-    alone, so every batch sees the same K networks. The first batch with a prediction that is NaN is an error.
+    Runs after a fit as well as during one, on the trainer's device and in its precision. The K draws depend on `draw`
+    alone, so every batch sees the same K networks. The first batch with a prediction that is NaN is an error, which
+    names the points by `ids`; None where they are those of `target_dataloader()`.
     """
     with (
         _predicting(trainer, module),
         taking_rows(module, batches),
-        posterior.sample(module, num_samples, seed=seed) as predict,
+        posterior.sample(module, draw.num_samples, seed=draw.seed) as predict,
         trainer.precision_plugin.forward_context(),
     ):
         points = _points_on_device(trainer, module, batches)
-        yield PoolChunks(_finite(map(predict, points), _ids_of(batches)), predict)
+        yield PoolChunks(_finite(map(predict, points), ids), predict)
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class Few:
         smaller: Fewer points than the first batch holds.
         looked_through: Batches that are searched for the first one of another shape, as texts padded to another length;
             the posterior then previews that one beside the first batch.
-        targets: Target points, whose first batch is predicted too.
+        targets: Target points, which are all predicted too.
     """
 
     batches: DataLoader[object]
@@ -205,7 +207,7 @@ def preview_pool(
                     warnings.simplefilter("ignore")
                     posterior.preview(module, first, smaller=other)
             if few.targets is not None:
-                _preview_targets(next(batches_on_device(trainer, module, few.targets), None), module, posterior)
+                _preview_targets(batches_on_device(trainer, module, few.targets), module, posterior)
             if reads_last_layer:
                 _last_layer_features(module, first, posterior)
             return log_probs_B_C
@@ -213,18 +215,21 @@ def preview_pool(
         snapshot.put_back()
 
 
-def _preview_targets(batch: object | None, module: LightningModule, posterior: Posterior) -> None:
-    if batch is None:
-        raise ValueError("`target_dataloader()` has no batch. Give it the points that the model will meet.")
+def _preview_targets(batches: Iterator[object], module: LightningModule, posterior: Posterior) -> None:
+    """Refuse targets that cannot be predicted: all of them, since they are few."""
+    number = 0
     try:
         with warnings.catch_warnings():  # the preview of the pool has warned
             warnings.simplefilter("ignore")
-            posterior.preview(module, batch)
+            for number, batch in enumerate(batches, start=1):  # noqa: B007 - the error names it
+                list(_finite([posterior.preview(module, batch)[:, None]], ids=None))
     except Exception as error:
         raise ValueError(
-            f"The first batch of `target_dataloader()` cannot be predicted: {error} Its batches must be as those of "
-            "the training loader."
+            f"The {'first batch' if number == 1 else f'batch {number}'} of `target_dataloader()` cannot be predicted: "
+            f"{error} Its batches must be as those of the training loader."
         ) from error
+    if number == 0:
+        raise ValueError("`target_dataloader()` has no batch. Give it the points that the model will meet.")
 
 
 def _last_layer_features(module: LightningModule, batch: object, posterior: Posterior) -> Tensor:
@@ -457,15 +462,10 @@ class Predictor:
             self.module,
             self._loader(indices_n),
             self.posterior,
-            num_samples=draw.num_samples,
-            seed=draw.seed,
+            draw,
+            ids=indices_n.tolist(),
         ) as chunks:
             return self.storage.filled(chunks, num_points=len(indices_n)), chunks.passes
-
-
-def _ids_of(batches: DataLoader[object]) -> Sequence[int] | None:
-    """Return the ids of the points of a pool loader; None of another loader."""
-    return getattr(batches.dataset, "indices", None)
 
 
 def _finite(chunks: Iterable[Tensor], ids: Sequence[int] | None) -> Iterator[Tensor]:
@@ -481,12 +481,12 @@ def _finite(chunks: Iterable[Tensor], ids: Sequence[int] | None) -> Iterator[Ten
         if broken_n.any():
             rows = [start + row for row in broken_n.nonzero().flatten().tolist()]
             indices = rows if ids is None else [ids[row] for row in rows]
-            points = "points of `target_dataloader()`" if ids is None else "points of a pool batch"
+            points = "points of a batch of `target_dataloader()`" if ids is None else "points of a pool batch"
             raise ValueError(
                 f"The model's predictions are NaN at {len(indices)} of the {len(broken_n)} {points}, "
                 f"first at the points {indices[:NUM_NAMED]}; later batches were not predicted. Look for a training "
-                "that diverged, for an overflow of half precision, or for NaN in these inputs; points that are broken "
-                "can be excluded with `datamodule.exclude(indices)`."
+                "that diverged, for an overflow of half precision, or for NaN in these inputs. "
+                + ("Leave broken points out of the targets." if ids is None else EXCLUDE)
             )
         yield log_probs_n_K_C
         start += len(broken_n)

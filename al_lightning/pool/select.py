@@ -165,14 +165,23 @@ class Chooser:
         datamodule.check_targets_to_come(num_classes=None, pool_is_labelled=self.labels_are_known)
         self._try_features(datamodule)
         counts_outputs = datamodule.trains_rejected and self.is_fitted
-        if self._samples(datamodule) or counts_outputs:
+        is_tried = self._samples(datamodule) or counts_outputs
+        if is_tried:
             num_classes = self._try_model(trainer, module, datamodule)
             datamodule.check_targets_to_come(num_classes=num_classes, pool_is_labelled=self.labels_are_known)
             self._check_labels(datamodule)
-        few = datamodule.labels.pool_indices[:NUM_PREVIEWED].tolist()
-        if not self.labels_are_known and self.is_fitted and datamodule.labels.num_labelled == 0 and few:
+        if self.is_fitted and datamodule.labels.num_labelled == 0 and not (self.labels_are_known and is_tried):
+            self._try_training(trainer, module, datamodule)
+
+    def _try_training(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> None:
+        """Try a training step, where the first batch is chosen without one."""
+        has_labels = self.labels_are_known
+        of_pool = datamodule.labels.pool_indices[:NUM_PREVIEWED].tolist()
+        few = datamodule.of_highest_class(NUM_PREVIEWED) if has_labels else of_pool
+        if few:
+            batches = datamodule.rehearsal_loader(few, has_labels=has_labels)
             hint = partial(_width_hint, datamodule, few)
-            try_training_step(trainer, module, datamodule.rehearsal_loader(few), hint=hint)
+            try_training_step(trainer, module, batches, hint=hint, has_labels=has_labels)
 
     def _samples(self, datamodule: ActiveLearningDataModule) -> bool:
         """Return whether a round asks the posterior for anything."""
@@ -187,11 +196,12 @@ class Chooser:
             )
 
     def _try_features(self, datamodule: ActiveLearningDataModule) -> None:
-        """Look at the features of a few points, where no model gives them."""
+        """Look at the features of all points that a round reads, where no model gives them."""
         if "features" not in self.acquisition.needs:
             return
         if made_once(datamodule) is not None:
-            try_made_once(datamodule, datamodule.labels.pool_indices[:NUM_PREVIEWED].tolist())
+            labels = datamodule.labels
+            try_made_once(datamodule, [*labels.pool_indices.tolist(), *labels.labelled_or_rejected_indices.tolist()])
         elif not self.is_fitted:
             raise ValueError(
                 f"`cold_start` {self.acquisition!r} needs features before any fit, but the data module has made none, "

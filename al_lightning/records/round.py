@@ -136,7 +136,7 @@ class Round:
 
     @property
     def reached(self) -> dict[str, float | None]:
-        """Return what a target is compared with: `measured`, with the lower bound of the accuracy on the holdout.
+        """Return `measured` with the lower bound of the accuracy on the holdout, which a target is compared with.
 
         The accuracy itself would reach any target by five points of five.
 

@@ -182,3 +182,13 @@ def test_a_second_setup_keeps_the_split(tmp_path):
     before = datamodule.pool_dataset()
     datamodule.setup("test")
     assert datamodule.pool_dataset() is before
+
+
+def test_targets_are_training_images_without_shifts_and_classes_in_a_fixed_order(tmp_path):
+    datamodule = plain(write_images(tmp_path), train_parts=("train", "valid"), max_shift=2, flips=True)
+    datamodule.setup("fit")
+    targets = torch.cat(list(datamodule.target_dataloader()))
+    assert targets.shape == (22, 3, 6, 6)
+    assert torch.equal(targets, torch.cat(list(datamodule.target_dataloader())))
+    found = [tuple(image[:, 0, 0].round().int().tolist()) for image in targets]
+    assert sorted(found) == sorted(colours(datamodule.pool_dataset()))

@@ -180,6 +180,21 @@ def test_a_label_under_another_key_is_kept_and_no_input():
         ActiveLearningDataModule(Embedded(Items(items), Encoder(), label_key="gold"), label_key="gold").setup("fit")
 
 
+@pytest.mark.parametrize("hook", ["val_dataloader", "test_dataloader", "target_dataloader"])
+def test_a_label_under_another_key_is_no_input_of_other_points_than_those_of_training(hook):
+    class Takes(Encoder):
+        def forward(self, inputs, gold=None):
+            assert gold is None
+            return super().forward(inputs)
+
+    items = [{"inputs": X[index], "gold": index % 2} for index in range(20)]
+    inner = Items(items)
+    setattr(inner, hook, lambda: DataLoader(items[10:], batch_size=5))
+    found = getattr(embedded(inner, Takes(), label_key="gold"), hook)()
+    assert torch.allclose(found.dataset[3][0], Encoder().eval()(X[13:14])[0], atol=1e-6)
+    assert found.dataset[3][1] == 1
+
+
 def test_people_see_the_items_and_not_their_features():
     inner = Items([(X[index].view(1, 2, 2), index % 2) for index in range(20)])
     inner.render = lambda item: item[0] * 2
@@ -254,6 +269,25 @@ def test_half_precision_takes_half_the_place_and_is_read_as_float32():
     assert torch.equal(found, embedded(TinyData(), folder="whole").features_of(range(60)).half().float())
     with pytest.raises(ValueError, match=r"no finite numbers, first of the points \[0, 1, .* above 65504"):
         embedded(Items([(torch.full((4,), 1e6), 0)] * 20), nn.Flatten(), dtype="float16", folder="large")
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(0.5, 3000), (1e-9, 0)])
+def test_half_precision_in_which_points_become_alike_is_refused(scale, shift):
+    items = [(X[index] * scale + shift, 0) for index in range(20)]
+    embedded(Items(items), nn.Flatten(), folder="whole")
+    with pytest.raises(ValueError, match=r"`dtype` is 'float16', but rounds the features of the train data by \d+ %"):
+        embedded(Items(items), nn.Flatten(), dtype="float16")
+    embedded(Items(items), Combined([nn.Flatten()]), dtype="float16")  # which scales them
+
+
+def test_half_precision_of_features_that_are_all_alike_has_nothing_to_round():
+    assert embedded(Items([(torch.full((4,), 0.1), 0)] * 20), nn.Flatten(), dtype="float16").features_of([3]).shape
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"`folder` is file, where no folder can be made"):
+        embedded(TinyData(), folder="file")
 
 
 def test_random_transforms_are_refused_unless_there_is_a_pool_or_there_are_views():

@@ -3,7 +3,8 @@ from typing import ClassVar
 
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, TensorDataset
 
 from al_lightning import (
     BALD,
@@ -17,7 +18,7 @@ from al_lightning import (
 )
 from al_lightning.acquisition import Acquisition, Batch
 from al_lightning.distributed import ALONE
-from tests.conftest import TinyData
+from tests.conftest import TinyData, TinyModule
 
 SEEN = []
 
@@ -179,8 +180,26 @@ def test_what_covers_the_pool_stops_asking_for_junk_of_one_kind_though_it_is_set
         ),
         (WithTargets(DataLoader(TensorDataset(torch.zeros(0, 4)))), Watched(), "has no batch"),
         (WithTargets(DataLoader(torch.zeros(3, 9))), Watched(), "first batch of `target_dataloader.*cannot be pred"),
+        (
+            WithTargets(DataLoader([torch.zeros(4), torch.zeros(4), torch.zeros(9)], batch_size=1)),
+            Watched(),
+            "The batch 3 of `target_dataloader.*cannot be predicted",
+        ),
+        (
+            WithTargets(DataLoader(Subset(torch.zeros(3, 4).index_fill(0, torch.tensor(2), torch.nan), [0, 2]))),
+            Watched(),
+            r"The batch 2 of `target_data.* NaN at 1 of the 1 points of a batch of `target.*Leave broken points out",
+        ),
+        (
+            WithTargets(DataLoader(torch.full((3, 4), torch.nan), batch_size=3)),
+            Watched(),
+            r"NaN at 3 of the 3 points of a batch of `target_dataloader\(\)`, first at the points \[0, 1, 2\]",
+        ),
     ],
-    ids=["none", "no loader", "shuffled", "shuffled batches", "empty", "another shape"],
+    ids=[
+        *("none", "no loader", "shuffled", "shuffled batches", "empty", "another shape"),
+        *("another shape later", "NaN in a subset", "NaN in a tensor"),
+    ],
 )
 def test_targets_that_cannot_be_predicted_are_refused_before_the_training(run, monkeypatch, data, acquisition, words):
     monkeypatch.setattr("tests.conftest.TinyModule.training_step", lambda *_: pytest.fail("trained"))
@@ -198,3 +217,67 @@ def test_a_model_without_a_last_linear_layer_is_refused_before_the_training(run,
 def test_features_that_are_no_finite_numbers_are_named(run):
     with pytest.raises(ValueError, match=r"features of 1 points are no finite numbers, first of the points \[17\]"):
         run(Broken(), OfFeatures())
+
+
+def test_targets_that_are_drawn_at_random_are_the_same_in_each_round(make_trainer, make_model, make_callback):
+    drawn = []
+
+    class Drawn(TinyData):
+        def target_dataloader(self):
+            drawn.append(torch.randperm(60)[:5].tolist())
+            return DataLoader(TensorDataset(self._part(60, 0).tensors[0][drawn[-1]]), batch_size=5)
+
+    trainer, model = make_trainer(make_callback(EPIG(), max_rounds=3)), make_model()
+    active_fit(trainer, model, ActiveLearningDataModule(Drawn(), initial=6), seed=0)
+    assert len(drawn) == 3  # before the first training, and in two rounds that choose
+    assert drawn == [drawn[0]] * 3
+
+
+@pytest.mark.parametrize("point", [17, 59])
+def test_features_that_are_no_numbers_are_refused_before_the_training_wherever_they_are(run, monkeypatch, point):
+    class BrokenAt(WithFeatures):
+        def features_of(self, indices):
+            features = super().features_of(indices)
+            return torch.where(features[:, :1] == point, torch.nan, features)
+
+    monkeypatch.setattr("tests.conftest.TinyModule.training_step", lambda *_: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=rf"no finite numbers, first of the points \[{point}\]"):
+        run(BrokenAt(), OfFeatures())
+
+
+def test_features_in_a_list_are_refused_by_the_name_of_the_method(run, monkeypatch):
+    class Listed(WithFeatures):
+        def features_of(self, indices):
+            return super().features_of(indices).tolist()
+
+    monkeypatch.setattr("tests.conftest.TinyModule.training_step", lambda *_: pytest.fail("trained"))
+    with pytest.raises(TypeError, match=r"`features_of\(indices\)` of the data module returned a list, but must"):
+        run(Listed(), OfFeatures())
+
+
+class Narrow(TinyModule):
+    """Has two outputs for three classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.net[-1] = nn.Linear(self.net[-1].in_features, 2)
+
+
+class OtherInput(TinyModule):
+    def __init__(self):
+        super().__init__()
+        self.net[0] = nn.Linear(5, 8)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [(Narrow, "Target 2 is out of bounds"), (OtherInput, "shapes cannot be multiplied .*2 numbers a point")],
+)
+def test_a_model_that_cannot_be_trained_is_refused_before_the_first_batch_is_chosen_on_features(
+    make_trainer, make_callback, model, words
+):
+    callback = make_callback(OfFeatures(), max_rounds=2, cold_start=TypiClust())
+    datamodule = ActiveLearningDataModule(WithFeatures(), initial=0)
+    with pytest.raises(ValueError, match=f"`training_step` fails on a few points of the pool, as it .*{words}"):
+        active_fit(make_trainer(callback), model(), datamodule, seed=0)
+    assert datamodule.labels.num_labelled == 0

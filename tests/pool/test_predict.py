@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from al_lightning import LastLayerLaplace, MCDropConnect, MCDropout, Point
 from al_lightning.information import mutual_information
-from al_lightning.pool.predict import fitted_posterior, predict_pool, refuse_empty_texts
+from al_lightning.pool.predict import Draw, fitted_posterior, predict_pool, refuse_empty_texts
 from al_lightning.pool.storage import Storage
 from al_lightning.posterior.dropout.vmapped import Vectorised
 
@@ -20,7 +20,8 @@ def loader_of(inputs, batch_size):
 def predicted(trainer, model, loader, posterior=None, *, num_samples=2, seed=0, storage=None):
     """All predictions as one tensor, plainly, or by way of `storage`."""
     posterior = MCDropout() if posterior is None else posterior
-    with predict_pool(trainer, model, loader, posterior, num_samples=num_samples, seed=seed) as chunks:
+    draw, ids = Draw(num_samples, seed), getattr(loader.dataset, "indices", None)
+    with predict_pool(trainer, model, loader, posterior, draw, ids=ids) as chunks:
         return torch.cat(list(chunks)) if storage is None else storage.filled(chunks, num_points=len(loader.dataset))
 
 
@@ -80,7 +81,7 @@ def test_samples_may_be_pairs_or_mappings_or_bare_tensors(fitted):
 def test_nothing_is_predicted_before_it_is_asked_for(fitted):
     dataset = Reshaped(torch.zeros(9, 4), lambda x: x)
     loader = DataLoader(Subset(dataset, range(9)), batch_size=2)
-    with predict_pool(*fitted, loader, MCDropout(), num_samples=2, seed=0) as chunks:
+    with predict_pool(*fitted, loader, MCDropout(), Draw(2, 0), ids=range(9)) as chunks:
         assert dataset.num_read == 0
         assert next(chunks).shape == (2, 2, 3)
         assert dataset.num_read == 2
