@@ -20,6 +20,7 @@ USUAL += [
         "PowerBALD",
         "SoftmaxBALD",
         "SoftrankBALD",
+        "EPIG",
         "BAIT",
         "BADGE",
         "CoreSet",
