@@ -225,7 +225,7 @@ def _preview_targets(batches: Iterator[object], module: LightningModule, posteri
                 list(_finite([posterior.preview(module, batch)[:, None]], ids=None))
     except Exception as error:
         raise ValueError(
-            f"The {'first batch' if number == 1 else f'batch {number}'} of `target_dataloader()` cannot be predicted: "
+            f"{'The first batch' if number == 1 else f'Batch {number}'} of `target_dataloader()` cannot be predicted: "
             f"{error} Its batches must be as those of the training loader."
         ) from error
     if number == 0:

@@ -14,6 +14,7 @@ from al_lightning._lightning import (
     callbacks_of,
     check_flavour,
     has_only_tuned,
+    is_overridden,
     isolate_rng,
     lightning_module_of,
     rank_zero_info,
@@ -35,7 +36,7 @@ from al_lightning.rounds.metrics import Metrics
 from al_lightning.rounds.rewind import Rewind
 from al_lightning.rounds.round_end import finish_round, with_tests
 from al_lightning.rounds.run import Run
-from al_lightning.rounds.start import Fit, Start, is_tested
+from al_lightning.rounds.start import Fit, Start
 from al_lightning.tracking import follow_spawned, log_earlier_rounds
 
 SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
@@ -184,7 +185,7 @@ class _Rounds:
         Return False if nothing was due: the run has ended, or an earlier process has asked for the round's batch.
         """
         run, members, tests = self.run, self.run.settings.posterior.members, []
-        has_test = is_tested(self.model, self.datamodule)
+        has_test = _is_tested(self.model, self.datamodule)
         for member in [None] if members is None else range(members.num):
             self._fit(Fit(member, ckpt_path))
             if run.ended_before or (run.draft is not None and run.draft.is_tested):
@@ -246,6 +247,11 @@ class _Rounds:
         )
 
 
+def _is_tested(model: LightningModule, datamodule: ActiveLearningDataModule) -> bool:
+    """Return whether rounds are tested: there are test data, and the model has a test step."""
+    return is_overridden("test_dataloader", datamodule) and is_overridden("test_step", model)
+
+
 def _run(
     trainer: Trainer,
     model: LightningModule,
@@ -256,7 +262,7 @@ def _run(
     finish: bool,
 ) -> None:
     """Run the rounds, and leave the Trainer with the user's own callbacks."""
-    if is_tested(model, datamodule) and any(isinstance(each, MeanPrediction) for each in callbacks_of(trainer)):
+    if _is_tested(model, datamodule) and any(isinstance(each, MeanPrediction) for each in callbacks_of(trainer)):
         run.measure_tests()
     fresh = FreshStart(trainer, model, datamodule, lasting=[run])
     ending, start, live = own = Ending(_way_on(run)), Start(run, fresh), Live()

@@ -6,16 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from al_lightning._lightning import (
-    Callback,
-    LightningDataModule,
-    LightningModule,
-    Trainer,
-    callbacks_of,
-    is_overridden,
-    pl,
-    rank_zero_info,
-)
+from al_lightning._lightning import Callback, LightningModule, Trainer, callbacks_of, pl, rank_zero_info
 from al_lightning.data import wrapped_datamodule
 from al_lightning.distributed import Ranks
 from al_lightning.posterior import Members, load_state
@@ -46,11 +37,6 @@ class Fit:
 def fit_of(trainer: Trainer) -> Fit:
     """Return the fit that `active_fit` has begun; a plain one if the user has called `trainer.fit`."""
     return next((callback.fit for callback in callbacks_of(trainer) if isinstance(callback, Start)), Fit())
-
-
-def is_tested(module: LightningModule, datamodule: LightningDataModule) -> bool:
-    """Return whether rounds are tested: there are test data, and the model has a test step."""
-    return is_overridden("test_dataloader", datamodule) and is_overridden("test_step", module)
 
 
 def is_driven(trainer: Trainer) -> bool:

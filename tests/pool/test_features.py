@@ -183,12 +183,12 @@ def test_what_covers_the_pool_stops_asking_for_junk_of_one_kind_though_it_is_set
         (
             WithTargets(DataLoader([torch.zeros(4), torch.zeros(4), torch.zeros(9)], batch_size=1)),
             Watched(),
-            "The batch 3 of `target_dataloader.*cannot be predicted",
+            "Batch 3 of `target_dataloader.*cannot be predicted",
         ),
         (
             WithTargets(DataLoader(Subset(torch.zeros(3, 4).index_fill(0, torch.tensor(2), torch.nan), [0, 2]))),
             Watched(),
-            r"The batch 2 of `target_data.* NaN at 1 of the 1 points of a batch of `target.*Leave broken points out",
+            r"Batch 2 of `target_data.* NaN at 1 of the 1 points of a batch of `target.*Leave broken points out",
         ),
         (
             WithTargets(DataLoader(torch.full((3, 4), torch.nan), batch_size=3)),

@@ -47,7 +47,7 @@ class Run:
         return dict.fromkeys(name for entry in self.rounds for name in entry.measured)
 
     def reached(self, metric: str) -> Curve:
-        """What a target is compared with by number of labels: the metric, or the lower bound of it on the holdout."""
+        """Return by number of labels what a target is compared with; on the holdout that is the lower bound."""
         values = {entry.num_bought: entry.reached.get(metric) for entry in self.rounds if entry.num_labelled > 0}
         return [(number, value) for number, _ in self.curve(metric) if (value := values[number]) is not None]
 
